@@ -1,0 +1,74 @@
+"""cnprocctl: one command, one grammar: `cnprocctl [options] VERB [options] [arguments]`.
+
+The verbs are the table in grammar.py; each is a function that takes the parsed options and returns an exit status, in a
+module of its family below verbs/, imported only when it is called: what does not read rules starts without pydantic.
+
+Exit statuses (also in cnprocctl(1)): 0 done; 1 the answer is no; 2 wrong usage; 69 the daemon is not running, or the
+kernel has no proc connector for us; 71 the system refused something; 77 not permitted; 78 the rules are wrong.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+
+from cnprocd.cli.grammar import Options, parser
+from cnprocd.cli.terminal import Style, print_json
+from cnprocd.errors import EX_OSERR, CnprocdError
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells say it
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Do what the command line says; returns the exit status."""
+    words = sys.argv[1:] if arguments is None else arguments
+    options = parser(words).parse_args(words)
+    try:
+        return _verb(options.run)(options)
+    except CnprocdError as error:
+        return _say(error, options.json)
+    except BrokenPipeError:
+        # Whoever read us has had enough (`| head`): nothing is wrong, and nothing more can be said.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except OSError as error:
+        return _say(CnprocdError(f"{error.filename or 'the system'}: {error.strerror or error}"), options.json)
+
+
+def _verb(name: str) -> Callable[[Options], int]:
+    module, function = name.split(":")
+    found: Callable[[Options], int] = getattr(importlib.import_module(f"cnprocd.cli.verbs.{module}"), function)
+    return found
+
+
+def _say(error: CnprocdError, as_json: bool) -> int:
+    """An error for a person on stderr, or for a program on stdout."""
+    details = getattr(error, "details", {})
+    rendered = getattr(error, "render", lambda: details.get("rendered"))()
+    status = error.exit_status or EX_OSERR
+    if as_json:
+        problems = details.get("problems")
+        found = {"what": error.what, "hint": error.hint, "status": status}
+        print_json({"error": found | ({"problems": problems} if problems else {})})
+        return status
+    style = Style(sys.stderr)
+    if rendered:
+        print(rendered, file=sys.stderr)
+        if error.hint and "problems" in details:
+            print(f"{style('red', 'cnprocctl:')} {error.hint}", file=sys.stderr)
+    else:
+        print(f"{style('red', 'cnprocctl:')} {error}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""The daemon's command line: options in, exit status out. The only place where cnprocd exits.
+
+Exit statuses: 0 clean stop, 2 wrong usage, 69 the kernel has no proc connector for us, 71 the system refused
+something, 77 CAP_NET_ADMIN is missing, 78 the rules are wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+from cnprocd import __version__
+from cnprocd.errors import EX_OK, CnprocdError
+from cnprocd.output.log import make_log, make_output
+from cnprocd.rules.disabled import load_in_force
+from cnprocd.rules.load import LoadedRules
+from cnprocd.rules.report import RulesError
+
+_FEATURES = ("event_mask", "taskstats", "socket_filter", "pidfd_info")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of cnprocd(8)."""
+    result = argparse.ArgumentParser(
+        prog="cnprocd",
+        description="Listen to the kernel's proc connector, match rules, run hooks and log. Runs in the foreground.",
+        epilog="SIGHUP reloads the rules; SIGTERM and SIGINT stop cleanly. See cnprocctl(1) for everything else.",
+    )
+    add = result.add_argument
+    add("--rules", type=Path, metavar="FILE", help="only this file (default: /etc/cnprocd/rules.yaml and rules.d)")
+    add("--state-dir", type=Path, default=Path("/var/lib/cnprocd"), metavar="DIR", help="where jobs are kept")
+    add("--runtime-dir", type=Path, default=Path("/run/cnprocd"), metavar="DIR", help="where the control socket is")
+    add("--log-format", choices=("auto", "json", "console", "journal"), default="auto", help="how records are written")
+    add("--runner", type=Path, metavar="SOCKET", help="hand hooks to the runner service (default: run them ourselves)")
+    add("--check", action="store_true", help="read the rules, say what is wrong, and exit with 0 or 78")
+    add(
+        "--refuse", action="append", choices=_FEATURES, default=[], help="do without a kernel feature, as older ones do"
+    )
+    add("--version", action="version", version=f"cnprocd {__version__}")
+    return result
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Do what the command line says; returns the exit status."""
+    options = parser().parse_args(arguments)
+    try:
+        loaded = load_in_force(options.rules)
+        if options.check:
+            return _report(loaded)
+        return _serve(options, loaded)
+    except RulesError as error:
+        print(error.render(), file=sys.stderr)
+        return error.exit_status
+    except CnprocdError as error:
+        print(f"cnprocd: {error}", file=sys.stderr)
+        return error.exit_status
+
+
+def _report(loaded: LoadedRules) -> int:
+    for warning in loaded.warnings:
+        print(warning.render(), file=sys.stderr)
+    count = len(loaded.rules)
+    print(f"{', '.join(map(str, loaded.files))}: {count} rule{'' if count == 1 else 's'}, no mistakes")
+    return EX_OK
+
+
+def _serve(options: argparse.Namespace, loaded: LoadedRules) -> int:
+    # asyncio, the spool and the rest are only worth their start-up time when there is something to serve.
+    from cnprocd.daemon import Options, serve
+    from cnprocd.output.journal import is_journal_stream
+    from cnprocd.service import ServiceManager
+
+    manager = ServiceManager(os.environ)
+    output = make_output(options.log_format, sys.stdout, is_journal_stream(os.environ, sys.stderr.fileno()))
+    log = make_log(output, loaded.settings.log_level)
+    for warning in loaded.warnings:
+        log("warning", "rules_warning", message=warning.render())
+    refused = frozenset(options.refuse)
+    settings = Options(options.rules, options.state_dir, options.runtime_dir, refused, options.runner)
+    asyncio.run(serve(settings, loaded, lambda: load_in_force(options.rules), manager, log, os.getpid()))
+    return EX_OK
+
+
+if __name__ == "__main__":
+    main()

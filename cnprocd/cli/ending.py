@@ -1,0 +1,23 @@
+"""How a command that goes on for ever ends: by time or by a signal, and always through `with` and `finally`."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+
+class TimeIsUpError(Exception):
+    """The time that --for gave is over."""
+
+
+def end_after(seconds: float | None) -> None:
+    """Raise TimeIsUpError after so long, and KeyboardInterrupt at SIGTERM and SIGHUP, wherever we are then."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    if seconds is not None:
+        signal.signal(signal.SIGALRM, _ring)
+        signal.setitimer(signal.ITIMER_REAL, max(0.001, seconds))
+
+
+def _ring(number: int, frame: FrameType | None) -> None:
+    raise TimeIsUpError

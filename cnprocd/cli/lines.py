@@ -1,0 +1,85 @@
+"""Events and matches as lines for a person: fixed columns, colour for what went wrong, and never more than can be read.
+
+`Budget` is the sampling: so many lines a second are shown; what is beyond is counted, and the count is shown in place
+of it, so that nobody takes a sample for the whole. PURE but for the clock that is handed in.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+
+from cnprocd.cli.terminal import Style, text
+
+LINES_A_SECOND = 50
+
+
+def match_line(record: Mapping[str, object], style: Style, at: str) -> str:
+    """One match or event: when, what, who, and whose child."""
+    what = str(record.get("status") or record["kind"])
+    colour = _colour(record)
+    who = f"{text(record.get('comm'))}[{text(record.get('pid'))}]"
+    parts = [
+        style("dim", at),
+        style(colour, what.ljust(24)) if colour else what.ljust(24),
+        style("bold", who.ljust(24)),
+        text(record.get("user")).ljust(10),
+    ]
+    if record.get("rule"):
+        parts.append(style("cyan", str(record["rule"])))
+    if record.get("parent_comm"):
+        parts.append(style("dim", f"child of {record['parent_comm']}[{text(record.get('ppid'))}]"))
+    if record.get("unit"):
+        parts.append(style("dim", str(record["unit"])))
+    if record.get("job_id"):
+        parts.append(f"job {record['job_id']}")
+    if record.get("recovered"):
+        parts.append(style("yellow", "recovered"))
+    return "  ".join(parts).rstrip()
+
+
+def _colour(record: Mapping[str, object]) -> str | None:
+    if record.get("signal"):
+        return "red"
+    if record.get("exit_code"):
+        return "yellow"
+    return "green" if record.get("kind") in ("fork", "exec") else None
+
+
+class Budget:
+    """So many lines in each second."""
+
+    def __init__(self, per_second: int | None, clock: Callable[[], float]) -> None:
+        self._per_second = per_second
+        self._clock = clock
+        self._second = int(clock())
+        self._shown = 0
+        self._left_out: Counter[str] = Counter()
+
+    def take(self, kind: str) -> bool:
+        """Whether one more line may be shown; if not it is counted."""
+        if self._per_second is None:
+            return True
+        if self._shown < self._per_second:
+            self._shown += 1
+            return True
+        self._left_out[kind] += 1
+        return False
+
+    def report(self) -> str | None:
+        """At the turn of a second: what was left out in the last one, if anything."""
+        now = int(self._clock())
+        if now == self._second:
+            return None
+        self._second = now
+        return self.rest()
+
+    def rest(self) -> str | None:
+        """What was left out since the last report."""
+        shown, left_out = self._shown, self._left_out
+        self._shown, self._left_out = 0, Counter()
+        if not left_out:
+            return None
+        count = left_out.total()
+        kinds = ", ".join(f"{number} {kind}" for kind, number in left_out.most_common())
+        return f"... sampled: {shown} of {shown + count} shown; left out {kinds}"

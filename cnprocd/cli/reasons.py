@@ -1,0 +1,189 @@
+"""Why a rule fires or does not, key by key, in the matcher's own three-valued logic.
+
+Strategy: nothing is judged twice in two ways. A key's verdict is that of the very predicate the daemon would use, made
+of a match that holds this key alone (rules/predicate.py). So an explanation cannot differ from what would happen. The
+rule's own verdict is the matcher's.
+
+PURE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from cnprocd.connector.filter import describe as describe_statuses
+from cnprocd.connector.status import StatusSet, describe
+from cnprocd.escape import printable
+from cnprocd.process.model import Occurrence, Process
+from cnprocd.process.stat import unit_of
+from cnprocd.rules.compile import CompiledRule, Firing, judge
+from cnprocd.rules.match import Match, ProcessMatch
+from cnprocd.rules.predicate import Verdict, compile_match, compile_process
+from cnprocd.rules.values import Comparison, IntSet, Pattern
+
+_AFTERWARDS = ("rate_limit", "cooldown_s", "after", "coalesce")
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """One key: what it wants, what there is, and whether that holds (None: unknown). `depth` is its indentation."""
+
+    depth: int
+    key: str
+    wanted: str
+    actual: str
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """One rule and one event."""
+
+    compiled: CompiledRule
+    firing: Firing | None
+    reasons: tuple[Reason, ...]
+
+
+def explain_all(compiled: CompiledRule, occurrence: Occurrence) -> Explained:
+    """Every reason for or against, also those that no longer matter after the first no."""
+    reasons = (*_gates(compiled, occurrence), *_match_reasons(compiled.rule.match, occurrence, 0))
+    return Explained(compiled, fires(compiled, occurrence), reasons)
+
+
+def fires(compiled: CompiledRule, occurrence: Occurrence) -> Firing | None:
+    """What the matcher would say of this rule."""
+    if occurrence.kind not in compiled.kinds or compiled.rule.threads is not occurrence.of_thread:
+        return None
+    if occurrence.from_hook and not compiled.rule.include_hooks:
+        return None
+    return judge(compiled, occurrence)
+
+
+def afterwards(compiled: CompiledRule) -> list[str]:
+    """What may still hold a match back."""
+    return [name.removesuffix("_s") for name in _AFTERWARDS if getattr(compiled.rule, name) is not None]
+
+
+def _gates(compiled: CompiledRule, occurrence: Occurrence) -> Iterator[Reason]:
+    rule = compiled.rule
+    ended = f" ({describe(occurrence.status)})" if occurrence.kind == "exit" else ""
+    kind_fits = occurrence.kind in compiled.kinds
+    if kind_fits and occurrence.kind == "exit" and occurrence.status == 0:
+        kind_fits = compiled.any_exit
+    verdict: Verdict = kind_fits
+    if kind_fits and occurrence.kind == "exit" and occurrence.status is None and not compiled.any_exit:
+        verdict = None  # on_unknown_exit decides
+    yield Reason(0, "events", " ".join(rule.events), f"{occurrence.kind}{ended}", verdict)
+    if verdict is None:
+        yield Reason(
+            0, "on_unknown_exit", rule.on_unknown_exit, "unknown exit status", rule.on_unknown_exit != "ignore"
+        )
+    if rule.threads or occurrence.of_thread:
+        actual = "a thread" if occurrence.of_thread else "a process"
+        yield Reason(0, "threads", str(rule.threads).lower(), actual, rule.threads is occurrence.of_thread)
+    if occurrence.from_hook:
+        yield Reason(0, "include_hooks", str(rule.include_hooks).lower(), "came of a hook", rule.include_hooks)
+
+
+def _match_reasons(match: Match | None, occurrence: Occurrence, depth: int) -> Iterator[Reason]:
+    if match is None:
+        return
+    given = [key for key in type(match).model_fields if key in match.model_fields_set]
+    ending = [key for key in given if key in ("exit_code", "signal")]
+    for key in given:
+        if key in ("parent", "ancestor"):
+            yield from _related(key, getattr(match, key), occurrence, depth)
+        elif key in ("not_", "any", "all"):
+            yield from _branches(key, getattr(match, key), occurrence, depth)
+        elif key not in ending:
+            alone = Match.model_construct({key}, **{key: getattr(match, key)})
+            verdict = compile_match(alone)(occurrence)
+            yield Reason(depth, key, wanted_text(key, getattr(match, key)), _actual(key, occurrence), verdict)
+        elif key == ending[0]:
+            both = {name: getattr(match, name) for name in ending}
+            wanted = " or ".join(wanted_text(name, value) for name, value in both.items())
+            verdict = compile_match(Match.model_construct(set(both), **both))(occurrence)
+            yield Reason(depth, " or ".join(ending), wanted, _actual("status", occurrence), verdict)
+
+
+def _branches(key: str, parts: tuple[Match, ...], occurrence: Occurrence, depth: int) -> Iterator[Reason]:
+    alone = Match.model_construct({key}, **{key: parts})
+    said = {"not_": "none of", "any": "at least one of", "all": "every one of"}[key]
+    yield Reason(depth, key.rstrip("_"), said, "", compile_match(alone)(occurrence))
+    for part in parts:
+        yield from _match_reasons(part, occurrence, depth + 1)
+
+
+def _related(key: str, wanted: ProcessMatch, occurrence: Occurrence, depth: int) -> Iterator[Reason]:
+    above = occurrence.ancestors
+    alone = Match.model_construct({key}, **{key: wanted})
+    names = " < ".join(_shown(one.comm) for one in above or ()) or "unknown"
+    yield Reason(
+        depth, key, "", names if key == "ancestor" else names.split(" < ")[0], compile_match(alone)(occurrence)
+    )
+    relatives = (above or ())[:1] if key == "parent" else above or ()
+    for field in type(wanted).model_fields:
+        if field not in wanted.model_fields_set:
+            continue
+        one = ProcessMatch.model_construct({field}, **{field: getattr(wanted, field)})
+        test = compile_process(one)
+        verdicts = [test(relative, (above or ())[i + 1 :]) for i, relative in enumerate(relatives)]
+        verdict: Verdict = True if True in verdicts else None if None in verdicts or not verdicts else False
+        actual = ", ".join(_process_value(field, relative) for relative in relatives) or "unknown"
+        yield Reason(depth + 1, field.rstrip("_"), wanted_text(field, getattr(wanted, field)), actual, verdict)
+
+
+def wanted_text(key: str, value: Any) -> str:  # noqa: ANN401  # whatever the rule language has
+    """A parsed value, as a rule file would say it."""
+    if isinstance(value, IntSet):
+        return describe_statuses(StatusSet.of(value.ranges, ()))
+    if isinstance(value, Comparison):
+        return f"{value.op} {_bytes(value.value) if key == 'max_rss' else f'{value.value:g}s'}"
+    if isinstance(value, frozenset):
+        return describe_statuses(StatusSet.of((), value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ", ".join(_item(one) for one in value)
+    return str(value)
+
+
+def _item(value: object) -> str:
+    if isinstance(value, Pattern):
+        return f"/{printable(value.text)}/" if value.kind == "regex" else printable(value.text)
+    return str(value) if isinstance(value, int | str) else "..."
+
+
+def _bytes(value: float) -> str:
+    return f"{value / (1 << 20):g}M" if value >= 1 << 20 else f"{value:g}B"
+
+
+def _actual(key: str, occurrence: Occurrence) -> str:
+    """What there is, for a person; `unknown` where nobody could tell."""
+    usage, status = occurrence.usage, occurrence.status
+    if occurrence.kind != "exit" and key in ("status", "core_dumped", "exit_status", "lifetime", "max_rss", "cpu_time"):
+        return f"a {occurrence.kind} is no end"
+    endings: dict[str, Callable[[], str]] = {
+        "status": lambda: describe(status),
+        "core_dumped": lambda: "unknown" if status is None else str("core" in describe(status)).lower(),
+        "exit_status": lambda: "unknown" if status is None else "known",
+        "lifetime": lambda: "unknown" if occurrence.lifetime_s is None else f"{occurrence.lifetime_s:.3g}s",
+        "max_rss": lambda: _bytes(usage.max_rss_kib * 1024) if usage else "unknown",
+        "cpu_time": lambda: f"{usage.cpu_time_us / 1e6:.3g}s" if usage else "unknown",
+    }
+    return endings[key]() if key in endings else _process_value(key, occurrence.process)
+
+
+def _process_value(key: str, process: Process) -> str:
+    value: object
+    if key == "unit":
+        value = None if process.cgroup is None else unit_of(process.cgroup) or "no unit"
+    else:
+        value = getattr(process, {"user": "uid", "group": "gid"}.get(key, key), None)
+    return _shown(value)
+
+
+def _shown(value: object) -> str:
+    return "unknown" if value is None else printable(value) if isinstance(value, str) else str(value)

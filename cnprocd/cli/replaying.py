@@ -1,0 +1,157 @@
+"""A recording and rules to matches: the same file and the same rules give the same matches, on any machine, every time.
+
+Nothing of this machine comes in. What the daemon would ask of /proc is answered by what the recording knows at that
+point: the scan at the start, what was read at each exec, and who is alive by the events and records so far. Users have
+the names they had where it was recorded. Time is the kernel's, from the events.
+
+PURE, but for the clock that measures how long it took.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+from cnprocd.cli.recording import Drain, Recording
+from cnprocd.connector.decode import SLOT_SIZE, Rejects, decode
+from cnprocd.connector.event import Event, Exec, Exit, Fork
+from cnprocd.connector.request import Features
+from cnprocd.connector.taskrecord import TaskRecord, UnreadableRecordError, decode_record
+from cnprocd.connector.uapi import DATAGRAM_SIZE
+from cnprocd.output.record import Record, match_record
+from cnprocd.process.model import EVERYTHING, Occurrence, Process, Source, Wanted
+from cnprocd.process.tracker import Tracker
+from cnprocd.rules.compile import Matcher
+from cnprocd.rules.plan import make_plan
+
+_PAD = b"\0" * (SLOT_SIZE - DATAGRAM_SIZE)
+_NOBODY = -1  # no process of the recording is our own child
+_AFTER_NS = 10_000_000_000
+
+
+@dataclass(slots=True)
+class Replayed:
+    """What came of it. All but `took_s` is the same every time."""
+
+    matches: list[Record] = field(default_factory=list)
+    events: int = 0
+    exit_records: int = 0
+    occurrences: int = 0
+    unreadable: int = 0
+    rules: Counter[str] = field(default_factory=Counter)
+    span_s: float = 0.0
+    took_s: float = 0.0
+
+
+class RecordedProc:
+    """/proc as the recording knows it, at the point that was reached."""
+
+    def __init__(self, start: Iterable[Process], has_records: bool) -> None:
+        self._known = {process.tgid: process for process in start}
+        self._threads = {process.tgid: max(1, process.threads) for process in start}
+        self._has_records = has_records
+        self._just_read: dict[int, Process] = {}
+
+    def begin(self, drain: Drain) -> None:
+        """What /proc said after this drain, which is when the daemon would have asked."""
+        self._just_read = {process.tgid: process for process in drain.facts}
+
+    def note(self, events: Iterable[Event], records: Iterable[TaskRecord]) -> None:
+        """Who is alive after this drain."""
+        for event in events:
+            if isinstance(event, Fork):
+                self._fork(event)
+            elif isinstance(event, Exec) and event.process_tgid in self._just_read:
+                self._known[event.process_tgid] = self._just_read[event.process_tgid]
+                self._threads[event.process_tgid] = 1
+            elif isinstance(event, Exit) and not self._has_records:
+                self._threads[event.process_tgid] = self._threads.get(event.process_tgid, 1) - 1
+                if self._threads[event.process_tgid] <= 0:
+                    self._forget(event.process_tgid)
+        for record in records:
+            if record.last:
+                self._forget(record.tgid)
+
+    def _fork(self, event: Fork) -> None:
+        if event.child_pid != event.child_tgid:
+            self._threads[event.child_tgid] = self._threads.get(event.child_tgid, 0) + 1
+            return
+        parent = self._known.get(event.parent_tgid) or Process(event.parent_tgid)
+        self._known[event.child_tgid] = replace(
+            parent, tgid=event.child_tgid, ppid=event.parent_tgid, start_ns=event.timestamp_ns, threads=1, counted_ns=0
+        )
+        self._threads[event.child_tgid] = 1
+
+    def _forget(self, tgid: int) -> None:
+        self._known.pop(tgid, None)
+        self._threads.pop(tgid, None)
+
+    # What the tracker asks.
+
+    def read(self, tgid: int, wanted: Wanted = EVERYTHING, source: Source = "procfs") -> Process | None:
+        found = self._just_read.get(tgid) if source == "exec" else self._known.get(tgid)
+        if found is None:
+            return None
+        return replace(found, comm_source=source, ids_source=source, image_source=source, cgroup_source=source)
+
+    def is_alive(self, tgid: int) -> bool:
+        return tgid in self._known
+
+
+def replay(recording: Recording, matcher: Matcher) -> Replayed:
+    """Every match of these rules."""
+    began = time.perf_counter()
+    found = Replayed()
+    has_records = recording.header.get("taskstats") is True
+    proc = RecordedProc(recording.start, has_records)
+    plan = make_plan(matcher, Features(taskstats=has_records))
+    tracker = Tracker(replace(plan.tracking, table=True, wanted=EVERYTHING), proc, _NOBODY)
+    tracker.adopt([replace(process) for process in recording.start])
+    first = last = None
+    for drain in recording.drains:
+        events = _events(drain, found)
+        records = list(_records(drain, recording, found))
+        if events:
+            stamps = [event.timestamp_ns for event in events]
+            first = min(stamps) if first is None else first
+            last = max(stamps)
+        proc.begin(drain)
+        _judge(tracker.take(list(events), records), matcher, recording, found)
+        proc.note(events, records)
+    _judge(tracker.take([], []), matcher, recording, found)
+    _judge(tracker.sweep((last or 0) + _AFTER_NS), matcher, recording, found)
+    found.span_s = ((last or 0) - (first or 0)) / 1e9
+    found.took_s = time.perf_counter() - began
+    return found
+
+
+def _events(drain: Drain, found: Replayed) -> list[Event]:
+    size = DATAGRAM_SIZE
+    pieces = (drain.datagrams[at : at + size] for at in range(0, len(drain.datagrams), size))
+    rejects = Rejects()
+    events = decode(b"".join(piece + _PAD for piece in pieces), rejects)
+    found.events += len(events)
+    found.unreadable += rejects.total()
+    return events
+
+
+def _records(drain: Drain, recording: Recording, found: Replayed) -> Iterator[TaskRecord]:
+    for message in drain.messages:
+        try:
+            record = decode_record(message, recording.header.get("family") or 0)
+        except UnreadableRecordError:
+            found.unreadable += 1
+            continue
+        found.exit_records += 1
+        yield record
+
+
+def _judge(occurrences: Iterable[Occurrence], matcher: Matcher, recording: Recording, found: Replayed) -> None:
+    for occurrence in occurrences:
+        found.occurrences += 1
+        for firing in matcher.match(occurrence):
+            record = match_record(firing, occurrence, lambda uid: recording.names.get(uid, str(uid)))
+            found.matches.append(record)
+            found.rules[firing.compiled.name] += 1

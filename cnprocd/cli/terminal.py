@@ -1,0 +1,85 @@
+"""What a person sees: colour only on a terminal, columns that line up, times and sizes in words.
+
+NO_COLOR (no-color.org) and TERM=dumb turn colour off. Text that a process chose is escaped before it comes here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from typing import TextIO
+
+_CODES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
+
+
+class Style:
+    """Colour for one stream, or none."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        stream = sys.stdout if stream is None else stream
+        self.colour = stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+    def __call__(self, name: str, text: str) -> str:
+        return f"\x1b[{_CODES[name]}m{text}\x1b[0m" if self.colour else text
+
+
+def print_json(value: object, *, line: bool = False) -> None:
+    """A whole value, indented; or one line of a stream."""
+    if line:
+        print(json.dumps(value, separators=(",", ":"), default=str), flush=True)
+    else:
+        print(json.dumps(value, indent=2, default=str))
+
+
+def columns(rows: Sequence[Sequence[str]], heads: Sequence[str], style: Style) -> Iterable[str]:
+    """Rows under heads, padded; the last column is not."""
+    widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
+
+    def line(row: Sequence[str]) -> str:
+        return "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+    yield style("bold", line(heads))
+    yield from map(line, rows)
+
+
+def duration(seconds: float | None) -> str:
+    """`3.2ms`, `12s`, `4m12s`, `3h04m`, `2d03h`; `-` for None."""
+    if seconds is None:
+        return "-"
+    if seconds < 1:
+        return f"{seconds * 1000:.3g}ms"
+    whole = int(seconds)
+    if whole < 60:
+        return f"{seconds:.3g}s" if seconds < 10 else f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600:02}h"
+
+
+def ago(time_ns: int | None) -> str:
+    """How long since a moment of the wall clock."""
+    return "never" if time_ns is None else f"{duration(max(0.0, time.time() - time_ns / 1e9))} ago"
+
+
+def clock(time_ns: int) -> str:
+    """A moment as local time to the second."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time_ns / 1e9))
+
+
+def size(count_bytes: float) -> str:
+    """`832 B`, `8.0 MiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count_bytes < 1024 or unit == "GiB":
+            return f"{count_bytes:.0f} B" if unit == "B" else f"{count_bytes:.1f} {unit}"
+        count_bytes /= 1024
+    raise AssertionError
+
+
+def text(value: object) -> str:
+    """A JSON value for a column: `-` for null."""
+    return "-" if value is None else str(value)

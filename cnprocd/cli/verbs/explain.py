@@ -1,0 +1,129 @@
+"""`cnprocctl explain`: what the rules cost, and why a rule fires or does not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cnprocd.cli.grammar import FEATURES, Options
+from cnprocd.cli.plans import rule_plan, whole_plan
+from cnprocd.cli.reasons import Explained, explain_all
+from cnprocd.cli.ruleset import loaded_rules
+from cnprocd.cli.terminal import Style, print_json
+from cnprocd.cli.verbs.trial import NAMES, described, occurrence_from
+from cnprocd.connector.request import Features
+from cnprocd.control.client import Client
+from cnprocd.errors import EX_OK, CnprocdError
+from cnprocd.process.model import Occurrence
+from cnprocd.rules.compile import CompiledRule, Matcher, compile_rule
+from cnprocd.rules.plan import make_plan
+
+_VERDICTS = {True: ("yes", "green"), False: ("no", "red"), None: ("unknown", "yellow")}
+
+
+def explain(options: Options) -> int:
+    """The plan; or with an event the reasons."""
+    loaded = loaded_rules(options.rules)
+    rules = [compile_rule(rule, order) for order, rule in enumerate(loaded.rules) if rule.enabled]
+    if options.rule is not None:
+        rules = [rule for rule in rules if rule.name == options.rule]
+        if not rules:
+            known = any(rule.name == options.rule for rule in loaded.rules)
+            hint = "`cnprocctl rules enable` switches it on" if known else "`cnprocctl rules list` shows them"
+            raise CnprocdError(f'"{options.rule}" is {"disabled" if known else "not a rule"}', hint)
+    if options.job is not None or described(options):
+        occurrence = _of_job(options) if options.job is not None else occurrence_from(options)
+        return _reasons([explain_all(rule, occurrence) for rule in rules], occurrence.process.sources(), options)
+    return _plan(rules, Matcher(loaded.rules), options)
+
+
+def _of_job(options: Options) -> Occurrence:
+    """The first event of a job, as its record says."""
+    from cnprocd.cli.described import occurrence_of
+    from cnprocd.cli.verbs.jobs import find_job
+
+    job: Any = find_job(options, options.job)
+    record = {name: value for name, value in job["events"][0].items() if name not in ("status", "rule")}
+    return occurrence_of(record, NAMES)
+
+
+def _reasons(found: list[Explained], sources: Mapping[str, str], options: Options) -> int:
+    """Per rule and key why; and where what is known of the process was known from."""
+    if options.json:
+        print_json([{**_reasons_value(one), "sources": dict(sources)} for one in found])
+        return EX_OK
+    style = Style()
+    for one in found:
+        fires = one.firing is not None
+        only_log = " (only its log: the exit status is unknown)" if one.firing and one.firing.log_only else ""
+        head = style("green", "fires") if fires else style("dim", "does not fire")
+        print(f"{style('bold', one.compiled.name)} {head}{only_log}")
+        width = max(len(reason.key) + 2 * reason.depth for reason in one.reasons)
+        for reason in one.reasons:
+            word, colour = _VERDICTS[reason.verdict]
+            key = ("  " * reason.depth + reason.key).ljust(width)
+            wanted = f"{reason.wanted}" if reason.wanted else ""
+            actual = f"   is {reason.actual}" if reason.actual else ""
+            print(f"    {style(colour, word.ljust(7))}  {key}  {wanted}{actual}")
+    print(style("dim", "known from: " + ", ".join(f"{name} {source}" for name, source in sources.items())))
+    return EX_OK
+
+
+def _reasons_value(one: Explained) -> dict[str, object]:
+    return {
+        "rule": one.compiled.name,
+        "fires": one.firing is not None,
+        "log_only": one.firing is not None and one.firing.log_only,
+        "reasons": [
+            {"depth": r.depth, "key": r.key, "wanted": r.wanted, "actual": r.actual, "verdict": _VERDICTS[r.verdict][0]}
+            for r in one.reasons
+        ],
+    }
+
+
+def _plan(rules: list[CompiledRule], matcher: Matcher, options: Options) -> int:
+    features, known_from = _features(options)
+    whole = whole_plan(make_plan(matcher, features), matcher, features)
+    each = [rule_plan(rule, features) for rule in rules]
+    if options.json:
+        print_json({"kernel_known_from": known_from, "plan": whole, "rules": each})
+        return EX_OK
+    style = Style()
+    for one in each:
+        print(f"{style('bold', str(one['rule']))}  cost {one['cost']} of 4")
+        statuses = f" with {one['statuses']}" if one["statuses"] else ""
+        print(f"    looks at   {', '.join(one['kinds'])}{statuses}")  # type: ignore[arg-type]
+        print(f"    needs      {', '.join(one['needs']) or 'no identity'}")  # type: ignore[arg-type]
+        print(f"    identity   {one['identity']}: {one['identity_means']}")
+        print(f"    cost       {one['cost_means']}")
+    if options.rule is None:
+        _show_whole(whole, known_from, style)
+    return EX_OK
+
+
+def _show_whole(whole: dict[str, Any], known_from: str, style: Style) -> None:
+    features = ", ".join(name if has else f"no {name}" for name, has in whole["features"].items())
+    print(style("bold", "together"))
+    print(f"    kernel     {features} ({known_from})")
+    print(f"    mask       {whole['mask']}: {' '.join(whole['mask_events'])}")
+    for name, program in (("connector", whole["connector_filter"]), ("taskstats", whole["taskstats_filter"])):
+        print(f"    BPF on {name}: {'' if program else 'none, everything passes'}")
+        for line in program:
+            print(f"        {line}")
+    print(f"    records    {whole['exit_records'] or 'none asked for'}")
+    print(f"    table      {'kept' if whole['table'] else 'not needed'}; deaths are told by {whole['deaths_told_by']}")
+    print(f"    loss       {whole['loss_accounting']}")
+    if whole["dearest_rules"]:
+        print(f"    dearest    {', '.join(whole['dearest_rules'])}")
+
+
+def _features(options: Options) -> tuple[Features, str]:
+    """What this kernel offers: by --without, by the daemon that runs, or else taken to be all there is."""
+    if options.without:
+        return Features(**{name: name not in options.without for name in FEATURES}), "as asked with --without"
+    try:
+        with Client(options.runtime_dir) as client:
+            status: Any = client.ask("status")
+        return Features(**{name: status["kernel"][name] for name in FEATURES}), "as the running daemon found it"
+    except CnprocdError:
+        return Features(), "taken to have everything, for no daemon runs; see also --without"

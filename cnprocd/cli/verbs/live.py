@@ -1,0 +1,226 @@
+"""`cnprocctl watch` and `top`: what happens now.
+
+Matches come from the daemon, which is the only one to know them; a reader who is too slow misses some and is told.
+Events come from a subscription of our own (listening.py), judged by a rule made of the command line: so a filter means
+here exactly what it means in a rule file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from cnprocd.cli.ending import TimeIsUpError, end_after
+from cnprocd.cli.grammar import KINDS, Options
+from cnprocd.cli.lines import LINES_A_SECOND, Budget, match_line
+from cnprocd.cli.terminal import Style, columns, print_json
+from cnprocd.control.client import Client
+from cnprocd.control.protocol import WRONG_USAGE
+from cnprocd.errors import EX_OK, CnprocdError
+
+Fits = Callable[[dict[str, object]], bool]
+
+
+class _EnoughError(Exception):
+    """--count is reached."""
+
+
+def watch(options: Options) -> int:
+    """Lines until somebody or something ends it."""
+    rate = options.rate if options.rate is not None else LINES_A_SECOND if sys.stdout.isatty() else None
+    printer = _Printer(options, None if options.json or rate == 0 else rate)
+    with contextlib.suppress(_EnoughError):
+        _watch_events(options, printer) if options.events else _watch_matches(options, printer)
+    printer.end()
+    return EX_OK
+
+
+class _Printer:
+    """Shows records within the budget; ends it all at --count."""
+
+    def __init__(self, options: Options, rate: int | None) -> None:
+        self._style = Style()
+        self._json = options.json
+        self._left = options.count
+        self._budget = Budget(rate, time.monotonic)
+
+    def show(self, record: dict[str, object], at_s: float) -> None:
+        if self._json:
+            print_json(record, line=True)
+        elif self._budget.take(str(record["kind"])):
+            at = time.strftime("%H:%M:%S", time.localtime(at_s)) + f".{int(at_s % 1 * 1000):03}"
+            print(match_line(record, self._style, at), flush=True)
+        self.tick()
+        if self._left is not None:
+            self._left -= 1
+            if self._left <= 0:
+                raise _EnoughError
+
+    def tick(self) -> None:
+        self._note(self._budget.report())
+
+    def skipped(self, count: int, why: str) -> None:
+        if self._json:
+            print_json({"skipped": count, "why": why}, line=True)
+        else:
+            self._note(f"... {count} skipped: {why}")
+
+    def end(self) -> None:
+        self._note(self._budget.rest())
+
+    def _note(self, text: str | None) -> None:
+        if text is not None:
+            print(self._style("dim", text), flush=True)
+
+
+def _watch_matches(options: Options, printer: _Printer) -> None:
+    fits = _fits(options)
+    with Client(options.runtime_dir) as client, contextlib.suppress(TimeIsUpError):
+        for item in client.stream("watch"):
+            if item is None:
+                print("watching for matches, Ctrl-C ends", file=sys.stderr, flush=True)
+                end_after(options.duration)
+                continue
+            if item.skipped:
+                printer.skipped(item.skipped, "this reader was too slow")
+            record: Any = item.data
+            if fits(record):
+                printer.show(record, record["time_ns"] / 1e9)
+
+
+def _fits(options: Options) -> Fits:
+    """Whether a record of the daemon is wanted: by rule, and by a match of the rule language."""
+    if options.match is None:
+        return lambda record: options.rule in (None, record["rule"])
+    from cnprocd.cli.described import FIELDS, occurrence_of
+    from cnprocd.cli.ruleset import rule_of_match
+    from cnprocd.cli.verbs.trial import NAMES
+    from cnprocd.rules.predicate import compile_match
+
+    test = compile_match(rule_of_match(options.match, ["all"]).match)
+
+    def fits(record: dict[str, object]) -> bool:
+        known = {name: value for name, value in record.items() if name in FIELDS or name.endswith("_hex")}
+        known.pop("status", None)
+        return options.rule in (None, record["rule"]) and test(occurrence_of(known, NAMES)) is True
+
+    return fits
+
+
+def _watch_events(options: Options, printer: _Printer) -> None:
+    from cnprocd.cli.listening import Listening
+    from cnprocd.cli.ruleset import rule_of_match
+    from cnprocd.output.record import match_record
+    from cnprocd.process.model import EVERYTHING
+    from cnprocd.process.procfs import user_name
+    from cnprocd.rules.compile import Matcher
+
+    kinds = options.kinds.split(",") if options.kinds else ["all"]
+    for kind in kinds:
+        if kind not in (*KINDS, "all"):
+            raise _wrong(f"{kind!r} is no kind of event", ", ".join(KINDS))
+    if options.rule is not None:
+        raise _wrong("--rule and --events: events are not of a rule", "leave --events out, or use --match")
+    matcher = Matcher([rule_of_match(options.match, kinds)])
+    with Listening(EVERYTHING) as listening, contextlib.suppress(TimeIsUpError):
+        print("watching every process, Ctrl-C ends", file=sys.stderr, flush=True)
+        end_after(options.duration)
+        lost = 0
+        for occurrences in listening.batches():
+            for occurrence in occurrences:
+                for firing in matcher.match(occurrence):
+                    record = match_record(firing, occurrence, user_name)
+                    del record["rule"], record["job_id"]
+                    printer.show(record, time.time())
+            printer.tick()
+            lost_now = listening.lost()
+            if lost_now > lost:
+                printer.skipped(lost_now - lost, "the kernel's buffer was full")
+                lost = lost_now
+
+
+def _wrong(what: str, hint: str) -> CnprocdError:
+    error = CnprocdError(what, hint)
+    error.exit_status = WRONG_USAGE
+    return error
+
+
+def top(options: Options) -> int:
+    """A table of who forks, execs, ends and fails most, drawn again and again; with --json one object an interval."""
+    from cnprocd.cli.listening import Listening
+    from cnprocd.process.model import Wanted
+
+    wanted = Wanted(ids=options.by == "user", cgroup=options.by == "unit")
+    board = _Board(options)
+    with Listening(wanted, frozenset({"fork", "exec", "exit"})) as listening:
+        with contextlib.suppress(TimeIsUpError):
+            end_after(options.duration)
+            board.begin()
+            for occurrences in listening.batches(min(0.2, options.interval)):
+                board.add(occurrences)
+                if board.is_due():
+                    board.draw(listening.lost())
+        if not board.drawn:  # its time was shorter than an interval
+            board.draw(listening.lost())
+    return EX_OK
+
+
+class _Board:
+    """Counts of one interval."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._style = Style()
+        self._counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self._began = time.monotonic()
+        self.drawn = False
+
+    def begin(self) -> None:
+        self._began = time.monotonic()
+
+    def add(self, occurrences: Iterable[Any]) -> None:
+        for occurrence in occurrences:
+            counts = self._counts[self._key(occurrence.process)]
+            counts[occurrence.kind] += 1
+            if occurrence.kind == "exit" and occurrence.status:
+                counts["signal" if occurrence.status & 0x7F else "failed"] += 1
+
+    def _key(self, process: Any) -> str:  # noqa: ANN401  # process.model.Process, imported when it is needed
+        from cnprocd.escape import printable
+        from cnprocd.process.procfs import user_name
+        from cnprocd.process.stat import unit_of
+
+        if self._options.by == "user":
+            return user_name(process.uid) if process.uid is not None else "unknown"
+        value = process.comm if self._options.by == "comm" else unit_of(process.cgroup) or "no unit"
+        return printable(value) if value is not None else "unknown"
+
+    def is_due(self) -> bool:
+        interval: float = self._options.interval
+        return time.monotonic() - self._began >= interval
+
+    def draw(self, lost: int) -> None:
+        self.drawn = True
+        took = max(0.001, time.monotonic() - self._began)
+        ranked = sorted(self._counts.items(), key=lambda item: -item[1].total())[: self._options.lines]
+        total = sum(counts.total() for counts in self._counts.values())
+        self._counts, self._began = defaultdict(Counter), time.monotonic()
+        if self._options.json:
+            rows = [{self._options.by: key, **counts} for key, counts in ranked]
+            print_json({"seconds": round(took, 3), "events": total, "lost": lost, "top": rows}, line=True)
+            return
+        if sys.stdout.isatty():
+            sys.stdout.write("\x1b[H\x1b[2J")
+        print(f"{total / took:.0f} events a second, {lost} lost; by {self._options.by}, over {took:.1f} s")
+        heads = [self._options.by.upper(), "FORKS", "EXECS", "EXITS", "FAILED", "KILLED"]
+        names = ("fork", "exec", "exit", "failed", "signal")
+        cells = [[key[:40], *(str(counts[name] or "-") for name in names)] for key, counts in ranked]
+        height = shutil.get_terminal_size().lines - 3 if sys.stdout.isatty() else len(cells)
+        for line in columns(cells[: max(1, height)], heads, self._style):
+            print(line)
+        print(end="", flush=True)

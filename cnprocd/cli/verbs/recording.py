@@ -1,0 +1,260 @@
+"""`cnprocctl record` and `replay`: what happened here, judged elsewhere, later, and again."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import BinaryIO
+
+from cnprocd import __version__
+from cnprocd.cli.grammar import Options
+from cnprocd.cli.lines import match_line
+from cnprocd.cli.listening import BUFFER_BYTES
+from cnprocd.cli.recording import Drain, Recording, RecordingError, Writer, facts_of, read
+from cnprocd.cli.replaying import Replayed
+from cnprocd.cli.replaying import replay as replayed
+from cnprocd.cli.ruleset import loaded_rules
+from cnprocd.cli.terminal import Style, print_json, size
+from cnprocd.cli.verbs.trial import NAMES
+from cnprocd.connector.decode import SLOT_SIZE, Rejects, decode
+from cnprocd.connector.event import Exec
+from cnprocd.connector.listener import Listener
+from cnprocd.connector.taskstats import Taskstats, TaskstatsAbsent
+from cnprocd.connector.uapi import DATAGRAM_SIZE
+from cnprocd.errors import EX_OK, CnprocdError
+from cnprocd.process import procfs
+from cnprocd.process.model import EVERYTHING
+from cnprocd.rules.compile import Matcher
+
+_FLUSH_EVERY_S = 1.0
+_LOOK_UP_MS = 200  # from time to time, whether it is to end
+
+
+def record(options: Options) -> int:
+    """Until the time or the size is reached, or somebody ends it; what there is then is a whole recording."""
+    with _new_file(options.file) as file:
+        recorder = _Recorder(file, options.max_size)
+        why = recorder.run(options.duration)
+    said = {
+        "file": str(options.file),
+        "bytes": recorder.writer.written,
+        "events": recorder.events,
+        "exit_records": recorder.exit_records,
+        "lost": recorder.lost,
+        "ended": why,
+    }
+    if options.json:
+        print_json(said)
+        return EX_OK
+    print(
+        f"{options.file}: {said['events']} events, {said['exit_records']} exit records, {said['lost']} lost, "
+        f"{size(recorder.writer.written)}; ended by {why}"
+    )
+    return EX_OK
+
+
+def _new_file(path: Path) -> BinaryIO:
+    """A file that did not exist and that only we may read: it holds what other users' processes were told."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        hint = "give another name, or remove it" if error.errno == errno.EEXIST else "can you write there?"
+        raise CnprocdError(f"{path}: {error.strerror}", hint) from error
+    os.fchmod(fd, 0o600)
+    return os.fdopen(fd, "wb")
+
+
+class _RawTaskstats(Taskstats):
+    """Exit records as they came."""
+
+    @property
+    def family(self) -> int:
+        return self._family
+
+    def drain_raw(self) -> list[bytes]:
+        messages: list[bytes] = []
+        while True:
+            try:
+                received = self._slots.receive(self._socket.fileno())
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                self.overruns += 1
+                continue
+            messages += [bytes(datagram) for datagram in self._slots.datagrams(received)]
+            if received < self._slots.count:
+                return messages
+
+
+class _Recorder:
+    """Both sockets into a file."""
+
+    def __init__(self, file: BinaryIO, most_bytes: int) -> None:
+        self.events = self.exit_records = self.lost = 0
+        self._most_bytes = most_bytes
+        self._listener = Listener.open()
+        self._listener.set_receive_buffer(BUFFER_BYTES)
+        self._taskstats: _RawTaskstats | None = None
+        self._rejects = Rejects()
+        self._uids: set[int] = set()
+        self._why = ""
+        try:
+            self._taskstats = _RawTaskstats()
+            self._taskstats.set_receive_buffer(BUFFER_BYTES)
+        except TaskstatsAbsent:
+            self._taskstats = None
+        self.writer = Writer(file)
+
+    def run(self, duration_s: float) -> str:
+        """Returns what ended it."""
+        # A flag, not an exception: one raised in the middle of a chunk would leave half of it.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._stop)
+        early = self._listener.subscribe()
+        try:
+            self._begin(early)
+            print("recording, Ctrl-C ends", file=sys.stderr, flush=True)
+            self._follow(time.monotonic() + duration_s)
+        finally:
+            self._end()
+        return self._why
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self._why = "a signal"
+
+    def _begin(self, early: list[memoryview]) -> None:
+        start = list(procfs.scan(EVERYTHING))
+        self.writer.values(
+            b"H",
+            {
+                "version": __version__,
+                "kernel": os.uname().release,
+                "machine": os.uname().machine,
+                "byte_order": sys.byteorder,
+                "recorded_ns": time.time_ns(),
+                "taskstats": self._taskstats is not None,
+                "family": self._taskstats.family if self._taskstats is not None else None,
+            },
+        )
+        self.writer.values(b"S", [facts_of(process) for process in start])
+        self._uids.update(one.uid for one in start if one.uid is not None)
+        for slots in early:
+            self._write(bytes(slots), [])
+
+    def _follow(self, until_s: float) -> None:
+        poller = select.poll()
+        for source in (self._listener, self._taskstats):
+            if source is not None:
+                poller.register(source.fileno(), select.POLLIN)
+        flush_at = time.monotonic() + _FLUSH_EVERY_S
+        while not self._why:
+            poller.poll(_LOOK_UP_MS)
+            self._drain()
+            now = time.monotonic()
+            if now >= flush_at:
+                self.writer.flush()
+                flush_at = now + _FLUSH_EVERY_S
+            if self.writer.written >= self._most_bytes:
+                self._why = "its size"
+            elif now >= until_s:
+                self._why = "its time"
+
+    def _drain(self) -> None:
+        slots = self._listener.receive()
+        messages = self._taskstats.drain_raw() if self._taskstats is not None else []
+        if slots is not None or messages:
+            self._write(bytes(slots) if slots is not None else b"", messages)
+
+    def _write(self, slots: bytes, messages: list[bytes]) -> None:
+        events = decode(slots, self._rejects)
+        execs = {event.process_tgid for event in events if isinstance(event, Exec)}
+        facts = [one for tgid in sorted(execs) if (one := procfs.read_process(tgid)) is not None]
+        starts = range(0, len(slots), SLOT_SIZE)
+        datagrams = b"".join(slots[at : at + DATAGRAM_SIZE] for at in starts)
+        self.writer.drain(Drain(datagrams, messages, facts))
+        self._uids.update(one.uid for one in facts if one.uid is not None)
+        self.events += len(events)
+        self.exit_records += len(messages)
+
+    def _end(self) -> None:
+        """Let the kernel go, then close the recording."""
+        self.lost = self._listener.drops() + (self._taskstats.drops() if self._taskstats is not None else 0)
+        self._listener.unsubscribe()
+        if self._taskstats is not None:
+            self._taskstats.close()
+        self.writer.values(b"N", {uid: procfs.user_name(uid) for uid in sorted(self._uids)})
+        self.writer.end({"ended": self._why, "lost": self.lost, "events": self.events})
+
+
+def replay(options: Options) -> int:
+    """The matches of these rules on a recording, then figures."""
+    with open(options.file, "rb") as file:
+        recording = read(file)
+    if recording.header.get("byte_order") != sys.byteorder:
+        raise RecordingError("it was recorded on a machine of another byte order", "replay it on one like that")
+    ids = {name: uid for uid, name in recording.names.items()}
+    loaded = loaded_rules(options.rules, user=_user(ids))
+    found = replayed(recording, Matcher(loaded.rules))
+    matches = [match for match in found.matches if options.rule in (None, match["rule"])]
+    if options.json:
+        print_json({"matches": matches, "summary": _summary(found, recording), "timing": _timing(found)})
+        return EX_OK
+    style = Style()
+    for match in matches:
+        at_ns = match["kernel_time_ns"]
+        at = f"{at_ns / 1e9:.6f}" if isinstance(at_ns, int) else "-"
+        print(match_line(match, style, at))
+    for line in _figures(found, recording):
+        print(style("dim", line))
+    return EX_OK
+
+
+def _user(ids: dict[str, int]) -> Callable[[str], int | None]:
+    """Users by the names they had where it was recorded; others as they are here."""
+    return lambda name: ids[name] if name in ids else NAMES.user(name)
+
+
+def _summary(found: Replayed, recording: Recording) -> dict[str, object]:
+    return {
+        "events": found.events,
+        "exit_records": found.exit_records,
+        "occurrences": found.occurrences,
+        "unreadable": found.unreadable,
+        "matches": len(found.matches),
+        "rules": dict(sorted(found.rules.items())),
+        "lost_while_recording": recording.end.get("lost"),
+        "cut_short": recording.cut_short,
+        "recorded_s": round(found.span_s, 6),
+    }
+
+
+def _timing(found: Replayed) -> dict[str, object]:
+    events = max(1, found.events)
+    return {
+        "seconds": round(found.took_s, 6),
+        "events_per_second": round(found.events / max(found.took_s, 1e-9)),
+        "microseconds_per_event": round(found.took_s / events * 1e6, 3),
+    }
+
+
+def _figures(found: Replayed, recording: Recording) -> list[str]:
+    timing = _timing(found)
+    lost = recording.end.get("lost")
+    lines = [
+        f"{found.events} events and {found.exit_records} exit records of {found.span_s:.1f} s, "
+        f"{len(found.matches)} matches" + "".join(f", {rule} {count}" for rule, count in sorted(found.rules.items())),
+        f"replayed in {found.took_s:.3f} s: {timing['events_per_second']} events a second, "
+        f"{timing['microseconds_per_event']} microseconds an event",
+    ]
+    if lost:
+        lines.append(f"{lost} events were lost while recording")
+    if recording.cut_short:
+        lines.append("the recording was cut off: its end is missing")
+    return lines

@@ -1,0 +1,164 @@
+"""What is asked of the rule files: check, schema, and rules list, enable and disable. No daemon needed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from cnprocd.cli.grammar import Options
+from cnprocd.cli.ruleset import loaded_rules, places, warnings
+from cnprocd.cli.terminal import Style, columns, print_json
+from cnprocd.control.client import Client, NotRunningError
+from cnprocd.control.problems import problem_value
+from cnprocd.errors import EX_CONFIG, EX_NOPERM, EX_OK, CnprocdError
+from cnprocd.rules import disabled
+from cnprocd.rules.report import Problem, RulesError
+from cnprocd.rules.schema import json_schema
+
+
+def check(options: Options) -> int:
+    """Every mistake, then every warning; 78 if there is a mistake (or, strictly, a warning)."""
+    try:
+        loaded = loaded_rules(options.rules)
+    except RulesError as error:
+        return _rejected(error, options)
+    found = warnings(loaded)
+    status = EX_CONFIG if found and options.strict else EX_OK
+    if options.json:
+        print_json(
+            {
+                "ok": status == EX_OK,
+                "files": [str(file) for file in loaded.files],
+                "rules": len(loaded.rules),
+                "problems": [],
+                "warnings": [{"kind": kind, **problem_value(problem)} for kind, problem in found],
+            }
+        )
+        return status
+    style = Style(sys.stderr)
+    for kind, problem in found:
+        print(_painted(problem, "yellow", f"warning ({kind})", style), file=sys.stderr)
+    count = len(loaded.rules)
+    said = f"{count} rule{'' if count == 1 else 's'}, no mistakes" + (f", {len(found)} warnings" if found else "")
+    print(f"{', '.join(map(str, loaded.files))}: {said}")
+    return status
+
+
+def _rejected(error: RulesError, options: Options) -> int:
+    if options.json:
+        problems = [problem_value(problem) for problem in error.problems]
+        print_json({"ok": False, "problems": problems, "warnings": []})
+        return error.exit_status
+    style = Style(sys.stderr)
+    for problem in error.problems:
+        print(_painted(problem, "red", "", style), file=sys.stderr)
+    count = len(error.problems)
+    print(f"{count} mistake{'' if count == 1 else 's'}; these rules would not be put in force", file=sys.stderr)
+    return error.exit_status
+
+
+def _painted(problem: Problem, colour: str, sort: str, style: Style) -> str:
+    """A problem as it renders, its place in bold and its caret in colour."""
+    first, *rest = problem.render().split("\n")
+    where, message = problem.position, first[len(problem.position) :]
+    if sort:
+        message = f": {style(colour, sort)}{message}"
+    marked = [style(colour, line) if line.strip() == "^" else line for line in rest]
+    return "\n".join([f"{style('bold', where)}{message}", *marked])
+
+
+def schema(options: Options) -> int:
+    """The JSON schema, as installed in /usr/share/cnprocd/rules.schema.json."""
+    print_json(json_schema())
+    return EX_OK
+
+
+def listed(options: Options) -> int:
+    """All rules with their place."""
+    loaded = loaded_rules(options.rules)
+    where = places(loaded)
+    found = [
+        {
+            "name": rule.name,
+            "enabled": rule.enabled,
+            "events": list(rule.events),
+            "hook": rule.run is not None,
+            "file": str(where[rule.name].file),
+            "description": rule.description,
+        }
+        for rule in loaded.rules
+    ]
+    if options.json:
+        print_json(found)
+        return EX_OK
+    rows = [
+        [
+            rule.name,
+            "enabled" if rule.enabled else "DISABLED",
+            " ".join(rule.events),
+            "hook" if rule.run is not None else "-",
+            str(where[rule.name].file),
+            rule.description,
+        ]
+        for rule in loaded.rules
+    ]
+    for line in (
+        columns(rows, ["RULE", "STATE", "EVENTS", "HOOK", "FILE", "DESCRIPTION"], Style()) if rows else ["no rules"]
+    ):
+        print(line)
+    return EX_OK
+
+
+def enable(options: Options) -> int:
+    """Take names out of the file of disabled rules; then reload."""
+    return _switch(options, on=True)
+
+
+def disable(options: Options) -> int:
+    """Add names to the file of disabled rules; then reload."""
+    return _switch(options, on=False)
+
+
+def _switch(options: Options, *, on: bool) -> int:
+    path = disabled.path_beside(options.rules)
+    loaded = loaded_rules(options.rules)
+    off = set(disabled.read(path))
+    for name in options.names:
+        _check_name(name, {rule.name: rule.enabled for rule in loaded.rules}, off, on)
+    before, off = off, off - set(options.names) if on else off | set(options.names)
+    try:
+        if off != before:
+            disabled.write(path, off)
+    except PermissionError as error:
+        refused = CnprocdError(f"{path} cannot be written: {error.strerror}", "run it as root")
+        refused.exit_status = EX_NOPERM
+        raise refused from error
+    told = _tell_daemon(options, loaded.files[0])
+    if options.json:
+        print_json({"file": str(path), "disabled": sorted(off), "reloaded": told})
+        return EX_OK
+    state = "enabled" if on else f"disabled (in {path})"
+    after = "and in force" if told else "from the next start of cnprocd: none runs with these rules"
+    print(f"{', '.join(options.names)}: {state}, {after}")
+    return EX_OK
+
+
+def _check_name(name: str, rules: dict[str, bool], off: set[str], on: bool) -> None:
+    if name not in rules and not (on and name in off):
+        raise CnprocdError(f'there is no rule named "{name}"', "`cnprocctl rules list` shows them")
+    if on and name not in off and not rules[name]:
+        raise CnprocdError(f'"{name}" is disabled in its own file', "take `enabled: false` out of it")
+
+
+def _tell_daemon(options: Options, main_file: Path) -> bool:
+    """Whether a daemon runs with this rule file, and has taken the change."""
+    try:
+        with Client(options.runtime_dir) as client:
+            status: Any = client.ask("status")
+            if Path(status["files"][0]).absolute() != main_file.absolute():
+                return False
+            client.ask("reload")
+    except NotRunningError:
+        return False
+    return True

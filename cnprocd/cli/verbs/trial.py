@@ -1,0 +1,182 @@
+"""`cnprocctl test`: which rules would fire on an event that somebody describes; runs nothing and needs no daemon."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from cnprocd.actions import hook_spec
+from cnprocd.cli.described import DescriptionError, Names, occurrence_of
+from cnprocd.cli.grammar import Options
+from cnprocd.cli.reasons import afterwards
+from cnprocd.cli.ruleset import loaded_rules
+from cnprocd.cli.terminal import Style, print_json
+from cnprocd.errors import EX_OK, CnprocdError
+from cnprocd.hooks import render
+from cnprocd.hooks.job import Job, State
+from cnprocd.output.record import match_record, message
+from cnprocd.process import procfs
+from cnprocd.process.model import Occurrence, Process
+from cnprocd.rules.compile import Firing, Matcher
+from cnprocd.rules.load import _system_group, _system_user
+
+NONE_FIRES = 1
+NAMES = Names(_system_user, _system_group)
+_MOST_ANCESTORS = 64
+
+
+def test(options: Options) -> int:
+    """Each rule that would fire, with its record and its hook's argument list."""
+    loaded = loaded_rules(options.rules)
+    occurrence = occurrence_from(options)
+    firings = Matcher(loaded.rules).match(occurrence)
+    found = [_outcome(firing, occurrence) for firing in firings]
+    if options.json:
+        print_json(found)
+    elif not found:
+        rules = sum(1 for rule in loaded.rules if rule.enabled)
+        print(f"none of {rules} rules would fire; `cnprocctl explain` with the same options says why")
+    else:
+        _show(found)
+    return EX_OK if found else NONE_FIRES
+
+
+def occurrence_from(options: Options) -> Occurrence:
+    """The event of EVENT options: described, read as JSON, or of a process that runs now. Raises DescriptionError."""
+    said = described(options)
+    if options.pid is not None and options.comm is None and options.event is None:
+        return _of_process(options.pid, said)
+    return occurrence_of(said, NAMES)
+
+
+def described(options: Options) -> dict[str, object]:
+    """What the options say, as a record would say it."""
+    said: dict[str, object] = _json(options.event) if options.event is not None else {}
+    milliseconds = {"lifetime_ms": options.lifetime, "cpu_time_ms": options.cpu_time}
+    given: dict[str, object] = {
+        "kind": options.kind,
+        "pid": options.pid,
+        "comm": options.comm,
+        "exit_code": options.exit_code,
+        "signal": options.signal,
+        "wait_status": options.status,
+        "core_dumped": options.core or None,
+        "recovered": options.lost or None,
+        "user": options.user,
+        "group": options.group,
+        "exe": options.exe,
+        "cmdline": options.cmdline,
+        "unit": options.unit,
+        "cgroup": options.cgroup,
+        "parent_comm": options.parent,
+        "ancestors": options.ancestor or None,
+        "max_rss_kib": options.max_rss // 1024 if options.max_rss is not None else None,
+        "from_hook": options.from_hook or None,
+        "thread": options.thread or None,
+        **{name: value * 1000 if value is not None else None for name, value in milliseconds.items()},
+    }
+    said.update({name: value for name, value in given.items() if value is not None})
+    if isinstance(said.get("status"), str):  # a log record says it in words, besides exit_code and signal
+        del said["status"]
+    return said
+
+
+def _json(given: str) -> dict[str, object]:
+    text = given
+    if given == "-":
+        text = sys.stdin.read()
+    elif given.startswith("@"):
+        text = Path(given[1:]).read_text(encoding="utf-8")
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise DescriptionError(
+            f"the event is not JSON: {error}", 'like {"comm": "ora_pmon_X", "exit_code": 3}'
+        ) from error
+    if not isinstance(value, dict):
+        raise DescriptionError("the event is not a JSON object", 'like {"comm": "ora_pmon_X", "exit_code": 3}')
+    return value
+
+
+def _of_process(pid: int, said: Mapping[str, object]) -> Occurrence:
+    """A process that runs now, as if what is said had happened to it now."""
+    process = procfs.read_process(pid)
+    if process is None:
+        raise CnprocdError(f"there is no process {pid}", "its PID as `ps` shows it")
+    occurrence = occurrence_of(said, NAMES)
+    described = occurrence.process
+    for field in ("uid", "gid", "exe", "cmdline", "cgroup"):
+        if getattr(described, field) is not None:  # what is said besides --pid counts more
+            setattr(process, field, getattr(described, field))
+    occurrence.process = process
+    occurrence.tid = pid
+    if occurrence.kernel_time_ns is None:
+        occurrence.kernel_time_ns = time.monotonic_ns()
+    occurrence.ancestors = occurrence.ancestors or _ancestors(process)
+    return occurrence
+
+
+def _ancestors(process: Process) -> tuple[Process, ...]:
+    chain: list[Process] = []
+    while process.ppid and len(chain) < _MOST_ANCESTORS:
+        parent = procfs.read_process(process.ppid)
+        if parent is None:
+            break
+        chain.append(parent)
+        process = parent
+    return tuple(chain)
+
+
+def _outcome(firing: Firing, occurrence: Occurrence) -> dict[str, object]:
+    rule = firing.compiled.rule
+    record = match_record(firing, occurrence, procfs.user_name)
+    if not occurrence.process.tgid:  # described without a PID
+        record["pid"] = record["tid"] = None
+    hook = None
+    if rule.run is not None and not firing.log_only:
+        spec = hook_spec(rule)
+        hook = {
+            "argv": [part.decode("utf-8", "backslashreplace") for part in render.argv(spec, _job(rule.name, record))],
+            "user": rule.run.user if rule.run.user is not None else "root",
+            "timeout_s": rule.run.timeout_s,
+            "retries": rule.run.retries,
+        }
+    return {
+        "rule": rule.name,
+        "level": rule.log.level if rule.log is not None else None,
+        "message": message(rule.log.message, record) if rule.log is not None else None,
+        "record": record,
+        "hook": hook,
+        "only_logged": firing.log_only,
+        "may_be_held_back_by": afterwards(firing.compiled),
+    }
+
+
+def _job(rule: str, record: Mapping[str, object]) -> Job:
+    """The job that the hook would be started for; its id is not known before."""
+    return Job(
+        job_id=0, rule=rule, state=State.RUNNING, serialize_key=None, kernel_time_ns=None, boot_id="", created_ns=0,
+        due_ns=0, attempts=1, failures=0, event_count=1, events=(record,),
+    )  # fmt: skip
+
+
+def _show(found: list[dict[str, object]]) -> None:
+    style = Style()
+    for one in found:
+        print(style("bold", f"{one['rule']} fires"))
+        if one["level"]:
+            print(f"    log   {one['level']}: {one['message']}")
+        hook = one["hook"]
+        if isinstance(hook, dict):
+            print(f"    hook  {json.dumps(hook['argv'])} as {hook['user']}, at most {hook['timeout_s']:g} s")
+        elif one["only_logged"]:
+            print("    hook  not run: the exit status is unknown and on_unknown_exit is log")
+        if one["may_be_held_back_by"]:
+            print(f"    may be held back by {', '.join(map(str, one['may_be_held_back_by']))}")  # type: ignore[call-overload]
+        record = one["record"]
+        assert isinstance(record, dict)
+        known = {name: value for name, value in record.items() if value is not None and name != "rule"}
+        print("    " + json.dumps(known))

@@ -1,0 +1,96 @@
+"""recvmmsg(2) into one preallocated buffer: many datagrams for one system call and no allocation.
+
+Python's socket module has no recvmmsg, and a recv() per datagram costs more than everything we do with it afterwards.
+So the headers, the address slots and the data slots are laid out once through ctypes, and a call only fills them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator
+
+SOCKADDR_NL = struct.Struct("=HHII")  # family, pad, nl_pid, nl_groups (netlink(7))
+_MSG_TRUNC = 0x20
+
+
+class _Iovec(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("len", ctypes.c_size_t))
+
+
+class _Msghdr(ctypes.Structure):
+    _fields_ = (
+        ("name", ctypes.c_void_p),
+        ("namelen", ctypes.c_uint),
+        ("iov", ctypes.c_void_p),
+        ("iovlen", ctypes.c_size_t),
+        ("control", ctypes.c_void_p),
+        ("controllen", ctypes.c_size_t),
+        ("flags", ctypes.c_int),
+    )
+
+
+class _Mmsghdr(ctypes.Structure):
+    _fields_ = (("hdr", _Msghdr), ("len", ctypes.c_uint))
+
+
+HEADER_SIZE = ctypes.sizeof(_Mmsghdr)
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Slots:
+    """`count` data slots of `size` bytes each. `view` is the data, `names` the senders, `headers` the raw mmsghdrs."""
+
+    def __init__(self, count: int, size: int, data: memoryview | None = None) -> None:
+        """`data`: writable memory of count * size bytes to receive into; by default our own."""
+        self.count, self.size = count, size
+        self.view = memoryview(bytearray(count * size)) if data is None else data
+        self.names = bytearray(count * SOCKADDR_NL.size)
+        self._mmsghdrs = (_Mmsghdr * count)()
+        self.headers = memoryview(self._mmsghdrs).cast("B")
+        self._iovecs = (_Iovec * count)()
+        base = ctypes.addressof(ctypes.c_char.from_buffer(self.view))
+        names = ctypes.addressof(ctypes.c_char.from_buffer(self.names))
+        for i in range(count):
+            self._iovecs[i] = _Iovec(base + i * size, size)
+            header = self._mmsghdrs[i].hdr
+            header.name, header.namelen = names + i * SOCKADDR_NL.size, SOCKADDR_NL.size
+            header.iov, header.iovlen = ctypes.addressof(self._iovecs[i]), 1
+        self._recvmmsg = _libc.recvmmsg
+
+    def receive(self, fd: int) -> int:
+        """One non-blocking recvmmsg(); the number of slots filled, 0 when nothing is queued. Raises OSError."""
+        received: int = self._recvmmsg(fd, self._mmsghdrs, self.count, socket.MSG_DONTWAIT, None)
+        if received < 0:
+            code = ctypes.get_errno()
+            if code in (errno.EAGAIN, errno.EINTR):
+                return 0
+            raise OSError(code, os.strerror(code))
+        return received
+
+    def set_lengths(self, length: int) -> None:
+        """Write `length` into every header, as the kernel does for datagrams of that length."""
+        for header in self._mmsghdrs:
+            header.len = length
+
+    def slot(self, i: int) -> memoryview:
+        return self.view[i * self.size : (i + 1) * self.size]
+
+    def length(self, i: int) -> int:
+        return int(self._mmsghdrs[i].len)
+
+    def truncated(self, i: int) -> bool:
+        return bool(self._mmsghdrs[i].hdr.flags & _MSG_TRUNC)
+
+    def sender(self, i: int) -> int:
+        """nl_pid of the sender: 0 is the kernel."""
+        return int(SOCKADDR_NL.unpack_from(self.names, i * SOCKADDR_NL.size)[2])
+
+    def datagrams(self, received: int) -> Iterator[memoryview]:
+        """The whole datagrams of the last `receive` that the kernel sent; others are passed over."""
+        for i in range(received):
+            if self.sender(i) == 0 and not self.truncated(i):
+                yield self.view[i * self.size : i * self.size + self.length(i)]

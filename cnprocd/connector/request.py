@@ -1,0 +1,32 @@
+"""What a kernel offers and what is asked of it: values, shared by the plan that decides and the source that asks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from cnprocd.connector.filter import ConnectorFilter, TaskstatsFilter
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What this kernel offers beyond the oldest one. Each can be refused, to get what an older kernel would give."""
+
+    event_mask: bool = True  # struct proc_input (6.6)
+    taskstats: bool = True  # exit records that mark the last thread (5.19, and configured)
+    socket_filter: bool = True  # SO_ATTACH_FILTER was accepted
+
+    def without_taskstats(self) -> Features:
+        return replace(self, taskstats=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One subscription: the event mask, the filter of either socket, and whether sequence gaps mean loss.
+
+    `taskstats` None: no exit records. A kernel without event masks sends everything, and the filter does the work.
+    """
+
+    mask: int
+    connector: ConnectorFilter
+    taskstats: TaskstatsFilter | None
+    sequence: bool

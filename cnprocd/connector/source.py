@@ -1,0 +1,205 @@
+"""Both sockets as one source of what happened: batches of exit events and exit records, and the truth about losses.
+
+Order is everything here. The connector is drained first and taskstats second, so that every exit event in a batch has
+its record in the same batch. When the request changes, taskstats is registered before the connector is widened.
+
+Restarts: both sockets can outlive us in a service manager's hands. What was queued in them before we began comes first
+out of drain(): the connector's as `early` slots, the records in the adopted taskstats socket. Before them comes what
+the process before us had read and not settled (inflight.py).
+
+Losses: an overrun is told by ENOBUFS, and `Drops` counts it exactly; while the full mask is in force, gaps in the
+per-CPU sequence show also what the kernel could not even queue. Nothing is estimated.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from cnprocd.connector.decode import SLOT_SIZE, Rejects, decode, sequences
+from cnprocd.connector.event import Event
+from cnprocd.connector.filter import connector_program, taskstats_program
+from cnprocd.connector.inflight import EVENT_SLOTS, RECORD_SLOTS, InFlight
+from cnprocd.connector.listener import Listener
+from cnprocd.connector.request import Features, Request
+from cnprocd.connector.sequence import SequenceTracker
+from cnprocd.connector.status import EVERY_STATUS, StatusSet
+from cnprocd.connector.taskrecord import TaskRecord
+from cnprocd.connector.taskstats import Taskstats, TaskstatsAbsent
+
+
+class Batch(NamedTuple):
+    """What one drain brought. `more`: the connector's queue may hold more. `overrun`: something was lost before it."""
+
+    events: list[Event]
+    records: list[TaskRecord]
+    more: bool
+    overrun: bool
+
+
+@dataclass(slots=True)
+class Losses:
+    """Counters since start; they only grow."""
+
+    connector_drops: int = 0  # `Drops` of our socket: events that found the buffer full
+    taskstats_drops: int = 0
+    missing: int = 0  # events missing by sequence number while the full mask was in force, dropped ones included
+    overruns: int = 0  # how often we were told
+
+    def total(self) -> int:
+        return self.connector_drops + self.taskstats_drops + self.sequence_gaps
+
+    @property
+    def sequence_gaps(self) -> int:
+        """Events that only the sequence shows to be missing: the kernel could not even make them (see sequence.py)."""
+        return max(0, self.missing - self.connector_drops)
+
+
+class Source:
+    """The kernel, as this daemon hears it."""
+
+    def __init__(
+        self,
+        listener: Listener,
+        receive_buffer_bytes: int,
+        refused: frozenset[str] = frozenset(),
+        taskstats_fd: int | None = None,
+        keep_taskstats: Callable[[int | None], None] = lambda fd: None,
+        in_flight: InFlight | None = None,
+    ) -> None:
+        """`taskstats_fd`: a socket that was kept for us. `keep_taskstats` is told the one to keep, or None."""
+        self.listener = listener
+        self._in_flight = in_flight or InFlight()
+        self._event_slots_used = EVENT_SLOTS  # until the first settle() the leftover is in them
+        self._adopted_taskstats = taskstats_fd
+        self._keep_taskstats = keep_taskstats
+        # What the process before us had in hand comes first.
+        self._early: deque[memoryview] = deque([memoryview(self._in_flight.leftover.events)])
+        self._early_records = self._in_flight.leftover.records
+        self.taskstats: Taskstats | None = None
+        self.granted_buffer_bytes = listener.set_receive_buffer(receive_buffer_bytes)
+        self.losses = Losses()
+        self.events_seen = 0
+        self.records_seen = 0
+        self.no_taskstats_because = "refused on request" if "taskstats" in refused else ""
+        self._buffer_bytes = receive_buffer_bytes
+        self._refused = refused
+        self._sequence = SequenceTracker()
+        self._request: Request | None = None
+        self._features = Features()
+        self._told_overruns = 0
+        self._closed_taskstats_drops = 0
+        self._drops_at_adoption = listener.drops()
+
+    def subscribe(self, timeout_s: float = 1.0) -> Features:
+        """Subscribe to everything and find out what this kernel offers. Raises as Listener.subscribe."""
+        self._early.extend(self.listener.subscribe(timeout_s))
+        self.listener.receive_into(self._in_flight.events)
+        if "event_mask" in self._refused:
+            self.listener.takes_mask = False
+        self._features = Features(
+            event_mask=self.listener.takes_mask,
+            taskstats=self._register_taskstats(),
+            socket_filter="socket_filter" not in self._refused,
+        )
+        return self._features
+
+    def resize(self, receive_buffer_bytes: int) -> None:
+        """Another receive buffer for both sockets; a smaller one keeps what is queued."""
+        self._buffer_bytes = receive_buffer_bytes
+        self.granted_buffer_bytes = self.listener.set_receive_buffer(receive_buffer_bytes)
+        if self.taskstats is not None:
+            self.taskstats.set_receive_buffer(receive_buffer_bytes)
+
+    @property
+    def wanted_exits(self) -> StatusSet:
+        """The statuses of the exits that are let through."""
+        return self._request.connector.exits if self._request is not None else EVERY_STATUS
+
+    @property
+    def rejects(self) -> Rejects:
+        return self.listener.rejects
+
+    def filenos(self) -> list[int]:
+        """The descriptors that become readable when there is something to drain."""
+        return [self.listener.fileno()] + ([self.taskstats.fileno()] if self.taskstats else [])
+
+    def ask(self, request: Request) -> bool:
+        """Put a request in force, live. Returns False if exit records were wanted and cannot be had (any more)."""
+        if request == self._request:
+            return True
+        if request.taskstats is None and self.taskstats is not None:
+            self._closed_taskstats_drops += self.taskstats.drops()
+            self._keep_taskstats(None)
+            self.taskstats.close()
+            self.taskstats = None
+        elif request.taskstats is not None:
+            if self.taskstats is None and not self._register_taskstats():
+                return False
+            assert self.taskstats is not None
+            self.taskstats.attach(taskstats_program(request.taskstats))
+        if self._features.socket_filter:
+            self.listener.attach(connector_program(request.connector))
+        self.listener.narrow(request.mask)
+        self._sequence.reset()
+        self._request = request
+        return True
+
+    def drain(self) -> Batch:
+        """One batch of events, and every record that was queued when it had been read."""
+        early = bool(self._early)
+        slots = self._early.popleft() if early else self.listener.receive()
+        events: list[Event] = []
+        if slots is not None:
+            self._event_slots_used = max(self._event_slots_used, len(slots) // SLOT_SIZE)
+            events = decode(slots, self.listener.rejects)
+            # What was asked for when the early ones came is not known: their numbers may have gaps by right.
+            if not early and self._request is not None and self._request.sequence:
+                self.losses.missing += self._sequence.note(sequences(slots))
+        records: list[TaskRecord] = []
+        if self.taskstats is not None:
+            records = self.taskstats.decode(self._early_records) + self.taskstats.drain()
+        self._early_records = ()
+        self.events_seen += len(events)
+        self.records_seen += len(records)
+        told = self.listener.overruns + (self.taskstats.overruns if self.taskstats else 0)
+        overrun, self._told_overruns = told > self._told_overruns, told
+        self.losses.overruns = told
+        return Batch(events, records, slots is not None, overrun)
+
+    def settle(self) -> None:
+        """What was drained is durable, or needs no action: should we be killed now, nobody need see it again."""
+        records = self.taskstats.slots_used if self.taskstats is not None else 0
+        if self._event_slots_used == EVENT_SLOTS:
+            records = RECORD_SLOTS
+        self._in_flight.settle(self._event_slots_used, records)
+        self._event_slots_used = 0
+        if self.taskstats is not None:
+            self.taskstats.slots_used = 0
+
+    def count_losses(self) -> None:
+        """Read the kernel's own counters into `losses`."""
+        self.losses.connector_drops = self.listener.drops() - self._drops_at_adoption
+        if self.taskstats is not None:
+            self.losses.taskstats_drops = self._closed_taskstats_drops + self.taskstats.drops()
+
+    def close(self) -> None:
+        """Let the kernel stop making events, if nobody else listens."""
+        if self.taskstats is not None:
+            self.taskstats.close()
+        self.listener.unsubscribe()
+
+    def _register_taskstats(self) -> bool:
+        if "taskstats" in self._refused:
+            return False
+        adopted, self._adopted_taskstats = self._adopted_taskstats, None
+        try:
+            self.taskstats = Taskstats(adopted, self._in_flight.records)
+        except TaskstatsAbsent as reason:
+            self.no_taskstats_because = str(reason)
+            return False
+        self.taskstats.set_receive_buffer(self._buffer_bytes)
+        self._keep_taskstats(self.taskstats.fileno())
+        return True

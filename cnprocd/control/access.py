@@ -1,0 +1,72 @@
+"""Who is at the other end of the control socket, and what that lets them do.
+
+SO_PEERCRED gives pid, uid and primary gid as they were at connect(); SO_PEERGROUPS (4.13) the supplementary groups.
+Both come from the kernel, so no name service is asked and nothing can block. Root and the daemon's own user may change
+things; members of group cnprocd may read; nobody else gets more than a refusal with the reason.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import socket
+import struct
+from dataclasses import dataclass
+
+GROUP = "cnprocd"
+_SO_PEERGROUPS = 59  # asm-generic/socket.h; x86, arm, riscv, s390 and power64 use it
+_UCRED = struct.Struct("=iII")
+_MOST_GROUPS = 256  # Python's getsockopt() takes at most 1024 bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """The process that connected."""
+
+    pid: int
+    uid: int
+    groups: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What a peer may do; `refusal` says why not."""
+
+    read: bool
+    change: bool
+    refusal: str = ""
+
+
+def peer_of(connection: socket.socket) -> Peer:
+    """Raises OSError if the kernel cannot tell."""
+    pid, uid, gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    try:
+        raw = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * _MOST_GROUPS)
+    except OSError:  # more groups than that, or an old kernel: the primary group must do
+        raw = b""
+    return Peer(pid, uid, frozenset({gid, *(number for (number,) in struct.iter_unpack("=I", raw))}))
+
+
+def readers_group() -> int | None:
+    """The gid of group cnprocd, or None if there is none."""
+    try:
+        return grp.getgrnam(GROUP).gr_gid
+    except KeyError:
+        return None
+
+
+def judge(peer: Peer, own_uid: int, group: int | None) -> Access:
+    """What this peer may do."""
+    if peer.uid in (0, own_uid):
+        return Access(read=True, change=True)
+    if group is not None and group in peer.groups:
+        return Access(read=True, change=False, refusal="only root may change things; you may read")
+    return Access(
+        read=False,
+        change=False,
+        refusal=f"uid {peer.uid} is neither root nor in the group {GROUP}",
+    )
+
+
+def own_uid() -> int:
+    return os.geteuid()

@@ -1,0 +1,18 @@
+"""Jobs and past matches as JSON values: one form, whether the daemon tells them or its spool is looked at."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from cnprocd.hooks.job import Job
+from cnprocd.hooks.store import Match
+
+Value = object
+
+
+def job_value(job: Job) -> dict[str, Value]:
+    return {**asdict(job), "state": str(job.state), "events": list(job.events)}
+
+
+def match_value(match: Match) -> dict[str, Value]:
+    return {"time_ns": match.time_ns, **match.record}

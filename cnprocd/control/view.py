@@ -1,0 +1,173 @@
+"""The daemon as others may see it: plain JSON values made of its counters. Reads only; changes nothing, blocks never.
+
+What status, metrics and `watch` show is defined here once. Times in nanoseconds are wall clock, durations are seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Protocol
+
+from cnprocd import __version__
+from cnprocd.actions import Actions
+from cnprocd.connector import uapi
+from cnprocd.connector.request import Features
+from cnprocd.pipeline import Pipeline
+from cnprocd.rules.compile import CompiledRule
+from cnprocd.rules.load import LoadedRules
+from cnprocd.rules.plan import Plan, identity_of
+from cnprocd.rules.report import RulesError
+
+Value = object
+NS = 1_000_000_000
+
+
+class Daemon(Protocol):
+    """What the control room needs of daemon.py."""
+
+    loaded: LoadedRules
+    plan: Plan
+    pipeline: Pipeline
+    actions: Actions
+    started_ns: int
+    kept_by_manager: bool
+
+    @property
+    def features(self) -> Features: ...
+
+    def reload(self) -> RulesError | None: ...
+
+
+def status(daemon: Daemon) -> dict[str, Value]:
+    """Everything `cnprocctl status` shows."""
+    return {
+        "version": __version__,
+        "pid": os.getpid(),
+        "started_ns": daemon.started_ns,
+        "uptime_s": (time.time_ns() - daemon.started_ns) / NS,
+        "files": [str(path) for path in daemon.loaded.files],
+        "rules": rules(daemon),
+        "events": _events(daemon),
+        "lost": _lost(daemon),
+        "table": {
+            "kept": daemon.plan.tracking.table,
+            "processes": len(daemon.pipeline.tracker.table),
+            "hooks_alive": daemon.pipeline.tracker.hooks_alive,
+        },
+        "jobs": jobs(daemon),
+        "kernel": _kernel(daemon),
+    }
+
+
+def rules(daemon: Daemon) -> list[dict[str, Value]]:
+    """Every rule of the files, the disabled ones too, with its hits."""
+    counts = daemon.pipeline.counts
+    compiled = {rule.name: rule for rule in daemon.pipeline.matcher.rules}
+    return [
+        {
+            "name": rule.name,
+            "description": rule.description,
+            "enabled": rule.enabled,
+            "events": list(rule.events),
+            "hits": counts.rules[rule.name],
+            "last_hit_ns": counts.rule_last_ns.get(rule.name),
+            "hook": rule.run is not None,
+            "identity": _identity(compiled.get(rule.name), daemon),
+        }
+        for rule in daemon.loaded.rules
+    ]
+
+
+def _identity(rule: CompiledRule | None, daemon: Daemon) -> str | None:
+    return None if rule is None else identity_of(rule, daemon.features)
+
+
+def _events(daemon: Daemon) -> dict[str, Value]:
+    counts, source = daemon.pipeline.counts, daemon.pipeline.source
+    return {
+        "asked": mask_names(daemon.plan.request.mask),
+        "delivered": source.events_seen,
+        "records_delivered": source.records_seen,
+        "occurrences": dict(counts.kinds),
+        "matches": counts.matches,
+        "recovered": counts.recovered,
+        "resyncs": counts.resyncs,
+        "rejected": {
+            "foreign_sender": source.rejects.foreign_sender,
+            "wrong_length": source.rejects.wrong_length,
+            "truncated": source.rejects.truncated,
+            "wrong_id": source.rejects.wrong_id,
+            "unknown_event": source.rejects.unknown_event,
+        },
+    }
+
+
+def _lost(daemon: Daemon) -> dict[str, Value]:
+    losses = daemon.pipeline.source.losses
+    return {
+        "total": losses.total(),
+        "connector_drops": losses.connector_drops,
+        "taskstats_drops": losses.taskstats_drops,
+        "sequence_gaps": losses.sequence_gaps,
+        "overruns": losses.overruns,
+    }
+
+
+def jobs(daemon: Daemon) -> dict[str, Value]:
+    """The queue, and the hooks that run now."""
+    counts = daemon.actions.spool.counts()
+    return {
+        "waiting": counts.waiting,
+        "running": counts.running,
+        "done": counts.done,
+        "dead": counts.dead,
+        "oldest_waiting_s": counts.oldest_waiting_s,
+        "duplicates": counts.duplicates,
+        "shed": counts.shed,
+        "durable": counts.durable,
+        "why_not_durable": counts.why,
+        "latency": _latency(daemon),
+        "hooks": [
+            {
+                "job_id": hook.job_id,
+                "rule": hook.rule,
+                "pid": hook.hook_pid,
+                "attempt": hook.attempt,
+                "running_s": hook.running_s,
+            }
+            for hook in daemon.actions.runner.running()
+        ],
+    }
+
+
+def _latency(daemon: Daemon) -> Value:
+    """The runner's histogram, from the kernel's event to the hook's first instruction."""
+    histogram = daemon.actions.runner.latency
+    return {
+        "bounds_ms": list(histogram.bounds_ms),
+        "counts": list(histogram.counts),
+        "sum_ms": histogram.sum_ms,
+        "max_ms": histogram.max_ms,
+        "p50_ms": histogram.quantile_ms(0.5),
+        "p99_ms": histogram.quantile_ms(0.99),
+    }
+
+
+def _kernel(daemon: Daemon) -> dict[str, Value]:
+    source, features = daemon.pipeline.source, daemon.features
+    return {
+        "release": os.uname().release,
+        "event_mask": features.event_mask,
+        "taskstats": features.taskstats,
+        "no_taskstats_because": source.no_taskstats_because or None,
+        "socket_filter": features.socket_filter,
+        "receive_buffer_bytes": source.granted_buffer_bytes,
+        "receive_buffer_events": source.granted_buffer_bytes // uapi.QUEUED_EVENT_BYTES,
+        "socket_kept_by_manager": daemon.kept_by_manager,
+    }
+
+
+def mask_names(mask: int) -> list[str]:
+    """The events of a mask by the rule language's names; all of them for a kernel that sends everything."""
+    return [name for bit, name in uapi.EVENT_NAMES.items() if mask & bit]

@@ -1,0 +1,43 @@
+"""Text from processes, made safe to show and safe to hand over as an argument.
+
+A comm is 16 arbitrary bytes that the process chose for itself; exe, cmdline and unit are as free. Here they are `str`,
+decoded as UTF-8 with surrogateescape (so the raw byte 0xff is U+DCFF). Two rules:
+
+printable   for people and logs. Whatever could move a cursor, start a line, reverse the reading direction, hide, or
+            forge another record becomes visible: \\xNN for a byte (control character, DEL, or a byte that is not
+            UTF-8), \\uNNNN or \\UNNNNNNNN for a character (C1 controls, U+2028, bidi controls, zero width...). The
+            backslash itself is escaped, so different texts never look the same.
+argument    for one argv element of a hook. On top of that, "/" and a leading "-" or "." are escaped: the text is never
+            a path, never an option. exe and cgroup are paths by nature and keep their "/".
+
+What counts as visible is str.isprintable(): all of Unicode's Other (Cc Cf Cs Co Cn) and Separator (Zl Zp Zs) except
+the ASCII space. A newer Python knows more characters; that changes how one is shown, never whether it is safe.
+"""
+
+from __future__ import annotations
+
+_RAW_BYTE = range(0xDC80, 0xDD00)  # what surrogateescape makes of a byte that is not UTF-8
+
+
+def printable(text: str) -> str:
+    """`text` with everything but visible characters and the ASCII space escaped; injective, and always valid UTF-8."""
+    if text.isprintable() and "\\" not in text:
+        return text
+    return "".join(ch if ch.isprintable() and ch != "\\" else _escaped(ch) for ch in text)
+
+
+def argument(text: str, *, keep_slash: bool = False) -> str:
+    """`text` as part of one argv element: printable, no option, no path (unless `keep_slash`)."""
+    shown = printable(text)
+    if not keep_slash:
+        shown = shown.replace("/", "\\x2f")
+    return _escaped(shown[0]) + shown[1:] if shown.startswith(("-", ".")) else shown
+
+
+def _escaped(ch: str) -> str:
+    point = ord(ch)
+    if point in _RAW_BYTE:
+        return f"\\x{point - 0xDC00:02x}"
+    if point < 0x80:
+        return f"\\x{point:02x}"
+    return f"\\u{point:04x}" if point <= 0xFFFF else f"\\U{point:08x}"

@@ -1,0 +1,107 @@
+"""The tables of the spool, and how its SQLite database is opened: in a file, or in memory.
+
+Facts:
+- WAL with synchronous=NORMAL: a commit is a write() to the WAL, in the page cache when COMMIT returns
+  (sqlite.org/pragma.html#pragma_synchronous). It outlives this process, not a power cut; spool.py says what that means.
+- locking_mode=EXCLUSIVE: nobody can hold a lock against us once we are in, no reader can keep the WAL from being
+  checkpointed, and no shared memory file is needed. Two daemons cannot use one file. fcntl locks go with the process.
+- quick_check verifies NOT NULL and CHECK constraints: a bit that flips in a state or a number is seen when the file is
+  opened. A bit that flips in other text is not: records are parsed with care (store.py).
+- page_size=1024: a commit writes whole pages to the WAL, some eight of them for a job. A quarter of the volume that the
+  usual 4096 bytes make, at no cost in time.
+- wal_autocheckpoint=0: the two fsyncs of a checkpoint never happen inside a commit that a hook waits for.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+APPLICATION_ID = 0x636E7072  # "cnpr": a database that is not ours is not touched, but moved aside
+SCHEMA_VERSION = 2
+BUSY_TIMEOUT_S = 0.05  # the event loop waits for nobody: a locked file is answered by memory
+
+_SCHEMA = """
+CREATE TABLE jobs(
+    job_id INTEGER PRIMARY KEY AUTOINCREMENT,
+    rule TEXT NOT NULL, state TEXT NOT NULL, serialize_key TEXT, gather_key TEXT,
+    kernel_time_ns INTEGER, boot_id TEXT NOT NULL, created_ns INTEGER NOT NULL, due_ns INTEGER NOT NULL,
+    attempts INTEGER NOT NULL DEFAULT 0, failures INTEGER NOT NULL DEFAULT 0, event_count INTEGER NOT NULL,
+    first_started_ns INTEGER, finished_ns INTEGER, exit_code INTEGER, signal INTEGER, reason TEXT,
+    duration_ms REAL, latency_ms REAL,
+    attempt_id TEXT, attempt_boot_id TEXT, hook_pid INTEGER, hook_start_ticks INTEGER,
+    CHECK(state IN ('waiting', 'running', 'done', 'dead')),
+    CHECK(typeof(created_ns) = 'integer' AND typeof(due_ns) = 'integer' AND typeof(attempts) = 'integer'
+        AND typeof(failures) = 'integer' AND typeof(event_count) = 'integer'),
+    CHECK(typeof(kernel_time_ns) IN ('integer', 'null') AND typeof(first_started_ns) IN ('integer', 'null'))
+);
+CREATE TABLE events(
+    event_id INTEGER PRIMARY KEY,
+    key TEXT NOT NULL UNIQUE, job_id INTEGER NOT NULL, record TEXT NOT NULL
+);
+CREATE TABLE matches(
+    match_id INTEGER PRIMARY KEY,
+    time_ns INTEGER NOT NULL, rule TEXT NOT NULL, comm TEXT, pid INTEGER, record TEXT NOT NULL
+);
+CREATE INDEX waiting ON jobs(job_id, due_ns, rule, serialize_key) WHERE state = 'waiting';
+CREATE INDEX due ON jobs(due_ns) WHERE state = 'waiting';
+CREATE INDEX gathering ON jobs(gather_key, job_id) WHERE gather_key IS NOT NULL AND state = 'waiting';
+CREATE INDEX ended ON jobs(state, finished_ns) WHERE state IN ('done', 'dead');
+CREATE INDEX events_of ON events(job_id);
+CREATE INDEX matches_by_time ON matches(time_ns);
+"""
+
+
+class NotOurDatabaseError(sqlite3.DatabaseError):
+    """A sound SQLite file that another program, or a newer cnprocd, made."""
+
+
+def in_file(path: Path) -> sqlite3.Connection:
+    """Open or make the file; raises sqlite3.Error when it is unusable or damaged."""
+    db = connect(path)
+    try:
+        db.execute("PRAGMA locking_mode = EXCLUSIVE")
+        db.execute("PRAGMA page_size = 1024")
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = NORMAL")
+        db.execute("PRAGMA wal_autocheckpoint = 0")
+        db.execute("PRAGMA journal_size_limit = 16777216")
+        _make_or_check(db)
+    except UnicodeDecodeError as error:  # sqlite3 quotes a damaged schema in its message, and trips over that itself
+        db.close()
+        raise sqlite3.DatabaseError("malformed database schema") from error
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Only connect. Text that is not UTF-8 any more is read as far as it can be, not refused."""
+    db = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+    db.text_factory = lambda raw: raw.decode("utf-8", "replace")
+    return db
+
+
+def in_memory() -> sqlite3.Connection:
+    """An empty database that a crash takes with it."""
+    db = sqlite3.connect(":memory:", isolation_level=None)
+    _make_or_check(db)
+    return db
+
+
+def _make_or_check(db: sqlite3.Connection) -> None:
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    (tables,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    if version == 0 and tables == 0:
+        db.executescript(
+            f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA application_id = {APPLICATION_ID};"
+            f" PRAGMA user_version = {SCHEMA_VERSION}; COMMIT"
+        )
+        return
+    (application,) = db.execute("PRAGMA application_id").fetchone()
+    if (application, version) != (APPLICATION_ID, SCHEMA_VERSION):
+        raise NotOurDatabaseError(f"not a spool of this version (application {application:#x}, version {version})")
+    (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
+    if verdict != "ok":
+        raise sqlite3.DatabaseError(f"quick_check: {verdict}")

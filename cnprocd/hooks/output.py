@@ -1,0 +1,82 @@
+"""What a hook writes: logged line by line up to a cap, and thrown away beyond it.
+
+Strategy: standard output and standard error are one pipe, so that their order is kept. Past the cap the pipe is still
+emptied, or the hook would hang in write(2) or die of SIGPIPE for being talkative: splice(2) moves pages from the pipe
+to /dev/null without copying them. What is read per wakeup is bounded (a pipe holds 64 KiB), so a hook that writes
+100 MB takes turns with everything else. Lines are cut and counted too: 64 KiB of newlines are not 65,536 records.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+
+from cnprocd.escape import printable
+
+MOST_LINES = 1000
+MOST_LINE_BYTES = 4096
+_CHUNK = 65536
+
+
+class Output:
+    """One hook's output. `emit` gets each line, escaped for people. `fd` is the caller's, and non-blocking."""
+
+    def __init__(self, fd: int, limit: int, emit: Callable[[str], None]) -> None:
+        self.fd = fd
+        self.discarded_bytes = 0
+        self.discarded_lines = 0
+        self._left = limit
+        self._lines = 0
+        self._emit = emit
+        self._partial = b""
+
+    def read(self) -> bool:
+        """Take what is there, at most a pipe full; False at the end of the output. BlockingIOError: nothing there."""
+        if self._left > 0:
+            data = os.read(self.fd, min(_CHUNK, self._left))
+            self._left -= len(data)
+            self._take(data)
+            return bool(data)
+        gone = self._discard()
+        self.discarded_bytes += gone
+        return gone > 0
+
+    def finish(self) -> None:
+        """The hook is gone: take what is still in the pipe, then say what was thrown away."""
+        with contextlib.suppress(BlockingIOError):
+            for _ in range(16):  # a leftover child may go on writing for ever
+                if not self.read():
+                    break
+        if self._partial:
+            self._line(self._partial)
+            self._partial = b""
+        if self.discarded_bytes or self.discarded_lines:
+            self._emit(
+                f"[output limit reached: {self.discarded_bytes} bytes and {self.discarded_lines} lines not shown]"
+            )
+
+    def _take(self, data: bytes) -> None:
+        *lines, self._partial = (self._partial + data).split(b"\n")
+        for line in lines:
+            self._line(line)
+        if len(self._partial) >= MOST_LINE_BYTES:
+            self._line(self._partial)
+            self._partial = b""
+
+    def _line(self, line: bytes) -> None:
+        if not line.strip():
+            return
+        if self._lines >= MOST_LINES:
+            self.discarded_lines += 1
+            return
+        self._lines += 1
+        text = line[:MOST_LINE_BYTES].rstrip(b"\r").replace(b"\t", b"    ").decode("utf-8", "surrogateescape")
+        self._emit(printable(text))
+
+    def _discard(self) -> int:
+        null = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            return os.splice(self.fd, null, 1 << 20)
+        finally:
+            os.close(null)

@@ -1,0 +1,30 @@
+"""Records for people at a terminal: one line each, time first, colour only where a terminal can show it.
+
+The layout is fixed so that the eye finds things: time, level, event, the message, then what else the record holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+_COLOURS = {"debug": "2", "notice": "1", "warning": "33", "error": "31", "critical": "1;31"}
+_QUIET = frozenset({"timestamp", "level", "event", "message"})
+
+
+def line(record: Mapping[str, object], colour: bool) -> str:
+    """One record as one line of text. Absent values are left out."""
+    level = str(record.get("level", "info"))
+    code = _COLOURS.get(level)
+    head = f"{str(record.get('timestamp', ''))[11:23]} {level:8}"
+    event = str(record.get("event", ""))
+    if colour and code:
+        head, event = f"\x1b[{code}m{head}\x1b[0m", f"\x1b[{code}m{event}\x1b[0m"
+    rest = " ".join(
+        f"{name}={_shown(value)}" for name, value in record.items() if name not in _QUIET and value is not None
+    )
+    return " ".join(part for part in (head, event, str(record.get("message") or ""), rest) if part)
+
+
+def _shown(value: object) -> str:
+    text = str(value)
+    return f'"{text}"' if " " in text or not text else text

@@ -1,0 +1,211 @@
+"""The journal's native protocol: one record, one datagram to /run/systemd/journal/socket.
+
+Strategy: `encode` turns a record (the same mapping that becomes a JSON line) into bytes and knows nothing of sockets;
+`JournalSink` sends them. Field values are the process's own words (a comm is 16 arbitrary bytes), so nothing in them
+may end a field: a value with a newline or a NUL goes in the length-prefixed form, and MESSAGE, which people read on a
+terminal, has its control characters escaped.
+
+Facts relied on (systemd.io/JOURNAL_NATIVE_PROTOCOL, systemd.journal-fields(7), journald-native.c):
+- `NAME=value\\n`, or `NAME\\n` + 64-bit little-endian length + value + `\\n` for any bytes at all.
+- Names are A-Z 0-9 _, at most 64, not starting with _ (journald drops those) or a digit.
+- A datagram that is too large (EMSGSIZE, ENOBUFS) goes as a memfd sealed against write, grow, shrink and seal, passed
+  by SCM_RIGHTS with an empty payload. An unsealed one is refused from sandboxed senders.
+- Several values of one name are allowed; we send each name once, so a record and its JSON line say the same.
+- OBJECT_PID is looked up by journald only for uid 0; from our user it is stored as given, so never wrongly enriched.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import re
+import socket
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from cnprocd.errors import CnprocdError
+
+JOURNAL_SOCKET = Path("/run/systemd/journal/socket")
+IDENTIFIER = "cnprocd"
+FACILITY_DAEMON = "3"
+SEND_LIMIT_S = 2.0  # journald being restarted takes less; the watchdog allows more
+
+PRIORITIES = {"debug": 7, "info": 6, "notice": 5, "warning": 4, "error": 3, "critical": 2}
+
+MESSAGE_IDS = {
+    "started": "1d04f98ef6494fd7b4e5583773ec639a",
+    "rules_loaded": "8e0b500c32f149849b3f23e596ab65c6",
+    "rules_rejected": "a179997244714d76934c35e1b6f88922",
+    "rule_matched": "2b761c5a2a174400bfd70bbfcdc48658",
+    "hook_started": "ada217c4e0c6442ca3462053cf9b2dc3",
+    "hook_finished": "46600ae9ba174c7192ca6a1364773b9d",
+    "hook_failed": "35b1770d482b447ab765f10e8e4aefa6",
+    "hook_output": "561b34390a0a4486ad529a3a8a9bf921",
+    "job_dead": "0b67c67cc1d34e9a9053fd508da4c233",
+    "overrun": "082be2ccd97d48afa78520e10d029207",
+    "recovered": "68d0532869d4492ab62ed7ee3776ed3b",
+    "spoofed": "b5f0ce3e4be34f09a6685d4985c817fa",
+    "stopping": "ea564821f11b4575b97d85ddabef781e",
+    "throttled": "c560db1221a24b97b36a01a352130418",
+    "queue_full": "99f1245e39684acaa3ab7e5ed785aa89",
+    "spool_damaged": "e2792e8238bc4375887f879970e018b0",
+    "spool_not_durable": "b95da1b4570543c0bb3785fda75bd230",
+    "spool_durable": "88725cf1bbfd45d9acae8ab4251df1ab",
+}
+"""What `journalctl MESSAGE_ID=` and the message catalog know a record class by. Never change or reuse one."""
+
+# Which field names the process a record is about. A class not listed is about cnprocd itself.
+OBJECT_PID_FIELD = {
+    "rule_matched": "pid",
+    "recovered": "pid",
+    "hook_started": "hook_pid",
+    "hook_finished": "hook_pid",
+    "hook_failed": "hook_pid",
+    "hook_output": "hook_pid",
+}
+
+# The text of a bad rule file spans lines on purpose: position, the line, a caret.
+MULTILINE = frozenset({"rules_rejected"})
+
+_NOT_IN_NAMES = re.compile(r"[^A-Z0-9_]")
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_CONTROL_BUT_NEWLINE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_NEEDS_LENGTH = re.compile(rb"[\x00-\x08\x0a-\x1f]")
+
+
+class JournalUnavailableError(CnprocdError):
+    """A record did not reach journald; the caller prints it as JSON instead."""
+
+
+def field_name(key: str) -> str:
+    """A record's key as a journal field: `exit_code` is CNPROCD_EXIT_CODE."""
+    return ("CNPROCD_" + _NOT_IN_NAMES.sub("_", key.upper()))[:64]
+
+
+def field_value(value: object) -> bytes:
+    """The value's own bytes. Structures are the JSON they would be in a JSON line."""
+    if isinstance(value, bytes):
+        return value
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text.encode("utf-8", "surrogateescape" if _round_trips(text) else "replace")
+
+
+def _round_trips(text: str) -> bool:
+    """Whether every surrogate in `text` is a byte that os.fsdecode hid there, as /proc text has them."""
+    return not any("\ud800" <= char < "\udc80" or "\udcff" < char <= "\udfff" for char in text)
+
+
+def escaped(text: str, *, keep_newlines: bool = False) -> str:
+    """`text` with nothing left that could move a cursor, recolour a terminal, reorder or fake a line."""
+    pattern = _CONTROL_BUT_NEWLINE if keep_newlines else _CONTROL
+    return pattern.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode("ascii"), text)
+
+
+def message(record: Mapping[str, object]) -> str:
+    """The line a person reads: the rule's own message, or the class and its facts."""
+    event = str(record.get("event", ""))
+    own = record.get("message")
+    if isinstance(own, str) and own:
+        return escaped(own, keep_newlines=event in MULTILINE)
+    facts = " ".join(
+        f"{key}={field_value(value).decode('utf-8', 'backslashreplace')}"
+        for key, value in record.items()
+        if value is not None and key not in ("timestamp", "level", "event", "message")
+    )
+    title = event.replace("_", " ")
+    return escaped(f"{title}: {facts}" if facts else title)
+
+
+def fields(record: Mapping[str, object]) -> Iterator[tuple[str, bytes]]:
+    """Every journal field of a record, in order. A null in the record is a field that is not there."""
+    event = str(record.get("event", ""))
+    yield "MESSAGE", message(record).encode("utf-8", "replace")
+    yield "PRIORITY", str(PRIORITIES.get(str(record.get("level")), PRIORITIES["info"])).encode()
+    yield "SYSLOG_IDENTIFIER", IDENTIFIER.encode()
+    yield "SYSLOG_FACILITY", FACILITY_DAEMON.encode()
+    if event in MESSAGE_IDS:
+        yield "MESSAGE_ID", MESSAGE_IDS[event].encode()
+    about = record.get(OBJECT_PID_FIELD.get(event, ""))
+    if isinstance(about, int):
+        yield "OBJECT_PID", str(about).encode()
+    for key, value in record.items():
+        if value is not None and key not in ("message", "level"):
+            yield field_name(key), field_value(value)
+
+
+def encode(record: Mapping[str, object]) -> bytes:
+    """The datagram."""
+    parts: list[bytes] = []
+    for name, value in fields(record):
+        if _NEEDS_LENGTH.search(value):
+            parts += (name.encode(), b"\n", len(value).to_bytes(8, "little"), value, b"\n")
+        else:
+            parts += (name.encode(), b"=", value, b"\n")
+    return b"".join(parts)
+
+
+def is_journal_stream(environ: Mapping[str, str], descriptor: int) -> bool:
+    """Whether `descriptor` is the stream systemd connected to the journal: JOURNAL_STREAM is its device:inode.
+
+    The variable alone says nothing: a child whose output goes elsewhere inherits it (systemd.exec(5)).
+    """
+    try:
+        status = os.fstat(descriptor)
+    except OSError:
+        return False
+    return stat.S_ISSOCK(status.st_mode) and environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
+class JournalSink:
+    """Sends records. One socket, never connected, so that a restarted journald is simply found again."""
+
+    def __init__(self, path: Path | str = JOURNAL_SOCKET) -> None:
+        self.path = str(path)
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        # A bound, not a non-blocking send: a burst may fill journald's queue, and a record must not be dropped for it.
+        self.socket.settimeout(SEND_LIMIT_S)
+
+    def emit(self, record: Mapping[str, object]) -> None:
+        """Deliver one record, or raise JournalUnavailableError: never half a record, never silence."""
+        datagram = encode(record)
+        try:
+            self._send(datagram)
+        except OSError as error:
+            # Waiting the full limit for each of a thousand records would starve the watchdog: wait once, then only try.
+            self.socket.settimeout(0)
+            raise JournalUnavailableError(
+                f"a {record.get('event')} record did not reach the journal at {self.path}: {error.strerror or error}",
+                "is systemd-journald running? Use --log-format json without it",
+            ) from error
+        self.socket.settimeout(SEND_LIMIT_S)
+
+    def _send(self, datagram: bytes) -> None:
+        try:
+            self.socket.sendto(datagram, self.path)
+        except OSError as error:
+            if error.errno not in (errno.EMSGSIZE, errno.ENOBUFS):
+                raise
+            self._send_by_memfd(datagram)
+
+    def _send_by_memfd(self, datagram: bytes) -> None:
+        """No size limit but journald's own: the record goes as a sealed file, its descriptor as the datagram."""
+        descriptor = os.memfd_create("cnprocd-record", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            with open(descriptor, "wb", closefd=False) as file:
+                file.write(datagram)
+            seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
+            # Not socket.send_fds: CPython 3.11 ignores its address argument.
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))]
+            self.socket.sendmsg([b""], rights, 0, self.path)
+        finally:
+            os.close(descriptor)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.socket.close()

@@ -1,0 +1,117 @@
+"""From a match to the record that is logged, spooled and handed to the hook: one flat mapping of contract field names.
+
+Every field is there in every match record; what is not known is None, which becomes null. Text that a process chose is
+escaped UTF-8; where escaping changed a field, `<field>_hex` (`comm_hex`, `exe_hex`) joins with the exact bytes, so that
+nothing is lost and two names never look the same. Pure: what must be read is read before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cnprocd.connector.status import core_dumped, describe, exit_code, signal_name, term_signal
+from cnprocd.escape import printable
+from cnprocd.process.model import Occurrence, Process
+from cnprocd.process.stat import container_of, unit_of
+from cnprocd.rules.compile import Firing
+from cnprocd.rules.values import Template
+
+Record = dict[str, object]
+
+MATCH_FIELDS = (
+    "rule", "kind", "pid", "tid", "comm", "ppid", "uid", "gid", "exe", "cmdline", "unit", "exit_code", "signal",
+    "core_dumped", "kernel_time_ns", "cpu", "recovered", "job_id",
+)  # fmt: skip
+"""The fields of a match record, in order; users and checks depend on them literally."""
+
+
+def match_record(firing: Firing, occurrence: Occurrence, user_name: Callable[[int], str] = str) -> Record:
+    """The record of one rule matching one occurrence; `job_id` is None until the job is in the spool.
+
+    `user_name` turns a uid into the name by which people know it.
+    """
+    process, status = occurrence.process, occurrence.status
+    unit = unit_of(process.cgroup)
+    number = term_signal(status) if status is not None else None
+    record: Record = {
+        "rule": firing.compiled.name,
+        "kind": firing.event,
+        "pid": process.tgid,
+        "tid": occurrence.tid,
+        "comm": _escaped(process.comm),
+        "ppid": process.ppid,
+        "uid": process.uid,
+        "gid": process.gid,
+        "exe": _escaped(process.exe),
+        "cmdline": _escaped(process.cmdline),
+        "unit": _escaped(unit),
+        "exit_code": exit_code(status) if status is not None else None,
+        "signal": signal_name(number) if number is not None else None,
+        "core_dumped": core_dumped(status) if status is not None else None,
+        "kernel_time_ns": occurrence.kernel_time_ns,
+        "cpu": occurrence.cpu,
+        "recovered": occurrence.recovered,
+        "job_id": None,
+        "user": user_name(process.uid) if process.uid is not None else None,
+    }
+    texts = {"comm": process.comm, "exe": process.exe, "cmdline": process.cmdline, "unit": unit}
+    if occurrence.kind == "exit":
+        record["status"] = describe(status)
+    parent = occurrence.ancestors[0] if occurrence.ancestors else None
+    if parent is not None:
+        texts["parent_comm"] = parent.comm
+        record["parent_comm"] = _escaped(parent.comm)
+    if process.cgroup is not None:
+        texts["cgroup"] = process.cgroup
+        record |= {"cgroup": _escaped(process.cgroup), "container": container_of(process.cgroup)}
+    for name, text in texts.items():
+        if text is not None and text != record[name]:
+            record[f"{name}_hex"] = text.encode("utf-8", "surrogateescape").hex()
+    record.update(occurrence.details)
+    record.update(_usage(occurrence))
+    return record
+
+
+def provenance(process: Process) -> dict[str, str]:
+    """Where each attribute of a record comes from, for debug records and `explain`."""
+    return dict(process.sources())
+
+
+def _usage(occurrence: Occurrence) -> Record:
+    """What the process used up to its death, where an exit record told it."""
+    usage, lifetime_s = occurrence.usage, occurrence.lifetime_s
+    if occurrence.kind != "exit":
+        return {}
+    record: Record = {"lifetime_ms": round(lifetime_s * 1000, 3) if lifetime_s is not None else None}
+    if usage is not None:
+        record |= {
+            "cpu_time_ms": usage.cpu_time_us / 1000,
+            "max_rss_kib": usage.max_rss_kib,
+            "read_bytes": usage.read_bytes,
+            "write_bytes": usage.write_bytes,
+        }
+    return record
+
+
+def _escaped(text: str | None) -> str | None:
+    return printable(text) if text is not None else None
+
+
+def message(template: Template | None, record: Record) -> str:
+    """The text of a match record: the rule's own, or what happened in one line. What is not known reads `unknown`."""
+    values = _Texts({name: _text(value) for name, value in record.items() if value is not None})
+    if template is not None:
+        return template.render(values)
+    who = f"{values['comm']}[{values['pid']}]"
+    if "status" not in record:
+        return f"{who}: {values['kind']}"
+    return f"{who} vanished unseen: {values['status']}" if record["recovered"] else f"{who} ended: {values['status']}"
+
+
+class _Texts(dict[str, str]):
+    def __missing__(self, name: str) -> str:
+        return "unknown"
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,364 @@
+"""One event, straight down: drain, who was it, which rules, log it and spool the job. The hot line of the daemon.
+
+    kernel -> source.drain -> tracker.take -> matcher.match -> deliver (jobs durable first, then the records)
+
+Everything in `turn` is synchronous and done batch by batch, so the order of effects is the order of this file: a job is
+in the spool before its record is logged and before the next batch is looked at. The daemon calls `turn` until it says
+that nothing is left or its budget is spent.
+
+Losses are handled in the same straight way by `resync`: read what is queued, scan /proc, read what came meanwhile, and
+whoever the table still has and /proc has not has vanished unseen.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from cnprocd.connector.source import Source
+from cnprocd.connector.status import describe
+from cnprocd.output.log import Log
+from cnprocd.output.record import Record, match_record
+from cnprocd.process.holder import Holder
+from cnprocd.process.model import EVERYTHING, Occurrence, Process, Wanted
+from cnprocd.process.model import Source as Provenance
+from cnprocd.process.tracker import Tracker
+from cnprocd.rules.compile import Firing, Matcher
+from cnprocd.rules.plan import Plan
+
+_IN_FLIGHT_S = 0.002  # between a task's disappearance from /proc and its exit event (cn_proc.c: sent after reaping)
+_RESYNC_TRIES = 3
+_RESYNC_EVERY_S = 1.0  # a scan of /proc per second is what a storm that never ends may cost
+_MOST_TURNS = 64  # of one drain: a storm must not keep a reload or a stop waiting for ever
+_SPOOFED_EVERY_S = 10.0
+_NAMELESS_EVERY_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A rule that fired, what it fired on, and the record of it."""
+
+    firing: Firing
+    occurrence: Occurrence
+    record: Record
+    sources: Mapping[str, str]  # where each attribute of the process came from, for debug records
+
+
+class Delivery(Protocol):
+    """Where matches go: throttles, the spool, the log. Everything is durable when `deliver` returns."""
+
+    def deliver(self, matches: list[Match]) -> None: ...
+
+
+class ProcReader(Protocol):
+    """/proc, as the tracker and the resync need it."""
+
+    def read(self, tgid: int, wanted: Wanted, source: Provenance) -> Process | None: ...
+    def is_alive(self, tgid: int) -> bool: ...
+    def scan(self, wanted: Wanted) -> Iterable[Process]: ...
+    def is_hook(self, tgid: int) -> bool: ...
+    def user_name(self, uid: int) -> str: ...
+
+
+@dataclass(slots=True)
+class Counts:
+    """What the pipeline did since start; shown by status and metrics."""
+
+    occurrences: int = 0
+    matches: int = 0
+    recovered: int = 0
+    nameless: int = 0  # deaths whose comm nobody could tell, while a rule asked for one
+    resyncs: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    rules: Counter[str] = field(default_factory=Counter)
+    rule_last_ns: dict[str, int] = field(default_factory=dict)  # wall clock
+
+
+class Pipeline:
+    """Owns the hot line; knows every room and nothing of asyncio."""
+
+    def __init__(
+        self,
+        source: Source,
+        tracker: Tracker,
+        matcher: Matcher,
+        delivery: Delivery,
+        reader: ProcReader,
+        log: Log,
+        holder: Holder | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`holder`: pidfds as a second witness after losses, on kernels that tell a dead process's status."""
+        self.source = source
+        self.tracker = tracker
+        self.matcher = matcher
+        self.counts = Counts()
+        self._delivery = delivery
+        self._reader = reader
+        self._log = log
+        self._holder = holder
+        self._clock = clock
+        self._rejects_told = 0
+        self._lost_told = 0
+        self._nameless_untold = 0
+        self._nameless_told_at = -_NAMELESS_EVERY_S
+        self._spoofed_at = -_SPOOFED_EVERY_S
+        self._resync_due = False
+        self._resynced_at = -_RESYNC_EVERY_S
+
+    def turn(self) -> int:
+        """See one batch through. Returns how many events and records it held; 0 when nothing was queued."""
+        batch = self.source.drain()
+        if batch.overrun:
+            self._resync_due = True
+        self._judge(self.tracker.take(batch.events, batch.records, time.monotonic_ns()))
+        self.source.settle()
+        if self._resync_due and not batch.more and self._clock() - self._resynced_at >= _RESYNC_EVERY_S:
+            self.resync()
+        if self.source.rejects.total() != self._rejects_told:
+            self._tell_rejects()
+        return len(batch.events) + len(batch.records) + batch.more
+
+    def _judge(self, occurrences: Iterable[Occurrence]) -> None:
+        """Which rules? Every match is delivered, durable, before this returns."""
+        matches = []
+        for occurrence in occurrences:
+            self.counts.occurrences += 1
+            self.counts.kinds[occurrence.kind] += 1
+            if occurrence.kind == "exit" and not occurrence.of_thread:
+                self._note_exit(occurrence)
+            firings = self.matcher.match(occurrence)
+            if firings:
+                complete(occurrence, self._reader)
+                sources = occurrence.process.sources()
+                matches += [Match(firing, occurrence, self._record(firing, occurrence), sources) for firing in firings]
+        if matches:
+            now_ns = time.time_ns()
+            for match in matches:
+                self.counts.rules[match.firing.compiled.name] += 1
+                self.counts.rule_last_ns[match.firing.compiled.name] = now_ns
+            self.counts.matches += len(matches)
+            self._delivery.deliver(matches)
+
+    def _note_exit(self, occurrence: Occurrence) -> None:
+        if self._holder is not None:
+            self._holder.release(occurrence.process.tgid)
+        if occurrence.process.comm is None:
+            self._note_nameless(occurrence)
+
+    def _note_nameless(self, occurrence: Occurrence) -> None:
+        """A death whose name nobody could tell: rules that ask for one cannot match it, and that must not be silent."""
+        if not self.matcher.asks_for_comm or occurrence.from_hook:
+            return
+        self.counts.nameless += 1
+        self._nameless_untold += 1
+        now = self._clock()
+        if now - self._nameless_told_at < _NAMELESS_EVERY_S:
+            return
+        self._log(
+            "warning",
+            "identity_unknown",
+            pid=occurrence.process.tgid,
+            status=describe(occurrence.status),
+            count=self._nameless_untold,
+            message=f"process {occurrence.process.tgid} ended ({describe(occurrence.status)}) before its name could be"
+            " read; rules that ask for comm did not match it",
+        )
+        self._nameless_untold, self._nameless_told_at = 0, now
+
+    def _record(self, firing: Firing, occurrence: Occurrence) -> Record:
+        return match_record(firing, occurrence, self._reader.user_name)
+
+    def start(self) -> None:
+        """After LISTEN and its acknowledgement: scan, then take what came meanwhile. No match is made of the scan."""
+        snapshot = list(self._reader.scan(self.tracker.tracking.wanted_anew))
+        self._adopt_hooks(snapshot)
+        if self.tracker.tracking.table:
+            self.tracker.adopt(snapshot)
+        self._hold(snapshot)
+        self.drain()
+
+    def drain(self) -> None:
+        """Turn until the queue is empty, or for a bounded while."""
+        for _ in range(_MOST_TURNS):
+            if not self.turn():
+                return
+
+    def use(self, matcher: Matcher, plan: Plan) -> bool:
+        """Put other rules, or another plan for the same ones, in force without losing or doubling an event.
+
+        What is queued is judged by the rules it happened under. Then the kernel is asked, which takes effect at once,
+        and only then do the new rules judge. Returns False, with nothing changed, if exit records cannot be had.
+        """
+        self.drain()
+        if not self.source.ask(plan.request):
+            return False
+        had_table = self.tracker.tracking.table
+        self.matcher = matcher
+        self.tracker.use(plan.tracking, matcher.cares)
+        if not plan.tracking.table:
+            self.tracker.table.clear()
+        elif not had_table:
+            self.tracker.adopt(list(self._reader.scan(plan.tracking.wanted_anew)))
+        return True
+
+    def tick(self) -> None:
+        """Housekeeping, about once a second while there is something to do."""
+        self._judge(self.tracker.sweep(time.monotonic_ns()))
+        newcomers, self.tracker.newcomers = self.tracker.newcomers, set()
+        known = (self.tracker.table.get(tgid) for tgid in newcomers)
+        self._hold(process for process in known if process is not None and process.ended_ns is None)
+        self.source.count_losses()
+        if self._resync_due or self.source.losses.total() != self._lost_told:
+            self.resync()
+
+    def _hold(self, processes: Iterable[Process]) -> None:
+        """Keep a second witness of the processes that exit rules could match by name."""
+        if self._holder is None or not self.matcher.wants("exit", threads=False):
+            return
+        if self._holder.full:  # the deaths of some were filtered in the kernel, so nobody told of them
+            for ended in self._holder.ended():
+                if ended.status not in self.source.wanted_exits or not self._cares_for(ended.process):
+                    self._holder.release(ended.process.tgid)
+        for process in processes:
+            if self._cares_for(process):
+                self._holder.hold(process)
+
+    def _cares_for(self, process: Process) -> bool:
+        return self.matcher.cares("exit", False, process.comm)
+
+    def resync(self) -> None:
+        """After a loss: count it, find out who vanished, hand them to the rules as exits of unknown status.
+
+        Repeated if the buffer overran during the scan, a bounded number of times; the next turn goes on from there.
+        """
+        self._resync_due = False
+        self._resynced_at = self._clock()
+        self.counts.resyncs += 1
+        recovered = self.tracker.without_event()
+        for _ in range(_RESYNC_TRIES if self.tracker.tracking.table else 0):
+            scan_began_ns = time.monotonic_ns()
+            snapshot = list(self._reader.scan(self.tracker.tracking.wanted_anew))
+            recovered += self.tracker.adopt(snapshot)
+            time.sleep(_IN_FLIGHT_S)
+            self._take_what_came()
+            recovered += self.tracker.missing({process.tgid for process in snapshot}, scan_began_ns)
+            if not self._resync_due:
+                break
+            self._resync_due = False
+        recovered = self._with_statuses(recovered)
+        recovered = [occurrence for occurrence in recovered if occurrence.kind in self.tracker.tracking.kinds]
+        self.counts.recovered += len(recovered)
+        for occurrence in recovered:
+            occurrence.recovered = True
+        self._tell_losses()
+        self._log("warning", "recovered", count=len(recovered), tracked=len(self.tracker.table))
+        self._judge(recovered)
+
+    def _with_statuses(self, recovered: list[Occurrence]) -> list[Occurrence]:
+        """Add what the pidfds tell: the status of whom the table missed, and, without a table, who died at all."""
+        if self._holder is None:
+            return recovered
+        missed = {occurrence.process.tgid: occurrence for occurrence in recovered}
+        for process, status in self._holder.ended():
+            occurrence = missed.get(process.tgid)
+            if occurrence is None:
+                recovered.append(Occurrence("exit", process, process.tgid, status))
+            elif occurrence.status is None:
+                occurrence.status = status
+        return recovered
+
+    def _tell_losses(self) -> None:
+        """What the kernel counted since the last time, exactly; read after the queue was drained."""
+        self.source.count_losses()
+        losses = self.source.losses
+        lost, self._lost_told = losses.total() - self._lost_told, losses.total()
+        self._log(
+            "warning",
+            "overrun",
+            lost=lost,
+            lost_total=losses.total(),
+            connector_drops_total=losses.connector_drops,
+            taskstats_drops_total=losses.taskstats_drops,
+            sequence_gaps_total=losses.sequence_gaps,
+            message=_overrun_message(lost, self.tracker.tracking.table),
+        )
+
+    def _take_what_came(self) -> None:
+        while True:
+            batch = self.source.drain()
+            self._resync_due |= batch.overrun
+            self._judge(self.tracker.take(batch.events, batch.records, time.monotonic_ns()))
+            self.source.settle()
+            if not batch.more:
+                return
+
+    def _adopt_hooks(self, snapshot: Iterable[Process]) -> None:
+        """Hooks that outlived the last daemon, and what they started, are known by the job id in their environment."""
+        for process in snapshot:
+            if self._reader.is_hook(process.tgid):
+                self.tracker.add_hook(process.tgid)
+
+    def _tell_rejects(self) -> None:
+        """Datagrams that the kernel did not send, at most one record in a while."""
+        now = self._clock()
+        if now - self._spoofed_at < _SPOOFED_EVERY_S:
+            return
+        rejects = self.source.rejects
+        self._log(
+            "warning",
+            "spoofed",
+            count=rejects.total() - self._rejects_told,
+            foreign_sender=rejects.foreign_sender,
+            wrong_length=rejects.wrong_length,
+            truncated=rejects.truncated,
+            wrong_id=rejects.wrong_id,
+            unknown_event=rejects.unknown_event,
+            message="dropped datagrams that are not proc connector events of the kernel",
+        )
+        self._rejects_told, self._spoofed_at = rejects.total(), now
+
+
+def complete(occurrence: Occurrence, reader: ProcReader) -> None:
+    """Fill what the record of a match would like to tell and no source has told yet, if /proc still can.
+
+    Only for matches, so its price is paid per match. The process found must be the one meant: a PID may be reused.
+    """
+    process = occurrence.process
+    if occurrence.ancestors is None and process.ppid:
+        parent = reader.read(process.ppid, Wanted(), "procfs")
+        if parent is not None and (parent.start_ns or 0) <= (process.start_ns or occurrence.kernel_time_ns or 0):
+            occurrence.ancestors = (parent,)
+    known = process.cmdline is not None and process.cgroup is not None and process.uid is not None
+    if occurrence.recovered or known:
+        return
+    fresh = reader.read(process.tgid, EVERYTHING, "procfs")
+    if fresh is None or not _is_same(process, fresh, occurrence):
+        return
+    if process.comm is None and not occurrence.of_thread:
+        process.comm, process.comm_source = fresh.comm, "procfs"
+    if process.uid is None:
+        process.uid, process.gid, process.ids_source = fresh.uid, fresh.gid, "procfs"
+    if process.cmdline is None and process.exe is None:
+        process.exe, process.cmdline, process.image_source = fresh.exe, fresh.cmdline, "procfs"
+    if process.cgroup is None:
+        process.cgroup, process.cgroup_source = fresh.cgroup, "procfs"
+    if process.ppid is None:
+        process.ppid = fresh.ppid
+
+
+def _is_same(process: Process, fresh: Process, occurrence: Occurrence) -> bool:
+    """Whether what /proc shows now can be the process of an occurrence: it started before that happened."""
+    if process.start_ns is not None and fresh.start_ns is not None:
+        return abs(process.start_ns - fresh.start_ns) < 30_000_000
+    return (fresh.start_ns or 0) <= (occurrence.kernel_time_ns or 0)
+
+
+def _overrun_message(lost: int, table: bool) -> str:
+    what = f"{lost} events were lost: the receive buffer was full"
+    return (
+        f"{what}; /proc was compared with the table" if table else f"{what}; settings: receive_buffer makes it larger"
+    )

@@ -1,0 +1,221 @@
+"""One answer per process death, joined from exit records (taskstats) and exit events (connector).
+
+Both come once per thread. The facts that make the join exact (measured on 6.18, each has a kernel test):
+
+- A task's record is sent before its exit event. So whoever reads the connector first and taskstats second has, for
+  every exit event in hand, the record too. They are joined by thread id.
+- Exactly one record of a process is marked `last`. Its status is what waitpid() tells the parent: after exit_group or
+  a fatal signal every thread shows the group's status, and otherwise the kernel takes the last thread's
+  (kernel/exit.c synchronize_group_exit).
+- One exception: after a core dump only the dumping thread's status carries the core flag, and its record may come a
+  moment after the last one. A death by a core-dumping signal of a process that had threads is therefore held for a few
+  milliseconds.
+- comm is a thread's own. The process's is its leader's, whose record is kept when the leader ends first. It may also
+  come a moment after the last one, and the death is held for it in the same way.
+- exec by another thread than the leader ends the leader and gives its id to that thread, so one thread id can have two
+  records and two events in one batch. A record and its event show the same status.
+
+A death whose event was lost is told without its time; one whose record was lost is told without its identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from cnprocd.connector.event import Exit
+from cnprocd.connector.status import CORE_FLAG, CORE_SIGNALS, EVERY_STATUS, core_dumped
+from cnprocd.connector.taskrecord import TaskRecord
+
+_LEADERS_PRUNED_AT = 1024  # early leaders kept before those of dead processes are looked for
+_TOGETHER_NS = 5_000_000  # threads of a group exit end within a few milliseconds of each other
+HOLD_NS = 2_000_000  # how long after its event a death waits for the records of other threads
+_TOLD_NS = 1_000_000_000  # a second death of the same PID within this time, without records, is the same death
+
+
+class Death(NamedTuple):
+    """The end of a process. At least one of `event` and `record` is there."""
+
+    tgid: int
+    status: int
+    event: Exit | None  # of the last thread
+    record: TaskRecord | None  # of the last thread: usage of the whole process
+    leader: TaskRecord | None  # identity of the process
+
+
+class ThreadEnd(NamedTuple):
+    """The end of one thread, whether or not its process goes on."""
+
+    event: Exit
+    record: TaskRecord | None
+
+
+class Deaths:
+    """The join. Feed records, then `settle`, then exit events."""
+
+    def __init__(self, is_alive: Callable[[int], bool], wanted: frozenset[int] = EVERY_STATUS.wait_statuses()) -> None:
+        """`wanted`: the statuses whose records and events the kernel lets through, but for early leaders' records."""
+        self.wanted = wanted
+        self._is_alive = is_alive
+        self._leaders: dict[int, TaskRecord] = {}  # tgid -> leader that ended before its process
+        self._waiting: dict[int, tuple[TaskRecord, ...]] = {}  # tid -> records whose exit event is still to come
+        self._waited: list[int] = []  # what waited at the last `prune`
+        self._caught_up = False
+        self._dumped: dict[int, int] = {}  # tgid -> status of its thread that showed the core flag
+        self._held: list[Death] = []
+        self._told: dict[int, int] = {}  # tgid -> time of a death that was told without a record
+        self._prune_at = _LEADERS_PRUNED_AT
+        self.without_record = 0
+
+    def record(self, record: TaskRecord) -> None:
+        """Take one exit record."""
+        self._waiting[record.pid] = (*self._waiting.get(record.pid, ()), record)
+        if record.pid == record.tgid and not record.last:
+            self._leaders[record.tgid] = record
+        if record.threaded or not record.last:
+            self._note_core(record.tgid, record.status)
+
+    def exit(self, event: Exit) -> tuple[ThreadEnd, Death | None]:
+        """Take one exit event; the death is there if this was the process's last thread and nothing more may come."""
+        record = self._joined(event)
+        if record is not None:
+            death = self._death(record, event) if record.last else None
+        else:
+            death = self._death_without_record(event)
+        if death is not None and self._is_incomplete(death):
+            self._held.append(death)
+            death = None
+        return ThreadEnd(event, record), death
+
+    @property
+    def holds(self) -> bool:
+        """A death waits for what a sibling's record tells: drain again after HOLD_NS."""
+        return bool(self._held)
+
+    @property
+    def owed(self) -> bool:
+        """An exit record came whose event is still to come: whoever stops now leaves the event without its record."""
+        return bool(self._waiting)
+
+    def settle(self, now_ns: int | None) -> list[Death]:
+        """The deaths that were held and are complete by now, or have waited for long enough; None: all of them."""
+        told: list[Death] = []
+        waiting: list[Death] = []
+        for death in self._held:
+            leader = death.leader or self._leaders.pop(death.tgid, None)
+            death = self._with_core_flag(death._replace(leader=leader))
+            assert death.event is not None
+            due_ns = death.event.timestamp_ns + HOLD_NS
+            waits = now_ns is not None and now_ns < due_ns and self._is_incomplete(death)
+            (waiting if waits else told).append(death)
+        self._held = waiting
+        return told
+
+    def without_event(self) -> list[Death]:
+        """After an overrun: deaths whose record came and whose event was lost. Forgets every record that waits."""
+        lost = [self._death(r, None) for records in self._waiting.values() for r in records if r.last]
+        self._waiting.clear()
+        return lost
+
+    def caught_up(self) -> None:
+        """The queue of events was found empty."""
+        self._caught_up = True
+
+    def prune(self) -> None:
+        """Forget what waits in vain, about once a second.
+
+        That is the record of a leader whose event was not asked for: most processes with threads leave one.
+        """
+        if self._caught_up:
+            for tid in self._waited:
+                if tid in self._waiting and not self._waiting[tid][-1].last:
+                    del self._waiting[tid]
+        self._waited, self._caught_up = list(self._waiting), False
+        if len(self._leaders) > self._prune_at:
+            self._leaders = {tgid: r for tgid, r in self._leaders.items() if self._is_alive(tgid)}
+            self._prune_at = max(_LEADERS_PRUNED_AT, 2 * len(self._leaders))
+        if len(self._dumped) > _LEADERS_PRUNED_AT:
+            self._dumped.clear()
+
+    def _joined(self, event: Exit) -> TaskRecord | None:
+        """The record of this very end; older ones of the same thread id, whose event was not asked for, are dropped."""
+        waiting = self._waiting.get(event.process_pid, ())
+        for number, record in enumerate(waiting, start=1):
+            if record.tgid == event.process_tgid and record.status == event.exit_code:
+                if number < len(waiting):
+                    self._waiting[event.process_pid] = waiting[number:]
+                else:
+                    del self._waiting[event.process_pid]
+                return record
+        return None
+
+    def _death(self, record: TaskRecord, event: Exit | None) -> Death:
+        leader = self._leaders.pop(record.tgid, None)
+        if record.pid == record.tgid:
+            leader = record  # and a kept one is of before an exec by another thread, which took over the leader's id
+        return self._with_core_flag(Death(record.tgid, record.status, event, record, leader))
+
+    def _death_without_record(self, event: Exit) -> Death | None:
+        tgid, now = event.process_tgid, event.timestamp_ns
+        told = self._told.get(tgid)
+        if (told is not None and now - told < _TOLD_NS) or self._is_alive(tgid):
+            return None
+        if len(self._told) > _LEADERS_PRUNED_AT:
+            self._told.clear()
+        self._told[tgid] = now
+        self.without_record += 1
+        self._note_core(tgid, event.exit_code)
+        # The leader's record is only looked at: a thread whose record nobody wanted may come here before the last one.
+        return self._with_core_flag(Death(tgid, event.exit_code, event, None, self._leaders.get(tgid)))
+
+    def _note_core(self, tgid: int, status: int) -> None:
+        if core_dumped(status):
+            self._dumped[tgid] = status
+
+    def _with_core_flag(self, death: Death) -> Death:
+        dumped = self._dumped.pop(death.tgid, None)
+        if dumped is None or dumped & 0x7F != death.status & 0x7F:
+            return death
+        return death._replace(status=dumped)
+
+    def _is_incomplete(self, death: Death) -> bool:
+        """Whether the record of another thread may still tell the core flag, or who the process was."""
+        if death.record is None or not death.record.threaded:
+            return False
+        return death.leader is None or (death.status & 0x7F in CORE_SIGNALS and not core_dumped(death.status))
+
+
+class Telling(NamedTuple):
+    """The status that tells a process's end, of its threads' so far, where no record says which thread was the last."""
+
+    status: int
+    at_ns: int
+    of_leader: bool
+
+    @classmethod
+    def of(cls, event: Exit) -> Telling:
+        return cls(event.exit_code, event.timestamp_ns, event.process_pid == event.process_tgid)
+
+    def after(self, event: Exit) -> Telling:
+        """This, or what another thread's end says.
+
+        A signal ends all threads, so it comes first, and with its core flag, which only one of them shows. Of two
+        codes the later tells, unless they came together: then one of them belongs to exit_group, and it is not the 0
+        of a thread that was ending anyway, and rather the leader's than another's.
+        """
+        other = Telling.of(event)
+        if self.status & 0x7F or other.status & 0x7F:
+            first, second = (self, other) if self.status & 0x7F else (other, self)
+            same_signal = first.status & 0x7F == second.status & 0x7F
+            return first._replace(status=first.status | second.status & CORE_FLAG) if same_signal else first
+        if abs(other.at_ns - self.at_ns) > _TOGETHER_NS:
+            return max(self, other, key=_when)
+        return max(self, other, key=_weight)
+
+
+def _when(telling: Telling) -> int:
+    return telling.at_ns
+
+
+def _weight(telling: Telling) -> tuple[bool, bool, int]:
+    return telling.status != 0, telling.of_leader, telling.at_ns

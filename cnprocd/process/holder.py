@@ -1,0 +1,97 @@
+"""Pidfds on the processes that rules care about: their exit status survives a loss of events.
+
+A pidfd opened while a process lives can be asked for its exit status even after it was reaped: ioctl PIDFD_GET_INFO
+with PIDFD_INFO_EXIT, since Linux 6.15 (fs/pidfs.c; include/uapi/linux/pidfd.h). On older kernels the request fails or
+leaves the bit unset, and nobody is held. It is a second witness only: it is asked after an overrun, and never else.
+
+Descriptors are bounded, and given out to whom is asked for first: a process that lives long is worth one, and the
+pipeline asks a second after a process came.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import resource
+import struct
+from typing import NamedTuple
+
+from cnprocd.process.model import Process
+
+_PIDFD_GET_INFO = 0xC040FF0B  # _IOWR(0xFF, 11, struct pidfd_info of 64 bytes)
+_PIDFD_INFO_EXIT = 1 << 3
+_INFO = struct.Struct("=QQ11Ii")  # mask, cgroupid, pid tgid ppid, eight ids, exit_code
+MOST_HELD = 4096
+_SPARE_DESCRIPTORS = 256  # left for sockets, hooks and the spool
+
+
+class Ended(NamedTuple):
+    """A held process that is gone, and the wait status that its parent was told."""
+
+    process: Process
+    status: int
+
+
+def kernel_tells() -> bool:
+    """Whether this kernel tells a dead process's status: tried on a child of our own."""
+    pid = os.posix_spawn("/bin/true", ["true"], {})
+    try:
+        fd = os.pidfd_open(pid)
+    except OSError:
+        os.waitpid(pid, 0)
+        return False
+    try:
+        os.waitpid(pid, 0)
+        return exit_status(fd) is not None
+    finally:
+        os.close(fd)
+
+
+def exit_status(fd: int) -> int | None:
+    """The wait status of the process behind a pidfd; None while it lives or where the kernel does not tell."""
+    request = bytearray(_INFO.pack(_PIDFD_INFO_EXIT, 0, *[0] * 12))
+    try:
+        fcntl.ioctl(fd, _PIDFD_GET_INFO, request)
+    except OSError:
+        return None
+    mask, *_, status = _INFO.unpack(request)
+    return int(status) if mask & _PIDFD_INFO_EXIT else None
+
+
+class Holder:
+    """tgid -> pidfd, bounded."""
+
+    def __init__(self, limit: int | None = None) -> None:
+        room = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_DESCRIPTORS
+        self._limit = max(0, min(MOST_HELD, room)) if limit is None else limit
+        self._held: dict[int, tuple[int, Process]] = {}
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @property
+    def full(self) -> bool:
+        return len(self._held) >= self._limit
+
+    def hold(self, process: Process) -> None:
+        """Hold a process that is alive, if there is room. The caller has just seen it to be the one it means."""
+        if process.tgid in self._held or self.full:
+            return
+        with contextlib.suppress(OSError):  # gone, or out of descriptors
+            self._held[process.tgid] = os.pidfd_open(process.tgid), process
+
+    def release(self, tgid: int) -> None:
+        """Its exit was told."""
+        held = self._held.pop(tgid, None)
+        if held is not None:
+            os.close(held[0])
+
+    def ended(self) -> list[Ended]:
+        """Held processes that are gone. They stay held until they are released."""
+        statuses = ((process, exit_status(fd)) for fd, process in self._held.values())
+        return [Ended(process, status) for process, status in statuses if status is not None]
+
+    def close(self) -> None:
+        for tgid in list(self._held):
+            self.release(tgid)

@@ -1,0 +1,109 @@
+"""What we know of one process, and of one thing that happened to it.
+
+Every attribute may be None: unknown. Beside it stands its source, so that a reader of a record can tell what the kernel
+accounted (`taskstats`), what an event carried (`event`), what was read at exec (`exec`) or later (`procfs`), and what
+nobody could know any more (`unknown`). Text is str with undecodable bytes as lone surrogates (PEP 383); comm is what
+the process chose to call itself, up to 15 bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from cnprocd.connector.taskrecord import TaskRecord
+
+Source = Literal["taskstats", "event", "exec", "procfs", "unknown"]
+Kind = Literal["fork", "exec", "uid", "gid", "sid", "ptrace", "comm", "coredump", "exit"]
+TICK_NS = 10_000_000
+"""Start times from /proc are in ticks of 1/100 s (USER_HZ is 100 on every architecture Linux runs on today)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which attributes are worth a /proc file: each costs about 15 microseconds. comm and ppid are always read."""
+
+    ids: bool = False
+    exe: bool = False
+    cmdline: bool = False
+    cgroup: bool = False
+
+
+EVERYTHING = Wanted(ids=True, exe=True, cmdline=True, cgroup=True)
+
+
+@dataclass(slots=True)
+class Process:
+    """One process (thread group) of the host's initial PID namespace.
+
+    `start_ns` is CLOCK_MONOTONIC; from /proc it is exact to a tick, from a fork event to the microsecond. `threads`
+    counts live threads, and only where the plan has them counted. `ended_ns` is set when its leader's exit was seen.
+    """
+
+    tgid: int
+    ppid: int | None = None
+    start_ns: int | None = None
+    comm: str | None = None
+    comm_source: Source = "unknown"
+    uid: int | None = None  # real
+    gid: int | None = None  # real
+    ids_source: Source = "unknown"
+    exe: str | None = None
+    cmdline: str | None = None
+    cgroup: str | None = None
+    image_source: Source = "unknown"  # of exe and cmdline
+    cgroup_source: Source = "unknown"
+    threads: int = 1
+    threaded: bool = False  # ever had more than one
+    counted_ns: int = 0  # events before this moment are part of `threads` already
+    ended_ns: int | None = None
+
+    def child(self, tgid: int, start_ns: int) -> Process:
+        """What a process is at fork: all of its parent but the PID and the threads. (A third of replace()'s price.)"""
+        return Process(
+            tgid, self.tgid, start_ns, self.comm, self.comm_source, self.uid, self.gid, self.ids_source, self.exe,
+            self.cmdline, self.cgroup, self.image_source, self.cgroup_source,
+        )  # fmt: skip
+
+    def sources(self) -> dict[str, Source]:
+        """Where each attribute comes from; `unknown` where it is None."""
+        by_attribute: dict[str, Source] = {
+            "comm": self.comm_source,
+            "uid": self.ids_source,
+            "gid": self.ids_source,
+            "exe": self.image_source,
+            "cmdline": self.image_source,
+            "cgroup": self.cgroup_source,
+        }
+        return {name: source if getattr(self, name) is not None else "unknown" for name, source in by_attribute.items()}
+
+
+@dataclass(slots=True)
+class Occurrence:
+    """One thing that happened to one process, or to one thread where a rule asked for threads.
+
+    `status` is the wait status of an exit, as the parent's waitpid() would tell it; None on an exit means that the exit
+    was not seen (`recovered`). `kernel_time_ns` (CLOCK_MONOTONIC) and `cpu` are None when no event carried them.
+    """
+
+    kind: Kind
+    process: Process
+    tid: int
+    status: int | None = None
+    kernel_time_ns: int | None = None
+    cpu: int | None = None
+    recovered: bool = False
+    of_thread: bool = False
+    usage: TaskRecord | None = None
+    ancestors: tuple[Process, ...] | None = None  # parent first; None when nobody knows
+    from_hook: bool = False
+    details: dict[str, int] = field(default_factory=dict)  # what only this kind of event carries
+
+    @property
+    def lifetime_s(self) -> float | None:
+        """Seconds from the process's start to this event; None when either end is unknown."""
+        if self.usage is not None and self.kind == "exit":
+            return self.usage.lifetime_us / 1e6
+        if self.process.start_ns is None or self.kernel_time_ns is None:
+            return None
+        return max(0, self.kernel_time_ns - self.process.start_ns) / 1e9

@@ -1,0 +1,135 @@
+"""Reading /proc: one process, or all of them. The only place that opens those files.
+
+A process can go away, or its PID be taken over, between any two reads. So stat is read first and its start time is part
+of the answer; the caller compares it with what it knows. Nothing here raises for a process that is gone: that is None.
+`exe` of another user's process needs CAP_SYS_PTRACE; stat, status, cmdline and cgroup do not (proc_pid_exe(5)).
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import time
+from collections.abc import Iterator
+from functools import lru_cache
+
+from cnprocd.process.model import EVERYTHING, TICK_NS, Process, Source, Wanted
+from cnprocd.process.stat import Stat, parse_cgroup, parse_cmdline, parse_ids, parse_stat, text
+
+_CHUNK = 8192
+
+
+def _read(tgid: int, name: str) -> bytes | None:
+    try:
+        fd = os.open(f"/proc/{tgid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return os.read(fd, _CHUNK)
+    except OSError:  # ESRCH: gone between open and read
+        return None
+    finally:
+        os.close(fd)
+
+
+def read_stat(tgid: int) -> Stat | None:
+    """/proc/PID/stat, or None if there is no such process."""
+    raw = _read(tgid, "stat")
+    try:
+        return parse_stat(raw) if raw else None
+    except ValueError:
+        return None
+
+
+def is_alive(tgid: int) -> bool:
+    """Whether any thread of the process still runs: a zombie is not alive, a zombie leader with threads is."""
+    stat = read_stat(tgid)
+    return stat is not None and not stat.is_dead
+
+
+def clock_offset_ns() -> int:
+    """CLOCK_BOOTTIME minus CLOCK_MONOTONIC: the time spent suspended. /proc counts in the one, events in the other."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+
+
+def read_process(tgid: int, wanted: Wanted = EVERYTHING, source: Source = "procfs") -> Process | None:
+    """What /proc says of a process now, or None if it is gone. A zombie has no exe and no cmdline."""
+    stat = read_stat(tgid)
+    if stat is None:
+        return None
+    process = Process(
+        tgid=tgid,
+        ppid=stat.ppid,
+        start_ns=stat.start_ticks * TICK_NS - clock_offset_ns(),
+        comm=stat.comm,
+        comm_source=source,
+        threads=0 if stat.is_dead else max(1, stat.threads),
+        threaded=stat.threads > 1,
+        counted_ns=time.clock_gettime_ns(time.CLOCK_MONOTONIC),
+    )
+    if wanted.ids and (raw := _read(tgid, "status")):
+        try:
+            process.uid, process.gid = parse_ids(raw)
+            process.ids_source = source
+        except ValueError:
+            process.uid = process.gid = None
+    if wanted.exe:
+        try:
+            process.exe = text(os.readlink(os.fsencode(f"/proc/{tgid}/exe")))
+            process.image_source = source
+        except OSError:
+            process.exe = None  # a kernel thread, a zombie, or another user's without CAP_SYS_PTRACE
+    if wanted.cmdline and (raw := _read(tgid, "cmdline")):
+        process.cmdline, process.image_source = parse_cmdline(raw), source
+    if wanted.cgroup and (raw := _read(tgid, "cgroup")):
+        process.cgroup, process.cgroup_source = parse_cgroup(raw), source
+    return process
+
+
+def scan(wanted: Wanted = EVERYTHING) -> Iterator[Process]:
+    """Every process that is alive now; zombies are not. Subscribe first and scan second: nothing falls in between."""
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        process = read_process(int(name), wanted)
+        if process is not None and process.threads:
+            yield process
+
+
+class ProcFs:
+    """/proc as the pipeline is given it, so that a test can give it another machine's."""
+
+    read = staticmethod(read_process)
+    is_alive = staticmethod(is_alive)
+    scan = staticmethod(scan)
+
+    @staticmethod
+    def user_name(uid: int) -> str:
+        return user_name(uid)
+
+    @staticmethod
+    def is_hook(tgid: int) -> bool:
+        """Whether this process came of a hook: every hook is started with its job id in the environment.
+
+        False if that cannot be read (another user's, without CAP_SYS_PTRACE) or was wiped by the process.
+        """
+        try:
+            with open(f"/proc/{tgid}/environ", "rb") as environ:
+                return b"\0CNPROCD_JOB_ID=" in b"\0" + environ.read()
+        except OSError:
+            return False
+
+
+@lru_cache(maxsize=256)
+def user_name(uid: int) -> str:
+    """The name of a user, or the number where it has none. Remembered: a directory service may be slow."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def boot_id() -> str:
+    """This boot's random id (random(4)): what makes a PID and a start time unique over reboots."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()

@@ -1,0 +1,99 @@
+"""Bytes of /proc files to values: pure, and suspicious of every byte a process can choose.
+
+comm may hold spaces, parentheses and newlines, so /proc/PID/stat is split at the last `)` (proc_pid_stat(5)). cmdline
+is the process's own memory and may hold anything. Undecodable bytes become lone surrogates.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+_MAX_CMDLINE = 4096
+_UNIT = re.compile(r"\.(?:service|scope|socket|mount|swap|timer|path|device|automount|target)$")
+_CONTAINER = re.compile(r"(?:^|[/-])([0-9a-f]{64})(?:\.scope)?(?:/|$)|^/(?:lxc(?:\.payload)?[./])([^/]+)")
+
+
+class Stat(NamedTuple):
+    """The fields of /proc/PID/stat that matter here; `start_ticks` counts 1/100 s since boot (CLOCK_BOOTTIME)."""
+
+    comm: str
+    state: str
+    ppid: int
+    threads: int
+    start_ticks: int
+
+    @property
+    def is_dead(self) -> bool:
+        """Every thread has ended and a zombie is left. A zombie leader whose threads live on counts more than one."""
+        return self.state in "ZX" and self.threads <= 1
+
+
+def text(raw: bytes) -> str:
+    """Kernel bytes as str: UTF-8, with lone surrogates for what is not."""
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def parse_stat(raw: bytes) -> Stat:
+    """/proc/PID/stat. Raises ValueError if it does not look like one."""
+    opening, closing = raw.find(b"("), raw.rfind(b")")
+    fields = raw[closing + 1 :].split()
+    if opening < 0 or closing < opening or len(fields) < 20:
+        raise ValueError("not a /proc/PID/stat line")
+    return Stat(
+        comm=text(raw[opening + 1 : closing]),
+        state=fields[0].decode("ascii", "replace"),
+        ppid=int(fields[1]),
+        threads=int(fields[17]),
+        start_ticks=int(fields[19]),
+    )
+
+
+def parse_ids(raw: bytes) -> tuple[int, int]:
+    """Real uid and gid from /proc/PID/status. Raises ValueError if they are not in it.
+
+    The lines are looked for at a line start: comm (the Name: line) is escaped by the kernel, so it cannot forge one.
+    """
+    uid = gid = None
+    for line in raw.split(b"\n"):
+        if line.startswith(b"Uid:"):
+            uid = int(line.split()[1])
+        elif line.startswith(b"Gid:"):
+            gid = int(line.split()[1])
+            break
+    if uid is None or gid is None:
+        raise ValueError("no Uid: and Gid: in /proc/PID/status")
+    return uid, gid
+
+
+def parse_cmdline(raw: bytes) -> str | None:
+    """The arguments joined by spaces; None for a kernel thread or a zombie, which have none."""
+    joined = raw[:_MAX_CMDLINE].rstrip(b"\0").replace(b"\0", b" ")
+    return text(joined) if joined else None
+
+
+def parse_cgroup(raw: bytes) -> str | None:
+    """The cgroup path that systemd uses: the unified hierarchy's, or on a hybrid system name=systemd's."""
+    unified = named = None
+    for line in raw.split(b"\n"):
+        hierarchy, _, rest = line.partition(b":")
+        controllers, _, path = rest.partition(b":")
+        if hierarchy == b"0" and not controllers:
+            unified = text(path)
+        elif controllers == b"name=systemd":
+            named = text(path)
+    return named if unified in (None, "/") and named else unified
+
+
+def unit_of(cgroup: str | None) -> str | None:
+    """The systemd unit a cgroup path belongs to: its first component that is a unit and not a slice."""
+    for component in (cgroup or "").split("/"):
+        if _UNIT.search(component):
+            return component
+    return None
+
+
+def container_of(cgroup: str | None) -> str | None:
+    """The container a cgroup path belongs to, by the names Docker, Podman, containerd and LXC give it."""
+    found = _CONTAINER.search(cgroup or "")
+    return (found[1] or found[2]) if found else None

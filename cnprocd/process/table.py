@@ -1,0 +1,223 @@
+"""The table of live processes: what fork, exec, comm, uid, gid and exit events and a /proc scan add up to.
+
+It is kept only when a rule needs what no exit record can tell (exe, cmdline, cgroup, ancestry), or when this kernel has
+no exit records. Facts and rules that keep it right:
+
+- Events are ordered per CPU only. An event older than the start of the entry with its PID is about the process that had
+  the PID before, so a late exit never removes the new owner.
+- A process inherits everything but its PID at fork, comm from the very thread that forked; exec changes comm, exe and
+  cmdline, and keeps real ids and cgroup.
+- An ended process stays for a moment (its children's parent, a late event) and its entry is marked, not removed.
+- A leader that ends while its threads run on looks ended. `sweep` asks /proc before it forgets anybody, and again until
+  the rest has ended, for nobody may tell of that.
+- FORK of a PID that is in the table and not ended means that its exit was lost: it is handed back as vanished, unless
+  it is the forked process itself, which a scan or an event from another CPU has told of before its FORK came.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Container, Iterable
+
+from cnprocd.connector.event import Comm, Exit, Fork, Gid, Uid
+from cnprocd.process.model import TICK_NS, Process
+
+_MAX_DEPTH = 64  # of ancestry; a longer chain counts as unknown beyond it
+KEEP_NS = 2_000_000_000
+_START_TOLERANCE_NS = 3 * TICK_NS  # a start from /proc is cut to a tick, and clocks are read one after the other
+
+
+class Table:
+    """tgid -> Process."""
+
+    def __init__(self) -> None:
+        self._processes: dict[int, Process] = {}
+        self._ended: deque[tuple[int, int]] = deque()  # (ended_ns, tgid), oldest first
+        self._leaderless: set[int] = set()  # tgids that looked ended and lived on
+
+    def __len__(self) -> int:
+        return sum(process.ended_ns is None for process in self._processes.values())
+
+    def get(self, tgid: int, at_ns: int | None = None) -> Process | None:
+        """The process that had this PID at `at_ns` (default: now), if the table still knows it."""
+        process = self._processes.get(tgid)
+        if process is None or (at_ns is not None and process.start_ns is not None and at_ns < process.start_ns):
+            return None
+        return process
+
+    def fork(self, event: Fork) -> tuple[Process, Process | None]:
+        """A new process: its entry, and the vanished former owner of the PID if its exit was never seen."""
+        former = self._processes.get(event.child_tgid)
+        if former is not None and former.ended_ns is None and _began_at(former, event.timestamp_ns):
+            former.start_ns = event.timestamp_ns
+            return former, None
+        parent = self._processes.get(event.parent_tgid)
+        if parent is not None and parent.start_ns is not None and parent.start_ns > event.timestamp_ns:
+            parent = None
+        if parent is None:
+            child = Process(event.child_tgid, event.parent_tgid, event.timestamp_ns)
+        else:
+            child = parent.child(event.child_tgid, event.timestamp_ns)
+        if event.parent_pid != event.parent_tgid:
+            child.comm, child.comm_source = None, "unknown"  # it inherits the name of the thread that forked it
+        self._processes[event.child_tgid] = child
+        return child, former if former is not None and former.ended_ns is None else None
+
+    def enter(self, process: Process) -> Process:
+        """Enter what was read of a process that no event has told of."""
+        return self._processes.setdefault(process.tgid, process)
+
+    def thread(self, event: Fork) -> None:
+        """A new thread of a process."""
+        process = self.get(event.child_tgid, event.timestamp_ns)
+        if process is not None and event.timestamp_ns > process.counted_ns:
+            process.threads += 1
+            process.threaded = True
+
+    def thread_exit(self, event: Exit) -> Process | None:
+        """A thread ended: its process, if that was its last one by our count."""
+        process = self.get(event.process_tgid, event.timestamp_ns)
+        if process is None:
+            return None
+        if event.timestamp_ns > process.counted_ns:
+            process.threads -= 1
+        return process if process.threads <= 0 else None
+
+    def exec(self, tgid: int, at_ns: int, fresh: Process | None) -> Process:
+        """A new image: `fresh` is what /proc said right after, None if the process was gone by then."""
+        process = self.get(tgid, at_ns)
+        if process is None:
+            process = self._processes[tgid] = fresh or Process(tgid)
+        process.ended_ns = None
+        process.threads, process.threaded = 1, False  # exec ends every other thread; their exits came before this event
+        process.counted_ns = at_ns
+        if fresh is None or not same_process(process, fresh):
+            process.comm = process.exe = process.cmdline = None
+            process.comm_source = process.image_source = "unknown"
+            return process
+        process.comm, process.comm_source = fresh.comm, "exec"
+        process.exe, process.cmdline, process.image_source = fresh.exe, fresh.cmdline, "exec"
+        if fresh.uid is not None:
+            process.uid, process.gid, process.ids_source = fresh.uid, fresh.gid, "exec"
+        if fresh.cgroup is not None:
+            process.cgroup, process.cgroup_source = fresh.cgroup, "exec"
+        return process
+
+    def rename(self, event: Comm, comm: str) -> None:
+        """The leader's name is the process's; a thread's name is its own."""
+        process = self.get(event.process_tgid, event.timestamp_ns)
+        if process is not None and event.process_pid == event.process_tgid:
+            process.comm, process.comm_source = comm, "event"
+
+    def uid(self, event: Uid) -> None:
+        process = self.get(event.process_tgid, event.timestamp_ns)
+        if process is not None and event.process_pid == event.process_tgid:
+            process.uid, process.ids_source = event.ruid, "event"
+
+    def gid(self, event: Gid) -> None:
+        process = self.get(event.process_tgid, event.timestamp_ns)
+        if process is not None and event.process_pid == event.process_tgid:
+            process.gid, process.ids_source = event.rgid, "event"
+
+    def ancestors(
+        self, process: Process, at_ns: int | None, told: bool, parent_now: Callable[[int], int | None]
+    ) -> tuple[Process, ...]:
+        """Parent first, as far as known. A child is younger than its parent, which tells a reused PID.
+
+        `told`: the kernel has just named the parent. Else, where that has ended, somebody has adopted the child, and
+        only /proc (`parent_now`) can tell who: nobody is guessed.
+        """
+        chain: list[Process] = []
+        while process.ppid and len(chain) < _MAX_DEPTH:
+            parent = self.get(process.ppid, at_ns)
+            if parent is not None and (parent.start_ns or 0) > (process.start_ns or 1 << 62):
+                parent = None
+            if parent is None or parent.ended_ns is not None:
+                adopter = parent_now(process.tgid)
+                if adopter is not None and adopter != process.ppid:
+                    process.ppid = adopter
+                    continue
+                if adopter is None and not told:
+                    process.ppid = None
+                    break
+                if parent is None:
+                    break
+            chain.append(parent)
+            process, told = parent, False
+        return tuple(chain)
+
+    def end(self, process: Process, at_ns: int) -> None:
+        """Mark a process as ended; `sweep` forgets it later."""
+        if process.ended_ns is None:
+            process.ended_ns = at_ns
+            self._ended.append((at_ns, process.tgid))
+
+    def sweep(self, now_ns: int, is_alive: Callable[[int], bool]) -> None:
+        """Forget processes that ended over KEEP_NS ago; one whose threads live on was not dead but leaderless."""
+        while self._ended and self._ended[0][0] < now_ns - KEEP_NS:
+            ended_ns, tgid = self._ended.popleft()
+            process = self._processes.get(tgid)
+            if process is None or process.ended_ns != ended_ns:
+                continue  # the PID has a new owner, or exec revived it
+            if is_alive(tgid):
+                process.ended_ns = None
+                self._leaderless.add(tgid)
+            else:
+                del self._processes[tgid]
+        for tgid in list(self._leaderless):
+            process = self._processes.get(tgid)
+            if process is None or process.ended_ns is not None:
+                self._leaderless.discard(tgid)
+            elif not is_alive(tgid):
+                self._leaderless.discard(tgid)
+                self.end(process, now_ns)
+
+    def adopt(self, snapshot: Iterable[Process]) -> list[Process]:
+        """First half of a resync: take in a /proc scan. Returns former owners of reused PIDs, whose exit was lost."""
+        vanished = []
+        for found in snapshot:
+            known = self._processes.get(found.tgid)
+            if known is None:
+                self._processes[found.tgid] = found
+            elif same_process(known, found):
+                known.threads, known.counted_ns, known.ppid = found.threads, found.counted_ns, found.ppid
+                known.comm, known.comm_source = found.comm, found.comm_source
+            elif (known.start_ns or 0) < (found.start_ns or 0):
+                self._processes[found.tgid] = found
+                if known.ended_ns is None:
+                    vanished.append(known)
+        return vanished
+
+    def missing(self, living: Container[int], scan_began_ns: int) -> list[Process]:
+        """Second half, after the events that came during the scan were taken: who is gone and nobody told.
+
+        `living` are the PIDs of the scan. A process that started after the scan began cannot be in it.
+        """
+        gone = [
+            process
+            for process in self._processes.values()
+            if process.ended_ns is None and (process.start_ns or 0) < scan_began_ns and process.tgid not in living
+        ]
+        for process in gone:
+            del self._processes[process.tgid]
+        return gone
+
+    def tgids(self) -> set[int]:
+        """The PIDs of all processes that are believed alive."""
+        return {tgid for tgid, process in self._processes.items() if process.ended_ns is None}
+
+    def clear(self) -> None:
+        self._processes.clear()
+        self._ended.clear()
+        self._leaderless.clear()
+
+
+def _began_at(process: Process, at_ns: int) -> bool:
+    return process.start_ns is not None and abs(process.start_ns - at_ns) <= _START_TOLERANCE_NS
+
+
+def same_process(one: Process, other: Process) -> bool:
+    """Whether two entries with one PID are one process: their starts agree within the resolution of /proc."""
+    if one.start_ns is None or other.start_ns is None:
+        return True
+    return abs(one.start_ns - other.start_ns) <= _START_TOLERANCE_NS

@@ -1,0 +1,410 @@
+"""Who was it? Events and exit records in, occurrences out: one per thing that happened, with who it happened to.
+
+This is the pure heart of the pipeline: what must be read from /proc is read through `Reader`, so a test can play any
+machine. One `take` handles what one drain brought. Within it events are put in order of their timestamps, because
+across CPUs the kernel does not order them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from operator import itemgetter
+from typing import Any, Protocol
+
+from cnprocd.connector.event import Comm, Coredump, Event, Exec, Exit, Fork, Gid, Ptrace, Sid, Uid
+from cnprocd.connector.status import EVERY_STATUS, StatusSet
+from cnprocd.connector.taskrecord import TaskRecord
+from cnprocd.process.deaths import Death, Deaths, Telling
+from cnprocd.process.model import Kind, Occurrence, Process, Source, Wanted
+from cnprocd.process.table import KEEP_NS, Table, same_process
+
+_by_time = itemgetter(2)
+
+
+Cares = Callable[[Kind, bool, "str | None"], bool]
+"""Whether any rule could match this kind of event, of a thread or a process, of something of this name."""
+
+
+class Reader(Protocol):
+    """What the tracker may ask of /proc. None of these raises."""
+
+    def read(self, tgid: int, wanted: Wanted, source: Source) -> Process | None: ...
+    def is_alive(self, tgid: int) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Tracking:
+    """The part of the plan that the tracker needs (see rules/plan.py)."""
+
+    table: bool
+    records: bool  # deaths are told by exit records; else threads are counted
+    wanted: Wanted  # of a process that is known and only changed its image: real ids and cgroup survive exec
+    kinds: frozenset[Kind]
+    thread_kinds: frozenset[Kind]
+    statuses: StatusSet = EVERY_STATUS  # of the exits that some rule could match; others come for the table only
+
+    @property
+    def wanted_anew(self) -> Wanted:
+        """What to read of a process of which nothing is known yet."""
+        return replace(self.wanted, ids=True)
+
+
+def _about_everything(kind: Kind, of_thread: bool, comm: str | None) -> bool:
+    return True
+
+
+class Tracker:
+    """Keeps the table, joins deaths, knows the family of hooks."""
+
+    def __init__(self, tracking: Tracking, reader: Reader, own_tgid: int, cares: Cares = _about_everything) -> None:
+        self.table = Table()
+        self.deaths = Deaths(reader.is_alive)
+        self.use(tracking, cares)
+        self._reader = reader
+        self.newcomers: set[int] = set()  # tgids that were born or took another name since the last tick, with a table
+        self._hook_roots = {own_tgid}  # whoever these fork is a hook, and so is whoever that forks
+        self._hooks: set[int] = set()
+        self._dead_hooks: set[int] = set()
+        self._cores: dict[int, int] = {}  # tgid -> time of its coredump event: one dump is told once
+        self._codes: dict[int, Telling] = {}  # tgid -> what its threads' ends say so far, where threads are counted
+        self._leaderless: dict[int, Exit] = {}  # tgid -> its leader's exit, where threads are counted
+        self._dead_leaderless: set[int] = set()
+        self._handlers: dict[type, Callable[[Any], Iterable[Occurrence]]] = {
+            Fork: self._fork,
+            Exec: self._exec,
+            Uid: self._uid,
+            Gid: self._gid,
+            Sid: self._sid,
+            Ptrace: self._ptrace,
+            Comm: self._comm,
+            Coredump: self._coredump,
+            Exit: self._exit,
+        }
+
+    def use(self, tracking: Tracking, cares: Cares = _about_everything) -> None:
+        """Another plan, from the next event on."""
+        self.tracking, self._cares = tracking, cares
+        self.deaths.wanted = tracking.statuses.wait_statuses()
+
+    def take(
+        self, events: list[Event], records: Iterable[TaskRecord], now_ns: int | None = None
+    ) -> Iterator[Occurrence]:
+        """What happened, in order. `records` must have been drained after `events`.
+
+        `now_ns` (CLOCK_MONOTONIC) bounds how long a death waits for what is missing; None: until this call.
+
+        Each occurrence shows the world as it was at that moment, and only until the next one is asked for: the
+        processes in it are the table's own, not copies. So judge it at once.
+        """
+        if not events:
+            self.deaths.caught_up()
+        for record in records:
+            self.deaths.record(record)
+        for death in self.deaths.settle(now_ns):
+            yield from self._died(death)
+        events.sort(key=_by_time)
+        handlers = self._handlers
+        for event in events:
+            handler = handlers.get(type(event))
+            if handler is not None:
+                yield from handler(event)
+
+    def sweep(self, now_ns: int) -> list[Occurrence]:
+        """Housekeeping, about once a second: forget the dead. Returns deaths that the count of threads had missed."""
+        is_alive = self._reader.is_alive
+        self.table.sweep(now_ns, is_alive)
+        self.deaths.prune()
+        if len(self._cores) > 64:
+            self._cores = {tgid: at for tgid, at in self._cores.items() if at > now_ns - 60_000_000_000}
+        # A dead hook's exit may still be in the queue: it is forgotten only when it was dead the last time too.
+        dead = {tgid for tgid in self._hooks if not is_alive(tgid)}
+        self._hooks -= dead & self._dead_hooks
+        self._dead_hooks = dead
+        found: list[Occurrence] = []
+        gone: set[int] = set()  # likewise, the end of its last thread may still be in the queue
+        for tgid, event in list(self._leaderless.items()):
+            process = self.table.get(tgid, event.timestamp_ns)
+            if process is None:
+                del self._leaderless[tgid]
+            elif event.timestamp_ns < now_ns - KEEP_NS and not is_alive(tgid):
+                if tgid in self._dead_leaderless:
+                    found += self._counted_out(process, event)
+                gone.add(tgid)
+        self._dead_leaderless = gone
+        return found
+
+    @property
+    def hooks_alive(self) -> bool:
+        """Whether any descendant of a hook may still be running."""
+        return bool(self._hooks)
+
+    def add_hook_root(self, tgid: int) -> None:
+        """Everything this process forks from now on is a hook."""
+        self._hook_roots.add(tgid)
+
+    def add_hook(self, tgid: int) -> None:
+        """This process is a hook or a descendant of one."""
+        self._hooks.add(tgid)
+
+    # Recovery: see pipeline.resync for the order of these calls.
+
+    def adopt(self, snapshot: list[Process]) -> list[Occurrence]:
+        """Take in a /proc scan; the occurrences are of processes whose PID has a new owner already."""
+        return [self._vanished(process) for process in self.table.adopt(snapshot)]
+
+    def missing(self, living: set[int], scan_began_ns: int) -> list[Occurrence]:
+        """Tracked processes that vanished without an event, as exits of unknown status."""
+        return [self._vanished(process) for process in self.table.missing(living, scan_began_ns)]
+
+    def without_event(self) -> list[Occurrence]:
+        """After an overrun: deaths whose exit event was lost but whose record came."""
+        return [o for death in self.deaths.without_event() for o in self._died(death)]
+
+    # One handler per event type.
+
+    def _fork(self, event: Fork) -> Iterable[Occurrence]:
+        is_process = event.child_pid == event.child_tgid
+        if is_process:
+            if event.parent_tgid in self._hooks or event.parent_tgid in self._hook_roots:
+                self._hooks.add(event.child_tgid)
+            else:
+                self._hooks.discard(event.child_tgid)  # the PID of a dead hook has a new owner
+        found: list[Occurrence] = []
+        if self.tracking.table:
+            if not is_process:
+                self.table.thread(event)
+            else:
+                child, former = self.table.fork(event)
+                self.newcomers.add(event.child_tgid)
+                if former is not None and "exit" in self.tracking.kinds:
+                    found.append(self._vanished(former))
+                if child.comm is None:
+                    self._fill(child)
+        found += self._tell("fork", event.child_tgid, event.child_pid, event, is_process, {})
+        return found
+
+    def _exec(self, event: Exec) -> Iterable[Occurrence]:
+        tgid = event.process_tgid
+        self._codes.pop(tgid, None)
+        self._leaderless.pop(tgid, None)  # the thread that called exec is the leader now
+        if self.tracking.table:
+            fresh = self._reader.read(tgid, self.tracking.wanted, "exec")
+            self.table.exec(tgid, event.timestamp_ns, fresh)
+            self.newcomers.add(tgid)
+        return self._tell("exec", tgid, event.process_pid, event, True, {})
+
+    def _uid(self, event: Uid) -> Iterable[Occurrence]:
+        if self.tracking.table:
+            self.table.uid(event)
+        details = {"ruid": event.ruid, "euid": event.euid}
+        return self._tell("uid", event.process_tgid, event.process_pid, event, None, details)
+
+    def _gid(self, event: Gid) -> Iterable[Occurrence]:
+        if self.tracking.table:
+            self.table.gid(event)
+        details = {"rgid": event.rgid, "egid": event.egid}
+        return self._tell("gid", event.process_tgid, event.process_pid, event, None, details)
+
+    def _sid(self, event: Sid) -> Iterable[Occurrence]:
+        return self._tell("sid", event.process_tgid, event.process_pid, event, True, {})
+
+    def _ptrace(self, event: Ptrace) -> Iterable[Occurrence]:
+        details = {"tracer_pid": event.tracer_tgid, "tracer_tid": event.tracer_pid}
+        return self._tell("ptrace", event.process_tgid, event.process_pid, event, None, details)
+
+    def _comm(self, event: Comm) -> Iterable[Occurrence]:
+        comm = event.comm.decode("utf-8", "surrogateescape")
+        if self.tracking.table:
+            self.table.rename(event, comm)
+            self.newcomers.add(event.process_tgid)
+        found = self._tell("comm", event.process_tgid, event.process_pid, event, None, {})
+        for occurrence in found:
+            if occurrence.of_thread or event.process_pid == event.process_tgid:
+                # A copy: a thread's name must not become its process's in the table.
+                occurrence.process = replace(occurrence.process, comm=comm, comm_source="event")
+        return found
+
+    def _coredump(self, event: Coredump) -> Iterable[Occurrence]:
+        tgid = event.process_tgid
+        first = event.timestamp_ns - self._cores.get(tgid, -(1 << 62)) > 1_000_000_000
+        self._cores[tgid] = event.timestamp_ns
+        return self._tell(
+            "coredump", tgid, event.process_pid, event, True if first else None, {}, only_threads=not first
+        )
+
+    def _exit(self, event: Exit) -> Iterable[Occurrence]:
+        found: list[Occurrence] = []
+        if self.tracking.records:
+            if event.exit_code in self.deaths.wanted:
+                end, death = self.deaths.exit(event)
+                if "exit" in self.tracking.thread_kinds:
+                    found.append(self._thread_end(event, end.record))
+                if death is not None:
+                    found += self._died(death)
+            if self.tracking.table and event.process_pid == event.process_tgid:
+                # Early or not: `sweep` asks /proc before a leader's process is forgotten.
+                process = self.table.get(event.process_tgid, event.timestamp_ns)
+                if process is not None:
+                    self.table.end(process, event.timestamp_ns)
+        elif self.tracking.table:
+            found += self._count_exit(event)
+        return found
+
+    def _count_exit(self, event: Exit) -> Iterable[Occurrence]:
+        """Without exit records: the last thread by our count is the end of the process."""
+        tgid = event.process_tgid
+        if "exit" in self.tracking.thread_kinds:
+            yield self._thread_end(event, None)
+        so_far = self._codes.get(tgid)
+        self._codes[tgid] = so_far.after(event) if so_far is not None else Telling.of(event)
+        process = self.table.thread_exit(event)
+        if process is not None and process.ended_ns is not None:
+            return  # told already
+        if process is not None and process.threaded and self._recounted(process):
+            return
+        if process is None:
+            if event.process_pid == tgid:
+                self._leaderless[tgid] = event  # its threads go on, or our count is off: `sweep` will see
+            if self.table.get(tgid, event.timestamp_ns) is not None or self._reader.is_alive(tgid):
+                return
+            process = Process(tgid, event.parent_tgid or None)
+            self.table.enter(process)  # so that it is told once, not for each of its threads
+        yield from self._counted_out(process, event)
+
+    def _recounted(self, process: Process) -> bool:
+        """Whether a process that had threads lives on against our count, which a scan in a storm can put off by one."""
+        fresh = self._reader.read(process.tgid, Wanted(), "procfs")
+        if fresh is None or not fresh.threads or not same_process(process, fresh):
+            return False
+        process.threads, process.counted_ns = fresh.threads, fresh.counted_ns
+        return True
+
+    def _counted_out(self, process: Process, event: Exit) -> Iterable[Occurrence]:
+        self._leaderless.pop(process.tgid, None)
+        self.table.end(process, event.timestamp_ns)
+        telling = self._codes.pop(process.tgid, None)
+        status = telling.status if telling is not None else event.exit_code
+        if "exit" in self.tracking.kinds:
+            occurrence = Occurrence("exit", process, event.process_pid, status, event.timestamp_ns, event.cpu)
+            yield self._placed(occurrence, event.parent_tgid)
+
+    # From events to occurrences.
+
+    def _died(self, death: Death) -> list[Occurrence]:
+        """The death of a process, told by its exit record or, if that was lost, by its event alone."""
+        event, record = death.event, death.record
+        at_ns = event.timestamp_ns if event is not None else None
+        process = self._identity_at_death(death, at_ns)
+        if self.tracking.table and at_ns is not None:
+            known = self.table.get(death.tgid, at_ns)
+            if known is not None:
+                self.table.end(known, at_ns)
+        if "exit" not in self.tracking.kinds or not self._cares("exit", False, process.comm):
+            return []
+        tid = event.process_pid if event is not None else record.pid if record is not None else death.tgid
+        occurrence = Occurrence(
+            "exit", process, tid, death.status, at_ns, event.cpu if event is not None else None, usage=record
+        )
+        return [self._placed(occurrence, event.parent_tgid if event is not None else 0)]
+
+    def _identity_at_death(self, death: Death, at_ns: int | None) -> Process:
+        """What the table knows, corrected by what the kernel accounted."""
+        known = self.table.get(death.tgid, at_ns) if self.tracking.table else None
+        process = known or Process(death.tgid)
+        leader, last = death.leader, death.record
+        identity = leader or last
+        if identity is not None:
+            process.uid, process.gid, process.ids_source = identity.uid, identity.gid, "taskstats"
+            process.ppid = (last or identity).ppid or process.ppid  # nobody tells when it changes
+        if leader is not None:
+            process.comm, process.comm_source = leader.comm, "taskstats"
+        if process.start_ns is None and last is not None and at_ns is not None:
+            process.start_ns = at_ns - last.lifetime_us * 1000
+        return process
+
+    def _thread_end(self, event: Exit, record: TaskRecord | None) -> Occurrence:
+        """The end of one thread; its comm is the thread's own."""
+        known = self.table.get(event.process_tgid, event.timestamp_ns) if self.tracking.table else None
+        process = Process(event.process_tgid, event.parent_tgid or None)
+        if known is not None:
+            process.uid, process.gid, process.ids_source = known.uid, known.gid, known.ids_source
+            process.exe, process.cmdline, process.image_source = known.exe, known.cmdline, known.image_source
+            process.cgroup, process.cgroup_source = known.cgroup, known.cgroup_source
+            process.start_ns = known.start_ns
+            if event.process_pid == event.process_tgid:
+                process.comm, process.comm_source = known.comm, known.comm_source
+        if record is not None:
+            process.comm, process.comm_source = record.comm, "taskstats"
+            process.uid, process.gid, process.ids_source = record.uid, record.gid, "taskstats"
+        occurrence = Occurrence(
+            "exit", process, event.process_pid, event.exit_code, event.timestamp_ns, event.cpu, usage=record
+        )
+        occurrence.of_thread = True
+        return self._placed(occurrence, event.parent_tgid)
+
+    def _tell(
+        self,
+        kind: Kind,
+        tgid: int,
+        tid: int,
+        event: Event,
+        of_process: bool | None,
+        details: dict[str, int],
+        only_threads: bool = False,
+    ) -> list[Occurrence]:
+        """The occurrences of an event that is not an exit: one for process rules, one for thread rules.
+
+        `of_process`: whether the event is about the process as a whole; None: it is if the thread is the leader.
+        """
+        streams = []
+        if kind in self.tracking.kinds and not only_threads and (tid == tgid if of_process is None else of_process):
+            streams.append(False)
+        if kind in self.tracking.thread_kinds:
+            streams.append(True)
+        found = []
+        for of_thread in streams:
+            process = self._living(tgid, event.timestamp_ns)
+            # A rename is judged by the new name, which is not in place yet.
+            if kind != "comm" and not self._cares(kind, of_thread, process.comm):
+                continue
+            occurrence = Occurrence(
+                kind, process, tid, None, event.timestamp_ns, event.cpu, of_thread=of_thread, details=details
+            )
+            found.append(self._placed(occurrence, 0))
+        return found
+
+    def _living(self, tgid: int, at_ns: int) -> Process:
+        """A process that is alive as far as we know: from the table, or from /proc now."""
+        known = self.table.get(tgid, at_ns) if self.tracking.table else None
+        if known is not None:
+            return known
+        return self._reader.read(tgid, self.tracking.wanted_anew, "procfs") or Process(tgid)
+
+    def _fill(self, process: Process) -> None:
+        """A child of a process that the table does not know: ask /proc."""
+        fresh = self._reader.read(process.tgid, self.tracking.wanted_anew, "procfs")
+        if fresh is not None:
+            process.comm, process.comm_source = fresh.comm, fresh.comm_source
+            process.uid, process.gid, process.ids_source = fresh.uid, fresh.gid, fresh.ids_source
+            process.exe, process.cmdline, process.image_source = fresh.exe, fresh.cmdline, fresh.image_source
+            process.cgroup, process.cgroup_source = fresh.cgroup, fresh.cgroup_source
+
+    def _vanished(self, process: Process) -> Occurrence:
+        occurrence = Occurrence("exit", process, process.tgid, recovered=True)
+        return self._placed(occurrence, 0)
+
+    def _placed(self, occurrence: Occurrence, parent_tgid: int) -> Occurrence:
+        """Say whose child it was, and whether it came of a hook."""
+        process = occurrence.process
+        if parent_tgid:
+            process.ppid = parent_tgid
+        occurrence.from_hook = process.tgid in self._hooks or process.ppid in self._hook_roots
+        if self.tracking.table:
+            told = bool(parent_tgid) or occurrence.usage is not None
+            occurrence.ancestors = self.table.ancestors(process, occurrence.kernel_time_ns, told, self._parent_now)
+        return occurrence
+
+    def _parent_now(self, tgid: int) -> int | None:
+        fresh = self._reader.read(tgid, Wanted(), "procfs")
+        return None if fresh is None else fresh.ppid

@@ -1,0 +1,231 @@
+"""Rules to a matcher: an index by event and comm, and a predicate per rule. No rule text is looked at per event.
+
+The index answers "which rules could this be?" from what every event has at hand: its kind and the process's comm. A
+literal comm is a dictionary entry; a glob is filed under the literal text before its first wildcard, so an unseen comm
+costs at most 16 look-ups however many rules there are; regular expressions and rules without comm are always
+candidates. The answer for a comm is kept, bounded, because a machine runs few programs many times: ten thousand rules
+then cost what one costs. Bounded also against a process that renames itself in a loop.
+
+A rule looks either at processes or, with `threads: true`, at threads; never at both, so one death is one match.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from cnprocd.connector.status import ALL_SIGNALS, EVERY_STATUS, FAILURES, NO_STATUS, StatusSet
+from cnprocd.process.model import Kind, Occurrence
+from cnprocd.rules.predicate import Test, compile_match, text_test
+from cnprocd.rules.schema import EventName, Match, ProcessMatch, Rule
+from cnprocd.rules.values import Pattern
+
+Need = Literal["comm", "ids", "exe", "cmdline", "cgroup", "ancestors", "usage", "lifetime"]
+_REMEMBERED_COMMS = 4096
+_EXIT_EVENTS: frozenset[EventName] = frozenset({"exit", "nonzero_exit"})
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledRule:
+    """A rule as the hot path sees it. `statuses` is a superset of the wait statuses it can match."""
+
+    rule: Rule
+    order: int
+    kinds: frozenset[Kind]
+    any_exit: bool  # `exit` is among its events, so success counts too
+    test: Test
+    test_unknown: Test  # the same, with an unknown status taken for a match
+    comm: tuple[Pattern, ...] | None  # what the comm must be like, if the rule needs one in every case
+    needs: frozenset[Need]
+    statuses: StatusSet
+
+    @property
+    def name(self) -> str:
+        return self.rule.name
+
+
+@dataclass(frozen=True, slots=True)
+class Firing:
+    """A rule that matches an occurrence. `event` is the rule language's name of what happened.
+
+    `log_only`: the exit status is unknown, and the rule wants to hear of it without running its hook.
+    """
+
+    compiled: CompiledRule
+    event: EventName
+    log_only: bool = False
+
+
+def compile_rule(rule: Rule, order: int) -> CompiledRule:
+    """One rule, compiled."""
+    exits = not _EXIT_EVENTS.isdisjoint(rule.events)
+    kinds: set[Kind] = {event for event in rule.events if event != "nonzero_exit"}
+    base = EVERY_STATUS if "exit" in rule.events else FAILURES
+    return CompiledRule(
+        rule=rule,
+        order=order,
+        kinds=frozenset(kinds | {"exit"} if exits else kinds),
+        any_exit="exit" in rule.events,
+        test=compile_match(rule.match),
+        test_unknown=compile_match(rule.match, assume_status=True),
+        comm=_required_comm(rule.match),
+        needs=frozenset(_needs(rule.match)),
+        statuses=base & possible_statuses(rule.match) if exits else NO_STATUS,
+    )
+
+
+def possible_statuses(match: Match | None) -> StatusSet:
+    """A superset of the wait statuses with which `match` can hold: what may be filtered in the kernel."""
+    if match is None:
+        return EVERY_STATUS
+    result = EVERY_STATUS
+    if match.exit_code is not None or match.signal is not None:
+        codes = match.exit_code.ranges if match.exit_code is not None else ()
+        result = StatusSet.of(codes, match.signal or ())
+    if match.core_dumped:
+        result &= StatusSet((), ALL_SIGNALS)
+    if match.exit_status == "unknown":
+        result = NO_STATUS
+    for part in match.all:
+        result &= possible_statuses(part)
+    if match.any:
+        branches = NO_STATUS
+        for part in match.any:
+            branches |= possible_statuses(part)
+        result &= branches
+    return result
+
+
+def _required_comm(match: Match | None) -> tuple[Pattern, ...] | None:
+    if match is None:
+        return None
+    if match.comm is not None:
+        return match.comm
+    return next((comm for comm in map(_required_comm, match.all) if comm is not None), None)
+
+
+def _needs(match: Match | ProcessMatch | None) -> Iterable[Need]:
+    """The attributes that decide `match`."""
+    if match is None:
+        return
+    keys: tuple[tuple[str, Need], ...] = (
+        ("comm", "comm"), ("user", "ids"), ("group", "ids"), ("exe", "exe"), ("cmdline", "cmdline"),
+        ("cgroup", "cgroup"), ("unit", "cgroup"), ("parent", "ancestors"), ("ancestor", "ancestors"),
+        ("lifetime", "lifetime"), ("max_rss", "usage"), ("cpu_time", "usage"),
+    )  # fmt: skip
+    for key, need in keys:
+        if getattr(match, key, None) is not None:
+            yield need
+    parts: list[Match | ProcessMatch] = [*match.not_, *match.any, *match.all]
+    parts += [part for part in (match.parent, match.ancestor) if part is not None]
+    for part in parts:
+        yield from _needs(part)
+
+
+class Matcher:
+    """Every enabled rule, indexed. Immutable but for its memory of comms: a reload makes a new one."""
+
+    def __init__(self, rules: Iterable[Rule]) -> None:
+        self.rules = tuple(compile_rule(rule, order) for order, rule in enumerate(rules) if rule.enabled)
+        self.asks_for_comm = any("comm" in rule.needs for rule in self.rules if "exit" in rule.kinds)
+        self._indices = {
+            (kind, threads): _CommIndex([r for r in self.rules if kind in r.kinds and r.rule.threads is threads])
+            for kind in {kind for rule in self.rules for kind in rule.kinds}
+            for threads in (False, True)
+        }
+
+    def wants(self, kind: Kind, threads: bool) -> bool:
+        """Whether any rule looks at this kind of event, of processes or of threads."""
+        index = self._indices.get((kind, threads))
+        return index is not None and index.used
+
+    def cares(self, kind: Kind, of_thread: bool, comm: str | None) -> bool:
+        """Whether any rule could match such an event. An unknown name is always worth a look: see pipeline.py."""
+        index = self._indices.get((kind, of_thread))
+        return index is not None and (comm is None or bool(index.find(comm)))
+
+    def candidates(self, occurrence: Occurrence) -> tuple[CompiledRule, ...]:
+        """The rules whose events and comm fit, in file order."""
+        index = self._indices.get((occurrence.kind, occurrence.of_thread))
+        return index.find(occurrence.process.comm) if index is not None else ()
+
+    def match(self, occurrence: Occurrence) -> list[Firing]:
+        """The rules that match, in file order."""
+        fired = []
+        for compiled in self.candidates(occurrence):
+            if occurrence.from_hook and not compiled.rule.include_hooks:
+                continue
+            firing = judge(compiled, occurrence)
+            if firing is not None:
+                fired.append(firing)
+        return fired
+
+
+def judge(compiled: CompiledRule, occurrence: Occurrence) -> Firing | None:
+    """Whether, and as what, one rule matches one occurrence of its kind."""
+    if occurrence.kind != "exit":
+        return Firing(compiled, occurrence.kind) if compiled.test(occurrence) else None
+    status = occurrence.status
+    if status is not None:
+        if status == 0 and not compiled.any_exit:
+            return None
+        failed = status != 0 and "nonzero_exit" in compiled.rule.events
+        return Firing(compiled, "nonzero_exit" if failed else "exit") if compiled.test(occurrence) else None
+    if compiled.any_exit and compiled.test(occurrence):
+        return Firing(compiled, "exit")  # an exit of unknown status is an exit all the same
+    policy = compiled.rule.on_unknown_exit
+    if policy == "ignore" or not compiled.test_unknown(occurrence):
+        return None
+    return Firing(compiled, "exit" if compiled.any_exit else "nonzero_exit", log_only=policy == "log")
+
+
+class _CommIndex:
+    """Rules of one kind of event, by comm."""
+
+    def __init__(self, rules: list[CompiledRule]) -> None:
+        self.used = bool(rules)
+        self._literal: dict[str, list[CompiledRule]] = {}
+        self._prefix: dict[str, list[tuple[CompiledRule, Callable[[str], bool]]]] = {}
+        self._always: list[tuple[CompiledRule, Callable[[str], bool] | None]] = []
+        self._without_comm = tuple(rule for rule in rules if rule.comm is None)
+        self._remembered: dict[str, tuple[CompiledRule, ...]] = {}
+        for rule in rules:
+            self._file(rule)
+
+    def _file(self, rule: CompiledRule) -> None:
+        if rule.comm is None:
+            self._always.append((rule, None))
+            return
+        for pattern in rule.comm:
+            if pattern.kind == "literal":
+                self._literal.setdefault(pattern.text, []).append(rule)
+            elif pattern.kind == "glob":
+                prefix = re.split(r"[*?\[]", pattern.text, maxsplit=1)[0]
+                self._prefix.setdefault(prefix, []).append((rule, text_test((pattern,))))
+            else:
+                self._always.append((rule, text_test((pattern,))))
+
+    def find(self, comm: str | None) -> tuple[CompiledRule, ...]:
+        """The rules that could match a process of this name. An unknown name fits only rules that name none."""
+        if comm is None:
+            return self._without_comm
+        found = self._remembered.get(comm)
+        if found is None:
+            found = self._look_up(comm)
+            if len(self._remembered) >= _REMEMBERED_COMMS:
+                self._remembered.clear()
+            self._remembered[comm] = found
+        return found
+
+    def _look_up(self, comm: str) -> tuple[CompiledRule, ...]:
+        found = {rule.order: rule for rule in self._literal.get(comm, ())}
+        for length in range(len(comm) + 1):
+            for rule, test in self._prefix.get(comm[:length], ()):
+                if test(comm):
+                    found[rule.order] = rule
+        for rule, always in self._always:
+            if always is None or always(comm):
+                found[rule.order] = rule
+        return tuple(found[order] for order in sorted(found))

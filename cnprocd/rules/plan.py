@@ -1,0 +1,144 @@
+"""From what the rules need to what is asked of the kernel: the least that gives the same matches.
+
+The ladder of identity sources, cheapest first; a rule set is served from the lowest rung that can tell all it needs:
+
+  none         no rule needs to know who it was
+  taskstats    exit rules that need comm, ids, usage or lifetime: records of the wanted statuses only; a successful
+               exit costs nothing, and neither fork nor exec is asked for
+  procfs       exec and comm rules that need no more than a living process can show
+  table        everything else: a table fed by fork, exec, comm, uid, gid and exit events
+
+Deaths are told by taskstats records (one is marked as the process's last), or, without taskstats, by counting threads,
+which needs every fork and exit of threads too. Loss is always seen by ENOBUFS and counted by `Drops`; gaps in the
+sequence show silent loss as well, but only while every event is asked for and no filter is attached.
+
+Hooks widen the plan while they run: their descendants are known by fork events.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cnprocd.connector import uapi
+from cnprocd.connector.filter import ConnectorFilter, TaskstatsFilter, connector_program
+from cnprocd.connector.request import Features, Request
+from cnprocd.connector.status import EVERY_STATUS, NO_STATUS, StatusSet
+from cnprocd.process.model import Kind, Wanted
+from cnprocd.process.tracker import Tracking
+from cnprocd.rules.compile import CompiledRule, Matcher, Need
+
+_KIND_BITS: dict[Kind, int] = {
+    "fork": uapi.PROC_EVENT_FORK,
+    "exec": uapi.PROC_EVENT_EXEC,
+    "uid": uapi.PROC_EVENT_UID,
+    "gid": uapi.PROC_EVENT_GID,
+    "sid": uapi.PROC_EVENT_SID,
+    "ptrace": uapi.PROC_EVENT_PTRACE,
+    "comm": uapi.PROC_EVENT_COMM,
+    "coredump": uapi.PROC_EVENT_COREDUMP,
+    "exit": uapi.PROC_EVENT_EXIT,
+}
+_TABLE_BITS = (
+    uapi.PROC_EVENT_FORK
+    | uapi.PROC_EVENT_EXEC
+    | uapi.PROC_EVENT_COMM
+    | uapi.PROC_EVENT_UID
+    | uapi.PROC_EVENT_GID
+    | uapi.PROC_EVENT_EXIT
+)
+_EVERY_BIT = uapi.PROC_EVENT_ALL & ~uapi.PROC_EVENT_NONZERO_EXIT
+_IN_RECORDS: frozenset[Need] = frozenset({"comm", "ids", "usage", "lifetime"})
+_MAX_RANGES = 16  # more than so many tests per message cost more than the message they save
+
+Deaths = Literal["none", "records", "threads"]
+Identity = Literal["none", "taskstats", "procfs", "table"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to ask for, and how to make sense of it."""
+
+    request: Request
+    tracking: Tracking
+
+
+def make_plan(matcher: Matcher, features: Features, follow_hooks: bool = False) -> Plan:
+    """The least to ask of a kernel with these features for these rules.
+
+    `follow_hooks`: hooks may be running, so forks and leaders' exits are needed to know their descendants.
+    """
+    kinds = frozenset(kind for kind in _KIND_BITS if matcher.wants(kind, threads=False))
+    thread_kinds = frozenset(kind for kind in _KIND_BITS if matcher.wants(kind, threads=True))
+    exits = "exit" in kinds or "exit" in thread_kinds
+    needs = frozenset(need for rule in matcher.rules for need in rule.needs)
+    table = any(identity_of(rule, features) == "table" for rule in matcher.rules)
+    deaths: Deaths = "none" if not exits else "records" if features.taskstats else "threads"
+    statuses = _union(matcher) if exits else NO_STATUS
+    leader_exits = follow_hooks or (table and deaths != "threads")
+    thread_forks = deaths == "threads" or "fork" in thread_kinds
+
+    bits = _EVERY_BIT & sum(_KIND_BITS[kind] for kind in kinds | thread_kinds)
+    if table:
+        bits |= _TABLE_BITS
+    if follow_hooks:
+        bits |= uapi.PROC_EVENT_FORK | uapi.PROC_EVENT_EXIT
+    connector = ConnectorFilter(
+        events=bits,
+        thread_forks=thread_forks,
+        exits=EVERY_STATUS if deaths == "threads" else statuses,
+        leader_exits=leader_exits,
+    )
+    if not features.socket_filter:
+        connector = ConnectorFilter(events=_EVERY_BIT)
+    return Plan(
+        Request(
+            mask=_mask(bits, connector, features),
+            connector=connector,
+            taskstats=TaskstatsFilter(statuses) if deaths == "records" else None,
+            sequence=bits == _EVERY_BIT and not connector_program(connector),
+        ),
+        Tracking(
+            table=table,
+            records=deaths == "records",
+            wanted=Wanted(exe="exe" in needs, cmdline="cmdline" in needs, cgroup="cgroup" in needs),
+            kinds=kinds,
+            thread_kinds=thread_kinds,
+            statuses=statuses,
+        ),
+    )
+
+
+def identity_of(rule: CompiledRule, features: Features) -> Identity:
+    """The cheapest source that can tell everything this rule needs to know."""
+    if rule.kinds == {"exit"}:
+        if features.taskstats:
+            return "none" if not rule.needs else "taskstats" if rule.needs <= _IN_RECORDS else "table"
+        return "table"  # threads are counted there
+    if "exit" in rule.kinds and not features.taskstats:
+        return "table"
+    if not rule.needs:
+        return "none"
+    if rule.kinds <= {"exec", "comm"} and rule.needs <= {"comm", "ids", "exe", "cmdline", "cgroup"}:
+        return "procfs"
+    return "table"
+
+
+def _union(matcher: Matcher) -> StatusSet:
+    """Every status some rule can match, coarsened if it has too many pieces to test in the kernel."""
+    statuses = NO_STATUS
+    for rule in matcher.rules:
+        statuses |= rule.statuses
+    if len(statuses.codes) <= _MAX_RANGES:
+        return statuses
+    return StatusSet(((statuses.codes[0][0], statuses.codes[-1][1]),), statuses.signals)
+
+
+def _mask(bits: int, connector: ConnectorFilter, features: Features) -> int:
+    """The event mask for LISTEN. Failed exits alone have a bit of their own; 0 would mean everything."""
+    if not features.event_mask or bits == _EVERY_BIT:
+        return uapi.PROC_EVENT_ALL
+    if bits & uapi.PROC_EVENT_EXIT and not connector.leader_exits and 0 not in connector.exits:
+        bits = bits & ~uapi.PROC_EVENT_EXIT | uapi.PROC_EVENT_NONZERO_EXIT
+    # No rules at all: ask for the rarest event, which the filter then drops.
+    return bits or uapi.PROC_EVENT_COREDUMP

@@ -1,0 +1,216 @@
+"""`match:` to a function of an occurrence, in three-valued logic.
+
+A predicate answers True, False, or None: not known. None is not False: `not` of unknown is unknown, so an attribute
+that could not be had never matches by accident, neither plainly nor negated (Kleene's strong logic). Only True fires.
+
+All text has become compiled patterns here. A predicate reads attributes and computes; it does no I/O.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from fnmatch import translate
+
+from cnprocd.connector.status import core_dumped, exit_code, term_signal
+from cnprocd.process.model import Occurrence, Process
+from cnprocd.process.stat import unit_of
+from cnprocd.rules.schema import Match, ProcessMatch
+from cnprocd.rules.values import Comparison, Pattern
+
+Verdict = bool | None
+Test = Callable[[Occurrence], Verdict]
+ProcessTest = Callable[[Process, "tuple[Process, ...] | None"], Verdict]
+
+
+def all_of(verdicts: Iterable[Verdict]) -> Verdict:
+    """True if all are, False if one is, else unknown."""
+    result: Verdict = True
+    for verdict in verdicts:
+        if verdict is False:
+            return False
+        if verdict is None:
+            result = None
+    return result
+
+
+def any_of(verdicts: Iterable[Verdict]) -> Verdict:
+    """True if one is, False if all are, else unknown."""
+    result: Verdict = False
+    for verdict in verdicts:
+        if verdict:
+            return True
+        if verdict is None:
+            result = None
+    return result
+
+
+def negate(verdict: Verdict) -> Verdict:
+    return None if verdict is None else not verdict
+
+
+def text_test(patterns: tuple[Pattern, ...]) -> Callable[[str], bool]:
+    """Whether a text is like any of the patterns. Globs match whole, regular expressions anywhere."""
+    literals = frozenset(p.text for p in patterns if p.kind == "literal")
+    expressions = [translate(p.text) if p.kind == "glob" else p.text for p in patterns if p.kind != "literal"]
+    searches = [
+        re.compile(e).match if p.kind == "glob" else re.compile(e).search
+        for p, e in zip([p for p in patterns if p.kind != "literal"], expressions, strict=True)
+    ]
+    if not searches:
+        return literals.__contains__
+    return lambda text: text in literals or any(search(text) is not None for search in searches)
+
+
+def compile_match(match: Match | None, assume_status: bool = False) -> Test:
+    """The predicate of a rule's `match`; None matches everything.
+
+    With `assume_status` an exit status that is unknown is taken for one that matches: what `on_unknown_exit: match`
+    asks for, where only who the process was can decide.
+    """
+    return _compile(match, True if assume_status else None)
+
+
+def _compile(match: Match | None, unknown: Verdict) -> Test:
+    """`unknown`: what a key about the exit status says when that is unknown; the opposite under `not`."""
+    if match is None:
+        return lambda occurrence: True
+    tests = [*_identity_tests(match), *_ending_tests(match, unknown)]
+    tests += [_negated(_compile(part, negate(unknown))) for part in match.not_]
+    tests += [_compile(part, unknown) for part in match.all]
+    if match.any:
+        branches = [_compile(part, unknown) for part in match.any]
+        tests.append(lambda occurrence: any_of(test(occurrence) for test in branches))
+    if len(tests) == 1:
+        return tests[0]
+    return lambda occurrence: all_of(test(occurrence) for test in tests)
+
+
+def _negated(test: Test) -> Test:
+    return lambda occurrence: negate(test(occurrence))
+
+
+def _identity_tests(match: Match) -> list[Test]:
+    return [
+        lambda occurrence, test=test: test(occurrence.process, occurrence.ancestors)  # type: ignore[misc]
+        for test in _process_tests(match)
+    ]
+
+
+def compile_process(match: ProcessMatch) -> ProcessTest:
+    """The predicate of `parent:` and `ancestor:`: of a process and its ancestors, nearest first."""
+    tests = _process_tests(match)
+    tests += [_negated_process(compile_process(part)) for part in match.not_]
+    tests += [compile_process(part) for part in match.all]
+    if match.any:
+        branches = [compile_process(part) for part in match.any]
+        tests.append(lambda process, above: any_of(test(process, above) for test in branches))
+    return lambda process, above: all_of(test(process, above) for test in tests)
+
+
+def _negated_process(test: ProcessTest) -> ProcessTest:
+    return lambda process, above: negate(test(process, above))
+
+
+def _process_tests(match: Match | ProcessMatch) -> list[ProcessTest]:
+    tests: list[ProcessTest] = []
+    for name in ("comm", "exe", "cmdline", "cgroup"):
+        patterns: tuple[Pattern, ...] | None = getattr(match, name)
+        if patterns is not None:
+            tests.append(_attribute_test(name, text_test(patterns)))
+    if match.unit is not None:
+        tests.append(_unit_test(text_test(match.unit)))
+    if match.user is not None:
+        tests.append(_attribute_test("uid", frozenset(match.user).__contains__))
+    if match.group is not None:
+        tests.append(_attribute_test("gid", frozenset(match.group).__contains__))
+    if match.parent is not None:
+        tests.append(_parent_test(compile_process(match.parent)))
+    if match.ancestor is not None:
+        tests.append(_ancestor_test(compile_process(match.ancestor)))
+    return tests
+
+
+def _attribute_test(name: str, test: Callable[..., bool]) -> ProcessTest:
+    def verdict(process: Process, above: tuple[Process, ...] | None) -> Verdict:
+        value = getattr(process, name)
+        return None if value is None else test(value)
+
+    return verdict
+
+
+def _unit_test(test: Callable[[str], bool]) -> ProcessTest:
+    def verdict(process: Process, above: tuple[Process, ...] | None) -> Verdict:
+        if process.cgroup is None:
+            return None
+        unit = unit_of(process.cgroup)
+        return unit is not None and test(unit)
+
+    return verdict
+
+
+def _parent_test(test: ProcessTest) -> ProcessTest:
+    def verdict(process: Process, above: tuple[Process, ...] | None) -> Verdict:
+        return test(above[0], above[1:]) if above else None
+
+    return verdict
+
+
+def _ancestor_test(test: ProcessTest) -> ProcessTest:
+    def verdict(process: Process, above: tuple[Process, ...] | None) -> Verdict:
+        if above is None:
+            return None
+        known = any_of(test(ancestor, above[i + 1 :]) for i, ancestor in enumerate(above))
+        complete = bool(above) and above[-1].ppid == 0  # only PID 1 and kthreadd have parent 0
+        return known if known or complete else None
+
+    return verdict
+
+
+def _ending_tests(match: Match, unknown: Verdict) -> list[Test]:
+    tests: list[Test] = []
+    if match.exit_code is not None or match.signal is not None:
+        tests.append(_status_test(match, unknown))
+    if match.core_dumped is not None:
+        tests.append(_core_test(match.core_dumped, unknown))
+    if match.exit_status is not None:
+        wants_unknown = match.exit_status == "unknown"
+        tests.append(lambda occurrence: (occurrence.status is None) == wants_unknown)
+    if match.lifetime is not None:
+        tests.append(_number_test(match.lifetime, lambda o: o.lifetime_s))
+    if match.max_rss is not None:
+        tests.append(_number_test(match.max_rss, lambda o: o.usage.max_rss_kib * 1024 if o.usage else None))
+    if match.cpu_time is not None:
+        tests.append(_number_test(match.cpu_time, lambda o: o.usage.cpu_time_us / 1e6 if o.usage else None))
+    # A key about an ending does not hold for what has not ended.
+    return [lambda o, test=test: test(o) if o.kind == "exit" else False for test in tests]  # type: ignore[misc]
+
+
+def _status_test(match: Match, unknown: Verdict) -> Test:
+    codes, signals = match.exit_code, match.signal
+
+    def verdict(occurrence: Occurrence) -> Verdict:
+        if occurrence.status is None:
+            return unknown
+        number = term_signal(occurrence.status)
+        if number is not None:
+            return signals is not None and number in signals
+        code = exit_code(occurrence.status)
+        return codes is not None and code is not None and code in codes
+
+    return verdict
+
+
+def _core_test(wanted: bool, unknown: Verdict) -> Test:
+    def verdict(occurrence: Occurrence) -> Verdict:
+        return unknown if occurrence.status is None else core_dumped(occurrence.status) == wanted
+
+    return verdict
+
+
+def _number_test(comparison: Comparison, measure: Callable[[Occurrence], float | None]) -> Test:
+    def verdict(occurrence: Occurrence) -> Verdict:
+        value = measure(occurrence)
+        return None if value is None else comparison.holds(value)
+
+    return verdict

@@ -1,0 +1,161 @@
+"""What a service manager is told, and what it handed over: sd_notify, the watchdog, adopted and stored descriptors.
+
+Strategy: one object built from an environment mapping at start. Without NOTIFY_SOCKET every method does nothing, so a
+foreground run needs no branch anywhere. The sdnotify package sends plain ASCII; what it cannot do (it encodes as
+latin-1, swallows the error, and passes no descriptors) goes as bytes on the same socket.
+
+Facts relied on (sd_notify(3), sd_listen_fds(3), sd_watchdog_enabled(3)):
+- NOTIFY_SOCKET is a path, or `@name` in the abstract namespace; a message is KEY=VALUE lines in one datagram.
+- RELOADING=1 of Type=notify-reload (systemd 253) must carry MONOTONIC_USEC; older ones ignore the extra line.
+- WATCHDOG_USEC counts for us only if WATCHDOG_PID is absent or our pid; LISTEN_* only if LISTEN_PID is our pid.
+- Passed descriptors begin at 3, in the order of LISTEN_FDNAMES, and without close-on-exec. Both the sockets of
+  Sockets= and what was stored with FDSTORE=1 come this way, told apart by name only.
+- FDPOLL=0 keeps systemd from dropping a stored netlink socket: an overrun raises POLLERR on it, which systemd takes
+  for a hang-up.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import fcntl
+import os
+import re
+import socket
+import time
+from collections.abc import Mapping, MutableMapping
+
+import sdnotify
+
+LISTEN_FDS_START = 3
+SEND_LIMIT_S = 5.0  # PID 1 may be busy for a moment (daemon-reload); a watchdog ping is not worth more
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
+_FD_NAME = re.compile(r"[\x21-\x39\x3b-\x7e]{1,255}")  # FileDescriptorName=: printable ASCII without the colon
+_OURS_ALONE = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID")
+
+
+class ServiceManager:
+    """The other end of NOTIFY_SOCKET, or nobody.
+
+    Takes what is ours out of `environ`: a hook that inherited it could speak in our name.
+    """
+
+    def __init__(self, environ: MutableMapping[str, str], pid: int | None = None) -> None:
+        pid = os.getpid() if pid is None else pid
+        self.watchdog_interval_s = watchdog_interval_s(environ, pid)
+        self._adopted = adopted_descriptors(environ, pid)
+        for descriptor in (each for group in self._adopted.values() for each in group):
+            fcntl.fcntl(descriptor, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+        self._socket = connect(notify_address(environ))
+        self._notifier = sdnotify.SystemdNotifier()
+        if self._notifier.socket is not None:  # it looked at os.environ by itself
+            self._notifier.socket.close()
+        self._notifier.socket = self._socket
+        for name in _OURS_ALONE:
+            environ.pop(name, None)
+
+    @property
+    def present(self) -> bool:
+        """Whether anybody listens."""
+        return self._socket is not None
+
+    def ready(self, status: str) -> None:
+        """Start, or reload, is complete."""
+        self._tell(f"READY=1\nSTATUS={one_line(status)}")
+
+    def status(self, text: str) -> None:
+        """The line that `systemctl status` shows."""
+        self._tell(f"STATUS={one_line(text)}")
+
+    def reloading(self) -> None:
+        """New rules are being read; `ready` ends it, whether they were taken or refused."""
+        self._tell(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+
+    def stopping(self) -> None:
+        self._tell("STOPPING=1")
+
+    def watchdog(self) -> None:
+        self._tell("WATCHDOG=1")
+
+    def adopted(self, name: str) -> list[int]:
+        """The descriptors passed under `name`, oldest first. The caller owns them."""
+        return list(self._adopted.get(name, ()))
+
+    def store_fd(self, name: str, fd: int) -> None:
+        """Leave a duplicate of `fd` with the manager, to be adopted by the next process of this service.
+
+        Needs FileDescriptorStoreMax= in the unit; without it the manager closes the duplicate.
+        """
+        if not _FD_NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is not a descriptor name: printable ASCII without a colon, at most 255 bytes")
+        if self._socket is not None:
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+            with contextlib.suppress(OSError):
+                self._socket.sendmsg([f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0".encode()], rights)
+
+    def forget_fd(self, name: str) -> None:
+        """Have the manager close what was stored under `name`."""
+        self._tell(f"FDSTOREREMOVE=1\nFDNAME={name}")
+
+    def _tell(self, message: str) -> None:
+        if self._socket is None:
+            return
+        if message.isascii():
+            self._notifier.notify(message)
+            return
+        # An unreachable manager is no reason to stop watching processes; sdnotify does the same.
+        with contextlib.suppress(OSError):
+            self._socket.sendall(message.encode("utf-8", "replace"))
+
+
+def one_line(text: str) -> str:
+    """`text` without anything that could end the line and begin a command of its own."""
+    return " ".join(_CONTROL.sub(" ", text).split())
+
+
+def notify_address(environ: Mapping[str, str]) -> str | None:
+    """NOTIFY_SOCKET as an AF_UNIX address; other families (vsock) are for whole machines, not for us."""
+    value = environ.get("NOTIFY_SOCKET", "")
+    if value.startswith("@"):
+        return "\0" + value[1:]
+    return value if value.startswith("/") else None
+
+
+def connect(address: str | None) -> socket.socket | None:
+    if address is None:
+        return None
+    channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    channel.settimeout(SEND_LIMIT_S)
+    try:
+        channel.connect(address)
+    except OSError:  # left over from another service's environment
+        channel.close()
+        return None
+    return channel
+
+
+def watchdog_interval_s(environ: Mapping[str, str], pid: int) -> float | None:
+    """Half of the time that the manager allows between two signs of life, or None if it does not watch us."""
+    try:
+        allowed = int(environ.get("WATCHDOG_USEC", "0"))
+        meant = int(environ.get("WATCHDOG_PID", str(pid)))
+    except ValueError:
+        return None
+    return allowed / 2_000_000 if allowed > 0 and meant == pid else None
+
+
+def adopted_descriptors(environ: Mapping[str, str], pid: int) -> dict[str, list[int]]:
+    """Name -> descriptors, as LISTEN_FDS and LISTEN_FDNAMES tell; nothing if they were meant for another process."""
+    try:
+        count = int(environ.get("LISTEN_FDS", "0"))
+        meant = int(environ.get("LISTEN_PID", "0"))
+    except ValueError:
+        return {}
+    if meant != pid or count <= 0:
+        return {}
+    names = environ.get("LISTEN_FDNAMES", "").split(":")
+    adopted: dict[str, list[int]] = {}
+    for index in range(count):
+        name = names[index] if index < len(names) and names[index] else "unknown"
+        adopted.setdefault(name, []).append(LISTEN_FDS_START + index)
+    return adopted

@@ -1,0 +1,123 @@
+# bash completion for cnprocctl; made by packaging/manual.py.
+_cnprocctl() {
+    local cur prev verb word i
+    cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} verb=""
+    for ((i = 1; i < COMP_CWORD; i++)); do
+        word=${COMP_WORDS[i]}
+        case "$word" in
+            --ancestor|--by|--cgroup|--cmdline|--comm|--count|--cpu-time|--event|--exe|--exit-code|--for|--group|--interval|--job|--kind|--kinds|--lifetime|--limit|--lines|--match|--max-rss|--max-size|--parent|--pid|--rate|--rule|--rules|--runtime-dir|--signal|--since|--state|--state-dir|--status|--unit|--user|--without) ((i++)) ;;
+            -*) ;;
+            *) if [[ -z $verb ]]; then verb=$word; elif [[ " rules jobs " == *" $verb "* ]]; then verb="$verb $word"; fi ;;
+        esac
+    done
+    case "$prev" in
+        --ancestor) COMPREPLY=(); return ;;
+        --by) COMPREPLY=($(compgen -W "comm unit user" -- "$cur")); return ;;
+        --cgroup) COMPREPLY=(); return ;;
+        --cmdline) COMPREPLY=(); return ;;
+        --comm) COMPREPLY=(); return ;;
+        --count) COMPREPLY=(); return ;;
+        --cpu-time) COMPREPLY=(); return ;;
+        --event) COMPREPLY=(); return ;;
+        --exe) COMPREPLY=(); return ;;
+        --exit-code) COMPREPLY=(); return ;;
+        --for) COMPREPLY=(); return ;;
+        --group) COMPREPLY=(); return ;;
+        --interval) COMPREPLY=(); return ;;
+        --job) COMPREPLY=(); return ;;
+        --kind) COMPREPLY=($(compgen -W "exit nonzero_exit fork exec uid gid sid ptrace comm coredump" -- "$cur")); return ;;
+        --kinds) COMPREPLY=(); return ;;
+        --lifetime) COMPREPLY=(); return ;;
+        --limit) COMPREPLY=(); return ;;
+        --lines) COMPREPLY=(); return ;;
+        --match) COMPREPLY=(); return ;;
+        --max-rss) COMPREPLY=(); return ;;
+        --max-size) COMPREPLY=(); return ;;
+        --parent) COMPREPLY=(); return ;;
+        --pid) COMPREPLY=(); return ;;
+        --rate) COMPREPLY=(); return ;;
+        --rule) COMPREPLY=($(compgen -W "$(_cnprocctl_rules)" -- "$cur")); return ;;
+        --rules) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        --runtime-dir) COMPREPLY=($(compgen -d -- "$cur")); return ;;
+        --signal) COMPREPLY=(); return ;;
+        --since) COMPREPLY=(); return ;;
+        --state) COMPREPLY=($(compgen -W "waiting running done dead" -- "$cur")); return ;;
+        --state-dir) COMPREPLY=($(compgen -d -- "$cur")); return ;;
+        --status) COMPREPLY=(); return ;;
+        --unit) COMPREPLY=(); return ;;
+        --user) COMPREPLY=(); return ;;
+        --without) COMPREPLY=($(compgen -W "event_mask taskstats socket_filter" -- "$cur")); return ;;
+    esac
+    case "$verb" in
+        "") COMPREPLY=($(compgen -W "status reload check explain test schema rules jobs history watch top metrics doctor record replay --rules --runtime-dir --state-dir --json" -- "$cur")) ;;
+        rules) COMPREPLY=($(compgen -W "list enable disable" -- "$cur")) ;;
+        jobs) COMPREPLY=($(compgen -W "list show retry drop" -- "$cur")) ;;
+        "status")
+            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir --json" -- "$cur"))
+            ;;
+        "reload")
+            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir --json" -- "$cur"))
+            ;;
+        "check")
+            COMPREPLY=($(compgen -W "--strict --rules --runtime-dir --state-dir --json" -- "$cur"))
+            ;;
+        "explain")
+            COMPREPLY=($(compgen -W "--job --without --pid --kind --comm --exit-code --signal --status --core --lost --user --group --exe --cmdline --unit --cgroup --parent --ancestor --lifetime --max-rss --cpu-time --from-hook --thread --event --rules --runtime-dir --state-dir --json" -- "$cur"))
+            [[ $cur != -* ]] && COMPREPLY=($(compgen -W "$(_cnprocctl_rules)" -- "$cur"))
+            ;;
+        "test")
+            COMPREPLY=($(compgen -W "--pid --kind --comm --exit-code --signal --status --core --lost --user --group --exe --cmdline --unit --cgroup --parent --ancestor --lifetime --max-rss --cpu-time --from-hook --thread --event --rules --runtime-dir --state-dir --json" -- "$cur"))
+            ;;
+        "schema")
+            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir --json" -- "$cur"))
+            ;;
+        "rules list")
+            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir --json" -- "$cur"))
+            ;;
+        "rules enable")
+            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir --json" -- "$cur"))
+            [[ $cur != -* ]] && COMPREPLY=($(compgen -W "$(_cnprocctl_rules)" -- "$cur"))
+            ;;
+        "rules disable")
+            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir --json" -- "$cur"))
+            [[ $cur != -* ]] && COMPREPLY=($(compgen -W "$(_cnprocctl_rules)" -- "$cur"))
+            ;;
+        "jobs list")
+            COMPREPLY=($(compgen -W "--state --rule --limit --rules --runtime-dir --state-dir --json" -- "$cur"))
+            ;;
+        "jobs show")
+            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir --json" -- "$cur"))
+            ;;
+        "jobs retry")
+            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir --json" -- "$cur"))
+            ;;
+        "jobs drop")
+            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir --json" -- "$cur"))
+            ;;
+        "history")
+            COMPREPLY=($(compgen -W "--rule --comm --since --limit --rules --runtime-dir --state-dir --json" -- "$cur"))
+            ;;
+        "watch")
+            COMPREPLY=($(compgen -W "--events --kinds --rule --match --rate --count --for --rules --runtime-dir --state-dir --json" -- "$cur"))
+            ;;
+        "top")
+            COMPREPLY=($(compgen -W "--by --interval --lines --for --rules --runtime-dir --state-dir --json" -- "$cur"))
+            ;;
+        "metrics")
+            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir --json" -- "$cur"))
+            ;;
+        "doctor")
+            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir --json" -- "$cur"))
+            ;;
+        "record")
+            COMPREPLY=($(compgen -W "--for --max-size --rules --runtime-dir --state-dir --json" -- "$cur"))
+            [[ $cur != -* ]] && COMPREPLY=($(compgen -f -- "$cur"))
+            ;;
+        "replay")
+            COMPREPLY=($(compgen -W "--rule --rules --runtime-dir --state-dir --json" -- "$cur"))
+            [[ $cur != -* ]] && COMPREPLY=($(compgen -f -- "$cur"))
+            ;;
+    esac
+}
+_cnprocctl_rules() { cnprocctl rules list 2>/dev/null | awk 'NR > 1 { print $1 }'; }
+complete -F _cnprocctl cnprocctl

@@ -1,0 +1,184 @@
+"""Writes what is derived from the code: manual pages, completions, and the editor's schema.
+
+    python packaging/manual.py            write them where they belong
+    python packaging/manual.py DIRECTORY  write them there (the test that they have not drifted does)
+
+Strategy: the prose of a page is packaging/man/NAME.in, in roff; a line @NAME@ in it is replaced by what the code says:
+options and verbs from the parsers' own tables, every key of the rule language from the JSON schema, exit statuses from
+the modules that end with them. So a page cannot tell of an option that is not there, nor keep silent about one that is.
+No date is written: the same source gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from completion import bash, fish, zsh  # noqa: E402  # beside this file
+
+from cnprocd import __version__  # noqa: E402  # the checkout's, whatever is installed
+from cnprocd.cli import cnprocd as daemon  # noqa: E402
+from cnprocd.cli.grammar import COMMON, VERBS, Argument  # noqa: E402
+from cnprocd.rules.schema import json_schema  # noqa: E402
+from cnprocd.rules.values import FIELD_NAMES  # noqa: E402
+
+HERE = ROOT / "packaging"
+Schema = dict[str, Any]
+STATUSES = {
+    "0": "Done; for the daemon, a clean stop.",
+    "1": "cnprocctl: the answer is no (no rule would fire, the doctor found a fault, there is no such job).",
+    "2": "Wrong usage.",
+    "69": "The kernel has no proc connector for us; cnprocctl: the daemon is not running or does not answer.",
+    "70": "A bug in cnprocd.",
+    "71": "The system refused something that it normally grants.",
+    "77": "Not permitted: CAP_NET_ADMIN is missing; cnprocctl: only root may do that.",
+    "78": "A rule file is wrong.",
+}
+
+
+def roff(text: str) -> str:
+    """Plain text as roff: nothing in it is a request or an escape."""
+    text = text.replace("\\", "\\e").replace("-", "\\-").replace("`", "\\(ga")
+    return "\n".join("\\&" + line if line.startswith((".", "'")) else line for line in text.split("\n"))
+
+
+def sentence(text: str) -> str:
+    """A help text as a sentence."""
+    return text[0].upper() + text[1:] + ("" if text.endswith(".") else ".")
+
+
+def option(names: tuple[str, ...], metavar: str | None, help_text: str) -> str:
+    shown = ", ".join(f"\\fB{roff(name)}\\fR" for name in names)
+    value = f" \\fI{roff(metavar)}\\fR" if metavar else ""
+    return f".TP\n{shown}{value}\n{roff(sentence(help_text))}\n"
+
+
+def argument(one: Argument) -> str:
+    """A row of grammar.py's table."""
+    metavar = one.options.get("metavar")
+    named = one.names[0].startswith("-")
+    shown = str(metavar) if metavar else None
+    if named:
+        return option(one.names, shown, str(one.options["help"]))
+    return f".TP\n\\fI{roff(shown or one.names[0])}\\fR\n{roff(sentence(str(one.options['help'])))}\n"
+
+
+def daemon_options() -> str:
+    made = daemon.parser()
+    actions = [one for one in made._actions if one.option_strings and one.dest not in ("help", "version")]
+    lines = []
+    for one in actions:
+        metavar = one.metavar or ("|".join(map(str, one.choices)) if one.choices else None)
+        lines.append(option(tuple(one.option_strings), str(metavar) if metavar else None, one.help or ""))
+    return "".join(lines)
+
+
+def verbs() -> str:
+    lines = []
+    for verb in VERBS:
+        lines.append(f".SS {roff(verb.name)}\n{roff(verb.description or sentence(verb.help))}\n")
+        lines += [argument(one) for one in verb.arguments]
+        if verb.examples:
+            lines.append(
+                ".PP\nFor example:\n.PP\n.RS\n.nf\n" + "".join(f"{roff(one)}\n" for one in verb.examples) + ".fi\n.RE\n"
+            )
+    return "".join(lines)
+
+
+def statuses() -> str:
+    return "".join(f".TP\n.B {number}\n{roff(text)}\n" for number, text in STATUSES.items())
+
+
+def keys(schema: Schema, name: str) -> str:
+    """Every key of one mapping of the rule language."""
+    here = schema if name == "" else schema["$defs"][name]
+    lines = []
+    for key, value in here["properties"].items():
+        required = ", required" if key in here.get("required", ()) else ""
+        default = value.get("default")
+        given = f" Default: {json.dumps(default)}." if default is not None else ""
+        described = roff(value.get("description", "")) + roff(given)
+        lines.append(f".TP\n\\fB{roff(key)}\\fR (\\fI{roff(form(value))}\\fR{required})\n{described}\n")
+    return "".join(lines)
+
+
+def form(value: Schema) -> str:
+    """What a value may be, in a few words."""
+    if "$ref" in value:
+        return value["$ref"].rsplit("/", 1)[-1].lower()
+    for choices in ("anyOf", "allOf"):
+        if choices in value:
+            forms = list(dict.fromkeys(form(choice) for choice in value[choices]))
+            return " or ".join(forms)
+    if "enum" in value:
+        return "|".join(map(str, value["enum"])) if len(value["enum"]) < 12 else "name"
+    sort = value.get("type")
+    if sort == "array":
+        return f"list of {form(value.get('items', {}))}"
+    if isinstance(sort, list):
+        return " or ".join({"string": "name", "integer": "number"}.get(one, one) for one in sort)
+    if sort == "string" and value.get("examples"):
+        return f"like {value['examples'][0]}"
+    return {"string": "text", "integer": "number", "boolean": "true|false", "object": "mapping"}.get(str(sort), "value")
+
+
+def sections(schema: Schema) -> Iterator[tuple[str, str]]:
+    """The placeholder of each mapping."""
+    yield "TOP", keys(schema, "")
+    for name in schema["$defs"]:
+        yield name.upper(), keys(schema, name)
+
+
+def page(source: Path) -> str:
+    """One page: the prose with what the code says put in."""
+    schema = json_schema()
+    parts: dict[str, Callable[[], str] | str] = {
+        "OPTIONS": daemon_options,
+        "COMMON": lambda: "".join(map(argument, COMMON)),
+        "VERBS": verbs,
+        "STATUSES": statuses,
+        "FIELDS": lambda: roff(", ".join(FIELD_NAMES)) + "\n",
+        **{f"KEYS {name}": text for name, text in sections(schema)},
+    }
+    lines = [f'.\\" Made by packaging/manual.py of {source.name}; edit that.\n']
+    for line in source.read_text().splitlines(keepends=True):
+        if line.startswith("@"):
+            part = parts[line.strip().strip("@")]
+            lines.append(part if isinstance(part, str) else part())
+        else:
+            lines.append(line.replace("@VERSION@", __version__))
+    return "".join(lines)
+
+
+def made() -> Iterator[tuple[str, str]]:
+    """Every derived file, as (path below the project, text)."""
+    for source in sorted((HERE / "man").glob("*.in")):
+        yield f"packaging/man/{source.stem}", page(source)
+    # The units and the shorter name lead to the same page.
+    yield "packaging/man/cnprocd-rules.5", ".so man5/cnprocd-rules.yaml.5\n"
+    yield "packaging/completions/cnprocctl.bash", bash()
+    yield "packaging/completions/_cnprocctl", zsh()
+    yield "packaging/completions/cnprocctl.fish", fish()
+    yield "config/rules.schema.json", json.dumps(json_schema(), indent=2) + "\n"
+
+
+def main() -> None:
+    """Write everything."""
+    options = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    options.add_argument("directory", nargs="?", type=Path, default=ROOT)
+    directory = options.parse_args().directory
+    for path, text in made():
+        file = directory / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

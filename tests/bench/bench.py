@@ -1,0 +1,278 @@
+"""`make bench`: cnprocd and what else there is, measured in turn in one run, so that only ratios need be believed.
+
+    python tests/bench/bench.py [--full] [--rounds N] [--only PART...] [--scale X]
+
+Rounds go A B C A B C, and a figure is the median of its rounds with the least and the most beside it: what disturbs
+this machine for a minute disturbs everybody. How loaded it was is part of the results. Nothing here passes or fails;
+the table of targets says what was met and what was not.
+
+Results: tests/bench/results/<date>-<kernel>.json, one SVG per workload, and README.md with the targets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import competitors
+import machine
+import report
+import workloads
+from competitors import Competitor, Running
+from workloads import NAMES, Crowd, Generator, Storm
+
+PARTS = ("storms", "burst", "rules", "table", "latency", "idle", "ready", "minute", "million")
+ROOM_FOR_PIDS = 2200  # of pid_max, for everybody else on this machine
+
+
+class Bench:
+    """One run and its results."""
+
+    def __init__(self, full: bool, rounds: int, scale: float) -> None:
+        self.full, self.rounds, self.scale = full, rounds, scale
+        self.runs: list[dict[str, object]] = []
+        self.found: dict[str, object] = {}
+        self.skipped: dict[str, str] = {}
+        self.load = Generator()
+        self.those: list[Competitor] = []
+        for one in competitors.COMPETITORS:
+            reason = one.why_not()
+            if reason is None:
+                self.those.append(one)
+            else:
+                self.skip(one.name, reason)
+        pid_max = int(Path("/proc/sys/kernel/pid_max").read_text())
+        self.most = pid_max - ROOM_FOR_PIDS
+
+    def skip(self, what: str, reason: str) -> None:
+        self.skipped[what] = reason
+        print(f"skipped: {what}: {reason}", flush=True)
+
+    def size(self, normal: int, full: int | None = None) -> int:
+        """A multiple of 400, so that four names and one in a hundred divide it."""
+        wanted = (full if self.full and full is not None else normal) * self.scale
+        return max(400, int(wanted) // 400 * 400)
+
+    def note(
+        self, workload: str, competitor: str, round_: int, measured: Callable[[], dict[str, object]]
+    ) -> dict[str, object]:
+        """Run one measurement; what breaks is a result too."""
+        try:
+            result = measured()
+        except (OSError, RuntimeError, ValueError) as error:  # TimeoutError is an OSError
+            result = {"broken": f"{type(error).__name__}: {error}"[:500]}
+        result = {"workload": workload, "competitor": competitor, "round": round_} | result
+        self.runs.append(result)
+        shown = {
+            key: result[key] for key in ("cpu_s", "lost", "wall_s", "matched", "done_s", "broken") if key in result
+        }
+        print(f"{workload:12} {competitor:26} {round_}  {shown}", flush=True)
+        return result
+
+    # The parts.
+
+    def storms(self) -> None:
+        """(b), (c) and (g): every competitor, and nobody."""
+        those = [
+            Storm("fork", "fork and exit, one after the other", "fork", self.size(10_000, 50_000), NAMES[:1], 0, 2),
+            Storm("exec", "fork, exec and exit", "exec", self.size(2_000, 10_000), NAMES[:1], 0, 3),
+            Storm("failing", "four programs, 1% of exits failing", "fork", self.size(4_000, 25_000), NAMES, 100, 2),
+        ]
+        those = [storm for storm in those if self.load.can(storm.mode)]
+        for round_ in range(self.rounds):
+            for one in (None, *self.those):
+                self._in_turn(one, round_, those)
+
+    def _in_turn(self, one: Competitor | None, round_: int, those: list[Storm]) -> None:
+        """Every storm before the same listener; one that breaks is started again for the next."""
+        listener: Running | None = None
+        for storm in those:
+            if one is not None and one.most is not None:
+                storm = replace(storm, each=min(storm.each, one.most // len(storm.names)))
+            try:
+                if one is not None and listener is None:
+                    listener = one.start()
+            except (OSError, RuntimeError) as error:
+                self.skip(one.name, str(error))
+                return
+            judges = one is not None and one.rules is not None
+            result = self.note(
+                storm.name,
+                one.name if one is not None else "nobody",
+                round_,
+                partial(workloads.measure, self.load, listener, storm, judges),
+            )
+            if "broken" in result and listener is not None:
+                listener.stop()
+                listener = None
+        if listener is not None:
+            listener.stop()
+
+    def burst(self) -> None:
+        """(a): 8K processes that end at once, and 32K where there are so many PIDs."""
+        if not self.load.can("burst"):
+            self.skip("burst", "no C compiler")
+            return
+        sizes = {self.size(8_000): min(self.rounds, 2)}
+        if self.full:
+            sizes[self.size(min(32_000, self.most))] = 1
+        reason = competitors.pidfds()
+        for count, rounds in sizes.items():
+            for round_ in range(rounds):
+                for one in (None, *self.those):
+                    name = one.name if one is not None else "nobody"
+                    self.note(
+                        f"burst-{count}",
+                        name,
+                        round_,
+                        lambda one=one, count=count: workloads.burst(self.load, one, count),
+                    )
+                if reason is None:
+                    self.note(
+                        f"burst-{count}",
+                        "pidfd+epoll",
+                        round_,
+                        lambda count=count: workloads.burst_with_pidfds(self.load, count),
+                    )
+
+    def rules(self) -> None:
+        """(e): every exit judged by more and more rules, none of which fits."""
+        storm = Storm("rules", "", "fork", self.size(10_000), NAMES[:1], 0, 2)
+        for round_ in range(self.rounds):
+            for count in (1, 10, 100, 1_000, 10_000):
+                one = Competitor(f"cnprocd {count} rules", competitors.CNPROCD, rules=competitors.many_rules(count))
+                self.note(f"rules-{count}", one.name, round_, lambda one=one: self._with(one, storm))
+
+    def _with(self, one: Competitor, storm: Storm) -> dict[str, object]:
+        listener = one.start()
+        try:
+            began_s = time.monotonic() - listener.began
+            return {"ready_s": began_s} | workloads.measure(self.load, listener, storm, one.rules is not None)
+        finally:
+            listener.stop()
+
+    def table(self) -> None:
+        """(f): who is alive already, and what a storm costs beside them."""
+        if not self.load.can("burst"):
+            self.skip("table", "no C compiler")
+            return
+        storm = Storm("table", "", "fork", self.size(4_000), NAMES[:1], 0, 2)
+        for count in (1_000, 3_000, 10_000, min(30_000, self.most)) if self.full else (1_000, 8_000):
+            with Crowd(self.load, count) as crowd:
+                for round_ in range(self.rounds if self.full else 1):
+                    for one in (competitors.C_LISTENER, competitors.ALL, competitors.FAILURES):
+                        self.note(f"table-{crowd.count}", one.name, round_, lambda one=one: self._with(one, storm))
+
+    def latency(self) -> None:
+        """Isolated failures: to the record, and to the hook's first instruction."""
+        if not self.load.can("pace"):
+            self.skip("latency", "no C compiler")
+            return
+        hook = competitors.FAILED.replace("}}", "}, run: {command: [/bin/true]}}")
+        hooked = competitors.cnprocd("cnprocd with a hook", hook, competitors.MARK)
+        count = 1_000 if self.full else 300
+        self.found["isolated"] = {
+            "failures": workloads.isolated(self.load, competitors.FAILURES, count, 10_000),
+            "all": workloads.isolated(self.load, competitors.ALL, count, 10_000),
+            "hook": workloads.isolated(self.load, hooked, count // 3, 30_000),
+        }
+        print("isolated", self.found["isolated"], flush=True)
+
+    def idle(self) -> None:
+        """(d)"""
+        seconds = 100.0 if self.full else 10.0
+        self.found["idle"] = workloads.idle([one for one in self.those if one.name != "bpftrace"], seconds)
+        print("idle", *self.found["idle"], sep="\n  ", flush=True)
+
+    def ready(self) -> None:
+        self.found["ready"] = workloads.ready(5)
+        print("ready", self.found["ready"], flush=True)
+
+    def minute(self) -> None:
+        """Four generators at once, as fast as they go, for about a minute (a few seconds without --full)."""
+        storm = Storm("minute", "", "fork", self.size(5_000, 150_000), NAMES, 100, 2)
+        for one in (competitors.C_LISTENER, competitors.ALL, competitors.FAILURES):
+            if one in self.those:
+                self.note("minute", one.name, 0, lambda one=one: self._with(one, storm))
+
+    def million(self) -> None:
+        """Issue 3's figure: a million processes of four names, one in a hundred failing, one name asked for."""
+        storm = Storm("million", "", "fork", 250_000, NAMES, 100, 2)
+        self.note("million", "cnprocd failures", 0, lambda: self._million(storm))
+
+    def _million(self, storm: Storm) -> dict[str, object]:
+        listener = competitors.FAILURES.start()
+        try:
+            result = workloads.measure(self.load, listener, storm, True)
+            result["decision_ms"] = machine.quantiles(workloads.decisions_ms(listener, "failed"))
+        finally:
+            text = listener.stop()
+        stopping = next(line for line in text.splitlines() if '"event":"stopping"' in line)
+        result["delivered"] = int(json.loads(stopping)["message"].split(" events")[0].rsplit(" ", 1)[1])
+        return result
+
+    def host(self) -> dict[str, object]:
+        cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "?: ?")
+        version = ["git", "-C", str(competitors.TOP), "describe", "--always", "--dirty"]
+        return {
+            "kernel": platform.release(),
+            "machine": platform.machine(),
+            "cpu": cpu.split(": ", 1)[1],
+            "cpus": os.cpu_count(),
+            "python": platform.python_version(),
+            "commit": subprocess.run(version, capture_output=True, text=True).stdout.strip(),
+            "c_compiler": shutil.which("cc"),
+        }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--full", action="store_true", help="whole sizes, among them a million processes")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--scale", type=float, default=1.0, help="of the sizes, to try the bench itself")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=None)
+    parser.add_argument("--join", action="store_true", help="keep what today's results have of other workloads")
+    parser.add_argument("--publish", type=Path, help="make the page and plots of a JSON file again, measuring nothing")
+    parser.add_argument("--results", type=Path, default=competitors.HERE / "results")
+    options = parser.parse_args()
+    if os.geteuid() != 0:
+        print("the bench needs root: every listener does")
+        return 77
+    if options.publish is not None:
+        print(report.targets_table(json.loads(options.publish.read_text())))
+        report.publish(json.loads(options.publish.read_text()), options.publish)
+        return 0
+    bench = Bench(options.full, options.rounds, options.scale)
+    wanted = options.only or [part for part in PARTS if options.full or part != "million"]
+    began, others = time.time(), []
+    results: dict[str, object] = {
+        "command": " ".join(["python", "tests/bench/bench.py", *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%d", time.gmtime(began)),
+        "host": bench.host(),
+        "others_busy_cpus": others,
+        "skipped": bench.skipped,
+        "runs": bench.runs,
+    }
+    path = report.path_of(results, options.results)
+    join = json.loads(path.read_text()) if options.join and path.exists() else None
+    for part in wanted:
+        others.append(machine.busy_cpus(2.0))
+        getattr(bench, part)()
+        # After each part: whoever stops a long run keeps what there is.
+        report.write(results | bench.found | {"took_s": round(time.time() - began)}, path, join)
+    print(f"\n{report.targets_table(json.loads(path.read_text()))}\n\nresults: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

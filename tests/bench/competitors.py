@@ -1,0 +1,208 @@
+"""Who is measured: how each is got, started, known to be listening, and stopped.
+
+A competitor that cannot be had or does not run here gives its reason, which goes into the results: a gap in a table
+must never look like a win. Output of those that print goes to /dev/null, the cheapest place there is.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import machine
+
+HERE = Path(__file__).parent
+TOP = HERE.parents[1]
+BUILD = TOP / ".bench"
+PATIENCE_S = 60.0
+QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+
+
+class Running:
+    """A listener that is ready."""
+
+    def __init__(self, argv: list[str], directory: Path) -> None:
+        self.directory = directory
+        self.output = directory / "output"
+        self.began = time.monotonic()
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(argv, stdout=output, stderr=subprocess.STDOUT)
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def wait_for(self, holds: Callable[[], bool], patience_s: float = PATIENCE_S) -> None:
+        """Raises TimeoutError, or RuntimeError if it died."""
+        deadline = time.monotonic() + patience_s
+        while not holds():
+            self.must_live()
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self.process.args[0]} did not do what was waited for in {patience_s:g} s")
+            time.sleep(0.005)
+
+    def must_live(self) -> None:
+        """Raises RuntimeError with its last words, if it has any: a listener that died is a result, too."""
+        if self.process.poll() is not None:
+            words = self.output.read_text(errors="replace").strip().splitlines()[-1:]
+            raise RuntimeError(f"it died with {self.process.returncode}: {' '.join(words)[:200]}")
+
+    def stop(self) -> str:
+        """What it had printed at its end."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        text = self.output.read_text(errors="replace")
+        shutil.rmtree(self.directory, ignore_errors=True)
+        return text
+
+
+@dataclass
+class Competitor:
+    """One of them. `why_not` installs it if need be, and says why it cannot take part."""
+
+    name: str
+    argv: list[str]
+    why_not: Callable[[], str | None] = lambda: None
+    says_ready: bool = True  # prints so; else its socket tells
+    prints: bool = False  # a line per event, which nobody wants to keep
+    rules: str | None = None
+    most: int | None = None  # processes of a storm that it survives
+
+    def start(self) -> Running:
+        directory = Path(tempfile.mkdtemp(prefix="cnprocd-bench-"))
+        argv = self.argv
+        if self.rules is not None:
+            (directory / "rules.yaml").write_text(self.rules)
+            places = {"--rules": "rules.yaml", "--state-dir": "state", "--runtime-dir": "run"}
+            argv = [*argv, *(text for key, name in places.items() for text in (key, str(directory / name)))]
+        if self.prints:
+            argv = ["/bin/sh", "-c", 'exec "$@" >/dev/null', "sh", *argv]
+        running = Running(argv, directory)
+        if self.rules is not None:
+            running.wait_for(lambda: b'"event":"started"' in running.output.read_bytes())
+        elif self.says_ready:
+            running.wait_for(lambda: b"ready" in running.output.read_bytes())
+        else:
+            running.wait_for(lambda: bool(machine.sockets(running.pid)))
+            time.sleep(0.2)
+        return running
+
+
+def _compiled(name: str) -> str | None:
+    """Compile one of our C programs; static where that can be, which makes its exec cheap."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        return "no C compiler (cc) here"
+    BUILD.mkdir(exist_ok=True)
+    command = [compiler, "-O2", "-Wall", "-o", str(BUILD / name), str(HERE / f"{name}.c")]
+    if subprocess.run([*command, "-static"], **QUIET).returncode == 0:
+        return None
+    done = subprocess.run(command, capture_output=True, text=True)
+    return f"{name}.c does not compile: {done.stderr[-200:]}" if done.returncode else None
+
+
+def _debian(program: str) -> str | None:
+    if shutil.which(program):
+        return None
+    if shutil.which("apt-get") is None:
+        return "not installed, and no apt-get to install it with"
+    print(f"installing {program} (apt-get)", flush=True)
+    command = ["apt-get", "install", "-y", "-q", "--no-install-recommends", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    if done.returncode:
+        return f"apt-get install {program} failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}"
+    return None
+
+
+def _pyroute2() -> str | None:
+    python = BUILD / "venv/bin/python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(BUILD / "venv")], check=True)
+    if subprocess.run([str(python), "-c", "import pyroute2"], **QUIET).returncode == 0:
+        return None
+    print("installing pyroute2 (pip, into .bench/venv)", flush=True)
+    command = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", "pyroute2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return f"pip install pyroute2 failed: {done.stderr.strip()[-200:]}" if done.returncode else None
+
+
+BPFTRACE = "tracepoint:sched:sched_process_exit { @exits = count(); }"
+
+
+def _bpftrace() -> str | None:
+    missing = _debian("bpftrace")
+    if missing:
+        return missing
+    trial = subprocess.run(
+        ["bpftrace", "-e", f"BEGIN {{ exit(); }} {BPFTRACE}"], capture_output=True, text=True, timeout=60
+    )
+    errors = [line for line in trial.stderr.splitlines() if "ERROR" in line]
+    return f"does not run on this kernel: {errors[-1].strip()}" if trial.returncode or errors else None
+
+
+# Rules. cnpb-b is who fails and is asked for; cnpb-mark tells that everything before it was judged.
+MARK = "  - {name: mark, events: [nonzero_exit], match: {comm: cnpb-mark, exit_code: 3}}\n"
+FAILED = "  - {name: failed, events: [nonzero_exit], match: {comm: cnpb-b}}\n"
+EVERYTHING = "  - {name: everything, events: all, match: {comm: cnpb-none}}\n"
+CNPROCD = [sys.executable, "-m", "cnprocd.cli.cnprocd", "--log-format", "json"]
+
+
+def rules(*texts: str) -> str:
+    return "rules:\n" + "".join(texts)
+
+
+def many_rules(count: int) -> str:
+    """`count` rules on every exit, so that none is filtered in the kernel: literal names, globs and lists; one fits."""
+    lines = []
+    for i in range(1, count):
+        comm = (f"svc{i}", f"svc{i}", f"ora{i}_*", f"[w{i}, 'x{i}-*']")[i % 4]
+        lines.append(f"  - {{name: r{i}, events: [exit], match: {{comm: {comm}}}}}\n")
+    return rules("  - {name: mark, events: [exit], match: {comm: cnpb-mark}}\n", *lines)
+
+
+def cnprocd(name: str, *texts: str, options: tuple[str, ...] = ()) -> Competitor:
+    return Competitor(name, [*CNPROCD, *options], rules=rules(*texts))
+
+
+C_LISTENER = Competitor("C listener", [str(BUILD / "listener")], lambda: _compiled("listener"))
+ALL = cnprocd("cnprocd all", EVERYTHING, FAILED, MARK)
+FAILURES = cnprocd("cnprocd failures", FAILED, MARK)
+
+COMPETITORS = [
+    C_LISTENER,
+    Competitor("forkstat", ["forkstat"], lambda: _debian("forkstat"), says_ready=False, prints=True),
+    Competitor("extrace", ["extrace", "-t"], lambda: _debian("extrace"), says_ready=False, prints=True),
+    Competitor("pyroute2", [str(BUILD / "venv/bin/python"), str(HERE / "pyroute2_listener.py")], _pyroute2, most=4_000),
+    Competitor("bpftrace", ["bpftrace", "-e", f'BEGIN {{ printf("ready\\n"); }} {BPFTRACE}'], _bpftrace),
+    ALL,
+    cnprocd("cnprocd all, no taskstats", EVERYTHING, FAILED, MARK, options=("--refuse=taskstats",)),
+    FAILURES,
+]
+
+
+def load_program() -> list[str] | None:
+    """The C workload generator, or None where there is no compiler: then tests/kernel/storm.py must do."""
+    return [str(BUILD / "load")] if _compiled("load") is None else None
+
+
+def pidfds() -> str | None:
+    """Why the pidfd program cannot take part."""
+    return _compiled("pidfds")
+
+
+def records(running: Running) -> list[dict[str, object]]:
+    """What a cnprocd has written so far; the last line may be half."""
+    lines = running.output.read_text(errors="replace").split("\n")[:-1]
+    return [json.loads(line) for line in lines if line.startswith("{")]

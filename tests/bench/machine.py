@@ -1,0 +1,108 @@
+"""What the kernel says of a running program and of itself: the only sources of the bench's figures.
+
+CPU time is read from the process's own CPU clock (clock_gettime of another process, clock_getcpuclockid(3)), which is
+exact to the nanosecond, user and system together; /proc/PID/stat counts in ticks of 10 ms. Losses are the `Drops` of
+the process's own netlink sockets, found by inode.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+_LISTENING_PROTOCOLS = (11, 16)  # connector, generic netlink (taskstats)
+_DEAF_AFTER = 20  # tenths of a second at rest before a queue that is not empty
+_CLOCK_SCHED = 2  # CPUCLOCK_SCHED of include/linux/posix-timers.h
+
+
+def cpu_ns(pid: int) -> int:
+    """User and system time of all threads of a process, dead ones included."""
+    return time.clock_gettime_ns(~pid << 3 | _CLOCK_SCHED)
+
+
+def memory_kib(pid: int) -> tuple[int, int]:
+    """Resident now, and at the highest."""
+    found = dict(re.findall(r"^(VmRSS|VmHWM):\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.M))
+    return int(found.get("VmRSS", 0)), int(found.get("VmHWM", 0))  # a zombie has none
+
+
+def wakeups(pid: int) -> int:
+    """How often any thread of it slept and was woken: voluntary context switches."""
+    texts = (path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/status"))
+    return sum(int(re.search(r"^voluntary_ctxt_switches:\s+(\d+)", text, re.M)[1]) for text in texts)
+
+
+def sockets(pid: int) -> list[tuple[int, int]]:
+    """(bytes queued, datagrams dropped) of each connector and generic netlink socket of a process."""
+    inodes = set()
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            inodes.add(os.readlink(path))
+        except FileNotFoundError:
+            continue
+    rows = (line.split() for line in Path("/proc/net/netlink").read_text().splitlines()[1:])
+    return [
+        (int(row[4]), int(row[8]))
+        for row in rows
+        if int(row[1]) in _LISTENING_PROTOCOLS and f"socket:[{row[9]}]" in inodes
+    ]
+
+
+def dropped(pid: int) -> int:
+    return sum(drops for _, drops in sockets(pid))
+
+
+def listeners() -> int:
+    """Members of the proc connector's group on this machine, ours included."""
+    rows = (line.split() for line in Path("/proc/net/netlink").read_text().splitlines()[1:])
+    return sum(int(row[1]) == 11 and int(row[3], 16) & 1 for row in rows)
+
+
+def settle(pid: int, patience_s: float = 60.0) -> bool:
+    """Wait until a listener has read all and does nothing more; False if it leaves its queue unread."""
+    deadline = time.monotonic() + patience_s
+    before, idle = cpu_ns(pid), 0
+    while time.monotonic() < deadline and idle < _DEAF_AFTER:
+        time.sleep(0.1)
+        now = cpu_ns(pid)
+        idle = idle + 1 if now - before < 2_000_000 else 0
+        if idle and not any(queued for queued, _ in sockets(pid)):
+            return True
+        before = now
+    return False
+
+
+def busy_cpus(seconds: float) -> float:
+    """How many CPUs were busy for the next so many seconds: with the bench asleep, what others use."""
+    before = _idle_ticks()
+    time.sleep(seconds)
+    return round(os.cpu_count() - (_idle_ticks() - before) / os.sysconf("SC_CLK_TCK") / seconds, 2)
+
+
+def _idle_ticks() -> int:
+    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+    return int(fields[4]) + int(fields[5])  # idle, iowait
+
+
+def wall_minus_monotonic_ns() -> int:
+    """What turns a record's wall clock into the clock of the kernel's events; the least of a few readings."""
+    return min(time.time_ns() - time.monotonic_ns() for _ in range(50))
+
+
+def quantiles(values: Iterable[float]) -> dict[str, float]:
+    """p50, p99, p99.9 (nearest rank) and how many there were."""
+    ordered = sorted(values)
+    if not ordered:
+        return {"count": 0}
+    at = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
+    found = {name: round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 4) for name, share in at.items()}
+    return found | {"max": round(ordered[-1], 4), "count": len(ordered)}
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, least and most."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values), "rounds": len(values)}

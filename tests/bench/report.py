@@ -1,0 +1,346 @@
+"""From measurements to what people read: medians, ratios against targets, plots, one Markdown page.
+
+A target is a ratio within one run. One that was missed says MISSED; one whose figures are not there says so, and why.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import svg
+
+Results = dict[str, object]
+_TITLES = {
+    "fork": "Fork and exit, one after the other: CPU per event",
+    "exec": "Fork, exec and exit: CPU per event",
+    "failing": "Four programs, 1% of exits failing: CPU per event that happened",
+}
+
+
+def values(results: Results, workload: str, competitor: str, key: str) -> list[float]:
+    """One figure of every round that has it."""
+    runs = [run for run in results["runs"] if run["workload"] == workload and run["competitor"] == competitor]
+    return [run[key] for run in runs if run.get(key) is not None]
+
+
+def median(results: Results, workload: str, competitor: str, key: str) -> float | None:
+    found = values(results, workload, competitor, key)
+    return statistics.median(found) if found else None
+
+
+def ratio(results: Results, workload: str, one: str, other: str, key: str = "cpu_s") -> float | None:
+    """Of medians, per event: not everybody survives the same storm."""
+    above, below = (_each(results, workload, name, key) for name in (one, other))
+    return above / below if above is not None and below else None
+
+
+def _most(results: Results, workloads: tuple[str, ...], competitor: str, key: str) -> float | None:
+    found = [value for workload in workloads for value in values(results, workload, competitor, key)]
+    return max(found) if found else None
+
+
+def _sizes(results: Results, prefix: str) -> list[int]:
+    names = {run["workload"] for run in results["runs"] if run["workload"].startswith(prefix)}
+    return sorted(int(name.removeprefix(prefix)) for name in names)
+
+
+def _table_memory(results: Results, at_least: int) -> float | None:
+    sizes = [size for size in _sizes(results, "table-") if size >= at_least]
+    kib = median(results, f"table-{sizes[0]}", "cnprocd all", "peak_kib") if sizes else None
+    return kib / 1024 if kib is not None else None
+
+
+def _rules_ratio(results: Results) -> float | None:
+    many = median(results, "rules-10000", "cnprocd 10000 rules", "cpu_s")
+    one = median(results, "rules-1", "cnprocd 1 rules", "cpu_s")
+    return many / one if many is not None and one else None
+
+
+def _isolated(results: Results, which: str, what: str, quantile: str) -> float | None:
+    return results.get("isolated", {}).get(which, {}).get(what, {}).get(quantile)
+
+
+def _ready(results: Results) -> tuple[float | None, float | None]:
+    found = results.get("ready")
+    if not found:
+        return None, None
+    ours, bare = found["cnprocd"]["median"], found["import pydantic"]["median"]
+    return ours, ours / bare
+
+
+def _idle(results: Results, name: str) -> float | None:
+    return next((one["wakeups"] for one in results.get("idle", []) if one["competitor"] == name), None)
+
+
+def _wrong(results: Results) -> float | None:
+    """Matches too many or too few, over every storm that had failures to match."""
+    runs = [run for run in results["runs"] if run.get("to_match")]
+    return sum(abs(run["matched"] - run["to_match"]) for run in runs) if runs else None
+
+
+def _cpu(workload: str, one: str, other: str, key: str = "cpu_s") -> Callable[[Results], float | None]:
+    return lambda results: ratio(results, workload, one, other, key)
+
+
+def _lost(competitor: str, *workloads: str) -> Callable[[Results], float | None]:
+    return lambda results: _most(results, workloads, competitor, "lost")
+
+
+Target = tuple[str, float, str, Callable[[Results], float | None]]
+
+TARGETS: list[Target] = [
+    ("all events, fork storm: CPU against the C listener", 0.5, "x", _cpu("fork", "cnprocd all", "C listener")),
+    ("the same against forkstat", 0.15, "x", _cpu("fork", "cnprocd all", "forkstat")),
+    ("the same against pyroute2", 0.03, "x", _cpu("fork", "cnprocd all", "pyroute2")),
+    (
+        "`nonzero_exit` + comm, 1% failing: CPU against the C listener on all events",
+        0.05,
+        "x",
+        _cpu("failing", "cnprocd failures", "C listener"),
+    ),
+    ("events lost, all events, as fast as this machine forks", 0, "", _lost("cnprocd all", "minute")),
+    ("events lost, `nonzero_exit` + comm, the same", 0, "", _lost("cnprocd failures", "minute", "million")),
+    ("matches too many or too few, all storms (recovered ones apart)", 0, "", _wrong),
+    ("10,000 rules against one: CPU", 1.5, "x", _rules_ratio),
+    (
+        "slow-down of the workload beyond the C listener's, CPU time, all events",
+        1.03,
+        "x",
+        _cpu("fork", "cnprocd all", "C listener", "load_cpu_s"),
+    ),
+    ("the same, wall time", 1.03, "x", _cpu("fork", "cnprocd all", "C listener", "wall_s")),
+    (
+        "the same, CPU time, `nonzero_exit` + comm",
+        1.03,
+        "x",
+        _cpu("fork", "cnprocd failures", "C listener", "load_cpu_s"),
+    ),
+    ("the same, wall time, `nonzero_exit` + comm", 1.03, "x", _cpu("fork", "cnprocd failures", "C listener", "wall_s")),
+    ("idle: wake-ups, `nonzero_exit` + comm", 0, "", lambda r: _idle(r, "cnprocd failures")),
+    ("resident memory at its peak, all events, 1,000 processes", 40, " MB", lambda r: _table_memory(r, 1_000)),
+    ("resident memory at its peak, all events, 30,000 processes", 60, " MB", lambda r: _table_memory(r, 28_000)),
+    ("decision of an isolated failure, p99", 0.3, " ms", lambda r: _isolated(r, "failures", "decision_ms", "p99")),
+    ("hook's first instruction, p50", 2.5, " ms", lambda r: _isolated(r, "hook", "hook_ms", "p50")),
+    ("ready after exec", 0.5, " s", lambda r: _ready(r)[0]),
+    ("ready against `python3 -c 'import pydantic'`", 2, "x", lambda r: _ready(r)[1]),
+]
+
+
+def targets_table(results: Results) -> str:
+    """Every target with what was measured."""
+    lines = ["| Target | At most | Measured | |", "| --- | ---: | ---: | --- |"]
+    for text, limit, unit, measured_by in TARGETS:
+        measured = measured_by(results)
+        if measured is None:
+            lines.append(f"| {text} | {limit:g}{unit} | - | not measured in this run |")
+        else:
+            verdict = "met" if measured <= limit else "**MISSED**"
+            lines.append(f"| {text} | {limit:g}{unit} | {svg.number(measured)}{unit} | {verdict} |")
+    return "\n".join(lines)
+
+
+def write(results: Results, path: Path, join: Results | None) -> None:
+    """JSON, plots and page. `join`: an earlier run, whose other workloads are kept."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if join is not None:
+        again = {run["workload"] for run in results["runs"]}
+        both = {
+            "runs": [run for run in join["runs"] if run["workload"] not in again] + results["runs"],
+            "command": f"{join['command']}; {results['command']}",
+            "others_busy_cpus": join["others_busy_cpus"] + results["others_busy_cpus"],
+            "took_s": join["took_s"] + results["took_s"],
+        }
+        results = join | results | both
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    publish(results, path)
+
+
+def path_of(results: Results, directory: Path) -> Path:
+    return directory / f"{results['date']}-{results['host']['kernel']}.json"
+
+
+def publish(results: Results, path: Path) -> None:
+    """The page and its plots, beside the JSON file."""
+    directory = path.parent
+    plots = _plots(results)
+    for name, text in plots.items():
+        (directory / f"{name}.svg").write_text(text)
+    (directory / "README.md").write_text(_page(results, path.name, list(plots)))
+
+
+def _competitors(results: Results, workload: str) -> list[str]:
+    return list(dict.fromkeys(run["competitor"] for run in results["runs"] if run["workload"] == workload))
+
+
+def _plots(results: Results) -> dict[str, str]:
+    plots = {}
+    bursts = {f"burst-{n}": f"{n:,} processes end at once: CPU per exit" for n in _sizes(results, "burst-")}
+    for workload, title in (_TITLES | bursts).items():
+        rows = []
+        for name in _competitors(results, workload):
+            each = [cpu / events * 1e6 for cpu, events in _pairs(results, workload, name)]
+            if each:
+                rows.append((name, statistics.median(each), min(each), max(each)))
+        if rows:
+            unit = "microseconds of the listener's CPU per event; whiskers: least and most of the rounds"
+            plots[workload] = svg.bars(title, unit, rows)
+    counts = _sizes(results, "rules-")
+    if counts:
+        line = [(n, _each(results, f"rules-{n}", f"cnprocd {n} rules")) for n in counts]
+        plots["rules"] = svg.lines(
+            "How cost grows with rules", "rules, every exit judged", "microseconds of CPU per event",
+            {"cnprocd": [(a, b) for a, b in line if b]},
+        )  # fmt: skip
+    sizes = _sizes(results, "table-")
+    if sizes:
+        names = _competitors(results, f"table-{sizes[0]}")
+        cost = {name: [(n, _each(results, f"table-{n}", name)) for n in sizes] for name in names}
+        plots["table"] = svg.lines(
+            "How cost grows with live processes", "processes alive", "microseconds of CPU per event",
+            {name: [(a, b) for a, b in line if b] for name, line in cost.items()},
+        )  # fmt: skip
+        memory = {name: [(n, median(results, f"table-{n}", name, "peak_kib")) for n in sizes] for name in names}
+        plots["memory"] = svg.lines(
+            "How memory grows with live processes", "processes alive", "MB resident, at the peak",
+            {name: [(a, b / 1024) for a, b in line if b] for name, line in memory.items()},
+        )  # fmt: skip
+    return plots
+
+
+def _pairs(results: Results, workload: str, competitor: str, key: str = "cpu_s") -> list[tuple[float, float]]:
+    runs = [run for run in results["runs"] if run["workload"] == workload and run["competitor"] == competitor]
+    return [(run[key], run["events"]) for run in runs if run.get(key) is not None]
+
+
+def _each(results: Results, workload: str, competitor: str, key: str = "cpu_s") -> float | None:
+    """Microseconds per event, the median of the rounds."""
+    found = [seconds / events * 1e6 for seconds, events in _pairs(results, workload, competitor, key)]
+    return statistics.median(found) if found else None
+
+
+def _page(results: Results, json_name: str, plots: list[str]) -> str:
+    host = results["host"]
+    busy = results["others_busy_cpus"]
+    others = [run["listeners"] for run in results["runs"] if run["competitor"] == "nobody" and "listeners" in run]
+    lines = [
+        "# What cnprocd costs, and what others cost",
+        "",
+        f"Made by `{results['command']}` on {results['date']} in {results['took_s']} s; all figures: `{json_name}`.",
+        "",
+        f"{host['cpu']}, {host['cpus']} CPUs, Linux {host['kernel']}, Python {host['python']}, {host['commit']}. "
+        f"While the bench rested between its parts, others kept {min(busy):g} to {max(busy):g} CPUs busy. More than "
+        "a few hundredths mean that the machine was shared, which spoils wall times and latencies, and makes listeners "
+        "that wake up for every event look cheap: they find many when they get a CPU at last.",
+        "",
+        "## Targets",
+        "",
+        targets_table(results),
+        "",
+    ]
+    if results["skipped"]:
+        lines += ["Skipped:", "", *(f"- {name}: {reason}" for name, reason in results["skipped"].items()), ""]
+    if any(others):
+        lines += [
+            f"While `nobody` of ours listened, up to {max(others)} listeners of others were there: the slow-down "
+            "against nobody is understated for all alike.",
+            "",
+        ]
+    for plot in plots:
+        lines += [f"![{plot}]({plot}.svg)", ""]
+    for workload in dict.fromkeys(run["workload"] for run in results["runs"]):
+        lines += _workload(results, workload)
+    lines += _million(results)
+    lines += _latency(results) + _idle_table(results)
+    return "\n".join(lines)
+
+
+def _workload(results: Results, workload: str) -> list[str]:
+    lines = [
+        f"## {workload}",
+        "",
+        "| | CPU s | least-most | us/event | lost | load: wall s | load: CPU s | done in s | wake-ups | MB | matched |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name in _competitors(results, workload):
+        cpu = values(results, workload, name, "cpu_s")
+        cells = [
+            name,
+            f"{statistics.median(cpu):.4f}" if cpu else "",
+            f"{min(cpu):.4f}-{max(cpu):.4f}" if cpu else "",
+            _shown(_each(results, workload, name)),
+            _shown(_most(results, (workload,), name, "lost")),
+            *(_shown(median(results, workload, name, key)) for key in ("wall_s", "load_cpu_s", "done_s", "wakeups")),
+            _shown((median(results, workload, name, "peak_kib") or 0) / 1024 or None),
+            "/".join(_shown(median(results, workload, name, key)) for key in ("matched", "to_match")).strip("/"),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+        broken = [
+            r["broken"]
+            for r in results["runs"]
+            if r["workload"] == workload and r["competitor"] == name and "broken" in r
+        ]
+        lines += [f"| {name} broke | {broken[0][:120]} |||||||||"] if broken else []
+    return [*lines, ""]
+
+
+def _shown(value: float | None) -> str:
+    return "" if value is None else svg.number(value)
+
+
+def _million(results: Results) -> list[str]:
+    """Issue 3's figure in its own words."""
+    found = next((run for run in results["runs"] if run["workload"] == "million" and "delivered" in run), None)
+    if found is None:
+        return []
+    late = found["decision_ms"]
+    return [
+        f"{found['processes']:,} processes of four names, one in a hundred failing, one rule on one of the names: "
+        f"{found['events']:,} events happened, {found['failed']:,} of them failures; {found['delivered']:,} were "
+        f"delivered (with those of other programs), {found['lost']:,} dropped, {found['matched']:,} of "
+        f"{found['to_match']:,} matched; {found['cpu_s']:.2f} s of CPU, {found['peak_kib'] / 1024:.1f} MB at the peak.",
+        f"From the kernel's timestamp to the record: p50 {_shown(late.get('p50'))} ms, "
+        f"p99 {_shown(late.get('p99'))} ms, p99.9 {_shown(late.get('p99.9'))} ms.",
+        "",
+    ]
+
+
+def _latency(results: Results) -> list[str]:
+    found = results.get("isolated")
+    if not found:
+        return []
+    lines = [
+        "## Isolated failures",
+        "",
+        "Kernel timestamp to the record (written after the decision), and to the hook's first instruction, in ms.",
+        "",
+        "| | p50 | p99 | p99.9 | most | of |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, one in found.items():
+        for what in ("decision_ms", "hook_ms"):
+            if one[what].get("count"):
+                cells = [_shown(one[what][key]) for key in ("p50", "p99", "p99.9", "max")]
+                lines.append(f"| {name}, {what.removesuffix('_ms')} | {' | '.join(cells)} | {one[what]['count']} |")
+    return [*lines, ""]
+
+
+def _idle_table(results: Results) -> list[str]:
+    found = results.get("idle")
+    if not found:
+        return []
+    lines = [
+        "## Idle",
+        "",
+        f"{found[0]['seconds']:g} seconds, all listeners side by side. Others on this machine made "
+        f"{found[0]['events']} events meanwhile, which wake whoever asked for them.",
+        "",
+        "| | wake-ups | CPU ms | MB |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for one in found:
+        cells = [_shown(one["wakeups"]), _shown(one["cpu_s"] * 1000), _shown(one["rss_kib"] / 1024)]
+        lines.append(f"| {one['competitor']} | {' | '.join(cells)} |")
+    return [*lines, ""]

@@ -1,0 +1,77 @@
+"""What each stage of the hot path costs, by the CPU clock, on the fixed stream of stream.py.
+
+    python tests/bench/stages.py [--processes N] [--profile]
+
+Stages are run one after the other over the whole stream, so that each can be told from the rest; the sum is what one
+event costs between the system call and the match. `--profile` prints cProfile's ranking of all of it instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import gc
+import pstats
+import time
+from collections.abc import Callable
+
+import stream
+
+from cnprocd.connector.decode import Rejects, decode
+from cnprocd.connector.taskrecord import decode_record
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--processes", type=int, default=20_000)
+    parser.add_argument("--profile", action="store_true")
+    options = parser.parse_args()
+    for title, rules, records in (
+        ("all events, exit records", stream.EVERYTHING, True),
+        ("all events, no exit records", stream.EVERYTHING, False),
+    ):
+        print(f"\n{title}")
+        stages(options.processes, rules, records, options.profile)
+
+
+def stages(processes: int, rules: tuple[dict[str, object], ...], records: bool, profile: bool) -> None:
+    batches, events = stream.stream(processes, records)
+    found = stream.matcher(*rules)
+    if profile:
+        tracker = stream.tracker_for(found, records)
+        profiler = cProfile.Profile(time.thread_time)
+        profiler.runcall(stream.judge, batches, tracker, found)
+        pstats.Stats(profiler).sort_stats("tottime").print_stats(18)
+        return
+    gc.collect()
+    rejects = Rejects()
+    _tell("decode events", events, lambda: [decode(batch.slots, rejects) for batch in batches])
+    if records:
+        _tell(
+            "decode exit records",
+            events,
+            lambda: [decode_record(m, stream.FAMILY) for b in batches for m in b.messages],
+        )
+    whole = list(stream.decoded(batches))
+    tracker = stream.tracker_for(found, records)
+    occurrences = _tell(
+        "tracker (table, deaths)", events, lambda: [o for e, r in whole for o in tracker.take(e, r, None)]
+    )
+    fired = _tell("matcher", events, lambda: [found.match(one) for one in occurrences])
+    print(f"  {events} events, {len(occurrences)} occurrences, {sum(map(len, fired))} matches")
+    for title, work in (("all in one", False), ("all in one, without the garbage collector", True)):
+        tracker = stream.tracker_for(found, records)
+        if work:
+            gc.disable()
+        _tell(title, events, lambda tracker=tracker: stream.judge(batches, tracker, found))
+        gc.enable()
+
+
+def _tell(title: str, events: int, work: Callable[[], list]) -> list:
+    began = time.thread_time_ns()
+    result = work()
+    print(f"  {title:45} {(time.thread_time_ns() - began) / events / 1000:8.3f} microseconds per event")
+    return result
+
+
+main()

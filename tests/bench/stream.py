@@ -1,0 +1,118 @@
+"""A fixed stream of what the kernel would send, generated: the same bytes on every machine and every time.
+
+Shells of four names fork children one after the other; every tenth execs, every 101st fails, all are reaped at once.
+Batches are as full as the receive slots. The bytes are laid out by the tests' own C structs (unit/connector/wire.py),
+so that neither the stages nor the instruction guard measure what this file does.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit/connector"))
+
+import wire
+
+from cnprocd.connector.decode import SLOT_SIZE, Rejects, decode
+from cnprocd.connector.event import Event
+from cnprocd.connector.request import Features
+from cnprocd.connector.taskrecord import TaskRecord, decode_record
+from cnprocd.process.model import Process, Source, Wanted
+from cnprocd.process.tracker import Tracker
+from cnprocd.rules.compile import Matcher
+from cnprocd.rules.plan import make_plan
+from cnprocd.rules.schema import RuleFile
+
+FAMILY = 27
+BATCH_EVENTS = 512
+NAMES = ("worker-a", "worker-b", "worker-c", "worker-d")
+_FIRST, _SHELLS = 10_000, 500
+_PID_SPAN = 20_000
+_BEGAN_NS = 1_000_000_000_000
+
+
+@dataclass
+class Batch:
+    """One drain: connector slots and exit records, as bytes."""
+
+    slots: bytes
+    messages: list[bytes]
+
+
+def stream(processes: int, records: bool = True) -> tuple[list[Batch], int]:
+    """The batches of so many processes, and how many events are in them."""
+    batches, slots, messages, events = [], [], [], 0
+    for i in range(processes):
+        at = _BEGAN_NS + i * 50_000
+        pid, parent = _FIRST + i % _PID_SPAN, _SHELLS + i % len(NAMES)
+        status = 256 if i % 101 == 100 else 0
+        ids = {"process_pid": pid, "process_tgid": pid}
+        told = [
+            wire.proc_event("fork", 0, at, parent_pid=parent, parent_tgid=parent, child_pid=pid, child_tgid=pid),
+            wire.proc_event(
+                "exit", 0, at + 30_000, exit_code=status, exit_signal=17, parent_pid=parent, parent_tgid=parent, **ids
+            ),
+        ]
+        if i % 10 == 5:
+            told.insert(1, wire.proc_event("exec", 0, at + 10_000, **ids))
+        slots += [wire.datagram(event, seq=events + n).ljust(SLOT_SIZE, b"\0") for n, event in enumerate(told)]
+        events += len(told)
+        if records:
+            stats = wire.taskstats(
+                16, ac_exitcode=status, ac_flag=0x20, ac_pid=pid, ac_tgid=pid, ac_ppid=parent, ac_etime=30,
+                ac_comm=NAMES[i % len(NAMES)].encode(),
+            )  # fmt: skip
+            messages.append(wire.exit_record(stats, family=FAMILY))
+        if len(slots) >= BATCH_EVENTS - 3 or i == processes - 1:
+            batches.append(Batch(b"".join(slots), messages))
+            slots, messages = [], []
+    return batches, events
+
+
+class NoProc:
+    """A /proc in which nobody is alive: what it costs to ask is not ours to measure."""
+
+    def read(self, tgid: int, wanted: Wanted, source: Source) -> Process | None:
+        return None
+
+    def is_alive(self, tgid: int) -> bool:
+        return False
+
+
+def matcher(*rules: dict[str, object]) -> Matcher:
+    return Matcher(RuleFile.model_validate({"rules": list(rules)}).rules)
+
+
+EVERYTHING = (
+    {"name": "everything", "events": "all", "match": {"comm": "nobody-*"}},
+    {"name": "failed", "events": ["nonzero_exit"], "match": {"comm": "worker-b"}},
+)
+FAILURES = EVERYTHING[1:]
+
+
+def tracker_for(found: Matcher, taskstats: bool = True) -> Tracker:
+    """A tracker with the plan of these rules, which knows the shells."""
+    tracker = Tracker(make_plan(found, Features(taskstats=taskstats)).tracking, NoProc(), 1)
+    shells = [Process(_SHELLS + i, 1, 0, name, "procfs", 0, 0, "procfs") for i, name in enumerate(NAMES)]
+    if tracker.tracking.table:
+        tracker.adopt([Process(1, 0, 0, "init", "procfs", 0, 0, "procfs"), *shells])
+    return tracker
+
+
+def decoded(batches: list[Batch]) -> Iterator[tuple[list[Event], list[TaskRecord]]]:
+    """Every batch as events and records."""
+    rejects = Rejects()
+    for batch in batches:
+        yield decode(batch.slots, rejects), [decode_record(one, FAMILY) for one in batch.messages]
+
+
+def judge(batches: list[Batch], tracker: Tracker, found: Matcher) -> int:
+    """Decode and match all; how many rules fired."""
+    fired = 0
+    for events, records in decoded(batches):
+        for occurrence in tracker.take(events, records, None):
+            fired += len(found.match(occurrence))
+    return fired

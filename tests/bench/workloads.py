@@ -1,0 +1,288 @@
+"""What is made to happen, and what is measured of a listener while it does.
+
+A listener is started once per round and sees each storm in turn. Around a storm its CPU clock, drops and wake-ups
+are read; a storm is over when a last process of a known name has failed, and the listener has read all and rests. The
+kernel's own price of telling (it is paid by the process that forks or exits) is in the storm's CPU time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import competitors
+import machine
+from competitors import Competitor, Running
+
+NAMES = ("cnpb-a", "cnpb-b", "cnpb-c", "cnpb-d")
+STORM_PY = Path(__file__).parents[1] / "kernel/storm.py"
+
+
+@dataclass(frozen=True)
+class Storm:
+    """`each` processes under each of `names`, one generator per name at once."""
+
+    name: str
+    title: str
+    mode: str
+    each: int
+    names: tuple[str, ...]
+    failing_every: int
+    events_each: int  # per process, as the kernel tells them
+
+    @property
+    def processes(self) -> int:
+        return self.each * len(self.names)
+
+    @property
+    def events(self) -> int:
+        return self.processes * self.events_each
+
+
+class Generator:
+    """The C program where it could be compiled, else the slow Python one (no exec, no bursts)."""
+
+    def __init__(self) -> None:
+        self.program = competitors.load_program()
+
+    def can(self, mode: str) -> bool:
+        return self.program is not None or mode == "fork"
+
+    def start(self, mode: str, count: int, every: int, name: str) -> subprocess.Popen[str]:
+        if self.program is not None:
+            argv = [*self.program, mode, str(count), str(every), name]
+        else:
+            argv = [sys.executable, "-IS", str(STORM_PY), str(count), str(every or 10**9), name]
+        return subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def run(self, storm: Storm) -> dict[str, float]:
+        """Wall time of the slowest, CPU time and failures of all."""
+        began = time.monotonic()
+        running = [self.start(storm.mode, storm.each, storm.failing_every, name) for name in storm.names]
+        told = [process.communicate()[0] for process in running]
+        if self.program is None:
+            failed = sum(len(line.split()) - 1 for text in told for line in text.splitlines())
+            return {"wall_s": time.monotonic() - began, "failed": failed}
+        found = [json.loads(text) for text in told]
+        return {
+            "wall_s": max(one["wall_s"] for one in found),
+            "load_cpu_s": sum(one["cpu_s"] for one in found),
+            "failed": sum(one["failed"] for one in found),
+        }
+
+    def mark(self) -> None:
+        """One process of a known name that fails with 3."""
+        if self.program is not None:
+            self.start("pace", 1, 0, "cnpb-mark").communicate()
+        else:
+            subprocess.run([sys.executable, "-ISc", "open('/proc/self/comm','w').write('cnpb-mark'); exit(3)"])
+
+
+def measure(load: Generator, listener: Running | None, storm: Storm, judges: bool) -> dict[str, object]:
+    """One storm, with one listener or none. `judges`: it is a cnprocd, whose matches can be counted."""
+    result: dict[str, object] = {"processes": storm.processes, "events": storm.events, "listeners": machine.listeners()}
+    if listener is None:
+        return result | load.run(storm)
+    listener.must_live()
+    before = _Reading(listener)
+    matched_before = _matched(listener) if judges else (0, 0)
+    result |= load.run(storm)
+    if judges:
+        _judged_all(load, listener, before.marks)
+    else:
+        load.mark()
+    if not machine.settle(listener.pid):
+        drops = machine.dropped(listener.pid) - before.dropped
+        raise RuntimeError(f"it went deaf: leaves its queue unread after losing {drops} events")
+    result |= before.since(listener)
+    if judges:
+        seen, recovered = _matched(listener)
+        result |= {"matched": seen - matched_before[0], "recovered": recovered - matched_before[1]}
+        result["to_match"] = storm.each // storm.failing_every if "cnpb-b" in storm.names and storm.failing_every else 0
+    return result
+
+
+class _Reading:
+    """A listener's counters at one moment."""
+
+    def __init__(self, listener: Running) -> None:
+        self.marks = _marks(listener)
+        self.dropped = machine.dropped(listener.pid)
+        self.wakeups = machine.wakeups(listener.pid)
+        self.cpu_ns = machine.cpu_ns(listener.pid)
+
+    def since(self, listener: Running) -> dict[str, object]:
+        listener.must_live()
+        cpu_s = (machine.cpu_ns(listener.pid) - self.cpu_ns) / 1e9
+        resident, peak = machine.memory_kib(listener.pid)
+        return {
+            "cpu_s": cpu_s,
+            "lost": machine.dropped(listener.pid) - self.dropped,
+            "wakeups": machine.wakeups(listener.pid) - self.wakeups,
+            "rss_kib": resident,
+            "peak_kib": peak,
+        }
+
+
+def _marks(listener: Running) -> int:
+    return listener.output.read_bytes().count(b'"rule":"mark"')
+
+
+def _matched(listener: Running) -> tuple[int, int]:
+    """Matches of the failing ones that were seen, and of those that vanished unseen (status unknown, only logged)."""
+    lines = [line for line in listener.output.read_bytes().splitlines() if b'"rule":"failed"' in line]
+    recovered = sum(b'"recovered":true' in line for line in lines)
+    return len(lines) - recovered, recovered
+
+
+def _judged_all(load: Generator, listener: Running, marks: int) -> None:
+    """Return when a cnprocd has judged everything before this call. A mark can be lost, like any event: try again."""
+    for patience_s in (5.0, 10.0, 20.0, 40.0):
+        load.mark()
+        with contextlib.suppress(TimeoutError):
+            return listener.wait_for(lambda: _marks(listener) > marks, patience_s)
+    raise RuntimeError("it does not match the mark")
+
+
+def burst(load: Generator, competitor: Competitor | None, count: int) -> dict[str, object]:
+    """`count` processes that wait, then all end at once. `done_s`: from the release until the listener knew of all."""
+    result: dict[str, object] = {"events": count, "processes": count, "listeners": machine.listeners()}
+    with Crowd(load, count) as crowd:
+        if competitor is None:
+            return result | crowd.release()
+        listener = competitor.start()
+        text = ""
+        try:
+            machine.settle(listener.pid, 2.0)
+            before = _Reading(listener)
+            told = crowd.release()
+            if competitor.rules is None:
+                load.mark()
+            else:
+                _judged_all(load, listener, before.marks)
+                (*_, mark) = (one for one in competitors.records(listener) if one.get("rule") == "mark")
+                told["done_s"] = (decided_ns(mark, machine.wall_minus_monotonic_ns()) - told["began_ns"]) / 1e9
+            machine.settle(listener.pid)
+            result |= before.since(listener)
+        finally:
+            text = listener.stop()
+        if competitor is competitors.C_LISTENER:
+            told["done_s"] = (json.loads(text.splitlines()[-1])["last_ns"] - told["began_ns"]) / 1e9
+        return result | told
+
+
+def burst_with_pidfds(load: Generator, count: int) -> dict[str, object]:
+    """The same burst, awaited by a pidfd on each; its CPU time is of waiting alone, `open_cpu_s` is of opening."""
+    with Crowd(load, count) as crowd:
+        argv = [str(competitors.BUILD / "pidfds")]
+        holder = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert holder.stdin is not None and holder.stdout is not None
+        holder.stdin.write(crowd.pids)
+        holder.stdin.flush()
+        holder.stdout.readline()
+        resident, peak = machine.memory_kib(holder.pid)
+        told = crowd.release()
+        seen = json.loads(holder.communicate()[0])
+    return {
+        "events": count,
+        "processes": count,
+        "listeners": machine.listeners(),
+        "cpu_s": seen["cpu_s"],
+        "open_cpu_s": seen["open_cpu_s"],
+        "done_s": (seen["last_ns"] - told["began_ns"]) / 1e9,
+        "lost": count - seen["exits"],
+        "rss_kib": resident,
+        "peak_kib": peak,
+    } | told
+
+
+class Crowd:
+    """Processes that live and wait."""
+
+    def __init__(self, load: Generator, count: int) -> None:
+        self._process = load.start("burst", count, 0, "cnpb-a")
+        assert self._process.stdout is not None
+        self.pids = self._process.stdout.readline()
+        self.count = len(self.pids.split()) - 1
+
+    def release(self) -> dict[str, object]:
+        """Let all end, and reap them."""
+        told = json.loads(self._process.communicate("go\n")[0])
+        return {"began_ns": told["began_ns"], "wall_s": told["wall_s"], "load_cpu_s": told["cpu_s"]}
+
+    def __enter__(self) -> Crowd:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()  # its children die with it (PR_SET_PDEATHSIG)
+        self._process.wait()
+        time.sleep(0.05)
+
+
+def decided_ns(record: dict[str, object], wall_minus_monotonic_ns: int) -> int:
+    """When a record was written, by the clock of the kernel's events. Records tell microseconds."""
+    at = datetime.fromisoformat(str(record["timestamp"]))
+    return int(at.timestamp() * 1e6) * 1000 - wall_minus_monotonic_ns
+
+
+def decisions_ms(listener: Running, rule: str) -> list[float]:
+    """From the kernel's timestamp to the record, of every match of a rule."""
+    offset = machine.wall_minus_monotonic_ns()
+    return [
+        (decided_ns(one, offset) - int(str(one["kernel_time_ns"]))) / 1e6
+        for one in competitors.records(listener)
+        if one.get("event") == "rule_matched" and one.get("rule") == rule
+    ]
+
+
+def isolated(load: Generator, competitor: Competitor, count: int, pause_us: int) -> dict[str, object]:
+    """Failing processes one by one with a pause: how soon each is decided, and its hook's first instruction if any."""
+    listener = competitor.start()
+    try:
+        load.start("pace", count, pause_us, "cnpb-b").communicate()
+        _judged_all(load, listener, 0)
+        machine.settle(listener.pid, 5.0)
+        hooks = [one for one in competitors.records(listener) if one.get("event") == "hook_finished"]
+        return {
+            "processes": count,
+            "decision_ms": machine.quantiles(decisions_ms(listener, "failed")),
+            "hook_ms": machine.quantiles(float(str(one["latency_ms"])) for one in hooks),
+        }
+    finally:
+        listener.stop()
+
+
+def idle(those: list[Competitor], seconds: float) -> list[dict[str, object]]:
+    """All at once, since they only wait: what each does while nothing happens, and what did happen here meanwhile."""
+    running = {one.name: one.start() for one in those}
+    try:
+        time.sleep(3.0)  # a tick of cnprocd's housekeeping follows whatever came last
+        witness = competitors.C_LISTENER.start()
+        before = {name: _Reading(listener) for name, listener in running.items()}
+        time.sleep(seconds)
+        found = [{"competitor": name, **before[name].since(listener)} for name, listener in running.items()]
+        told = json.loads(witness.stop().splitlines()[-1])
+        heard = sum(told[kind] for kind in ("forks", "execs", "exits", "others"))
+        return [one | {"seconds": seconds, "events": heard} for one in found]
+    finally:
+        for listener in running.values():
+            listener.stop()
+
+
+def ready(rounds: int) -> dict[str, object]:
+    """From exec to READY, in turn with a bare `import pydantic` by the same Python."""
+    seconds: dict[str, list[float]] = {"cnprocd": [], "import pydantic": []}
+    for _ in range(rounds):
+        listener = competitors.FAILURES.start()
+        seconds["cnprocd"].append(time.monotonic() - listener.began)
+        listener.stop()
+        began = time.monotonic()
+        subprocess.run([sys.executable, "-c", "import pydantic"], check=True)
+        seconds["import pydantic"].append(time.monotonic() - began)
+    return {name: machine.spread(values) for name, values in seconds.items()}

@@ -1,0 +1,26 @@
+"""Runs one hook as an ordinary user would run it, and prints its output; for test_hooks_root.py."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+from pathlib import Path
+
+from hookkit import request, running, shell
+
+
+async def main(user: str, script: str) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        spec = shell("r", script, user=user or None)
+        async with running(Path(directory), spec) as (spool, runner, records):
+            spool.enqueue([request("r")])
+            runner.wake()
+            await records.ended(1)
+            for fields in records.of("hook_output"):
+                print(fields["line"])
+            for fields in records.of("hook_failed"):
+                print("failed:", fields["reason"])
+
+
+asyncio.run(main(*sys.argv[1:3]))

@@ -1,0 +1,60 @@
+"""A kernel that was made to believe that nobody listens is noticed and made to speak again.
+
+What is done to the kernel's count of listeners is undone: other listeners on this machine must not suffer.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+import pytest
+
+from cnprocd.connector.canary import kernel_speaks, make_kernel_speak
+
+
+def request(sock, op):
+    payload = struct.pack("=I", op)
+    message = struct.pack("=IIIIHH", 1, 1, 0, 0, len(payload), 0) + payload
+    sock.send(struct.pack("=IHHII", 16 + len(message), 3, 0, 0, 0) + message)
+
+
+def mute_once():
+    """IGNORE after an invalid request takes one off the count without having added one (all kernels)."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, 11) as sock:
+        sock.bind((0, 1))
+        request(sock, 99)
+        request(sock, 2)
+
+
+@pytest.fixture
+def muted():
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, 11) as listener:
+        listener.bind((0, 1))
+        request(listener, 1)
+        taken = 0
+        try:
+            while kernel_speaks() and taken < 1000:
+                mute_once()
+                taken += 1
+            yield taken
+        finally:
+            for _ in range(taken):
+                make_kernel_speak()
+            request(listener, 2)
+
+
+def test_speaks_when_somebody_listens():
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, 11) as listener:
+        listener.bind((0, 1))
+        request(listener, 1)
+        assert kernel_speaks()
+        request(listener, 2)
+
+
+def test_a_muted_kernel_is_noticed_and_revived(muted):
+    if not muted:
+        pytest.skip("this kernel's count of listeners cannot be brought down from outside")
+    assert not kernel_speaks()
+    make_kernel_speak()
+    assert kernel_speaks()

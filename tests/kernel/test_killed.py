@@ -1,0 +1,154 @@
+"""kill -9 at random instants, with a service manager that keeps the kernel's sockets: nothing committed is lost.
+
+The test is the manager: it holds the sockets that the daemon stores with it (FDSTORE=1) and hands them to the next one
+(LISTEN_FDS), as systemd does. A storm of failing processes goes on all the while. The truth is the storm's own list
+from waitpid(), and the file that the hooks append to.
+
+Everything the sockets delivered should have become a job. What is missing beyond the kernel's own drops is printed, and
+bounded by one a kill: an exit record that was read before its event is in our memory alone, and so is what a restart
+reads of the old queue before its acknowledgement (connector/inflight.py).
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import random
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+
+from harness import PATIENCE_S, hook_rules
+
+from cnprocd.control.client import Client
+
+KILLS = int(os.environ.get("CNPROCD_KILLS", "10"))
+FAILURES = 40 * KILLS
+
+
+class Manager:
+    """What systemd does for a service: NOTIFY_SOCKET, a descriptor store, restarts."""
+
+    def __init__(self, directory: Path, rules: Path) -> None:
+        self.directory, self.rules = directory, rules
+        self.stored: dict[str, int] = {}
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(directory / "notify"))
+        self._ready = threading.Event()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        while True:
+            message, ancillary, _, _ = self._socket.recvmsg(65536, socket.CMSG_LEN(4 * 16))
+            fields = dict(line.split("=", 1) for line in message.decode().splitlines() if "=" in line)
+            for level, kind, data in ancillary:
+                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                    fds = array.array("i", data[: len(data) - len(data) % 4])
+                    if fields.get("FDSTORE") == "1":
+                        self._replace(fields["FDNAME"], fds[0])
+            if fields.get("FDSTOREREMOVE") == "1":
+                os.close(self.stored.pop(fields["FDNAME"]))
+            if fields.get("READY") == "1":
+                self._ready.set()
+
+    def _replace(self, name: str, fd: int) -> None:
+        former = self.stored.get(name)
+        if former is not None and os.fstat(former).st_ino == os.fstat(fd).st_ino:
+            os.close(fd)  # systemd drops duplicates as well
+            return
+        self.stored[name] = fd
+
+    def drops(self) -> int:
+        """What the kernel dropped at the stored sockets, by its own count."""
+        inodes = {str(os.fstat(fd).st_ino) for fd in self.stored.values()}
+        rows = [line.split() for line in Path("/proc/net/netlink").read_text().splitlines()[1:]]
+        return sum(int(row[8]) for row in rows if row[9] in inodes)
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Start the daemon with everything that is stored, and wait for READY=1."""
+        self._ready.clear()
+        names = list(self.stored)
+        # The shell moves the descriptors to 3 and up and knows its own pid, which exec keeps.
+        moves = " ".join(f"{3 + i}<&{self.stored[name]}" for i, name in enumerate(names))
+        environment = {
+            **os.environ,
+            "NOTIFY_SOCKET": str(self.directory / "notify"),
+            "LISTEN_FDS": str(len(names)),
+            "LISTEN_FDNAMES": ":".join(names),
+        }
+        command = (
+            f"exec {moves}; LISTEN_PID=$$ exec {sys.executable} -m cnprocd.cli.cnprocd --log-format json"
+            f" --rules {self.rules} --state-dir {self.directory}/state --runtime-dir {self.directory}/run"
+        )
+        process = subprocess.Popen(
+            ["bash", "-c", command], env=environment, pass_fds=list(self.stored.values()), stdout=subprocess.DEVNULL
+        )
+        assert self._ready.wait(PATIENCE_S), "the daemon did not become ready"
+        return process
+
+
+def test_kill_9_at_random_instants(tmp_path):
+    ran = tmp_path / "ran"
+    rules = tmp_path / "rules.yaml"
+    text = hook_rules(tmp_path, f"echo $CNPROCD_JOB_ID $CNPROCD_PID >> {ran}")
+    rules.write_text(text.replace('comm: "cnptest-*"', "comm: cnptest-crash").replace("$MARKER", ""))
+    seed = random.randrange(1 << 30)
+    chance = random.Random(seed)
+    manager = Manager(tmp_path, rules)
+    daemon = manager.start()
+    storm = subprocess.Popen(
+        [sys.executable, "-IS", "-c", STORM, str(FAILURES)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    truth: list[int] = []
+    for _ in range(KILLS):
+        instant = chance.randrange(FAILURES // KILLS)
+        for i in range(FAILURES // KILLS):
+            storm.stdin.write("\n")
+            storm.stdin.flush()
+            if i == instant:
+                daemon.send_signal(signal.SIGKILL)
+            truth.append(int(storm.stdout.readline()))
+        daemon.wait()
+        daemon = manager.start()
+    storm.stdin.close()
+    storm.wait()
+
+    with Client(tmp_path / "run", PATIENCE_S) as client:
+        while (jobs := client.ask("status")["jobs"])["waiting"] or jobs["running"]:
+            pass
+    daemon.send_signal(signal.SIGTERM)
+    assert daemon.wait(PATIENCE_S) == 0
+    with sqlite3.connect(tmp_path / "state" / "spool.sqlite3") as db:
+        committed = dict(db.execute("SELECT job_id, state FROM jobs"))
+
+    runs = [tuple(map(int, line.split())) for line in ran.read_text().splitlines()]
+    by_job = Counter(job for job, _ in runs)
+    seen = {pid for _, pid in runs}
+    missing = set(truth) - seen
+    dropped = manager.drops()
+    print(
+        f"\nseed {seed}: {len(truth)} failures, {KILLS} kills, {len(committed)} jobs committed, {len(runs)} runs,"
+        f" {sum(count > 1 for count in by_job.values())} jobs ran twice, {len(missing)} missing,"
+        f" {dropped} dropped by the kernel"
+    )
+    assert set(by_job) == set(committed), "every committed job ran at least once"
+    assert set(committed.values()) == {"done"}
+    assert seen <= set(truth)
+    assert len(missing) <= dropped + KILLS
+
+
+STORM = """
+import os, sys
+for line in sys.stdin:
+    pid = os.fork()
+    if pid == 0:
+        with open("/proc/self/comm", "w") as comm: comm.write("cnptest-crash")
+        os._exit(1)
+    os.waitpid(pid, 0)
+    print(pid, flush=True)
+"""

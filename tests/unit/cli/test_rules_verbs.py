@@ -1,0 +1,374 @@
+"""check, schema, rules, test and explain as a person types them: real rule files, real processes, no daemon."""
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cnprocd.cli.cnprocctl import run
+from cnprocd.errors import EX_CONFIG, EX_OK, EX_UNAVAILABLE
+
+GOOD = """
+lists:
+  background: ["ora_*", tnslsnr]
+rules:
+  - name: oracle-died
+    events: [nonzero_exit]
+    match:
+      comm: $background
+      signal: [SIGKILL, SIGSEGV]
+      exit_code: "1-127"
+      user: 54321
+      not: {comm: "ora_test*"}
+    log: {level: error, message: "{comm}[{pid}] died of {status}"}
+    run: {command: [/usr/bin/true, --pid, "{pid}"], timeout: 5s, user: 54321}
+  - name: any-exec
+    events: [exec]
+    match: {parent: {comm: cron}}
+"""
+
+
+def command(*words, rules=None):
+    """Run cnprocctl as a process; (exit status, stdout, stderr)."""
+    options = ["--rules", str(rules)] if rules is not None else []
+    done = subprocess.run(
+        [sys.executable, "-m", "cnprocd.cli.cnprocctl", *options, *words], capture_output=True, text=True
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def ctl(*words, rules=None):
+    """The same within this process, which spares the second that importing pydantic takes."""
+    options = ["--rules", str(rules)] if rules is not None else []
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = run([*options, *words])
+    return status, out.getvalue(), err.getvalue()
+
+
+def ctl_json(*words, rules=None):
+    status, out, err = ctl("--json", *words, rules=rules)
+    assert err == ""
+    return status, json.loads(out)
+
+
+@pytest.fixture
+def rules(tmp_path):
+    file = tmp_path / "rules.yaml"
+    file.write_text(GOOD)
+    return file
+
+
+def warned(tmp_path, text):
+    file = tmp_path / "rules.yaml"
+    file.write_text("rules:\n" + text)
+    status, found = ctl_json("check", rules=file)
+    assert status == EX_OK
+    return {(one["kind"], one["line"]) for one in found["warnings"]}
+
+
+def test_check_of_good_rules_says_so(rules):
+    assert command("check", rules=rules) == (EX_OK, f"{rules}: 2 rules, no mistakes\n", "")
+
+
+def test_check_shows_every_mistake_with_its_place_and_a_caret(tmp_path):
+    file = tmp_path / "rules.yaml"
+    file.write_text("rules:\n  - name: a\n    events: [died]\n    mtch: {comm: x}\n")
+    status, out, err = ctl("check", rules=file)
+    assert (status, out) == (EX_CONFIG, "")
+    assert f"{file}:3:14: " in err
+    assert f'{file}:4:5: unknown key "mtch"' in err
+    assert err.splitlines()[1:3] == ["        events: [died]", " " * 17 + "^"]
+    assert "2 mistakes" in err
+
+
+def test_check_as_json_has_the_same(tmp_path):
+    file = tmp_path / "rules.yaml"
+    file.write_text("rules:\n  - name: a\n    events: [died]\n")
+    status, found = ctl_json("check", rules=file)
+    assert (status, found["ok"]) == (EX_CONFIG, False)
+    assert [(one["line"], one["column"]) for one in found["problems"]] == [(3, 14)]
+
+
+HOOK = "run: {command: [/bin/true], timeout: 1s}"
+LINTS = {
+    "codes that exclude each other": (
+        "  - {name: a, events: [nonzero_exit], match: {exit_code: 3, all: [{exit_code: 4}]}}\n",
+        {("never", 2)},
+    ),
+    "a comm that is refused": (
+        '  - {name: a, events: [nonzero_exit], match: {comm: foo, not: {comm: "f*"}}}\n',
+        {("never", 2)},
+    ),
+    "a comm that an all refuses": (
+        '  - {name: a, events: [exec], match: {comm: foo, all: [{comm: "b*"}]}}\n',
+        {("never", 2)},
+    ),
+    "an unknown exit only": ("  - {name: a, events: [exit], match: {exit_status: unknown}}\n", set()),
+    "the same twice": (
+        "  - {name: a, events: [exit], match: {comm: x}}\n  - {name: b, events: [exit], match: {comm: x}}\n",
+        {("duplicate", 3)},
+    ),
+    "the same match on other events": (
+        "  - {name: a, events: [exit], match: {comm: x}}\n  - {name: b, events: [exec], match: {comm: x}}\n",
+        set(),
+    ),
+    "a hook within a hook": (
+        f'  - {{name: a, events: [exit], match: {{comm: "ora_*", user: 5}}, {HOOK}}}\n'
+        f"  - {{name: b, events: [nonzero_exit], match: {{comm: ora_pmon, user: 5, exit_code: 3}}, {HOOK}}}\n",
+        {("shadowed", 3)},
+    ),
+    "two hooks apart": (
+        f'  - {{name: a, events: [exit], match: {{comm: "ora_*", user: 5}}, {HOOK}}}\n'
+        f"  - {{name: b, events: [nonzero_exit], match: {{comm: asm_pmon, user: 5}}, {HOOK}}}\n",
+        set(),
+    ),
+    "root on comm alone": (f"  - {{name: a, events: [exit], match: {{comm: x}}, {HOOK}}}\n", {("fakeable", 2)}),
+    "root on comm or user": (
+        f"  - {{name: a, events: [exit], match: {{comm: x, any: [{{user: 5}}, {{exit_code: 3}}]}}, {HOOK}}}\n",
+        {("fakeable", 2)},
+    ),
+    "root on comm and unit": (f"  - {{name: a, events: [exit], match: {{comm: x, unit: a.service}}, {HOOK}}}\n", set()),
+    "another user on comm": (
+        "  - {name: a, events: [exit], match: {comm: x}, run: {command: [/bin/true], timeout: 1s, user: 5}}\n",
+        set(),
+    ),
+    "no timeout": (
+        "  - {name: a, events: [exit], match: {user: 5}, run: {command: [/bin/true], user: 5}}\n",
+        {("timeout", 2)},
+    ),
+    "a disabled rule": (
+        "  - {name: a, enabled: false, events: [exit], match: {comm: x}, run: {command: [/a]}}\n",
+        set(),
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), LINTS.values(), ids=LINTS)
+def test_lint(tmp_path, text, expected):
+    assert warned(tmp_path, text) == expected
+
+
+def test_strict_makes_warnings_mistakes(tmp_path):
+    file = tmp_path / "rules.yaml"
+    file.write_text("rules:\n" + LINTS["no timeout"][0])
+    assert ctl("check", "--strict", rules=file)[0] == EX_CONFIG
+    assert ctl("check", rules=file)[0] == EX_OK
+
+
+def test_schema_is_the_models_schema():
+    from cnprocd.rules.schema import json_schema
+
+    assert ctl_json("schema") == (EX_OK, json_schema())
+
+
+def test_disable_and_enable(rules):
+    assert ctl("rules", "disable", "any-exec", "--runtime-dir", str(rules.parent), rules=rules)[0] == EX_OK
+    assert "any-exec" in (rules.parent / "disabled").read_text()
+    _, found = ctl_json("rules", "list", rules=rules)
+    assert {one["name"]: one["enabled"] for one in found} == {"oracle-died": True, "any-exec": False}
+    assert ctl("test", "--kind", "exec", "--parent", "cron", rules=rules)[0] == 1
+    assert ctl("rules", "enable", "any-exec", "--runtime-dir", str(rules.parent), rules=rules)[0] == EX_OK
+    assert not (rules.parent / "disabled").exists()
+    assert ctl("test", "--kind", "exec", "--parent", "cron", rules=rules)[0] == EX_OK
+
+
+def test_a_name_that_no_rule_has(rules):
+    status, _, err = ctl("rules", "disable", "oracle", rules=rules)
+    assert status != EX_OK
+    assert 'no rule named "oracle"' in err
+    (rules.parent / "disabled").write_text("gone # renamed\n")
+    status, found = ctl_json("check", rules=rules)
+    assert [one["message"] for one in found["warnings"]] == ['there is no rule named "gone"']
+
+
+def test_a_file_of_disabled_rules_that_others_can_write_is_refused(rules):
+    (rules.parent / "disabled").write_text("any-exec\n")
+    (rules.parent / "disabled").chmod(0o666)
+    assert ctl("check", rules=rules)[0] == EX_CONFIG
+
+
+FIRES = {
+    "code": ["--comm", "ora_pmon_X", "--exit-code", "3", "--user", "54321"],
+    "signal": ["--comm", "tnslsnr", "--signal", "kill", "--user", "54321"],
+    "number": ["--comm", "tnslsnr", "--status", "11", "--user", "54321"],
+    "json": ["--event", '{"kind": "nonzero_exit", "comm": "ora_x", "uid": 54321, "exit_code": 3, "signal": null}'],
+    "other": ["--comm", "ora_test1", "--exit-code", "3", "--user", "54321"],
+    "success": ["--comm", "ora_pmon_X", "--exit-code", "0", "--user", "54321"],
+    "no user": ["--comm", "ora_pmon_X", "--exit-code", "3"],
+    "signal not wanted": ["--comm", "ora_pmon_X", "--signal", "TERM", "--user", "54321"],
+}
+
+
+@pytest.mark.parametrize("name", FIRES)
+def test_test_says_which_rules_fire(rules, name):
+    status, found = ctl_json("test", *FIRES[name], rules=rules)
+    fires = name in ("code", "signal", "number", "json")
+    assert (status, [one["rule"] for one in found]) == ((EX_OK, ["oracle-died"]) if fires else (1, []))
+
+
+def test_test_shows_the_record_and_the_hook(rules):
+    _, found = ctl_json("test", "--pid", "77", *FIRES["code"], rules=rules)
+    assert found[0]["hook"]["argv"] == ["/usr/bin/true", "--pid", "77"]
+    assert found[0]["message"] == "ora_pmon_X[77] died of exit code 3"
+    assert found[0]["record"]["exit_code"] == 3
+    assert found[0]["record"]["exe"] is None  # not said, so not guessed
+
+
+def test_test_of_a_running_process(tmp_path):
+    file = tmp_path / "rules.yaml"
+    file.write_text(
+        f"rules:\n  - {{name: sleeper, events: [exit], match: {{comm: sleep, user: {os.getuid()}, "
+        f"parent: {{exe: {Path(sys.executable).resolve()}}}}}}}\n"
+    )
+    child = subprocess.Popen(["sleep", "1000"])
+    try:
+        status, found = ctl_json("test", "--pid", str(child.pid), "--status", "9", rules=file)
+    finally:
+        child.kill()
+        child.wait()
+    assert status == EX_OK
+    assert (found[0]["record"]["signal"], found[0]["record"]["pid"]) == ("SIGKILL", child.pid)
+
+
+BAD = {
+    "a field that is none": (["--event", '{"com": "x"}'], 'did you mean "comm"'),
+    "not JSON": (["--event", "{comm: x}"], "not JSON"),
+    "two ends": (["--exit-code", "3", "--signal", "KILL"], "ends in one way"),
+    "a code that cannot be": (["--exit-code", "256"], "0 to 255"),
+    "an end of what has not ended": (["--kind", "fork", "--exit-code", "3"], "the kind is fork"),
+    "a failure that is none": (["--kind", "nonzero_exit", "--comm", "x"], "--exit-code"),
+    "no such user": (["--user", "no-such-user-here"], "no user named"),
+    "no such process": (["--pid", "4194305"], "no process"),
+}
+
+
+@pytest.mark.parametrize(("words", "said"), BAD.values(), ids=BAD)
+def test_a_description_that_cannot_be_is_refused_with_the_reason(rules, words, said):
+    status, out, err = ctl("test", *words, rules=rules)
+    assert (status not in (EX_OK, 1) or "no process" in err, out) == (True, "")
+    assert said in err
+    assert "Traceback" not in err
+
+
+def verdicts(found, rule):
+    (one,) = [one for one in found if one["rule"] == rule]
+    return one["fires"], {reason["key"]: reason["verdict"] for reason in one["reasons"] if reason["depth"] == 0}
+
+
+def test_explain_an_event_key_by_key(rules):
+    _, found = ctl_json("explain", "--comm", "ora_test1", "--signal", "KILL", rules=rules)
+    fires, reasons = verdicts(found, "oracle-died")
+    expected = {"events": "yes", "comm": "yes", "user": "unknown", "exit_code or signal": "yes", "not": "no"}
+    assert (fires, reasons) == (False, expected)
+    fires, reasons = verdicts(found, "any-exec")
+    assert (fires, reasons) == (False, {"events": "no", "parent": "unknown"})
+
+
+def test_explain_agrees_with_test(rules):
+    for words in FIRES.values():
+        fired = {one["rule"] for one in ctl_json("test", *words, rules=rules)[1]}
+        explained = {one["rule"] for one in ctl_json("explain", *words, rules=rules)[1] if one["fires"]}
+        assert fired == explained
+
+
+def test_explain_what_came_of_a_hook(rules):
+    _, found = ctl_json("explain", *FIRES["code"], "--from-hook", rules=rules)
+    fires, reasons = verdicts(found, "oracle-died")
+    assert (fires, reasons["include_hooks"]) == (False, "no")
+    assert ctl("test", *FIRES["code"], "--from-hook", rules=rules)[0] == 1
+
+
+def test_explain_a_lost_exit(rules):
+    """Whoever vanished while events were lost: the policy decides, and identity alone can match."""
+    lost = ("--comm", "ora_pmon_X", "--user", "54321", "--lost")
+    _, found = ctl_json("explain", *lost, rules=rules)
+    (one,) = [one for one in found if one["rule"] == "oracle-died"]
+    assert (one["fires"], one["log_only"]) == (True, True)
+    _, found = ctl_json("test", *lost, rules=rules)
+    assert [(one["rule"], one["hook"], one["only_logged"]) for one in found] == [("oracle-died", None, True)]
+
+
+def test_explain_the_plan(rules):
+    nowhere = ["--runtime-dir", str(rules.parent / "nowhere")]
+    _, found = ctl_json("explain", *nowhere, rules=rules)
+    assert {one["rule"]: (one["identity"], one["cost"]) for one in found["rules"]} == {
+        "oracle-died": ("taskstats", 1),
+        "any-exec": ("table", 4),
+    }
+    assert found["plan"]["dearest_rules"] == ["any-exec"]
+    _, alone = ctl_json("explain", *nowhere, "--without", "taskstats", rules=rules)
+    assert alone["plan"]["deaths_told_by"] == "counting threads"
+
+
+def test_without_a_daemon_it_says_so(tmp_path):
+    status, out, err = command("status", "--runtime-dir", str(tmp_path))
+    assert (status, out) == (EX_UNAVAILABLE, "")
+    assert err == f"cnprocctl: cnprocd is not running (no {tmp_path}/control.sock): systemctl start cnprocd\n"
+
+
+def test_an_error_as_json(tmp_path):
+    status, found = ctl_json("status", "--runtime-dir", str(tmp_path))
+    assert found["error"]["status"] == status == EX_UNAVAILABLE
+
+
+def test_options_stand_before_and_after_the_verb(rules):
+    before = ctl("check", rules=rules)
+    assert ctl("check", "--rules", str(rules)) == before
+
+
+def test_what_asks_the_daemon_does_not_import_pydantic(tmp_path):
+    for verb in (["status"], ["reload"], ["jobs", "list"], ["history"], ["metrics"], ["watch"]):
+        code = (
+            "import sys; from cnprocd.cli.cnprocctl import run\n"
+            f"status = run({[*verb, '--runtime-dir', str(tmp_path), '--state-dir', str(tmp_path)]!r})\n"
+            "assert not {'pydantic', 'asyncio', 'yaml', 'structlog'} & set(sys.modules), 'slow to start'\n"
+            "sys.exit(status)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.returncode == EX_UNAVAILABLE, done.stderr
+
+
+def test_no_colour_without_a_terminal(rules):
+    assert "\x1b" not in "".join(map(str, ctl("explain", rules=rules)))
+
+
+def test_colour_on_a_terminal_unless_no_color(rules):
+    assert "\x1b[" in on_terminal(["explain", "--rules", str(rules)], {})
+    assert "\x1b[" not in on_terminal(["explain", "--rules", str(rules)], {"NO_COLOR": "1"})
+
+
+def on_terminal(words, env):
+    """What a command writes when its output is a terminal."""
+    main, other = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cnprocd.cli.cnprocctl", *words],
+        stdout=other,
+        env={**os.environ, "TERM": "xterm", **env},
+    )
+    os.close(other)
+    shown = b""
+    try:
+        while piece := os.read(main, 4096):
+            shown += piece
+    except OSError:  # EIO: the other side is closed
+        pass
+    os.close(main)
+    assert process.wait() == 0
+    return shown.decode()
+
+
+@pytest.mark.parametrize("words", [["statsu"], ["jobs"], ["jobs", "lst"], []])
+def test_a_verb_that_does_not_exist_is_answered_with_those_that_do(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run(words)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "usage: cnprocctl" in said
+    if words == ["statsu"]:
+        assert all(f"'{verb}'" in said for verb in ("status", "reload", "jobs", "watch"))

@@ -1,0 +1,107 @@
+"""Exit records against messages laid out by ctypes from taskstats.h, in every version there is, and against garbage."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from unit.connector.wire import exit_record, taskstats
+
+from cnprocd.connector.taskrecord import TaskRecord, UnreadableRecordError, decode_record
+
+FAMILY = 27
+READABLE = [12, 13, 14, 16]
+u32, u64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
+# The header's name of what each field of a record is made of.
+NAMES = {
+    "pid": "ac_pid", "tgid": "ac_tgid", "ppid": "ac_ppid", "status": "ac_exitcode", "uid": "ac_uid", "gid": "ac_gid",
+    "begin_time_s": "ac_btime64", "lifetime_us": "ac_tgetime", "max_rss_kib": "hiwater_rss",
+    "read_bytes": "read_bytes", "write_bytes": "write_bytes", "minor_faults": "ac_minflt",
+    "major_faults": "ac_majflt", "exe_device": "ac_exe_dev", "exe_inode": "ac_exe_inode",
+}  # fmt: skip
+SHORT = {"ac_pid", "ac_tgid", "ac_ppid", "ac_exitcode", "ac_uid", "ac_gid"}
+contents = st.fixed_dictionaries({name: u32 if name in SHORT else u64 for name in NAMES.values()})
+
+
+def unreadable(message, family=FAMILY):
+    with pytest.raises(UnreadableRecordError) as caught:
+        decode_record(message, family)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("version", READABLE)
+@given(fields=contents, comm=st.binary(max_size=15), flags=st.integers(0, 255), times=st.tuples(u32, u32))
+def test_every_field_comes_back_in_every_version(version, fields, comm, flags, times):
+    stats = taskstats(version, **fields, ac_comm=comm, ac_flag=flags, ac_utime=times[0], ac_stime=times[1])
+    record = decode_record(exit_record(stats, family=FAMILY), FAMILY)
+    assert {name: getattr(record, name) for name in NAMES} == {name: fields[c] for name, c in NAMES.items()}
+    assert record.comm.encode("utf-8", "surrogateescape") == comm.split(b"\0")[0]
+    assert record.last == bool(flags & 0x20)
+    assert record.cpu_time_us == sum(times)
+    assert not record.threaded
+
+
+@pytest.mark.parametrize("version", READABLE)
+def test_the_sums_of_the_group_are_taken_where_they_are_there(version):
+    stats = taskstats(version, ac_pid=5, ac_tgid=5, ac_flag=0x20, ac_utime=10, ac_stime=5, cpu_run_virtual_total=1)
+    group = taskstats(version, cpu_run_virtual_total=7_000_999)
+    record = decode_record(exit_record(stats, group, FAMILY), FAMILY)
+    assert record.threaded
+    assert record.cpu_time_us == 7000
+
+
+def test_the_group_s_sum_never_hides_the_last_thread_s_own():
+    """Without delay accounting the sum is 0 (kernel/delayacct.c)."""
+    stats = taskstats(13, ac_pid=5, ac_tgid=5, ac_flag=0x20, ac_utime=10, ac_stime=5)
+    assert decode_record(exit_record(stats, taskstats(13), FAMILY), FAMILY).cpu_time_us == 15
+
+
+@pytest.mark.parametrize("version", [0, 1, 8, 11, 15])
+def test_versions_of_another_layout_are_refused(version):
+    stats = taskstats(15 if version == 15 else 16, ac_pid=5, ac_tgid=5)
+    stats.version = version
+    assert f"version {version}" in unreadable(exit_record(stats, family=FAMILY))
+
+
+def test_a_short_old_record_is_refused():
+    assert "too few" in unreadable(exit_record(taskstats(11, ac_pid=5), family=FAMILY))
+
+
+@pytest.mark.parametrize("version", READABLE)
+def test_every_shortened_message_is_refused_or_loses_only_its_group(version):
+    stats = taskstats(version, ac_pid=5, ac_tgid=5, ac_flag=0x20)
+    whole = exit_record(stats, taskstats(version, cpu_run_virtual_total=9_000), FAMILY)
+    needed = 36 + type(stats).ac_exe_inode.offset + 8
+    for length in range(len(whole)):
+        if length < needed:
+            unreadable(whole[:length])
+        else:
+            assert decode_record(whole[:length], FAMILY).pid == 5
+
+
+def test_what_is_not_an_exit_record_is_refused():
+    stats = taskstats(13, ac_pid=5, ac_tgid=5)
+    assert "type 16" in unreadable(exit_record(stats, family=16))
+    assert "command 1" in unreadable(exit_record(stats, family=FAMILY, cmd=1))
+    assert "names" in unreadable(exit_record(stats, family=FAMILY, named_pid=6))
+
+
+@given(st.binary(max_size=700))
+def test_random_bytes_are_refused_and_never_crash(noise):
+    unreadable(noise)
+
+
+@given(st.lists(st.tuples(st.integers(0, 800), st.integers(0, 255)), max_size=20), st.sampled_from(READABLE))
+def test_a_spoiled_record_is_a_record_or_refused(changes, version):
+    message = bytearray(exit_record(taskstats(version, ac_pid=5, ac_tgid=5), taskstats(version), FAMILY))
+    for at, value in changes:
+        message[at % len(message)] = value
+    try:
+        record = decode_record(memoryview(bytes(message)), FAMILY)
+    except UnreadableRecordError:
+        return
+    assert isinstance(record, TaskRecord)
+
+
+@given(st.binary(max_size=32))
+def test_comm_is_kept_whatever_it_holds(comm):
+    record = decode_record(exit_record(taskstats(13, ac_pid=5, ac_comm=comm), family=FAMILY), FAMILY)
+    assert record.comm.encode("utf-8", "surrogateescape") == comm.split(b"\0")[0]

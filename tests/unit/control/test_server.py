@@ -1,0 +1,371 @@
+"""The server on real sockets, against polite and hostile clients. Every test ends with the server still answering."""
+
+import asyncio
+import contextlib
+import os
+import socket
+import stat
+import struct
+import threading
+from dataclasses import replace
+
+import pytest
+
+from cnprocd.control import access
+from cnprocd.control.access import Peer, judge
+from cnprocd.control.client import Client, NotRunningError, RefusedError
+from cnprocd.control.protocol import SOCKET_NAME, Request, pack
+from cnprocd.control.server import ControlServer, Limits, Verb, VerbError
+from cnprocd.errors import EX_CONFIG, EX_NOPERM, CnprocdError
+
+LIMITS = Limits(connections=8, unread_bytes=32 * 1024)
+HASTY = replace(LIMITS, idle_s=0.2, stalled_s=0.2)  # for clients whose time is to be up
+
+
+def explode(args):
+    raise ZeroDivisionError("a bug")
+
+
+def refuse(args):
+    raise VerbError("no", "because", EX_CONFIG, rendered="line 1")
+
+
+VERBS = {
+    "echo": Verb(dict),
+    "change": Verb(lambda args: "changed", changes=True),
+    "watch": Verb(lambda args: {}, topic="matches"),
+    "big": Verb(lambda args: "x" * (1 << 21)),
+    "large": Verb(lambda args: "x" * 500_000),
+    "explode": Verb(explode),
+    "refuse": Verb(refuse),
+}
+
+
+class Running:
+    """A server in a loop of its own, in a thread, as the daemon's loop is in its."""
+
+    def __init__(self, directory, limits=LIMITS, group=None):
+        self.directory = directory
+        self.records = []
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.thread.start()
+        self.server = self.call(self._make(limits))
+        if group is not None:
+            self.server.group = group
+        self.call(self.server.start())
+
+    async def _make(self, limits):
+        return ControlServer(self.directory, VERBS, lambda *said, **fields: self.records.append((said, fields)), limits)
+
+    def call(self, coroutine):
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(20)
+
+    def run(self, function):
+        async def here():
+            return function()
+
+        return self.call(here())
+
+    def until(self, condition):
+        """Turn the server's loop until something is true of it."""
+
+        async def turn():
+            while not condition():
+                await asyncio.sleep(0.002)
+
+        return self.call(asyncio.wait_for(turn(), 15))
+
+    def raw(self):
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(15)
+        connection.connect(str(self.directory / SOCKET_NAME))
+        return connection
+
+    def client(self):
+        return Client(self.directory)
+
+    def alive(self):
+        with self.client() as client:
+            return client.ask("echo", a=1) == {"a": 1}
+
+    def stop(self):
+        self.call(self.server.stop())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+
+
+@pytest.fixture
+def running(tmp_path):
+    one = Running(tmp_path)
+    yield one
+    one.stop()
+
+
+@pytest.fixture
+def hasty(tmp_path):
+    one = Running(tmp_path, HASTY)
+    yield one
+    one.stop()
+
+
+def drain(connection):
+    """Everything until the server hangs up."""
+    data = b""
+    with contextlib.suppress(ConnectionResetError):
+        while piece := connection.recv(65536):
+            data += piece
+    return data
+
+
+def test_answers_in_order_on_one_connection(running):
+    with running.client() as client:
+        assert [client.ask("echo", n=n) for n in range(200)] == [{"n": n} for n in range(200)]
+
+
+def test_a_failure_carries_its_status_and_details(running):
+    with running.client() as client, pytest.raises(RefusedError) as caught:
+        client.ask("refuse")
+    assert (caught.value.exit_status, caught.value.details["rendered"]) == (EX_CONFIG, "line 1")
+
+
+def test_a_bug_behind_a_verb_is_told_and_survived(running):
+    with running.client() as client, pytest.raises(RefusedError, match="a bug"):
+        client.ask("explode")
+    assert running.records[0][0] == ("error", "control_failed")
+    assert running.alive()
+
+
+def test_an_unknown_verb_names_the_known_ones(running):
+    with running.client() as client, pytest.raises(RefusedError) as caught:
+        client.ask("nonsense")
+    assert "echo" in caught.value.hint
+
+
+def test_an_answer_over_the_limit_becomes_an_error(running):
+    with running.client() as client:
+        with pytest.raises(RefusedError, match="limit"):
+            client.ask("big")
+        assert client.ask("echo") == {}
+
+
+@pytest.mark.parametrize("garbage", [b"GET / HTTP/1.1\r\n\r\n", b"\0\0\0\0", b"\0\0\0\x02[]", os.urandom(300)])
+def test_garbage_is_told_why_and_closed(running, garbage):
+    with running.raw() as connection:
+        connection.sendall(garbage.ljust(300, b"\xff"))
+        assert b'"ok":false' in drain(connection)
+    assert running.alive()
+
+
+def test_a_half_frame_is_closed_when_its_time_is_up(hasty):
+    with hasty.raw() as connection:
+        connection.sendall(struct.pack(">I", 100) + b'{"v":1')
+        assert drain(connection) == b""
+    assert hasty.alive()
+
+
+def test_a_client_that_says_nothing_is_closed(hasty):
+    with hasty.raw() as connection:
+        assert drain(connection) == b""
+
+
+def test_one_that_asks_and_never_reads_is_closed_and_takes_bounded_memory(hasty):
+    with hasty.raw() as connection:
+        with contextlib.suppress(OSError):
+            connection.setblocking(False)
+            for _ in range(200):
+                connection.send(pack(Request("large")))
+        hasty.until(lambda: hasty.server.counters.requests > 0)
+        hasty.until(lambda: not hasty.server.connections)
+        assert hasty.server.counters.requests < 20
+    assert hasty.alive()
+
+
+def test_a_flood_of_requests_is_answered_one_turn_at_a_time(running):
+    turns = []
+
+    def count():
+        turns.append(len(turns))
+        running.loop.call_soon(count)
+
+    with running.raw() as connection:
+        running.loop.call_soon_threadsafe(count)
+        connection.sendall(pack(Request("echo")) * 500)
+        received = b""
+        while received.count(b'"ok":true') < 500:
+            received += connection.recv(65536)
+    assert len(turns) >= 500  # the loop turned between any two of them
+
+
+def test_over_the_limit_is_refused_with_the_reason(running):
+    crowd = [running.raw() for _ in range(LIMITS.connections)]
+    try:
+        running.until(lambda: len(running.server.connections) == LIMITS.connections)
+        with running.raw() as one_more:
+            assert b"clients are connected already" in drain(one_more)
+    finally:
+        for connection in crowd:
+            connection.close()
+    running.until(lambda: not running.server.connections)
+    assert running.alive()
+
+
+def test_a_subscriber_gets_what_is_published(running):
+    with running.client() as client:
+        stream = client.stream("watch")
+        assert next(stream) is None
+        running.run(lambda: running.server.publish("matches", {"n": 1}))
+        running.run(lambda: running.server.publish("other", {"n": 2}))
+        running.run(lambda: running.server.publish("matches", {"n": 3}))
+        assert [next(stream).data for _ in range(2)] == [{"n": 1}, {"n": 3}]
+
+
+def test_a_slow_subscriber_misses_items_and_is_told_how_many(tmp_path):
+    running = Running(tmp_path, Limits(unread_bytes=32 * 1024, stalled_s=60))
+    try:
+        with running.client() as client:
+            stream = client.stream("watch")
+            next(stream)
+            for n in range(2000):
+                running.run(lambda n=n: running.server.publish("matches", {"n": n, "text": "x" * 1000}))
+            dropped = running.server.counters.dropped_items
+            assert 0 < dropped < 2000
+            seen = [next(stream) for _ in range(2000 - dropped)]
+            assert all(item.skipped == 0 for item in seen)
+            running.until(lambda: not any(one.is_full() for one in running.server.connections))
+            running.run(lambda: running.server.publish("matches", {"n": 2000}))
+            last = next(stream)
+            assert (last.data, last.skipped) == ({"n": 2000}, dropped)
+    finally:
+        running.stop()
+
+
+def test_a_subscriber_that_stalls_is_closed(hasty):
+    with hasty.raw() as connection:
+        connection.sendall(pack(Request("watch")))
+        hasty.until(lambda: hasty.server.wanted("matches"))
+        while hasty.run(lambda: hasty.server.counters.dropped_items) == 0:
+            hasty.run(lambda: hasty.server.publish("matches", "x" * 10_000))
+        hasty.until(lambda: not hasty.server.connections)
+    assert hasty.alive()
+
+
+def test_a_subscriber_that_asks_again_is_closed(running):
+    with running.raw() as connection:
+        connection.sendall(pack(Request("watch")) + pack(Request("echo")))
+        assert b"carries a stream" in drain(connection)
+
+
+def test_the_socket_is_private_unless_the_group_exists(running):
+    mode = stat.S_IMODE(os.stat(running.server.path).st_mode)
+    assert mode == (0o660 if access.readers_group() is not None else 0o600)
+
+
+def test_our_own_group_needs_no_chown(tmp_path, monkeypatch):
+    """The service may not make that system call."""
+    monkeypatch.setattr(os, "chown", refuse_chown)
+    ours = Running(tmp_path / "ours", group=os.getgid())
+    assert stat.S_IMODE(os.stat(ours.server.path).st_mode) == 0o660
+    ours.stop()
+    another = Running(tmp_path / "another", group=os.getgid() + 1)
+    assert stat.S_IMODE(os.stat(another.server.path).st_mode) == 0o600
+    another.stop()
+
+
+def refuse_chown(*args):
+    raise PermissionError(1, "Operation not permitted")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
+def test_a_reader_reads_and_may_not_change(tmp_path):
+    running = Running(tmp_path)
+    reader = 60_123
+    running.server.group = reader
+    os.chown(running.server.path, -1, reader)
+    os.chmod(running.server.path, 0o660)
+    for directory in (tmp_path, *tmp_path.parents):
+        if directory.stat().st_uid == 0 and directory != directory.parent and not directory.stat().st_mode & 0o001:
+            os.chmod(directory, 0o711)
+    try:
+        assert as_user(tmp_path, 60_001, [reader], "echo") == "ok"
+        assert as_user(tmp_path, 60_001, [reader], "change") == f"{EX_NOPERM}"
+        assert as_user(tmp_path, 60_001, [], "echo") == f"{EX_NOPERM}"
+        os.chmod(running.server.path, 0o666)
+        assert as_user(tmp_path, 60_001, [], "echo") == f"{EX_NOPERM}"
+    finally:
+        running.stop()
+
+
+def as_user(directory, uid, groups, verb):
+    """What another user gets: ok, or the error's exit status."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        said = "crash"
+        try:
+            os.setgroups(groups)
+            os.setresgid(uid, uid, uid)
+            os.setresuid(uid, uid, uid)
+            with Client(directory) as client:
+                client.ask(verb)
+            said = "ok"
+        except CnprocdError as error:
+            said = str(error.exit_status)
+        finally:
+            os.write(writing, said.encode())
+            os._exit(0)
+    os.waitpid(pid, 0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        return pipe.read()
+
+
+@pytest.mark.parametrize(
+    ("peer", "read", "change"),
+    [
+        (Peer(1, 0, frozenset({0})), True, True),
+        (Peer(1, 990, frozenset({990})), True, True),
+        (Peer(1, 1000, frozenset({1000, 77})), True, False),
+        (Peer(1, 1000, frozenset({1000})), False, False),
+    ],
+)
+def test_who_may_do_what(peer, read, change):
+    granted = judge(peer, own_uid=990, group=77)
+    assert (granted.read, granted.change) == (read, change)
+    assert judge(peer, own_uid=990, group=None).read is (peer.uid in (0, 990))
+
+
+def test_a_stale_socket_is_replaced_and_a_living_one_is_not(tmp_path):
+    stale = socket.socket(socket.AF_UNIX)
+    stale.bind(str(tmp_path / SOCKET_NAME))
+    stale.close()
+    first = Running(tmp_path)
+    assert first.alive()
+    second = Running(tmp_path)
+    assert second.records[0][0] == ("error", "control_unavailable")
+    assert "another cnprocd" in second.records[0][1]["message"]
+    second.stop()
+    assert first.alive()
+    first.stop()
+    assert not (tmp_path / SOCKET_NAME).exists()
+
+
+def test_another_file_in_the_way_is_left_alone(tmp_path):
+    (tmp_path / SOCKET_NAME).write_text("precious")
+    running = Running(tmp_path)
+    assert running.records[0][0] == ("error", "control_unavailable")
+    running.stop()
+    assert (tmp_path / SOCKET_NAME).read_text() == "precious"
+
+
+def test_without_a_daemon_the_client_says_what_to_do(tmp_path):
+    with pytest.raises(NotRunningError, match=r"cnprocd is not running \(no .*control.sock\): systemctl start cnprocd"):
+        Client(tmp_path)
+
+
+def test_a_daemon_that_does_not_answer_is_told_apart(tmp_path):
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / SOCKET_NAME))
+        listening.listen()
+        with Client(tmp_path, timeout_s=0.05) as client, pytest.raises(NotRunningError, match="does not answer"):
+            client.ask("status")

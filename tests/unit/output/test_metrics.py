@@ -1,0 +1,101 @@
+"""The exposition: right by promtool where there is one, hostile labels escaped, and the file never half written."""
+
+import os
+import shutil
+import stat
+import subprocess
+
+import pytest
+
+from cnprocd.hooks.latency import Histogram
+from cnprocd.output.metrics import render, write
+
+
+def status(**changes):
+    histogram = Histogram()
+    for value in (0.4, 3.2, 3.3, 9000.0):
+        histogram.add(value)
+    found = {
+        "version": "1.0",
+        "started_ns": 1_700_000_000_500_000_000,
+        "rules": [
+            {"name": "a", "enabled": True, "hits": 3, "last_hit_ns": 1_700_000_100_000_000_000},
+            {"name": 'b"\\\n', "enabled": False, "hits": 0, "last_hit_ns": None},
+        ],
+        "events": {
+            "delivered": 10,
+            "records_delivered": 4,
+            "occurrences": {"exit": 9, "fork": 1},
+            "recovered": 0,
+            "rejected": {"foreign_sender": 1},
+        },
+        "lost": {"connector_drops": 0, "taskstats_drops": 0, "sequence_gaps": 2, "overruns": 1},
+        "table": {"processes": 5},
+        "jobs": {
+            "waiting": 1,
+            "running": 0,
+            "done": 7,
+            "dead": 0,
+            "oldest_waiting_s": 1.5,
+            "shed": 0,
+            "durable": True,
+            "latency": {"bounds_ms": list(histogram.bounds_ms), "counts": histogram.counts, "sum_ms": histogram.sum_ms},
+        },
+        "kernel": {"receive_buffer_bytes": 8 << 20},
+    }
+    return found | changes
+
+
+def samples(text):
+    return dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+
+
+def test_values_are_in_base_units():
+    found = samples(render(status()))
+    assert found["cnprocd_start_time_seconds"] == "1700000000.5"
+    assert found['cnprocd_matches_total{rule="a"}'] == "3"
+    assert found['cnprocd_jobs{state="done"}'] == "7"
+    assert found["cnprocd_rules"] == "1"
+
+
+def test_the_histogram_is_cumulative_and_in_seconds():
+    found = samples(render(status()))
+    assert found['cnprocd_hook_latency_seconds_bucket{le="0.0005"}'] == "1"
+    assert found['cnprocd_hook_latency_seconds_bucket{le="0.004"}'] == "3"
+    assert found['cnprocd_hook_latency_seconds_bucket{le="5"}'] == "3"
+    assert found['cnprocd_hook_latency_seconds_bucket{le="+Inf"}'] == found["cnprocd_hook_latency_seconds_count"] == "4"
+
+
+def test_a_label_cannot_break_out():
+    text = render(status())
+    assert r'cnprocd_matches_total{rule="b\"\\\n"} 0' in text
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (apt install prometheus)")
+def test_promtool_has_nothing_to_say():
+    done = subprocess.run(["promtool", "check", "metrics"], input=render(status()), capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_file_is_replaced_whole_and_readable_by_all(tmp_path):
+    file = tmp_path / "cnprocd.prom"
+    file.write_text("old")
+    before = os.stat(file).st_ino
+    umask = os.umask(0o077)
+    try:
+        write(file, "new\n")
+    finally:
+        os.umask(umask)
+    assert file.read_text() == "new\n"
+    assert os.stat(file).st_ino != before
+    assert stat.S_IMODE(os.stat(file).st_mode) == 0o644
+    assert [one.name for one in tmp_path.iterdir()] == ["cnprocd.prom"]
+
+
+def test_a_place_that_cannot_be_written_leaves_nothing(tmp_path):
+    with pytest.raises(OSError):
+        write(tmp_path / "missing" / "cnprocd.prom", "x")
+    (tmp_path / "is-a-directory").mkdir()
+    with pytest.raises(OSError):
+        write(tmp_path / "is-a-directory", "x")
+    assert [one.name for one in tmp_path.iterdir()] == ["is-a-directory"]

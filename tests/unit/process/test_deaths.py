@@ -1,0 +1,317 @@
+"""The join of exit records and exit events, on every way a process with threads can end that was measured on a kernel.
+
+A case is a list of groups of thread ends. The kernel orders the groups; within one, hypothesis permutes what is not
+ordered (records and events of different threads), then cuts it all into drains, records drained after events.
+However it comes, each process death is told once, with the status of waitpid() and the name of its leader.
+"""
+
+from dataclasses import dataclass
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from unit.process.machine import Entry, batches
+
+from cnprocd.connector.event import Exit
+from cnprocd.connector.taskrecord import TaskRecord
+from cnprocd.process.deaths import HOLD_NS, Death, Deaths
+
+P = 100  # the process of every case; its leader has this thread id
+
+
+@dataclass(frozen=True)
+class End:
+    """The end of one thread."""
+
+    tid: int
+    status: int
+    last: bool = False
+    comm: str = "leader"
+    tgid: int = P
+    threaded: bool | None = None  # default: it is the last one of several
+
+
+def record(end: End) -> TaskRecord:
+    threaded = end.last if end.threaded is None else end.threaded
+    return TaskRecord(
+        end.tid, end.tgid, 1, end.status, end.last, threaded, end.comm, 10, 20, 0, 5_000_000, 0, 0, 0, 0, 0, 0, 0, 0
+    )
+
+
+def event(end: End, at: int) -> Exit:
+    return Exit(0x80000000, 0, at, end.tid, end.tgid, end.status, 17, 1, 1)
+
+
+def group(status: int, tids, last: int, dumper: int | None = None) -> list[End]:
+    """exit_group() or a fatal signal."""
+    return [
+        End(tid, status | (0x80 if tid == dumper else 0), tid == last, "leader" if tid == P else f"thread {tid}")
+        for tid in tids
+    ]
+
+
+# name: (groups of ends, the status of waitpid)
+CASES = {
+    "a plain exit": ([[End(P, 3 << 8, True, threaded=False)]], 3 << 8),
+    "a plain success": ([[End(P, 0, True, threaded=False)]], 0),
+    "a plain core dump": ([[End(P, 0x8B, True, threaded=False)]], 0x8B),
+    "exit_group(3), the leader last": ([group(3 << 8, range(P, P + 5), last=P)], 3 << 8),
+    "exit_group(3), a thread last": ([group(3 << 8, range(P, P + 5), last=P + 3)], 3 << 8),
+    "exit_group(0), a thread last": ([group(0, range(P, P + 4), last=P + 1)], 0),
+    "SIGKILL": ([group(9, range(P, P + 4), last=P + 2)], 9),
+    "leader pthread_exit, then exit(3)": ([[End(P, 0)], group(3 << 8, [P + 1, P + 2], last=P + 1)], 3 << 8),
+    "leader pthread_exit, then all success": ([[End(P, 0)], group(0, [P + 1, P + 2], last=P + 2)], 0),
+    "leader raw exit(5), the last thread 0": ([[End(P, 5 << 8)], [End(P + 1, 0, True, "t")]], 0),
+    "leader raw exit(7), the last thread 5": ([[End(P, 7 << 8)], [End(P + 1, 5 << 8, True, "t")]], 5 << 8),
+    "a thread alone, then exit(3)": ([[End(P + 1, 9 << 8, comm="t")], [End(P, 3 << 8, True)]], 3 << 8),
+    "a thread alone with 0, then exit(3)": ([[End(P + 1, 0, comm="t")], group(3 << 8, [P, P + 2], last=P + 2)], 3 << 8),
+    "exec by a thread, then exit(3)": (
+        [[End(P, 0, comm="old name"), End(P + 2, 0, comm="t")], [End(P, 3 << 8, True)]], 3 << 8,
+    ),
+    "exec by a thread, then success": ([[End(P, 0, comm="old name")], [End(P, 0, True)]], 0),
+    "exec by a thread after the leader ended": (
+        [[End(P, 0, comm="old name")], [End(P + 1, 0, comm="t")], [End(P, 4 << 8, True)]], 4 << 8,
+    ),
+    "core dump by the leader, a thread last": ([group(6, range(P, P + 4), P + 1, dumper=P)], 0x86),
+    "core dump by a thread, the leader last": ([group(6, range(P, P + 4), P, dumper=P + 2)], 0x86),
+    "core dump by the last thread": ([group(11, range(P, P + 3), P + 2, dumper=P + 2)], 0x8B),
+    "SIGABRT without a core": ([group(6, range(P, P + 3), last=P + 1)], 6),
+}  # fmt: skip
+
+
+def told_by(deaths: Deaths, drains) -> list[Death]:
+    """The way of the tracker, all within HOLD_NS; at last a drain when that has passed."""
+    told = []
+    for events, records, now_ns in [*((*drain, 50) for drain in drains), ([], [], HOLD_NS + 50)]:
+        for entry in records:
+            deaths.record(entry)
+        told += deaths.settle(now_ns)
+        for one in events:
+            _, death = deaths.exit(one)
+            told += [death] if death else []
+    assert not deaths.holds
+    return told
+
+
+def arrival(groups, seed: int) -> list[Entry]:
+    """One order in which the kernel may send the records and events of these ends."""
+    chance, log = Random(seed), []
+    for ends in groups:
+        queue = [end for end in ends for _ in range(2)]
+        chance.shuffle(queue)
+        begun = set()
+        for end in queue:
+            at = len(log) + 1
+            log.append(Entry(event(end, at) if end.tid in begun else record(end), at, {}))
+            begun.add(end.tid)
+    return log
+
+
+def drained(log: list[Entry], cuts, ahead) -> list[tuple[list[Exit], list[TaskRecord]]]:
+    return [([e.said for e in events], [r.said for r in records]) for events, records, _ in batches(log, cuts, ahead)]
+
+
+seeds, cut_lists = st.integers(0, 10_000), st.lists(st.integers(1, 14), max_size=6)
+aheads = st.lists(st.integers(0, 4), max_size=3)
+
+
+@pytest.mark.parametrize("case", CASES)
+@given(seed=seeds, cuts=cut_lists, ahead=aheads)
+def test_each_death_is_told_once_with_the_status_of_waitpid(case, seed, cuts, ahead):
+    groups, status = CASES[case]
+    (death,) = told_by(Deaths(lambda tgid: False), drained(arrival(groups, seed), cuts, ahead))
+    assert (death.tgid, death.status, death.leader.comm) == (P, status, "leader")
+    assert death.record.last
+    assert death.event.process_pid == death.record.pid
+
+
+def asked_for(entry: Entry) -> bool:
+    """What a plan for failures lets through: see connector/filter.py."""
+    said = entry.said
+    if isinstance(said, TaskRecord):
+        return said.status != 0 or (said.pid == said.tgid and not said.last)
+    return said.exit_code != 0
+
+
+@pytest.mark.parametrize("case", [name for name, (_, status) in CASES.items() if status])
+@given(seed=seeds, cuts=cut_lists, ahead=aheads)
+def test_so_it_is_when_only_failures_are_asked_for(case, seed, cuts, ahead):
+    groups, status = CASES[case]
+    log = [entry for entry in arrival(groups, seed) if asked_for(entry)]
+    (death,) = told_by(Deaths(lambda tgid: False), drained(log, cuts, ahead))
+    assert (death.status, death.leader.comm) == (status, "leader")
+
+
+@pytest.mark.parametrize("case", [name for name, (_, status) in CASES.items() if status])
+@given(seed=seeds, cuts=cut_lists, ahead=aheads)
+def test_so_it_is_when_events_cannot_be_filtered_but_records_are(case, seed, cuts, ahead):
+    """A kernel that refuses a filter on the connector: ends come whose record was dropped, of processes long gone."""
+    groups, status = CASES[case]
+    log = [entry for entry in arrival(groups, seed) if not entry.is_record or asked_for(entry)]
+    told = told_by(Deaths(lambda tgid: False), drained(log, cuts, ahead))
+    failed = [(death.status, death.leader and death.leader.comm) for death in told if death.status]
+    assert failed == [(status, "leader")]
+
+
+def test_a_thread_that_ends_alone_is_no_death():
+    deaths = Deaths(lambda tgid: True)
+    deaths.record(record(End(P + 1, 9 << 8, comm="t")))
+    end, death = deaths.exit(event(End(P + 1, 9 << 8), 1))
+    assert death is None
+    assert end.record.comm == "t"
+
+
+@given(st.lists(st.sampled_from(sorted(CASES)), max_size=6), seeds, cut_lists, aheads)
+def test_processes_of_one_pid_after_another_are_told_apart(names, seed, cuts, ahead):
+    deaths, told = Deaths(lambda tgid: True), []
+    for name in names:
+        told += told_by(deaths, drained(arrival(CASES[name][0], seed), cuts, ahead))
+    assert [(death.status, death.leader.comm) for death in told] == [(CASES[name][1], "leader") for name in names]
+
+
+# --- what comes late
+
+
+def held_death(last: End) -> Deaths:
+    """The last thread of a process ended at 1 ns; what else there is to tell is still to come."""
+    deaths = Deaths(lambda tgid: True)
+    deaths.record(record(last))
+    assert deaths.exit(event(last, 1))[1] is None
+    assert deaths.holds
+    return deaths
+
+
+def test_the_core_flag_is_waited_for():
+    """The thread that dumps is busy with it, and its record comes a moment after the last one."""
+    deaths = held_death(End(P, 6, last=True))
+    assert deaths.settle(2) == []
+    deaths.record(record(End(P + 1, 0x86, comm="t")))
+    (death,) = deaths.settle(3)
+    assert death.status == 0x86
+    assert not deaths.holds
+
+
+def test_the_leader_s_record_is_waited_for():
+    deaths = held_death(End(P + 1, 3 << 8, last=True, comm="t"))
+    assert deaths.settle(HOLD_NS) == []
+    deaths.record(record(End(P, 3 << 8)))
+    (death,) = deaths.settle(HOLD_NS)
+    assert death.leader.comm == "leader"
+
+
+@pytest.mark.parametrize("last", [End(P, 6, last=True), End(P + 1, 3 << 8, last=True)], ids=["core", "leader"])
+def test_what_never_comes_is_waited_for_only_so_long(last):
+    deaths = held_death(last)
+    assert deaths.settle(HOLD_NS) == []
+    assert [death.status for death in deaths.settle(HOLD_NS + 1)] == [last.status]
+    assert not deaths.holds
+
+
+def test_without_a_clock_it_is_waited_for_by_one_drain():
+    assert [death.status for death in held_death(End(P, 6, last=True)).settle(None)] == [6]
+
+
+def test_a_process_without_threads_never_waits():
+    deaths = Deaths(lambda tgid: True)
+    only = End(P, 6, last=True, threaded=False)
+    deaths.record(record(only))
+    assert deaths.exit(event(only, 1))[1].status == 6
+    assert not deaths.holds
+
+
+def test_the_core_flag_of_another_signal_is_not_taken_over():
+    deaths = held_death(End(P, 6, last=True))
+    deaths.record(record(End(P + 1, 0x8B, comm="t")))
+    assert [death.status for death in deaths.settle(None)] == [6]
+
+
+# --- losses
+
+
+def test_a_lost_record_leaves_the_status_of_the_event():
+    deaths = Deaths(lambda tgid: False)
+    _, death = deaths.exit(event(End(P, 3 << 8), 1))
+    assert (death.status, death.record, death.leader) == (3 << 8, None, None)
+    assert deaths.without_record == 1
+
+
+def test_without_records_a_process_that_lives_on_is_not_dead():
+    assert Deaths(lambda tgid: True).exit(event(End(P + 1, 3 << 8), 1))[1] is None
+
+
+def test_without_records_one_death_is_told_once_for_all_its_threads():
+    deaths = Deaths(lambda tgid: False)
+    told = [deaths.exit(event(End(P + n, 3 << 8), n))[1] for n in range(5)]
+    assert [death is not None for death in told] == [True, False, False, False, False]
+
+
+def test_without_records_a_pid_can_die_again_later():
+    deaths = Deaths(lambda tgid: False)
+    assert deaths.exit(event(End(P, 3 << 8), 1))[1] is not None
+    assert deaths.exit(event(End(P, 4 << 8), 1_000_000_002))[1].status == 4 << 8
+
+
+def test_a_lost_event_leaves_the_record_without_its_time():
+    deaths = Deaths(lambda tgid: False)
+    deaths.record(record(End(P, 3 << 8, last=True, threaded=False)))
+    deaths.record(record(End(200, 0, tgid=200)))  # a leader that ended early is no death
+    (death,) = deaths.without_event()
+    assert (death.tgid, death.status, death.event) == (P, 3 << 8, None)
+    assert deaths.without_event() == []
+
+
+# --- memory
+
+
+def test_records_that_wait_in_vain_are_forgotten_once_the_queue_was_empty():
+    """exit_group(0) usually leaves one: the leader's record passes the filter, its event does not."""
+    deaths = Deaths(lambda tgid: False)
+    for tgid in range(1000, 3000):
+        deaths.record(record(End(tgid, 0, tgid=tgid)))
+    deaths.prune()
+    deaths.prune()
+    assert len(deaths._waiting) == 2000, "their events may still be in the queue"
+    deaths.caught_up()
+    deaths.prune()
+    assert not deaths._waiting
+    assert not deaths._leaders
+
+
+def test_a_record_that_came_since_the_last_prune_is_kept_for_its_event():
+    deaths = Deaths(lambda tgid: True)
+    deaths.caught_up()
+    deaths.prune()
+    last = End(P, 3 << 8, last=True, threaded=False)
+    deaths.record(record(last))
+    deaths.caught_up()
+    deaths.prune()
+    assert deaths.exit(event(last, 1))[1].record is not None
+
+
+def test_the_record_of_a_death_whose_event_was_lost_is_kept_for_the_resync():
+    deaths = Deaths(lambda tgid: False)
+    deaths.record(record(End(P, 3 << 8, last=True, threaded=False)))
+    for _ in range(3):
+        deaths.caught_up()
+        deaths.prune()
+    assert [death.status for death in deaths.without_event()] == [3 << 8]
+
+
+def test_leaders_of_living_processes_are_kept():
+    deaths = Deaths(lambda tgid: tgid == 1500)
+    for tgid in range(1000, 3000):
+        deaths.record(record(End(tgid, 0, tgid=tgid)))
+    deaths.prune()
+    assert set(deaths._leaders) == {1500}
+
+
+def test_a_record_is_owed_its_event_until_it_comes():
+    """What a daemon that stops must wait for: the next one gets the event, and would not know whose it was."""
+    deaths = Deaths(lambda tgid: False)
+    end = End(P, 3 << 8, True, threaded=False)
+    assert not deaths.owed
+    deaths.record(record(end))
+    assert deaths.owed
+    deaths.exit(event(end, 1))
+    assert not deaths.owed

@@ -1,0 +1,206 @@
+"""/proc files as hostile processes make them: built as fs/proc builds them, around bytes that the process chose,
+and must be read back without being fooled by them.
+"""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cnprocd.process.stat import (
+    container_of,
+    parse_cgroup,
+    parse_cmdline,
+    parse_ids,
+    parse_stat,
+    text,
+    unit_of,
+)
+
+HASH = "0123456789abcdef" * 4
+
+
+def stat_line(comm: bytes, state="S", ppid=1, threads=1, start=12345, pid=77) -> bytes:
+    """proc_pid_stat(5): 52 fields, comm in parentheses and not escaped."""
+    before = [ppid, 77, 77, 34816, 77, 4194304, 100, 0, 0, 0, 1, 2, 0, 0, 20, 0]
+    after = [1000000, 300, 18446744073709551615, *range(27)]
+    rest = " ".join(map(str, [*before, threads, 0, start, *after]))
+    return b"%d (%s) %s %s\n" % (pid, comm, state.encode(), rest.encode())
+
+
+def test_the_line_has_the_fields_of_the_manual():
+    assert len(stat_line(b"sh").split()) == 52
+
+
+@given(
+    comm=st.binary(max_size=15).map(lambda raw: raw.replace(b"\0", b"(")),
+    state=st.sampled_from("RSDZTtXI"),
+    ppid=st.integers(0, 2**22),
+    threads=st.integers(0, 40_000),
+    start=st.integers(0, 2**63),
+)
+def test_stat_is_read_around_any_comm(comm, state, ppid, threads, start):
+    stat = parse_stat(stat_line(comm, state, ppid, threads, start))
+    assert stat.comm.encode("utf-8", "surrogateescape") == comm
+    assert (stat.state, stat.ppid, stat.threads, stat.start_ticks) == (state, ppid, threads, start)
+
+
+@pytest.mark.parametrize(
+    "comm", [b"a b", b"a) R 1 1 (b", b") Z 0 0", b"((((", b"))))", b"a\nb", b"", b"\xff\xfe", b") R 1 2 3 4 5"]
+)
+def test_a_comm_that_imitates_the_fields_fools_nobody(comm):
+    stat = parse_stat(stat_line(comm, "S", ppid=42))
+    assert (stat.comm.encode("utf-8", "surrogateescape"), stat.state, stat.ppid) == (comm, "S", 42)
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"77", b"77 (sh", b"77 sh) S 1", b"77 (sh) S 1 2", b")(", b"77 (sh) " + b"x " * 30]
+)
+def test_what_is_no_stat_line_is_refused(raw):
+    with pytest.raises(ValueError):
+        parse_stat(raw)
+
+
+@given(st.binary(max_size=300))
+def test_random_bytes_are_read_or_refused(raw):
+    try:
+        parse_stat(raw)
+    except ValueError:
+        return
+
+
+@pytest.mark.parametrize(
+    ("state", "threads", "dead"),
+    [
+        ("Z", 1, True),
+        ("Z", 3, False),
+        ("Z", 0, True),
+        ("X", 1, True),
+        ("S", 1, False),
+        ("R", 5, False),
+        ("T", 1, False),
+    ],
+)
+def test_a_zombie_leader_whose_threads_live_on_is_not_dead(state, threads, dead):
+    assert parse_stat(stat_line(b"x", state, threads=threads)).is_dead is dead
+
+
+# --- ids
+
+
+def status_file(name: str, uid=(1000, 1001, 1002, 1003), gid=(100, 101, 102, 103)) -> bytes:
+    """/proc/PID/status; the kernel escapes newlines and backslashes in the Name line."""
+    lines = [f"Name:\t{name}", "Umask:\t0022", "State:\tS (sleeping)", "Tgid:\t77", "PPid:\t1"]
+    lines += ["Uid:\t" + "\t".join(map(str, uid)), "Gid:\t" + "\t".join(map(str, gid)), "FDSize:\t64", ""]
+    return "\n".join(lines).encode()
+
+
+@pytest.mark.parametrize("name", ["sh", r"x\nUid:\t0\t0\t0\t0", "Uid: 0", "Gid:\t0", ""])
+def test_real_ids_are_read_and_a_name_forges_none(name):
+    assert parse_ids(status_file(name)) == (1000, 100)
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"Name:\tsh\n", b"Uid:\t0\t0\t0\t0\n", b"Gid:\t0\t0\t0\t0\n", b"Uid:\tx\nGid:\ty\n"]
+)
+def test_a_status_without_ids_is_refused(raw):
+    with pytest.raises(ValueError):
+        parse_ids(raw)
+
+
+# --- cmdline
+
+
+@pytest.mark.parametrize(
+    ("raw", "line"),
+    [
+        (b"/bin/sh\0-c\0exit 3\0", "/bin/sh -c exit 3"),
+        (b"", None),
+        (b"\0\0\0", None),
+        (b"nginx: master process\0\0\0\0", "nginx: master process"),
+        (b"a\0\0b\0", "a  b"),
+        (b"no nul at the end", "no nul at the end"),
+        (b"\xff\0\x1b[31m\n\0", "\udcff \x1b[31m\n"),
+    ],
+)
+def test_cmdline_is_joined_by_spaces(raw, line):
+    assert parse_cmdline(raw) == line
+
+
+def test_an_endless_cmdline_is_cut():
+    assert len(parse_cmdline(b"x" * 100_000)) == 4096
+
+
+@given(st.binary(max_size=40))
+def test_text_keeps_every_byte(raw):
+    assert text(raw).encode("utf-8", "surrogateescape") == raw
+
+
+# --- cgroup, unit, container
+
+
+@pytest.mark.parametrize(
+    ("raw", "path"),
+    [
+        (b"0::/system.slice/nginx.service\n", "/system.slice/nginx.service"),
+        (b"0::/\n", "/"),
+        (b"", None),
+        (b"12:memory:/a\n1:name=systemd:/system.slice/x.service\n0::/\n", "/system.slice/x.service"),  # hybrid
+        (b"1:name=systemd:/user.slice\n", "/user.slice"),  # legacy
+        (b"12:memory:/only\n", None),
+        (b"1:name=systemd:/named\n0::/unified.slice\n", "/unified.slice"),
+        (b"0::/with:colon/a:b.service\n", "/with:colon/a:b.service"),
+        (b"0::/bad\xffbyte\n", "/bad\udcffbyte"),
+        (b"0::/gone.service (deleted)\n", "/gone.service (deleted)"),
+    ],
+)
+def test_the_cgroup_is_the_one_systemd_uses(raw, path):
+    assert parse_cgroup(raw) == path
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "unit"),
+    [
+        ("/system.slice/nginx.service", "nginx.service"),
+        ("/system.slice/system-getty.slice/getty@tty1.service", "getty@tty1.service"),
+        ("/user.slice/user-1000.slice/user@1000.service/app.slice/app-x.scope", "user@1000.service"),
+        ("/user.slice/user-1000.slice/session-2.scope", "session-2.scope"),
+        ("/init.scope", "init.scope"),
+        ("/system.slice/dev-hugepages.mount", "dev-hugepages.mount"),
+        ("/system.slice/docker-" + HASH + ".scope", f"docker-{HASH}.scope"),
+        ("/system.slice/delegated.service/payload/x.service", "delegated.service"),
+        ("/system.slice", None),
+        ("/", None),
+        ("", None),
+        (None, None),
+        ("/lxc/web", None),
+        ("/fake.service.d/x", None),
+    ],
+)
+def test_the_unit_is_the_first_that_is_no_slice(cgroup, unit):
+    assert unit_of(cgroup) == unit
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "container"),
+    [
+        ("/system.slice/docker-" + HASH + ".scope", HASH),
+        ("/docker/" + HASH, HASH),
+        ("/docker/" + HASH + "/init.scope", HASH),
+        ("/machine.slice/libpod-" + HASH + ".scope", HASH),
+        ("/machine.slice/libpod-" + HASH + ".scope/container", HASH),
+        (
+            "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice/cri-containerd-" + HASH + ".scope",
+            HASH,
+        ),
+        ("/kubepods/burstable/pod1/" + HASH, HASH),
+        ("/lxc/web", "web"),
+        ("/lxc.payload.web/system.slice/nginx.service", "web"),
+        ("/system.slice/nginx.service", None),
+        ("/" + HASH[:63], None),
+        ("/x" + HASH, None),
+        ("/", None),
+        (None, None),
+    ],
+)
+def test_the_container_by_the_names_its_engine_gives(cgroup, container):
+    assert container_of(cgroup) == container

@@ -1,0 +1,66 @@
+"""A kernel between a machine and a daemon: it lets through what was asked for, byte by byte as the real one does.
+
+The event mask is cn_filter() of drivers/connector/cn_proc.c; the two programs run on the BPF machine of
+unit/connector/bpf.py over messages laid out by unit/connector/wire.py; what passes is decoded by cnprocd itself.
+"""
+
+from unit.connector import bpf, wire
+
+from cnprocd.connector.decode import SLOT_SIZE, Rejects, decode
+from cnprocd.connector.event import Event, Exit
+from cnprocd.connector.filter import connector_program, taskstats_program
+from cnprocd.connector.request import Features, Request
+from cnprocd.connector.taskrecord import TaskRecord, decode_record
+
+FAMILY = 27
+EVENT_ALL, NONZERO_EXIT, EXIT = 0xE00003C7, 0x20000000, 0x80000000
+
+
+def event_message(event: Event) -> bytes:
+    fields = event._asdict()
+    what, cpu, at_ns = (fields.pop(name) for name in ("what", "cpu", "timestamp_ns"))
+    return wire.datagram(wire.proc_event(type(event).__name__.lower(), cpu, at_ns, what, **fields))
+
+
+def record_message(record: TaskRecord) -> bytes:
+    fields = {
+        "ac_pid": record.pid, "ac_tgid": record.tgid, "ac_ppid": record.ppid, "ac_exitcode": record.status,
+        "ac_flag": 0x20 if record.last else 0, "ac_uid": record.uid, "ac_gid": record.gid,
+        "ac_comm": record.comm.encode("utf-8", "surrogateescape"), "ac_btime64": record.begin_time_s,
+        "ac_tgetime": record.lifetime_us, "ac_utime": record.cpu_time_us, "hiwater_rss": record.max_rss_kib,
+    }  # fmt: skip
+    group = wire.taskstats(13) if record.threaded else None
+    return wire.exit_record(wire.taskstats(13, **fields), group, FAMILY)
+
+
+class Kernel:
+    """One that was asked `request`, without what `features` refuse."""
+
+    def __init__(self, request: Request, features: Features) -> None:
+        self._mask = request.mask if features.event_mask else EVENT_ALL
+        self._connector = connector_program(request.connector) if features.socket_filter else ()
+        assert not self._connector or bpf.check(self._connector) is None
+        self._taskstats = None if request.taskstats is None else taskstats_program(request.taskstats)
+        assert features.taskstats or self._taskstats is None, "exit records were asked for where there are none"
+        self.delivered = 0
+
+    def event(self, event: Event, message: bytes) -> Event | None:
+        """What the daemon gets of an event."""
+        if not self._wants(event) or not bpf.run(self._connector, message):
+            return None
+        self.delivered += 1
+        (got,) = decode(message + b"\0" * (SLOT_SIZE - len(message)), Rejects())
+        return got
+
+    def record(self, message: bytes) -> TaskRecord | None:
+        """What the daemon gets of an exit record."""
+        if self._taskstats is None or not bpf.run(self._taskstats, message):
+            return None
+        return decode_record(message, FAMILY)
+
+    def _wants(self, event: Event) -> bool:
+        if self._mask == EVENT_ALL:
+            return True
+        if self._mask & NONZERO_EXIT and event.what == EXIT and isinstance(event, Exit) and event.exit_code:
+            return True
+        return bool(self._mask & event.what)

@@ -1,0 +1,163 @@
+"""The floor plan, enforced: what a pure module may import, which room may know which, and how large things may grow.
+
+Everything is read from the source with `ast`, imports inside functions and under TYPE_CHECKING included: what a module
+names, it knows. `FLOORS` is the map of the house; a new room must be given its floor here, with a reason.
+"""
+
+import ast
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "cnprocd"
+LONGEST_MODULE = 420
+LONGEST_FUNCTION = 60
+
+# Room (or module of the top level), from the ground up. Each may import what stands below it, never above.
+FLOORS = {
+    "__init__": "the version, and nothing else",
+    "errors": "one exception family; everybody raises it, so it knows nobody",
+    "escape": "text that is safe to print; like errors, for everybody",
+    "service": "the service manager's sockets and watchdog; needs nothing of ours",
+    "connector": "the kernel's two sockets; what they say is what all others are made of",
+    "process": "who it was: made of events and records",
+    "rules": "judge what process tells, and decide what connector is asked",
+    "hooks": "run what rules name; of a match they see the record only",
+    "output": "say what happened, in the words of rules and process",
+    "pipeline": "the only place that knows connector, process, rules and output together",
+    "actions": "the pipeline's way out: hooks and records of a match",
+    "control": "shows and steers pipeline and actions; the daemon hands itself to it",
+    "daemon": "puts all of it together, once",
+    "cli": "what a person types; nothing imports it",
+}
+
+PURE = """
+connector/uapi connector/event connector/decode connector/sequence connector/filter connector/status connector/request
+connector/taskrecord process/model process/stat process/table process/deaths process/tracker rules/schema rules/values
+rules/fields rules/match rules/mistakes rules/names rules/syntax rules/compile rules/predicate rules/plan rules/actions
+rules/advice hooks/job hooks/throttle escape errors output/record output/console
+""".split()
+
+# What touches the world: the system, files, time, the network, other processes, threads, or the log.
+IMPURE = {
+    "asyncio": "waiting", "ctypes": "the C library", "datetime": "has now()", "fcntl": "file descriptors",
+    "glob": "files", "grp": "the group database", "io": "files", "logging": "output", "mmap": "files",
+    "multiprocessing": "processes", "os": "the system", "pathlib": "files", "pwd": "the user database",
+    "random": "is not the same twice", "resource": "limits of this process", "secrets": "is not the same twice",
+    "select": "waiting", "selectors": "waiting", "shutil": "files", "socket": "the network", "sqlite3": "files",
+    "structlog": "output", "subprocess": "processes", "tempfile": "files", "threading": "threads", "time": "the clock",
+    "uuid": "is not the same twice", "yaml": "files of the world outside",
+}  # fmt: skip
+# Of a module that may be imported, what may not be used.
+IMPURE_NAMES = {
+    "sys": "argv stdin stdout stderr exit path modules".split(),
+    "signal": "signal sigaction alarm setitimer raise_signal pthread_kill pthread_sigmask sigwait pause".split(),
+    "builtins": "open print input exec eval __import__".split(),
+}
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+MODULES = {path.relative_to(PACKAGE).with_suffix("").as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imports(path: Path) -> set[str]:
+    """The full names of the modules that a module imports; `from a.b import c` is a.b, and a.b.c if that is one."""
+    found = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: line {node.lineno}: imports are absolute"
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def ours(path: Path) -> set[str]:
+    """The modules of this package that a module imports, by their keys in MODULES."""
+    return {
+        key
+        for name in imports(path)
+        if name.split(".")[0] == "cnprocd"
+        for key in [name.removeprefix("cnprocd").lstrip(".").replace(".", "/") or "__init__"]
+        if key in MODULES
+    }
+
+
+def room(module: str) -> str:
+    return module.partition("/")[0]
+
+
+# --- pure modules
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_pure_modules_import_nothing_that_touches_the_world(module):
+    found = {name.split(".")[0] for name in imports(MODULES[module])} & set(IMPURE)
+    assert not found, "; ".join(f"{name}: {IMPURE[name]}" for name in sorted(found))
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_pure_modules_use_nothing_that_touches_the_world(module):
+    used = set()
+    for node in ast.walk(tree(MODULES[module])):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            used.add((node.value.id, node.attr))
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            used.add(("builtins", node.func.id))
+    forbidden = {(owner, name) for owner, names in IMPURE_NAMES.items() for name in names}
+    assert not used & forbidden
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_pure_modules_import_only_pure_ones_of_ours(module):
+    assert ours(MODULES[module]) <= {*PURE, *(f"{room(pure)}/__init__" for pure in PURE)}
+
+
+# --- floors
+
+
+def test_every_room_has_its_floor_and_its_reason():
+    assert {room(module) for module in MODULES} == set(FLOORS)
+    assert all(FLOORS.values())
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_down_only(module):
+    order = list(FLOORS)
+    above = [name for name in ours(MODULES[module]) if order.index(room(name)) > order.index(room(module))]
+    assert not above, f"{module} is on the floor of {room(module)}, below {above}"
+
+
+def test_no_module_imports_itself_through_others():
+    graph = {module: ours(path) for module, path in MODULES.items()}
+    done: set[str] = set()
+
+    def visit(module: str, way: tuple[str, ...]) -> None:
+        assert module not in way, " -> ".join((*way[way.index(module) :], module))
+        if module not in done:
+            for other in sorted(graph[module]):
+                visit(other, (*way, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+# --- sizes
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_module_is_too_long_to_be_read_in_one_go(module):
+    assert len(MODULES[module].read_text(encoding="utf-8").splitlines()) <= LONGEST_MODULE
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_function_is_longer_than_a_screen(module):
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    lengths = {n.name: n.end_lineno - n.lineno + 1 for n in ast.walk(tree(MODULES[module])) if isinstance(n, functions)}
+    assert not {name: length for name, length in lengths.items() if length > LONGEST_FUNCTION}

@@ -1,0 +1,110 @@
+"""What decode and match cost per event, counted and not timed: bytecode instructions and calls into C, within 5%.
+
+A fixed generated stream (tests/bench/stream.py) goes through the decoders, the tracker and the matcher while the
+interpreter counts. The counts are the same on every machine and under any load, and differ between minor versions of
+Python, so a figure is stored for each; a version without one is skipped, with the reason. A count that fell fails as
+well: the stored figure is then too high to guard anything. What to store for a Python, that Python prints:
+
+    .venv/bin/python tests/unit/test_instruction_guard.py
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
+
+import stream
+
+PROCESSES = 400
+WITHIN = 0.05
+
+# (bytecode instructions, calls into C) per 1,000 events.
+STORED: dict[tuple[int, int], dict[str, tuple[int, int]]] = {
+    (3, 11): {
+        "all": (871610, 24198),
+        "all, no exit records": (626158, 18436),
+        "failures": (254419, 8417),
+    },
+    (3, 12): {
+        "all": (835020, 24198),
+        "all, no exit records": (600139, 18436),
+        "failures": (243451, 8417),
+    },
+    (3, 13): {
+        "all": (811566, 24198),
+        "all, no exit records": (580471, 18436),
+        "failures": (241292, 8417),
+    },
+}
+
+CASES = {
+    "all": (stream.EVERYTHING, True),
+    "all, no exit records": (stream.EVERYTHING, False),
+    "failures": (stream.FAILURES, True),
+}
+
+
+def count(case: str) -> tuple[int, int]:
+    """Instructions and C calls per 1,000 events."""
+    rules, records = CASES[case]
+    batches, events = stream.stream(PROCESSES, records)
+    found = stream.matcher(*rules)
+    stream.judge(batches, stream.tracker_for(found, records), found)  # what is remembered is remembered by now
+    counts: Counter[str] = Counter()
+
+    def instruction(frame, event, arg):
+        if event == "opcode":
+            counts["instructions"] += 1
+        return instruction
+
+    def enter(frame, event, arg):
+        if frame.f_code.co_filename in (stream.__file__, __file__):
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        return instruction
+
+    def called(frame, event, arg):
+        if event == "c_call" and frame.f_code.co_filename not in (stream.__file__, __file__):
+            counts["calls"] += 1
+
+    # The first trace is for nothing: Python 3.12 tells of opcodes only once a trace before has asked for them.
+    for install, hook in ((sys.settrace, enter), (sys.settrace, enter), (sys.setprofile, called)):
+        tracker = stream.tracker_for(found, records)
+        former = sys.gettrace() if install is sys.settrace else sys.getprofile()
+        gc.disable()  # finalizers and callbacks of others are none of ours
+        counts["instructions" if install is sys.settrace else "calls"] = 0
+        install(hook)
+        try:
+            stream.judge(batches, tracker, found)
+        finally:
+            install(former)
+            gc.enable()
+    return counts["instructions"] * 1000 // events, counts["calls"] * 1000 // events
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_event_costs_what_it_cost(case):
+    stored = STORED.get(sys.version_info[:2])
+    if stored is None:
+        pytest.skip(f"no figure is stored for Python {sys.version_info[0]}.{sys.version_info[1]}; see {__file__}")
+    for what, now, then in zip(("bytecode instructions", "calls into C"), count(case), stored[case], strict=True):
+        print(f"{case}: {now} {what} per 1,000 events, stored are {then}")
+        assert now <= then * (1 + WITHIN), f"an event costs {now / then - 1:.1%} more {what}: find out why, or store it"
+        assert now >= then * (1 - WITHIN), f"an event costs {1 - now / then:.1%} fewer {what}: good, now store {now}"
+
+
+def test_counting_is_repeatable():
+    assert count("failures") == count("failures")
+
+
+if __name__ == "__main__":
+    print(f"    {sys.version_info[:2]}: {{")
+    for name in CASES:
+        print(f"        {name!r}: {count(name)},")
+    print("    },")

@@ -1,0 +1,23 @@
+"""The style and the types, as tests: ruff and mypy of the environment that runs the tests, as the project sets them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["ruff", "check", "--no-cache", "--output-format=concise", "cnprocd", "tests"],
+        ["ruff", "format", "--no-cache", "--check", "cnprocd", "tests"],
+        ["mypy", "--no-error-summary"],
+    ],
+    ids=["ruff check", "ruff format", "mypy"],
+)
+def test_nothing_is_found_by(command):
+    done = subprocess.run([sys.executable, "-m", *command], cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join(command)}:\n{done.stdout}{done.stderr}"

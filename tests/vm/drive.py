@@ -1,0 +1,172 @@
+"""`make test-vm`: installs the packages in booted machines and takes them through a life of a service.
+
+Strategy: for each guest build its package twice (this version and the next), put packages, agent, steps and
+tests/kernel on the payload disk, boot, have the agent run every step in order, print what each said, and at the end the
+table: step, each guest's verdict and seconds. A failed step does not end the run: the next ones still tell something.
+Exit status 0 only if every step of every guest passed.
+
+    python tests/vm/drive.py [--guest debian12] [--step boot --step install ...] [--keep-console DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+
+import image
+from machine import Machine, MachineError, pack_payload, qemu_missing
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+TITLES = {"debian12": "Debian 12", "debian13": "Debian 13"}
+STEP_LIMIT_S = 420.0
+MOST_DIAGNOSES = 3  # of failed steps; what follows from them is mostly the same
+LIMITS_S = {"kernel_suite": 900.0}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One step in one guest."""
+
+    ok: bool
+    seconds: float
+    detail: str
+
+
+def package_builder() -> ModuleType:
+    """packaging/build.py as a module; it is a script beside what it packs, not part of a package."""
+    spec = importlib.util.spec_from_file_location("packaging_build", ROOT / "packaging/build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["packaging_build"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def packages(guest: str, scratch: Path) -> dict[str, Path]:
+    """This version and the next, named as the steps look for them."""
+    builder = package_builder()
+    flavour, epoch = builder.FLAVOURS[guest], builder.source_epoch()
+    found = {}
+    for number in ("1", "2"):
+        each = replace(flavour, release=flavour.release.replace("1", number, 1))
+        deb = builder.build(each, scratch / number, epoch)
+        found[f"packages/{number}/{deb.name}"] = deb
+    return found
+
+
+def payload(guest: str, scratch: Path) -> Path:
+    files = packages(guest, scratch)
+    files |= {path.name: path for path in (HERE / "guest").glob("*.py")}
+    for path in (ROOT / "tests/kernel").rglob("*"):
+        if path.is_file() and "__pycache__" not in path.parts:
+            files[str(path.relative_to(ROOT))] = path
+    conftest = ROOT / "tests/conftest.py"
+    return pack_payload(scratch / "payload.tar", files | ({"tests/conftest.py": conftest} if conftest.exists() else {}))
+
+
+def steps_of(guest: Machine, names: list[str]) -> Iterator[tuple[str, Verdict]]:
+    """Run `names` in order; a reboot ends with the agent's next hello."""
+    for name in names:
+        started = time.monotonic()
+        try:
+            if name == "reboot":
+                uptime = guest.reboot()
+                verdict = Verdict(True, time.monotonic() - started, f"agent up after {uptime:.0f} s")
+            else:
+                answer = guest.step(name, LIMITS_S.get(name, STEP_LIMIT_S))
+                verdict = Verdict(answer["ok"], answer["seconds"], answer["detail"])
+        except MachineError as error:
+            yield name, Verdict(False, time.monotonic() - started, str(error))
+            return
+        yield name, verdict
+
+
+def take_through(name: str, names: list[str], console: Path | None) -> dict[str, Verdict]:
+    """One guest from image to last step."""
+    built = time.monotonic()
+    disk = image.obtain(image.RECIPES[name])
+    verdicts: dict[str, Verdict] = {}
+    diagnoses = 0
+    with tempfile.TemporaryDirectory(prefix="cnprocd-vm-") as directory:
+        scratch = Path(directory)
+        tar = payload(name, scratch)
+        say(f"{TITLES[name]}: image and packages ready after {time.monotonic() - built:.0f} s")
+        started = time.monotonic()
+        with Machine(disk, tar, scratch) as guest:
+            try:
+                guest.wait_boot()
+                say(f"{TITLES[name]}: booted in {time.monotonic() - started:.0f} s")
+                for step, verdict in steps_of(guest, names):
+                    verdicts[step] = verdict
+                    say(f"{TITLES[name]}: {step}: {'ok' if verdict.ok else 'FAILED'} ({verdict.seconds:.0f} s)")
+                    say("    " + verdict.detail.replace("\n", "\n    "))
+                    if not verdict.ok and diagnoses < MOST_DIAGNOSES:
+                        diagnoses += 1
+                        say("    " + guest.step("diagnose", 60)["detail"].replace("\n", "\n    "))
+            except MachineError as error:
+                say(str(error))
+            finally:
+                if console is not None:
+                    console.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(guest.console, console / f"{name}.log")
+    return verdicts
+
+
+def table(names: list[str], results: dict[str, dict[str, Verdict]]) -> str:
+    """Step, one column a guest, seconds."""
+    width = max(map(len, names))
+    lines = ["step".ljust(width) + "".join(f"  {TITLES[guest]:>18}" for guest in results)]
+    for name in names:
+        cells = []
+        for verdicts in results.values():
+            verdict = verdicts.get(name)
+            cells.append(
+                "not run" if verdict is None else f"{'ok' if verdict.ok else 'FAILED'} {verdict.seconds:6.1f} s"
+            )
+        lines.append(name.ljust(width) + "".join(f"  {cell:>18}" for cell in cells))
+    return "\n".join(lines)
+
+
+def say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Take the packages through a service's life in booted machines.")
+    parser.add_argument("--guest", action="append", choices=list(TITLES))
+    parser.add_argument("--step", action="append", help="only these, in this order")
+    parser.add_argument("--keep-console", type=Path, metavar="DIR")
+    options = parser.parse_args()
+    if reason := qemu_missing():
+        say(f"make test-vm cannot run: {reason}")
+        return 1
+    listed = subprocess.run([sys.executable, str(HERE / "guest/steps.py"), "--list"], capture_output=True, text=True)
+    names = options.step or listed.stdout.split()
+    results: dict[str, dict[str, Verdict]] = {}
+    for guest in options.guest or TITLES:
+        try:
+            results[guest] = take_through(guest, names, options.keep_console)
+        except image.ImageError as error:
+            say(str(error))
+            results[guest] = {}
+    say("\n" + table(names, results))
+    passed = sum(verdict.ok for verdicts in results.values() for verdict in verdicts.values())
+    failed = len(names) * len(results) - passed
+    say(f"\n{passed} passed, {failed} failed")
+    return 0 if failed == 0 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

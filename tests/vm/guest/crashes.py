@@ -1,0 +1,126 @@
+"""Steps about loss: a storm of failing processes while something of ours is killed, restarted, upgraded or hung."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from hooks import prepare
+from probe import RULES, SCRATCH, cursor, die, expect, main_pid, matched_pids, run, show, until
+
+HERE = Path(__file__).resolve().parent
+STORM = 400
+LOAD = Path("/run/systemd/system/cnprocd.service.d")
+
+
+def storm(count: int, comm: str, at: dict[int, Callable[[], object]]) -> list[int]:
+    """`count` processes that end with 1 to 127, one after the other; at the given numbers something happens."""
+    pids = []
+    for number in range(count):
+        if number in at:
+            at[number]()
+        pids.append(die(comm, number % 127 + 1))
+    return pids
+
+
+def compare(expected: list[int], seen: list[int]) -> str:
+    missing, extra = sorted(set(expected) - set(seen)), sorted(set(seen) - set(expected))
+    twice = len(seen) - len(set(seen))
+    expect(
+        not missing and not extra,
+        f"{len(expected)} died, {len(missing)} not matched ({missing[:10]}), {len(extra)} too many",
+    )
+    return f"{len(expected)} expected, {len(set(seen))} seen" + (f", {twice} twice" if twice else "")
+
+
+def kill_reader() -> str:
+    """kill -9 twice in the storm: systemd holds the socket, the next daemon reads what it missed."""
+    prepare()
+    after = cursor()
+
+    def kill() -> None:
+        until("a daemon to kill", lambda: main_pid() > 0)
+        os.kill(main_pid(), signal.SIGKILL)
+
+    restarts = int(show("cnprocd.service", "NRestarts"))
+    died = storm(
+        STORM, "vmstorm", {STORM // 4: kill, STORM // 2: lambda: until("a new one", ready), STORM * 3 // 4: kill}
+    )
+    until("the last one is up", ready)
+    verdict = compare(died, matched_pids(after, "vm-storm"))
+    expect(int(show("cnprocd.service", "NRestarts")) == restarts + 2, "not restarted twice")
+    return verdict
+
+
+def ready() -> bool:
+    return show("cnprocd.service", "ActiveState") == "active" and main_pid() > 0
+
+
+def kill_runner() -> str:
+    """kill -9 of the runner while hooks run: the reader still has their jobs."""
+    prepare()
+    (SCRATCH / "noted").unlink(missing_ok=True)
+
+    def kill() -> None:
+        until("a runner to kill", lambda: main_pid("cnprocd-runner.service") > 0)
+        os.kill(main_pid("cnprocd-runner.service"), signal.SIGKILL)
+
+    died = storm(60, "vmnote", {20: kill, 40: kill})
+
+    def ran() -> set[int]:
+        return (
+            {int(line) for line in (SCRATCH / "noted").read_text().split()} if (SCRATCH / "noted").exists() else set()
+        )
+
+    until("every hook ran", lambda: bool(run("true")) and ran() >= set(died), limit_s=180)
+    return compare(died, sorted(ran())) + " hooks"
+
+
+def restart_under_load() -> str:
+    after = cursor()
+    done = threading.Thread(target=run, args=("systemctl", "restart", "cnprocd.service"))
+    died = storm(STORM, "vmstorm", {STORM // 4: done.start})
+    done.join()
+    died += storm(20, "vmstorm", {})
+    return compare(died, matched_pids(after, "vm-storm"))
+
+
+def upgrade_under_load() -> str:
+    """The next version of the package while processes die; the edited rules are kept."""
+    (deb,) = HERE.glob("packages/2/*.deb")
+    edited = RULES.read_text()
+    before = main_pid()
+    after = cursor()
+    upgrade = threading.Thread(target=run, args=("apt-get", "install", "-y", str(deb)), kwargs={"timeout": 300})
+    upgrade.start()
+    died = []
+    while upgrade.is_alive():
+        died += storm(5, "vmstorm", {})
+        upgrade.join(0.2)
+    died += storm(20, "vmstorm", {})
+    until("the new one is up", ready)
+    version = run("dpkg-query", "-W", "-f", "${Version}", "cnprocd").stdout
+    expect("-2" in version, f"the version is {version}")
+    expect(main_pid() != before, "the old daemon still runs")
+    expect(RULES.read_text() == edited, "the edited rules were replaced")
+    return f"{version}: " + compare(died, matched_pids(after, "vm-storm"))
+
+
+def watchdog() -> str:
+    """A hung daemon (SIGSTOP) is killed by systemd and replaced; what died meanwhile is matched."""
+    LOAD.mkdir(parents=True, exist_ok=True)
+    (LOAD / "vm.conf").write_text("[Service]\nWatchdogSec=6s\n")
+    run("systemctl", "daemon-reload")
+    run("systemctl", "restart", "cnprocd.service")
+    after = cursor()
+    hung = main_pid()
+    os.kill(hung, signal.SIGSTOP)
+    died = storm(20, "vmstorm", {})
+    seconds = until("a new daemon", lambda: ready() and main_pid() != hung, limit_s=120)
+    (LOAD / "vm.conf").unlink()
+    run("systemctl", "daemon-reload")
+    verdict = compare(died, matched_pids(after, "vm-storm"))
+    return f"replaced after {seconds:.0f} s; {verdict}"

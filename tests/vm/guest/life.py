@@ -1,0 +1,116 @@
+"""Steps of an installation's life: boot, install, enable, stop, reboot, remove, purge."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import subprocess
+from pathlib import Path
+
+from probe import RULES, cursor, die, expect, first, main_pid, run, show
+
+HERE = Path(__file__).resolve().parent
+
+
+def boot() -> str:
+    kernel = os.uname().release
+    systemd = run("systemctl", "--version").stdout.split()[1]
+    return f"kernel {kernel}, systemd {systemd}"
+
+
+def install() -> str:
+    """From a file, offline: everything it needs is in it, or in the distribution's packages already there."""
+    (deb,) = HERE.glob("packages/1/*.deb")
+    run("apt-get", "install", "-y", "--no-install-recommends", str(deb), timeout=300)
+    expect(pwd.getpwnam("cnprocd").pw_shell == "/usr/sbin/nologin", "the user cnprocd may log in")
+    expect(show("cnprocd.service", "ActiveState") == "inactive", "started without being asked")
+    expect(show("cnprocd.service", "UnitFileState") == "disabled", "enabled without being asked")
+    warnings = run("systemd-analyze", "verify", "cnprocd.service", "cnprocd-runner.service", ok=False).stderr
+    ours = [line for line in warnings.splitlines() if "cnprocd" in line and "man " not in line]
+    expect(not ours, "systemd-analyze verify: " + "\n".join(ours))
+    return run("dpkg-query", "-W", "-f", "${Version} ${Architecture}", "cnprocd").stdout
+
+
+def kernel_suite() -> str:
+    """tests/kernel of the checkout, on this kernel, as root, with the package's modules (not yet installed)."""
+    (deb,) = HERE.glob("packages/1/*.deb")
+    unpacked = Path("/run/cnprocd-vm/unpacked")
+    run("dpkg-deb", "-x", str(deb), str(unpacked))
+    roots = [unpacked / "usr/lib/cnprocd", unpacked / "usr/lib/python3/dist-packages"]
+    path = os.pathsep.join(str(root) for root in roots if (root / "cnprocd").is_dir())
+    done = subprocess.run(
+        ["python3", "-m", "pytest", "-q", "-ra", "-p", "no:cacheprovider", "tests/kernel"],
+        cwd=HERE, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    expect(done.returncode == 0, f"{done.stdout[-6000:]}{done.stderr[-2000:]}")
+    return done.stdout.strip().splitlines()[-1]
+
+
+def enable() -> str:
+    run("systemctl", "enable", "--now", "cnprocd.service", timeout=180)
+    expect(show("cnprocd.service", "ActiveState") == "active", "not active after systemctl enable --now")
+    held = show("cnprocd-connector.socket", "ActiveState")
+    expect(held == "active", f"the connector socket is {held}")
+    return show("cnprocd.service", "StatusText")
+
+
+def sandbox() -> str:
+    """It runs as its user, with two capabilities, filtered; and systemd's own figure for it."""
+    status = Path(f"/proc/{main_pid()}/status").read_text()
+    field = dict(re.findall(r"^(\w+):\s+(.*)$", status, re.M))
+    expect(field["Uid"].split()[0] == str(pwd.getpwnam("cnprocd").pw_uid), f"runs as uid {field['Uid']}")
+    capabilities = (1 << 12) | (1 << 19)  # CAP_NET_ADMIN, CAP_SYS_PTRACE
+    expect(int(field["CapEff"], 16) == int(field["CapBnd"], 16) == capabilities, f"capabilities {field['CapEff']}")
+    expect(field["NoNewPrivs"] == "1" and field["Seccomp"] == "2", "not sandboxed")
+    text = run("systemd-analyze", "security", "--no-pager", "cnprocd.service").stdout
+    figure = re.findall(r"Overall exposure level for cnprocd.service: ([0-9.]+)", text)[0]
+    expect(float(figure) <= 1.5, f"systemd-analyze security says {figure}, above 1.5")
+    return f"systemd-analyze security {figure}"
+
+
+def stop_start() -> str:
+    """A stop is a stop: the socket goes too, and no process event starts it again."""
+    run("systemctl", "stop", "cnprocd.service")
+    expect(show("cnprocd-connector.socket", "ActiveState") == "inactive", "the connector socket outlived a stop")
+    for _ in range(20):
+        die("vmstopped", 9)
+    states = [show(unit, "ActiveState") for unit in ("cnprocd.service", "cnprocd-connector.socket")]
+    expect(states == ["inactive", "inactive"], f"after events: {states}")
+    run("systemctl", "start", "cnprocd.service", timeout=180)
+    after = cursor()
+    pid = die("vmfail", 4)
+    first(after, f"CNPROCD_PID={pid}", "CNPROCD_EVENT=rule_matched")
+    return "stayed stopped, then matched again"
+
+
+def reboot() -> str:
+    run("systemctl", "--no-block", "reboot")
+    return "requested"
+
+
+def remove() -> str:
+    RULES.write_text(RULES.read_text() + "# edited\n")
+    run("apt-get", "remove", "-y", "cnprocd", timeout=300)
+    expect(run("pgrep", "-f", "/usr/bin/cnprocd", ok=False).returncode == 1, "something of ours still runs")
+    expect(RULES.read_text().endswith("# edited\n"), "the edited rules are gone")
+    expect(not Path("/usr/bin/cnprocd").exists(), "/usr/bin/cnprocd is still there")
+    return "the rules stay"
+
+
+def purge() -> str:
+    run("apt-get", "purge", "-y", "cnprocd", timeout=300)
+    found = run(
+        "find", "/etc", "/usr", "/var", "/run", "/home", "-xdev", "-name", "*cnprocd*",
+        "-not", "-path", "/run/cnprocd-vm*", "-not", "-path", "/var/tmp/cnprocd-vm*", "-not", "-name", "*cnprocd-vm*",
+        "-not", "-path", "/run/udev/*",  # our port
+        # apt's own memory of what it did, and where the guest's disk of packages lies.
+        "-not", "-path", "/var/log/*", "-not", "-path", "/var/cache/apt/*",
+    ).stdout.split()  # fmt: skip
+    expect(not found, "left behind: " + " ".join(found))
+    try:
+        pwd.getpwnam("cnprocd")
+    except KeyError:
+        return "nothing left"
+    expect(False, "the user cnprocd is left behind")
+    return ""

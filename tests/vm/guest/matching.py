@@ -1,0 +1,72 @@
+"""Steps about rules: a match in the journal, a good reload, a refused one."""
+
+from __future__ import annotations
+
+from probe import cursor, die, expect, first, run, show, write_rules
+
+MESSAGE_ID_MATCHED = "2b761c5a2a174400bfd70bbfcdc48658"
+
+RULES_TEXT = """
+rules:
+  - name: vm-fail
+    events: [nonzero_exit]
+    match: {comm: vmfail}
+    log: {level: error, message: "{comm}[{pid}] died of {status}"}
+  - name: vm-storm
+    events: [nonzero_exit]
+    match: {comm: vmstorm}
+    log: {level: info, message: "{comm}[{pid}] died of {status}"}
+  - name: vm-marker
+    events: [nonzero_exit]
+    match: {comm: vmmarker}
+    log: {level: info, message: marker}
+"""
+
+
+def failing_process() -> str:
+    """With the rules as shipped: one failed process, one record, its fields native."""
+    after = cursor()
+    pid = die("vmfirst", 3)
+    record = first(after, "_SYSTEMD_UNIT=cnprocd.service", f"CNPROCD_PID={pid}")
+    wanted = {
+        "CNPROCD_EVENT": "rule_matched",
+        "CNPROCD_RULE": "process-failed",
+        "CNPROCD_COMM": "vmfirst",
+        "CNPROCD_EXIT_CODE": "3",
+        "MESSAGE_ID": MESSAGE_ID_MATCHED,
+        "OBJECT_PID": str(pid),
+        "PRIORITY": "6",
+        "SYSLOG_IDENTIFIER": "cnprocd",
+    }
+    wrong = {key: record.get(key) for key, value in wanted.items() if record.get(key) != value}
+    expect(not wrong, f"wrong fields {wrong} in {record}")
+    explained = run("journalctl", "-x", "-n", "1", f"MESSAGE_ID={MESSAGE_ID_MATCHED}").stdout
+    expect("matched rule process-failed" in explained, f"no catalog entry:\n{explained}")
+    return record["MESSAGE"]
+
+
+def good_reload() -> str:
+    write_rules(RULES_TEXT)
+    before = show("cnprocd.service", "MainPID")
+    run("systemctl", "reload", "cnprocd.service")
+    after = cursor()
+    pid = die("vmfail", 7)
+    record = first(after, f"CNPROCD_PID={pid}", "CNPROCD_RULE=vm-fail")
+    expect(show("cnprocd.service", "MainPID") == before, "a reload made a new process")
+    return record["MESSAGE"]
+
+
+def bad_reload() -> str:
+    """Refused at once, told with file:line:column, and the old rules stay in force."""
+    after = cursor()
+    write_rules(RULES_TEXT.replace("comm: vmfail", "com: vmfail"))
+    refused = run("systemctl", "reload", "cnprocd.service", ok=False)
+    expect(refused.returncode != 0, "systemctl reload accepted a bad rule file")
+    told = first(after, "_SYSTEMD_UNIT=cnprocd.service", "CNPROCD_EVENT=rules_rejected")["MESSAGE"]
+    expect("rules.yaml:5:13" in told, f"the place of the mistake is not told: {told}")
+    expect(show("cnprocd.service", "ActiveState") == "active", "a bad reload stopped the service")
+    pid = die("vmfail", 8)
+    first(after, f"CNPROCD_PID={pid}", "CNPROCD_RULE=vm-fail")
+    write_rules(RULES_TEXT)
+    run("systemctl", "reload", "cnprocd.service")
+    return next(line for line in told.splitlines() if "rules.yaml" in line)

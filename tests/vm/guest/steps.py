@@ -1,0 +1,56 @@
+"""The guest's side of each step: `python3 steps.py NAME` prints one line of detail, or says what failed and exits 1.
+
+Steps run in the order of STEPS, each on what the ones before left, as an administrator would go through them.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+import crashes
+import hooks
+import life
+import matching
+from probe import StepFailedError, diagnose
+
+STEPS = {
+    step.__name__: step
+    for step in (
+        life.boot,
+        life.kernel_suite,
+        life.install,
+        life.enable,
+        life.sandbox,
+        matching.failing_process,
+        matching.good_reload,
+        matching.bad_reload,
+        hooks.hook_as_user,
+        crashes.kill_reader,
+        crashes.kill_runner,
+        crashes.restart_under_load,
+        crashes.upgrade_under_load,
+        crashes.watchdog,
+        life.stop_start,
+        hooks.queue_jobs,
+        life.reboot,
+        hooks.jobs_after_reboot,
+        life.remove,
+        life.purge,
+    )
+}
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--list":
+        print("\n".join(STEPS))
+    elif sys.argv[1] == "diagnose":
+        print(diagnose())
+    else:
+        try:
+            print(STEPS[sys.argv[1]]())
+        except StepFailedError as reason:
+            print(reason)
+            sys.exit(1)
+        except Exception:
+            traceback.print_exc(file=sys.stdout)
+            sys.exit(1)

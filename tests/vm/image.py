@@ -1,0 +1,318 @@
+"""Makes the guest images: a Debian suite as one ext4 file, its kernel, and an initrd of a few modules.
+
+Strategy: an image holds the distribution and nothing of ours. What a run tests (packages, agent, steps) comes in on a
+second disk, so an image depends on its recipe alone and is cached under the recipe's hash. Three files result:
+
+    root.ext4   mmdebstrap's tree, written by mke2fs -d (no loop device, no mount)
+    vmlinuz     the cloud flavour of the suite's kernel: same version and proc connector, a third of the modules
+    initrd      busybox, the modules that lead to the root disk, and a nine-line init: Debian's own initrd starts udev
+                and takes 15 s longer under TCG
+
+Facts relied on: Debian builds virtio_blk and ext4 as modules in every flavour, so a direct kernel boot needs an
+initrd; linux-image-cloud-amd64 depends on exactly one linux-image-VERSION package; modules are .ko (bookworm) or
+.ko.xz (trixie). The Debian mirror is the one this machine's apt uses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import gzip
+import hashlib
+import io
+import json
+import lzma
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+IMAGE_SIZE = "1600M"  # sparse: only what is written takes space
+
+# What every guest has beyond apt's own needs; pytest and hypothesis for tests/kernel on the guest's kernel.
+COMMON_PACKAGES = (
+    "systemd", "systemd-sysv", "udev", "dbus", "kmod", "passwd", "procps", "python3", "python3-pytest",
+    "python3-hypothesis",
+)  # fmt: skip
+
+# The path to the root disk, in an order modules.dep would give too; names a kernel has built in are skipped.
+ROOT_DISK_MODULES = ("virtio_pci", "virtio_blk", "ext4")
+
+INIT = """#!/bin/busybox sh
+/bin/busybox mount -t devtmpfs dev /dev
+/bin/busybox mount -t proc proc /proc
+while read module; do /bin/busybox insmod "$module" || echo "insmod $module failed"; done < /modules
+n=0
+while [ ! -b /dev/vda ] && [ $n -lt 100 ]; do n=$((n+1)); /bin/busybox usleep 50000; done
+/bin/busybox mount -t ext4 /dev/vda /root || exec /bin/busybox sh
+/bin/busybox umount /proc
+exec /bin/busybox switch_root /root /sbin/init
+"""
+
+# The guest's only unit of ours: unpack the payload disk (a plain tar on /dev/vdb) and run the agent in it.
+AGENT_UNIT = """[Unit]
+Description=cnprocd test agent
+After=dev-vdb.device systemd-user-sessions.service
+Wants=dev-vdb.device
+
+[Service]
+ExecStartPre=/bin/sh -c 'rm -rf /run/cnprocd-vm && mkdir -p /run/cnprocd-vm && tar -xf /dev/vdb -C /run/cnprocd-vm'
+ExecStart=/usr/bin/python3 /run/cnprocd-vm/agent.py
+WorkingDirectory=/root
+Restart=on-failure
+# A storm of ours must not make the guest's oom killer take the agent first.
+OOMScoreAdjust=-900
+KillMode=mixed
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides what an image contains."""
+
+    name: str
+    suite: str
+    packages: tuple[str, ...]
+    kernel: str = "linux-image-cloud-amd64"
+
+
+RECIPES = {
+    "debian12": Recipe("debian12", "bookworm", COMMON_PACKAGES),
+    # python3-*: what the distribution-pure package depends on; the guest has no network to fetch it from.
+    "debian13": Recipe(
+        "debian13",
+        "trixie",
+        (*COMMON_PACKAGES, "python3-pydantic", "python3-structlog", "python3-sdnotify", "python3-yaml"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Image:
+    """A built image: what qemu is given."""
+
+    root: Path
+    kernel: Path
+    initrd: Path
+
+
+class ImageError(Exception):
+    """An image cannot be made here; the text says what is missing."""
+
+
+def cache_root() -> Path:
+    """Where images live: CNPROCD_VM_CACHE, or .vm/ in the checkout."""
+    return Path(os.environ.get("CNPROCD_VM_CACHE") or REPOSITORY / ".vm")
+
+
+def recipe_key(recipe: Recipe) -> str:
+    """The hash of the recipe and of this file: whatever changes what an image contains also changes its name."""
+    parts = json.dumps(asdict(recipe)).encode() + Path(__file__).read_bytes()
+    return hashlib.sha256(parts).hexdigest()[:16]
+
+
+def obtain(recipe: Recipe) -> Image:
+    """The image of `recipe`: from the cache, or built now. Safe against two runs at once."""
+    where = cache_root() / f"{recipe.name}-{recipe_key(recipe)}"
+    with locked(cache_root() / f"{recipe.name}.lock"):
+        if not where.is_dir():
+            build(recipe, where)
+            drop_stale(recipe, keep=where)
+    return Image(where / "root.ext4", where / "vmlinuz", where / "initrd")
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def drop_stale(recipe: Recipe, keep: Path) -> None:
+    """Remove this guest's images of older recipes: each is several hundred megabytes."""
+    for old in cache_root().glob(f"{recipe.name}-*"):
+        if old != keep:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def build(recipe: Recipe, where: Path) -> None:
+    """Make the three files in a temporary directory beside `where`, then rename: a half-built image is never used."""
+    missing = [tool for tool in ("mmdebstrap", "mke2fs", "dpkg-deb") if not shutil.which(tool)]
+    if missing:
+        raise ImageError(f"cannot build {recipe.name}: no {', '.join(missing)} (apt packages mmdebstrap e2fsprogs)")
+    if os.geteuid() != 0:
+        raise ImageError(f"cannot build {recipe.name}: mmdebstrap and mke2fs -d must run as root to keep owners")
+    with tempfile.TemporaryDirectory(prefix=f".{recipe.name}-", dir=where.parent) as scratch:
+        tree, out = Path(scratch, "tree"), Path(scratch, "out")
+        out.mkdir()
+        bootstrap(recipe, tree)
+        configure(tree)
+        version = kernel_version(tree)
+        shutil.copy(tree / "boot" / f"vmlinuz-{version}", out / "vmlinuz")
+        (out / "initrd").write_bytes(initrd(tree, version))
+        shutil.rmtree(tree / "boot")
+        run(["mke2fs", "-q", "-t", "ext4", "-m", "0", "-O", "^has_journal", "-d", str(tree), str(out / "root.ext4"),
+             IMAGE_SIZE])  # fmt: skip
+        out.rename(where)
+
+
+def bootstrap(recipe: Recipe, tree: Path) -> None:
+    """The suite's packages, and by way of a hook that runs while apt still has its lists, the kernel."""
+    slim = ["path-exclude=/usr/share/man/*", "path-exclude=/usr/share/locale/*", "path-exclude=/usr/share/doc/*"]
+    run([
+        "mmdebstrap", "--variant=apt", f"--include={','.join(recipe.packages)}",
+        *(f"--aptopt={option}" for option in (*host_apt_options(), "Apt::Install-Recommends false")),
+        *(f"--dpkgopt={option}" for option in slim),
+        f'--customize-hook={sys.executable} {__file__} unpack-kernel {recipe.kernel} "$1"',
+        recipe.suite, str(tree), f"deb {host_mirror()} {recipe.suite} main",
+    ])  # fmt: skip
+
+
+def unpack_kernel(flavour: str, tree: Path) -> None:
+    """The kernel and busybox, unpacked rather than installed: installing a kernel package pulls in initramfs-tools and
+    builds an initrd nobody uses. Runs in mmdebstrap's hook, whose apt sees the guest's suite."""
+    os.environ["APT_CONFIG"] = os.environ["MMDEBSTRAP_APT_CONFIG"]
+    depends = run(["apt-cache", "depends", flavour])
+    package = re.findall(r"Depends: (linux-image-\d\S*)", depends)[0]
+    with tempfile.TemporaryDirectory() as scratch:
+        run(["apt-get", "download", package, "busybox-static"], cwd=scratch)
+        unpacked = Path(scratch, "unpacked")
+        for deb in Path(scratch).glob("*.deb"):
+            run(["dpkg-deb", "-x", str(deb), str(unpacked)])
+        (tree / "boot").mkdir(exist_ok=True)
+        shutil.move(next(unpacked.glob("boot/vmlinuz-*")), tree / "boot")
+        shutil.move(next(path for path in unpacked.glob("**/bin/busybox") if path.is_file()), tree / "boot/busybox")
+        # /lib/modules in bookworm's package, /usr/lib/modules in trixie's: one place in a merged /usr.
+        modules = next(path for path in unpacked.glob("**/lib/modules/*") if path.is_dir())
+        (tree / "usr/lib/modules").mkdir(parents=True, exist_ok=True)
+        shutil.move(modules, tree / "usr/lib/modules")
+        run(["chroot", str(tree), "depmod", modules.name])
+
+
+def configure(tree: Path) -> None:
+    """Root without a password on the console, our agent, and no timers that wake a small guest."""
+    (tree / "etc/hostname").write_text("guest\n")
+    (tree / "etc/fstab").write_text("/dev/vda / ext4 rw,noatime 0 0\n")
+    unit = tree / "etc/systemd/system/cnprocd-vm-agent.service"
+    unit.write_text(AGENT_UNIT)
+    wants = tree / "etc/systemd/system/multi-user.target.wants"
+    wants.mkdir(parents=True, exist_ok=True)
+    (wants / unit.name).symlink_to(f"../{unit.name}")
+    for noise in ("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer",
+                  "fstrim.timer", "getty@tty1.service", "serial-getty@ttyS0.service", "systemd-timesyncd.service",
+                  "systemd-networkd-wait-online.service", "e2scrub_reap.service"):  # fmt: skip
+        (tree / "etc/systemd/system" / noise).symlink_to("/dev/null")
+    journal = tree / "etc/systemd/journald.conf.d"
+    journal.mkdir(parents=True)
+    # Persistent, so that a step can read what happened before a reboot; unlimited, so that a storm is not dropped.
+    (journal / "vm.conf").write_text("[Journal]\nStorage=persistent\nRateLimitIntervalSec=0\nForwardToConsole=no\n")
+    (tree / "etc/machine-id").write_text("")
+
+
+def kernel_version(tree: Path) -> str:
+    return next((tree / "boot").glob("vmlinuz-*")).name.removeprefix("vmlinuz-")
+
+
+def initrd(tree: Path, version: str) -> bytes:
+    """A gzip-compressed newc archive: busybox, the modules to the root disk, /init."""
+    base = tree / "usr/lib/modules" / version
+    modules = list(closure(base / "modules.dep", ROOT_DISK_MODULES))
+    archive = Cpio()
+    for directory in ("dev", "proc", "root", "bin", "m"):
+        archive.add(directory, b"", 0o040755)
+    archive.add("dev/console", b"", 0o020600, device=(5, 1))
+    archive.add("bin/busybox", (tree / "boot/busybox").read_bytes(), 0o100755)
+    archive.add("init", INIT.encode(), 0o100755)
+    names = []
+    for path in modules:
+        data = (base / path).read_bytes()
+        names.append(f"m/{Path(path).name.removesuffix('.xz')}")
+        archive.add(names[-1], lzma.decompress(data) if path.endswith(".xz") else data, 0o100644)
+    archive.add("modules", "".join(f"/{name}\n" for name in names).encode(), 0o100644)
+    return gzip.compress(archive.finish(), 1, mtime=0)
+
+
+def closure(modules_dep: Path, wanted: Iterable[str]) -> Iterator[str]:
+    """`wanted` and what they need, dependencies first, from depmod's own table. Built-in names are not in it."""
+    table: dict[str, list[str]] = {}
+    for line in modules_dep.read_text().splitlines():
+        path, _, needs = line.partition(":")
+        table[path] = needs.split()
+    by_name = {re.sub(r"\.ko(\.xz)?$", "", Path(path).name).replace("-", "_"): path for path in table}
+    seen: set[str] = set()
+
+    def walk(path: str) -> Iterator[str]:
+        if path not in seen:
+            seen.add(path)
+            for need in table[path]:
+                yield from walk(need)
+            yield path
+
+    # ext4 asks the crypto layer for crc32c at run time, which no table of symbols shows.
+    for name in (*(n for n in ("crc32c_generic", "crc32c_cryptoapi") if n in by_name), *wanted):
+        if name in by_name:
+            yield from walk(by_name[name])
+
+
+class Cpio:
+    """The newc format, as Documentation/driver-api/early-userspace/buffer-format.rst gives it."""
+
+    def __init__(self) -> None:
+        self.out = io.BytesIO()
+        self.inode = 0
+
+    def add(self, name: str, data: bytes, mode: int, device: tuple[int, int] = (0, 0)) -> None:
+        self.inode += 1
+        fields = (self.inode, mode, 0, 0, 1, 0, len(data), 0, 0, *device, len(name) + 1, 0)
+        self.out.write(b"070701" + "".join(f"{value:08x}" for value in fields).encode() + name.encode() + b"\0")
+        self.pad()
+        self.out.write(data)
+        self.pad()
+
+    def pad(self) -> None:
+        self.out.write(b"\0" * (-self.out.tell() % 4))
+
+    def finish(self) -> bytes:
+        self.add("TRAILER!!!", b"", 0)
+        return self.out.getvalue()
+
+
+def host_mirror() -> str:
+    """The archive that this machine's apt gets Debian from."""
+    fields = "$(REPO_URI)|$(ORIGIN)|$(LABEL)"
+    text = run(["apt-get", "indextargets", "--format", fields, "Created-By: Packages"])
+    for line in text.splitlines():
+        uri, origin, label = line.split("|")
+        if origin == label == "Debian":
+            return uri
+    raise ImageError("apt on this machine has no Debian archive configured (apt-get indextargets lists none)")
+
+
+def host_apt_options() -> list[str]:
+    """Proxies and date checks as this machine's apt has them: the guest's packages come the same way."""
+    keep = re.compile(r'Acquire::((https?|Retries|Check-[A-Za-z-]+)(::[^ ]*)?) "[^"]+";')
+    return [line.rstrip(";") for line in run(["apt-config", "dump"]).splitlines() if keep.fullmatch(line)]
+
+
+def run(command: list[str], cwd: str | None = None) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
+    if done.returncode:
+        raise ImageError(f"{command[0]} failed ({done.returncode}):\n{done.stderr[-3000:]}")
+    return done.stdout
+
+
+if __name__ == "__main__" and sys.argv[1:2] == ["unpack-kernel"]:
+    unpack_kernel(sys.argv[2], Path(sys.argv[3]))
+elif __name__ == "__main__":
+    for each in RECIPES.values():
+        print(each.name, obtain(each).root)

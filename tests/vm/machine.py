@@ -1,0 +1,141 @@
+"""One guest: starts qemu on an image, talks to the agent in it, ends it.
+
+Facts relied on: KVM does not start a guest here, so TCG (one host thread a virtual CPU); a direct kernel boot needs no
+boot loader. Writes go to a sparse copy of the image, which so stays as it was for the next run. A reboot ends qemu
+(-no-reboot) and starts another on the same copy: a reset inside one qemu leaves a 6.1 kernel under TCG in soft lockups.
+Waiting is always on the agent's socket
+(select with a deadline), never a sleep.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import socket
+import subprocess
+import tarfile
+import time
+from pathlib import Path
+from typing import Any, Self
+
+from image import Image
+
+ACCELERATOR = os.environ.get("CNPROCD_VM_ACCEL", "tcg,thread=multi")
+# console=ttyS0 for the log; mitigations cost TCG dearly and are not what is tested.
+COMMAND_LINE = "root=/dev/vda rw console=ttyS0 quiet mitigations=off systemd.show_status=false tsc=reliable panic=0"
+BOOT_LIMIT_S = 240.0
+
+
+class MachineError(Exception):
+    """The guest did not answer; the text carries the end of its console."""
+
+
+class Machine:
+    """A running guest. `with Machine(...) as guest: guest.step("boot", 30)`."""
+
+    def __init__(self, image: Image, payload: Path, scratch: Path) -> None:
+        self.console = scratch / "console.log"
+        self.channel_path = scratch / "agent.sock"
+        self.image, self.payload = image, payload
+        self.buffer = b""
+        self.counter = 0
+        self.boot_id = ""
+
+    def __enter__(self) -> Self:
+        self.disk = self.console.with_name("root.ext4")
+        subprocess.run(["cp", "--sparse=always", str(self.image.root), str(self.disk)], check=True)
+        self.start()
+        return self
+
+    def start(self) -> None:
+        """Switch it on."""
+        errors = self.console.with_suffix(".qemu")
+        self.channel_path.unlink(missing_ok=True)
+        with errors.open("wb") as file:
+            self.qemu = subprocess.Popen(
+                self.command(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=file
+            )
+        self.buffer = b""
+        self.channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        deadline = time.monotonic() + 20
+        while self.channel.connect_ex(str(self.channel_path)):
+            if self.qemu.poll() is not None or time.monotonic() > deadline:
+                raise MachineError(f"qemu did not start: {errors.read_text()}")
+            time.sleep(0.05)  # qemu offers no event for "my socket is there"; bounded by the deadline above
+
+    def __exit__(self, *_: object) -> None:
+        self.qemu.kill()
+        self.qemu.wait()
+        self.channel.close()
+
+    def command(self) -> list[str]:
+        return [
+            "qemu-system-x86_64", "-accel", ACCELERATOR, "-machine", "q35", "-cpu", "max", "-smp", "2", "-m", "1024",
+            "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
+            "-kernel", str(self.image.kernel), "-initrd", str(self.image.initrd), "-append", COMMAND_LINE,
+            "-drive", f"file={self.disk},if=virtio,format=raw,cache=unsafe",
+            "-drive", f"file={self.payload},if=virtio,format=raw,readonly=on",
+            "-device", "virtio-rng-pci",
+            "-chardev", f"file,id=console,path={self.console}", "-serial", "chardev:console",
+            "-device", "virtio-serial-pci",
+            "-chardev", f"socket,id=agent,path={self.channel_path},server=on,wait=off",
+            "-device", "virtserialport,chardev=agent,name=cnprocd.agent",
+        ]  # fmt: skip
+
+    def wait_boot(self) -> float:
+        """Until the agent of a boot not seen before says hello; the guest's own uptime at that moment."""
+        while True:
+            message = self.receive(time.monotonic() + BOOT_LIMIT_S)
+            if message.get("hello") not in (None, self.boot_id):
+                self.boot_id = message["hello"]
+                return float(message["uptime"])
+
+    def step(self, name: str, timeout: float) -> dict[str, Any]:
+        """Have the agent run one step. The host waits a little longer than the agent does."""
+        self.counter += 1
+        self.channel.sendall(json.dumps({"id": self.counter, "step": name, "timeout": timeout}).encode() + b"\n")
+        while True:
+            answer = self.receive(time.monotonic() + timeout + 60)
+            if answer.get("id") == self.counter:
+                return answer
+
+    def reboot(self) -> float:
+        """Ask for it, and wait for the next boot: whether the answer still gets out is chance."""
+        self.counter += 1
+        self.channel.sendall(json.dumps({"id": self.counter, "step": "reboot", "timeout": 60}).encode() + b"\n")
+        try:
+            self.qemu.wait(BOOT_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            raise MachineError(f"the guest did not go down; its console ends:\n{self.console_tail()}") from None
+        self.channel.close()
+        self.start()
+        return self.wait_boot()
+
+    def receive(self, deadline: float) -> dict[str, Any]:
+        while b"\n" not in self.buffer:
+            ready, _, _ = select.select([self.channel], [], [], max(0.0, deadline - time.monotonic()))
+            data = self.channel.recv(65536) if ready else b""
+            if not data:
+                raise MachineError(f"the guest fell silent; its console ends:\n{self.console_tail()}")
+            self.buffer += data
+        line, _, self.buffer = self.buffer.partition(b"\n")
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+    def console_tail(self) -> str:
+        return self.console.read_bytes()[-3000:].decode(errors="replace") if self.console.exists() else "(nothing)"
+
+
+def qemu_missing() -> str:
+    """Why no guest can run here, or an empty string."""
+    return "" if shutil.which("qemu-system-x86_64") else "qemu-system-x86_64 is missing (apt package qemu-system-x86)"
+
+
+def pack_payload(where: Path, files: dict[str, Path]) -> Path:
+    """The second disk: a plain tar of `files` (name in the guest -> file here), padded by tarfile to whole records."""
+    with tarfile.open(where, "w") as tar:
+        for name, path in sorted(files.items()):
+            tar.add(path, name)
+    return where
