@@ -115,7 +115,7 @@ class Pipeline:
         if batch.overrun:
             self._resync_due = True
         self._judge(self.tracker.take(batch.events, batch.records, time.monotonic_ns()))
-        self.source.settle()
+        self.source.settle(self.tracker.deaths.unsettled)
         if self._resync_due and not batch.more and self._clock() - self._resynced_at >= _RESYNC_EVERY_S:
             self.resync()
         if self.source.rejects.total() != self._rejects_told:
@@ -292,7 +292,7 @@ class Pipeline:
             batch = self.source.drain()
             self._resync_due |= batch.overrun
             self._judge(self.tracker.take(batch.events, batch.records, time.monotonic_ns()))
-            self.source.settle()
+            self.source.settle(self.tracker.deaths.unsettled)
             if not batch.more:
                 return
 

@@ -11,48 +11,22 @@ without IGNORE: that leaves the count one higher for good, which costs nothing a
 
 from __future__ import annotations
 
-import errno
-import os
-import socket
-
 from cnprocd.connector import uapi
-from cnprocd.connector.decode import Rejects, decode
-from cnprocd.connector.event import Ack
-from cnprocd.connector.listener import EventSlots
+from cnprocd.connector.ack import AckWatch
+from cnprocd.connector.netlink import open_member
 
 _NO_SUCH_OPERATION = 0x7F
-_MOST_BATCHES = 64  # of other events that may stand before the answer in a storm
 
 
 def kernel_speaks() -> bool:
     """Whether the kernel sends events at all. Raises OSError if the connector cannot even be asked."""
-    with _member() as sock:
-        ticket = int.from_bytes(os.urandom(3), "little")
-        sock.send(uapi.pack_subscription(_NO_SUCH_OPERATION, None, ticket))
-        slots, rejects = EventSlots(64), Rejects()
-        for _ in range(_MOST_BATCHES):
-            try:
-                batch = slots.receive(sock.fileno(), rejects)
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-                return True  # overrun: so there is something to hear
-            if batch is None:
-                return False
-            if any(isinstance(event, Ack) and event.ack == ticket + 1 for event in decode(batch, rejects)):
-                return True
-    return True
+    with AckWatch() as watch:
+        ticket = watch.ticket()
+        watch.socket.send(uapi.pack_subscription(_NO_SUCH_OPERATION, None, ticket))
+        return watch.wait(ticket, 0) is not None
 
 
 def make_kernel_speak() -> None:
     """Raise the kernel's count of listeners by one."""
-    with _member() as sock:
+    with open_member() as sock:
         sock.send(uapi.pack_subscription(uapi.PROC_CN_MCAST_LISTEN, None))
-
-
-def _member() -> socket.socket:
-    sock = socket.socket(
-        socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, uapi.NETLINK_CONNECTOR
-    )
-    sock.bind((0, 1 << (uapi.CN_IDX_PROC - 1)))
-    return sock

@@ -54,6 +54,7 @@ class Rejects:
     truncated: int = 0
     wrong_id: int = 0  # netlink header, cb_id or payload size are not those of the proc connector
     unknown_event: int = 0  # a bit of `what` that this version does not know
+    acknowledgements: int = 0  # not rejected, but no events either
 
     def total(self) -> int:
         return self.foreign_sender + self.wrong_length + self.truncated + self.wrong_id + self.unknown_event
@@ -77,6 +78,7 @@ def decode(slots: memoryview | bytes, rejects: Rejects) -> list[Event]:
             append(Comm(row[5], row[6], row[7], row[8], row[9], comm))
         elif row[5] == uapi.PROC_EVENT_NONE:
             append(Ack(row[5], row[6], row[7], row[8], row[3]))
+            rejects.acknowledgements += 1
         else:
             rejects.unknown_event += 1
     return events

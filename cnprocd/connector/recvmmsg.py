@@ -61,9 +61,13 @@ class Slots:
             header.iov, header.iovlen = ctypes.addressof(self._iovecs[i]), 1
         self._recvmmsg = _libc.recvmmsg
 
-    def receive(self, fd: int) -> int:
-        """One non-blocking recvmmsg(); the number of slots filled, 0 when nothing is queued. Raises OSError."""
-        received: int = self._recvmmsg(fd, self._mmsghdrs, self.count, socket.MSG_DONTWAIT, None)
+    def receive(self, fd: int, first: int = 0) -> int:
+        """One non-blocking recvmmsg() into the slots from `first` on; how many it filled, 0 when nothing is queued.
+
+        Raises OSError.
+        """
+        headers = ctypes.byref(self._mmsghdrs, first * HEADER_SIZE) if first else self._mmsghdrs
+        received: int = self._recvmmsg(fd, headers, self.count - first, socket.MSG_DONTWAIT, None)
         if received < 0:
             code = ctypes.get_errno()
             if code in (errno.EAGAIN, errno.EINTR):
@@ -89,8 +93,8 @@ class Slots:
         """nl_pid of the sender: 0 is the kernel."""
         return int(SOCKADDR_NL.unpack_from(self.names, i * SOCKADDR_NL.size)[2])
 
-    def datagrams(self, received: int) -> Iterator[memoryview]:
+    def datagrams(self, received: int, first: int = 0) -> Iterator[memoryview]:
         """The whole datagrams of the last `receive` that the kernel sent; others are passed over."""
-        for i in range(received):
+        for i in range(first, first + received):
             if self.sender(i) == 0 and not self.truncated(i):
                 yield self.view[i * self.size : i * self.size + self.length(i)]

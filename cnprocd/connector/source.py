@@ -3,9 +3,8 @@
 Order is everything here. The connector is drained first and taskstats second, so that every exit event in a batch has
 its record in the same batch. When the request changes, taskstats is registered before the connector is widened.
 
-Restarts: both sockets can outlive us in a service manager's hands. What was queued in them before we began comes first
-out of drain(): the connector's as `early` slots, the records in the adopted taskstats socket. Before them comes what
-the process before us had read and not settled (inflight.py).
+Restarts: both sockets can outlive us in a service manager's hands, and what was queued in them is read by the first
+drains. Before that comes what the process before us had read and not settled (inflight.py).
 
 Losses: an overrun is told by ENOBUFS, and `Drops` counts it exactly; while the full mask is in force, gaps in the
 per-CPU sequence show also what the kernel could not even queue. Nothing is estimated.
@@ -13,15 +12,14 @@ per-CPU sequence show also what the kernel could not even queue. Nothing is esti
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from cnprocd.connector.decode import SLOT_SIZE, Rejects, decode, sequences
 from cnprocd.connector.event import Event
 from cnprocd.connector.filter import connector_program, taskstats_program
-from cnprocd.connector.inflight import EVENT_SLOTS, RECORD_SLOTS, InFlight
+from cnprocd.connector.inflight import InFlight, Leftover
 from cnprocd.connector.listener import Listener
 from cnprocd.connector.request import Features, Request
 from cnprocd.connector.sequence import SequenceTracker
@@ -72,16 +70,14 @@ class Source:
         """`taskstats_fd`: a socket that was kept for us. `keep_taskstats` is told the one to keep, or None."""
         self.listener = listener
         self._in_flight = in_flight or InFlight()
-        self._event_slots_used = EVENT_SLOTS  # until the first settle() the leftover is in them
         self._adopted_taskstats = taskstats_fd
         self._keep_taskstats = keep_taskstats
-        # What the process before us had in hand comes first.
-        self._early: deque[memoryview] = deque([memoryview(self._in_flight.leftover.events)])
-        self._early_records = self._in_flight.leftover.records
+        self._leftover: Leftover | None = self._in_flight.leftover
         self.taskstats: Taskstats | None = None
         self.granted_buffer_bytes = listener.set_receive_buffer(receive_buffer_bytes)
         self.losses = Losses()
-        self.events_seen = 0
+        self._events_seen = 0
+        self._event_slots_used = 0
         self.records_seen = 0
         self.no_taskstats_because = "refused on request" if "taskstats" in refused else ""
         self._buffer_bytes = receive_buffer_bytes
@@ -95,8 +91,9 @@ class Source:
 
     def subscribe(self, timeout_s: float = 1.0) -> Features:
         """Subscribe to everything and find out what this kernel offers. Raises as Listener.subscribe."""
-        self._early.extend(self.listener.subscribe(timeout_s))
+        self.listener.subscribe(timeout_s)
         self.listener.receive_into(self._in_flight.events)
+        self._event_slots_used, _ = self._in_flight.leftover_slots
         if "event_mask" in self._refused:
             self.listener.takes_mask = False
         self._features = Features(
@@ -117,6 +114,11 @@ class Source:
     def wanted_exits(self) -> StatusSet:
         """The statuses of the exits that are let through."""
         return self._request.connector.exits if self._request is not None else EVERY_STATUS
+
+    @property
+    def events_seen(self) -> int:
+        """Events delivered, without the kernel's acknowledgements."""
+        return self._events_seen - self.rejects.acknowledgements
 
     @property
     def rejects(self) -> Rejects:
@@ -140,8 +142,8 @@ class Source:
                 return False
             assert self.taskstats is not None
             self.taskstats.attach(taskstats_program(request.taskstats))
-        if self._features.socket_filter:
-            self.listener.attach(connector_program(request.connector))
+        # Without filters of our own, one of the daemon before us may still be on an adopted socket.
+        self.listener.attach(connector_program(request.connector) if self._features.socket_filter else ())
         self.listener.narrow(request.mask)
         self._sequence.reset()
         self._request = request
@@ -149,35 +151,41 @@ class Source:
 
     def drain(self) -> Batch:
         """One batch of events, and every record that was queued when it had been read."""
-        early = bool(self._early)
-        slots = self._early.popleft() if early else self.listener.receive()
+        leftover, self._leftover = self._leftover, None
+        slots = self.listener.receive() if leftover is None else memoryview(leftover.events)
         events: list[Event] = []
         if slots is not None:
-            self._event_slots_used = max(self._event_slots_used, len(slots) // SLOT_SIZE)
             events = decode(slots, self.listener.rejects)
-            # What was asked for when the early ones came is not known: their numbers may have gaps by right.
-            if not early and self._request is not None and self._request.sequence:
-                self.losses.missing += self._sequence.note(sequences(slots))
+            self._events_seen += len(events)
+            # What was asked for when the leftover came is not known: its numbers may have gaps by right.
+            if leftover is None:
+                self._event_slots_used = self.listener.slots.first + len(slots) // SLOT_SIZE
+                if self._request is not None and self._request.sequence:
+                    self.losses.missing += self._sequence.note(sequences(slots))
         records: list[TaskRecord] = []
         if self.taskstats is not None:
-            records = self.taskstats.decode(self._early_records) + self.taskstats.drain()
-        self._early_records = ()
-        self.events_seen += len(events)
+            records = self.taskstats.drain()
+            if leftover is not None:
+                records = self.taskstats.decode(leftover.records) + records
         self.records_seen += len(records)
         told = self.listener.overruns + (self.taskstats.overruns if self.taskstats else 0)
         overrun, self._told_overruns = told > self._told_overruns, told
         self.losses.overruns = told
         return Batch(events, records, slots is not None, overrun)
 
-    def settle(self) -> None:
-        """What was drained is durable, or needs no action: should we be killed now, nobody need see it again."""
-        records = self.taskstats.slots_used if self.taskstats is not None else 0
-        if self._event_slots_used == EVENT_SLOTS:
-            records = RECORD_SLOTS
-        self._in_flight.settle(self._event_slots_used, records)
-        self._event_slots_used = 0
-        if self.taskstats is not None:
-            self.taskstats.slots_used = 0
+    def settle(self, unsettled: Collection[int] = ()) -> None:
+        """What was drained is durable, or needs no action: should we be killed now, nobody need see it again.
+
+        But for the exits of the threads in `unsettled`, of which only half is known yet.
+        """
+        if self.taskstats is None:
+            self.listener.slots.first = self._in_flight.settle(self._event_slots_used, 0, unsettled)[0]
+        else:
+            self.listener.slots.first, self.taskstats.first = self._in_flight.settle(
+                self._event_slots_used, self.taskstats.used, unsettled
+            )
+            self.taskstats.used = self.taskstats.first
+        self._event_slots_used = self.listener.slots.first
 
     def count_losses(self) -> None:
         """Read the kernel's own counters into `losses`."""
@@ -200,6 +208,8 @@ class Source:
         except TaskstatsAbsent as reason:
             self.no_taskstats_because = str(reason)
             return False
+        if self._leftover is not None:
+            self.taskstats.first = self.taskstats.used = self._in_flight.leftover_slots[1]
         self.taskstats.set_receive_buffer(self._buffer_bytes)
         self._keep_taskstats(self.taskstats.fileno())
         return True

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from cnprocd.connector.filter import Instruction
 from cnprocd.connector.inflight import RECORD_SLOT_SIZE, RECORD_SLOTS
-from cnprocd.connector.listener import attach_filter, read_drops
+from cnprocd.connector.netlink import attach_filter, read_drops
 from cnprocd.connector.recvmmsg import Slots
 from cnprocd.connector.taskrecord import (
     BROKEN_VERSIONS,
@@ -58,7 +58,8 @@ class Taskstats:
         self._slots = Slots(RECORD_SLOTS, RECORD_SLOT_SIZE, data)
         self.overruns = 0
         self.unreadable = 0
-        self.slots_used = 0  # of the memory received into, since it was last settled
+        self.first = 0  # the slot that the next record goes into: behind those that are still needed
+        self.used = 0  # how many slots from the start may hold something
         self._drops_at_adoption = 0
         if adopted_fd is not None:
             self._drops_at_adoption = self.drops()
@@ -93,16 +94,20 @@ class Taskstats:
         """Every record that is queued now. Unreadable ones and overruns are counted."""
         records: list[TaskRecord] = []
         while True:
+            if self.first == self._slots.count:
+                self.first = 0  # more than there are slots for: the oldest are in memory alone from here on
             try:
-                received = self._slots.receive(self._socket.fileno())
+                received = self._slots.receive(self._socket.fileno(), self.first)
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
                 self.overruns += 1
                 continue
-            self.slots_used = max(self.slots_used, received)
-            records += self.decode(self._slots.datagrams(received))
-            if received < self._slots.count:
+            if received:
+                records += self.decode(self._slots.datagrams(received, self.first))
+                self.first += received
+                self.used = max(self.used, self.first)
+            if self.first < self._slots.count:
                 return records
 
     def decode(self, messages: Iterable[memoryview | bytes]) -> list[TaskRecord]:

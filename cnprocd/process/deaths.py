@@ -20,7 +20,7 @@ A death whose event was lost is told without its time; one whose record was lost
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from cnprocd.connector.event import Exit
@@ -96,6 +96,14 @@ class Deaths:
     def owed(self) -> bool:
         """An exit record came whose event is still to come: whoever stops now leaves the event without its record."""
         return bool(self._waiting)
+
+    @property
+    def unsettled(self) -> Collection[int]:
+        """The thread ids of what is known by half, and by us alone."""
+        if not self._held:
+            return self._waiting
+        held = {tid for death in self._held if death.event for tid in (death.event.process_pid, death.tgid)}
+        return held | self._waiting.keys()
 
     def settle(self, now_ns: int | None) -> list[Death]:
         """The deaths that were held and are complete by now, or have waited for long enough; None: all of them."""

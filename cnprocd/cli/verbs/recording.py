@@ -117,9 +117,9 @@ class _Recorder:
         # A flag, not an exception: one raised in the middle of a chunk would leave half of it.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._stop)
-        early = self._listener.subscribe()
+        self._listener.subscribe()
         try:
-            self._begin(early)
+            self._begin()
             print("recording, Ctrl-C ends", file=sys.stderr, flush=True)
             self._follow(time.monotonic() + duration_s)
         finally:
@@ -129,7 +129,7 @@ class _Recorder:
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self._why = "a signal"
 
-    def _begin(self, early: list[memoryview]) -> None:
+    def _begin(self) -> None:
         start = list(procfs.scan(EVERYTHING))
         self.writer.values(
             b"H",
@@ -145,8 +145,6 @@ class _Recorder:
         )
         self.writer.values(b"S", [facts_of(process) for process in start])
         self._uids.update(one.uid for one in start if one.uid is not None)
-        for slots in early:
-            self._write(bytes(slots), [])
 
     def _follow(self, until_s: float) -> None:
         poller = select.poll()

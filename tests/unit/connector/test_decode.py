@@ -68,7 +68,7 @@ def test_every_field_of_every_event_comes_back(member, data):
 
     assert type(event) is TYPES[member]
     assert event._asdict() == {"what": WHAT[member], "cpu": cpu, "timestamp_ns": at, **fields}
-    assert rejects == Rejects()
+    assert rejects == Rejects(acknowledgements=member == "ack")
     assert list(sequences(slot(message))) == [(seq, cpu)]
 
 

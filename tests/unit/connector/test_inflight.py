@@ -1,18 +1,29 @@
 """What a killed process had in hand is found by the next one, until it is settled, and only in the same boot."""
 
 import struct
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from hypothesis import given
+from hypothesis import strategies as st
+from unit.connector.wire import datagram, proc_event
 
 from cnprocd.connector.inflight import EVENT_SLOTS, RECORD_SLOT_SIZE, InFlight
 
-EVENT = struct.pack("=IHHII", 76, 3, 0, 7, 0) + bytes(range(60)) + bytes(4)
-RECORD = struct.pack("=I", 596) + bytes(592)
+
+def event(i):
+    return struct.pack("=IHHII", 76, 3, 0, i, 0) + bytes(range(60)) + bytes(4)
+
+
+def record(i):
+    return struct.pack("=II", 596, i) + bytes(588)
 
 
 def put(slots, events, records):
     for i in range(events):
-        slots.events[i * 80 : (i + 1) * 80] = EVENT
+        slots.events[i * 80 : (i + 1) * 80] = event(i)
     for i in range(records):
-        slots.records[i * RECORD_SLOT_SIZE : i * RECORD_SLOT_SIZE + len(RECORD)] = RECORD
+        slots.records[i * RECORD_SLOT_SIZE : i * RECORD_SLOT_SIZE + 596] = record(i)
 
 
 def test_what_was_in_hand_is_found_again(tmp_path):
@@ -20,7 +31,7 @@ def test_what_was_in_hand_is_found_again(tmp_path):
     assert first.durable and first.leftover.events == b"" and first.leftover.records == ()
     put(first, 3, 2)
     second = InFlight(tmp_path / "in-flight", "boot")
-    assert (second.leftover.events, second.leftover.records) == (EVENT * 3, (RECORD, RECORD))
+    assert (second.leftover.events, second.leftover.records) == (event(0) + event(1) + event(2), (record(0), record(1)))
     third = InFlight(tmp_path / "in-flight", "boot")
     assert third.leftover == second.leftover, "killed before it settled anything"
 
@@ -56,3 +67,43 @@ def test_a_damaged_file_is_only_what_it_is(tmp_path):
     assert len(InFlight(path, "boot").leftover.events) <= 80
     path.write_bytes(b"\xff" * 1_000_000)
     assert InFlight(path, "boot").leftover.events == b""
+
+
+def exited(tid):
+    return datagram(proc_event("exit", process_pid=tid, process_tgid=tid)) + bytes(4)
+
+
+def recorded(tid):
+    return (struct.pack("=I", 596) + bytes(160) + struct.pack("=I", tid)).ljust(596, b"\0")
+
+
+@given(st.lists(st.integers(1, 9), max_size=20), st.sets(st.integers(1, 9)), st.lists(st.integers(1, 9), max_size=3))
+def test_what_is_known_by_half_stays_in_order_and_nothing_else_does(tids, unsettled, more):
+    with TemporaryDirectory() as directory:
+        path = Path(directory) / "in-flight"
+        slots = InFlight(path, "boot")
+        first = 0, 0
+        kept: list[int] = []
+        for batch in (tids, more):
+            for i, tid in enumerate(batch):
+                slots.events[(first[0] + i) * 80 : (first[0] + i + 1) * 80] = exited(tid)
+                at = (first[1] + i) * RECORD_SLOT_SIZE
+                slots.records[at : at + 596] = recorded(tid)
+            first = slots.settle(first[0] + len(batch), first[1] + len(batch), unsettled)
+            kept = [tid for tid in (*kept, *batch) if tid in unsettled]
+            assert first == (len(kept), len(kept))
+        left = InFlight(path, "boot")
+        once = list(dict.fromkeys(kept))  # the test's datagrams of one tid are the same, as copies are
+        assert left.leftover.events == b"".join(map(exited, once))
+        assert left.leftover.records == tuple(map(recorded, once))
+        assert left.leftover_slots == first
+
+
+def test_of_too_many_halves_the_newest_stay(tmp_path):
+    slots = InFlight(tmp_path / "in-flight", "boot")
+    for i in range(EVENT_SLOTS):
+        slots.events[i * 80 : (i + 1) * 80] = exited(i + 1)
+    assert slots.settle(EVENT_SLOTS, 0, range(1, EVENT_SLOTS + 1)) == (EVENT_SLOTS // 2, 0)
+    assert slots.leftover_slots == (0, 0)
+    left = InFlight(tmp_path / "in-flight", "boot").leftover.events
+    assert left == b"".join(exited(i + 1) for i in range(EVENT_SLOTS // 2, EVENT_SLOTS))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from unit.connector.wire import datagram, proc_event
 
 from cnprocd.connector.decode import SLOT_SIZE, Rejects, decode
-from cnprocd.connector.listener import EventSlots
+from cnprocd.connector.eventslots import EventSlots
 from cnprocd.connector.recvmmsg import HEADER_SIZE, SOCKADDR_NL, Slots
 
 GOOD = datagram(proc_event("exec", process_pid=7, process_tgid=7))
@@ -108,7 +108,7 @@ def test_the_good_slots_of_a_mixed_batch_are_kept_in_order(kinds):
         sender = 99 if kind == "forged" else 0
         SOCKADDR_NL.pack_into(slots.names, i * SOCKADDR_NL.size, socket.AF_NETLINK, 0, sender, 1)
 
-    batch = event_slots._pick_clean(len(kinds), rejects)
+    batch = event_slots._pick_clean(0, len(kinds), rejects)
 
     kept = [event.timestamp_ns for event in decode(batch, Rejects())]
     assert kept == [i for i, kind in enumerate(kinds) if kind == "good"]
