@@ -77,7 +77,10 @@ class Actions:
 
     def _admits(self, match: Match) -> bool:
         throttle = self._throttles.get(match.firing.compiled.name)
-        return throttle is None or throttle.admit(match.record, time.monotonic_ns()) is None
+        held_by = None if throttle is None else throttle.admit(match.record, time.monotonic_ns())
+        if held_by is not None:
+            match.record["held_by"] = held_by  # whoever watches sees this record; nobody else does
+        return held_by is None
 
     def start(self) -> None:
         """Take up what the last run left, then run hooks. Needs a running event loop."""

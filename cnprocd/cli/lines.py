@@ -35,6 +35,8 @@ def match_line(record: Mapping[str, object], style: Style, at: str) -> str:
         parts.append(f"job {record['job_id']}")
     if record.get("recovered"):
         parts.append(style("yellow", "recovered"))
+    if record.get("held_by"):
+        parts.append(style("yellow", f"held back by {record['held_by']}"))
     return "  ".join(parts).rstrip()
 
 

@@ -2,7 +2,8 @@
 
 Nothing of this machine comes in. What the daemon would ask of /proc is answered by what the recording knows at that
 point: the scan at the start, what was read at each exec, and who is alive by the events and records so far. Users have
-the names they had where it was recorded. Time is the kernel's, from the events.
+the names they had where it was recorded. Time is the kernel's, from the events, for throttles as well: what they would
+have held back is among the matches, and says so (`held_by`).
 
 PURE, but for the clock that measures how long it took.
 """
@@ -14,12 +15,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
+from cnprocd.actions import throttle_of
 from cnprocd.cli.recording import Drain, Recording
 from cnprocd.connector.decode import SLOT_SIZE, Rejects, decode
 from cnprocd.connector.event import Event, Exec, Exit, Fork
 from cnprocd.connector.request import Features
 from cnprocd.connector.taskrecord import TaskRecord, UnreadableRecordError, decode_record
 from cnprocd.connector.uapi import DATAGRAM_SIZE
+from cnprocd.hooks.throttle import Throttle
 from cnprocd.output.record import Record, match_record
 from cnprocd.process.model import EVERYTHING, Occurrence, Process, Source, Wanted
 from cnprocd.process.tracker import Tracker
@@ -41,6 +44,7 @@ class Replayed:
     occurrences: int = 0
     unreadable: int = 0
     rules: Counter[str] = field(default_factory=Counter)
+    held_back: int = 0
     span_s: float = 0.0
     took_s: float = 0.0
 
@@ -109,6 +113,7 @@ def replay(recording: Recording, matcher: Matcher) -> Replayed:
     plan = make_plan(matcher, Features(taskstats=has_records))
     tracker = Tracker(replace(plan.tracking, table=True, wanted=EVERYTHING), proc, _NOBODY)
     tracker.adopt([replace(process) for process in recording.start])
+    judge = _Judge(matcher, recording, found)
     first = last = None
     for drain in recording.drains:
         events = _events(drain, found)
@@ -118,10 +123,10 @@ def replay(recording: Recording, matcher: Matcher) -> Replayed:
             first = min(stamps) if first is None else first
             last = max(stamps)
         proc.begin(drain)
-        _judge(tracker.take(list(events), records), matcher, recording, found)
+        judge(tracker.take(list(events), records))
         proc.note(events, records)
-    _judge(tracker.take([], []), matcher, recording, found)
-    _judge(tracker.sweep((last or 0) + _AFTER_NS), matcher, recording, found)
+    judge(tracker.take([], []))
+    judge(tracker.sweep((last or 0) + _AFTER_NS))
     found.span_s = ((last or 0) - (first or 0)) / 1e9
     found.took_s = time.perf_counter() - began
     return found
@@ -148,10 +153,26 @@ def _records(drain: Drain, recording: Recording, found: Replayed) -> Iterator[Ta
         yield record
 
 
-def _judge(occurrences: Iterable[Occurrence], matcher: Matcher, recording: Recording, found: Replayed) -> None:
-    for occurrence in occurrences:
-        found.occurrences += 1
-        for firing in matcher.match(occurrence):
-            record = match_record(firing, occurrence, lambda uid: recording.names.get(uid, str(uid)))
-            found.matches.append(record)
-            found.rules[firing.compiled.name] += 1
+class _Judge:
+    """Occurrences to matches, past each rule's throttle."""
+
+    def __init__(self, matcher: Matcher, recording: Recording, found: Replayed) -> None:
+        self._matcher = matcher
+        self._names = recording.names
+        self._found = found
+        self._throttles: dict[str, Throttle] = {}
+        self._now_ns = 0
+
+    def __call__(self, occurrences: Iterable[Occurrence]) -> None:
+        for occurrence in occurrences:
+            self._found.occurrences += 1
+            # Only ever forward: a batch may hold events of two CPUs out of order, and a lost exit has no time at all.
+            self._now_ns = max(self._now_ns, occurrence.kernel_time_ns or 0)
+            for firing in self._matcher.match(occurrence):
+                record = match_record(firing, occurrence, lambda uid: self._names.get(uid, str(uid)))
+                throttle = self._throttles.setdefault(firing.compiled.name, throttle_of(firing.compiled.rule))
+                if (held_by := throttle.admit(record, self._now_ns)) is not None:
+                    record["held_by"] = held_by
+                    self._found.held_back += 1
+                self._found.matches.append(record)
+                self._found.rules[firing.compiled.name] += 1

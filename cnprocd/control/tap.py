@@ -1,7 +1,7 @@
 """Between the pipeline and the actions: whoever watches hears of a match, and it costs nothing while nobody does.
 
 The actions come first: a job is durable and its record written before anybody watches the match go by. What a throttle
-held back is shown as well: a person who watches wants to see what the rules see.
+held back is shown as well, and says so (`held_by`): a person who watches wants to see what the rules see.
 """
 
 from __future__ import annotations

@@ -226,6 +226,7 @@ def _summary(found: Replayed, recording: Recording) -> dict[str, object]:
         "occurrences": found.occurrences,
         "unreadable": found.unreadable,
         "matches": len(found.matches),
+        "held_back": found.held_back,
         "rules": dict(sorted(found.rules.items())),
         "lost_while_recording": recording.end.get("lost"),
         "cut_short": recording.cut_short,
@@ -247,7 +248,9 @@ def _figures(found: Replayed, recording: Recording) -> list[str]:
     lost = recording.end.get("lost")
     lines = [
         f"{found.events} events and {found.exit_records} exit records of {found.span_s:.1f} s, "
-        f"{len(found.matches)} matches" + "".join(f", {rule} {count}" for rule, count in sorted(found.rules.items())),
+        f"{len(found.matches)} matches"
+        + "".join(f", {rule} {count}" for rule, count in sorted(found.rules.items()))
+        + (f"; {found.held_back} of them held back" if found.held_back else ""),
         f"replayed in {found.took_s:.3f} s: {timing['events_per_second']} events a second, "
         f"{timing['microseconds_per_event']} microseconds an event",
     ]

@@ -87,3 +87,9 @@ def test_a_hostile_name_stays_on_its_line(tmp_path_factory, comm):
     (firing,) = matcher_of(tmp_path_factory).match(occurrence)
     line = match_line(match_record(firing, occurrence), Style(), "12:00:00")
     assert line.isprintable()
+
+
+def test_a_match_that_a_throttle_held_back_says_so():
+    record = {"kind": "exit", "comm": "x", "pid": 7, "rule": "r"}
+    assert "held" not in match_line(record, Style(), "12:00:00")
+    assert match_line(record | {"held_by": "cooldown"}, Style(), "12:00:00").endswith("held back by cooldown")

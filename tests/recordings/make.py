@@ -1,0 +1,241 @@
+"""Makes the recordings again: real deaths on this machine's real kernel, one small scenario for each example.
+
+    sudo .venv/bin/python tests/recordings/make.py [NAME ...]
+
+Strategy: each scenario is a shell script in which copies of ordinary programs play the part of a database, a cron and
+so on, under the names and users that the rules of config/examples/NAME.yaml ask for. Beside what the rule is for, it
+does what the rule must not answer to. PostgreSQL is the real one. `cnprocctl record` listens meanwhile; a recording
+holds the arguments of every process of the machine, so what is kept is the scenario's own processes and nobody else.
+
+All happens in a mount namespace of its own, so users and programs that the examples name need not exist here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from cnprocd.cli.recording import Drain, Recording, Writer, facts_of, read
+from cnprocd.connector.decode import SLOT_SIZE, Rejects, decode
+from cnprocd.connector.event import Fork
+from cnprocd.connector.taskrecord import decode_record
+from cnprocd.connector.uapi import DATAGRAM_SIZE
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+CLONE_NEWNS, MS_REC, MS_PRIVATE, MS_BIND = 0x20000, 0x4000, 1 << 18, 4096
+SETTLE_S = 0.5
+USERS = "oracle:x:54321:54321::/:/bin/sh\n"
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+# What every script can use: `$as USER PROGRAM ...`, `named NAME PROGRAM` (a copy of it), `./in_unit UNIT PROGRAM ...`.
+# A process that is to be read at its exec lives for a moment, so that the recording does not depend on luck.
+TOOLS = r"""
+set -u
+as='setpriv --clear-groups --reuid'
+named() { cp "$(command -v "$2")" "./$1"; }
+mounted() { awk -v what="$1" '$3 == "cgroup" && "," $4 "," ~ "," what "," {print $2; exit}' /proc/mounts; }
+units=$(mounted name=systemd); units=${units:-/sys/fs/cgroup}/system.slice
+memory=$(mounted memory)/recorded
+cat > ./in_unit <<END
+mkdir -p "$units/\$1"; echo \$\$ > "$units/\$1/cgroup.procs"; shift; exec "\$@"
+END
+cat > in_600M <<END
+mkdir -p "$memory"; echo 600M > "$memory/memory.limit_in_bytes"; echo \$\$ > "$memory/cgroup.procs"
+exec "\$@" < /dev/zero
+END
+chmod +x in_unit in_600M
+leave_units() { for unit in "$@"; do rmdir "$units/$unit"; done; rmdir "$units"; }
+"""
+
+SCENARIOS = {
+    "oracle-shared-memory": r"""
+        for name in ora_pmon_PROD ora_smon_PROD tnslsnr; do named $name sleep; done
+        named ora_p000_PROD sh
+        $as oracle ./ora_pmon_PROD 60 & victim=$!
+        $as oracle ./tnslsnr 60 & stopped=$!
+        $as nobody ./ora_smon_PROD 60 & impostor=$!
+        $as oracle ./ora_smon_PROD 0.2           # ends well
+        $as oracle ./ora_p000_PROD -c 'sleep 0.2; exit 3'
+        kill -KILL $victim $impostor; wait $victim $impostor
+        kill -TERM $stopped; wait $stopped
+    """,
+    "core-dump-notice": r"""
+        named firefox sleep
+        ulimit -c unlimited
+        $as nobody ./firefox 60 & sleep 0.2; kill -SEGV $!; wait $!
+        ulimit -c 0
+        $as nobody ./firefox 60 & sleep 0.2; kill -SEGV $!; wait $!
+        $as nobody sh -c 'sleep 0.2; exit 1'
+    """,
+    "crash-loop": r"""
+        named worker sh
+        for i in 1 2 3 4 5 6; do ./in_unit app.service ./worker -c 'sleep 0.1; exit 1'; done
+        ./in_unit app.service ./worker -c 'sleep 0.1; exit 0'
+        ./in_unit app.service ./worker -c 'sleep 2.1; exit 1'     # lived too long to be of the loop
+        ./worker -c 'sleep 0.1; exit 1'                         # of no unit
+        leave_units app.service
+    """,
+    "cron-failures": r"""
+        named cron sh; named backup sh
+        # As cron does it: a child of its own for each job, which starts the shell and ends well whatever the job did.
+        ./cron -c '
+            job() { ( "$@"; exit 0 ) & wait; }
+            job sh -c "sleep 0.1; ./no-such-program"
+            job ./backup -c "sleep 0.1; exit 1"
+            job sh -c "sleep 0.1; grep nothing /dev/null; exit 0"
+            job ./backup -c "sleep 0.1; exit 0"
+            exit 0'
+        ./backup -c 'sleep 0.1; exit 1'                         # not of cron
+    """,
+    "lock-files": r"""
+        mount -t tmpfs none /usr/local/bin
+        cp "$(PATH=/usr/bin:/bin command -v sleep)" /usr/local/bin/jobrunner; named jobrunner sleep
+        /usr/local/bin/jobrunner 60 & sleep 0.2; kill -KILL $!; wait $!
+        ./jobrunner 60 & sleep 0.2; kill -KILL $!; wait $!      # another program of that name
+        /usr/local/bin/jobrunner 0.2
+        umount /usr/local/bin
+    """,
+    "oom-killed-helper": r"""
+        named indexer tail; named searchd tail
+        ./in_unit search.service ./in_600M ./indexer
+        ./in_unit search.service ./in_600M ./searchd          # the service itself
+        ./in_unit other.service ./in_600M ./indexer
+        ./in_unit search.service ./indexer -f /dev/null & sleep 0.3; kill -KILL $!; wait $!     # small: by hand
+        rmdir "$memory"
+        leave_units search.service other.service
+    """,
+    "postgresql-crash": r"""
+        data=$PWD/data; programs=$(dirname "$(ls /usr/lib/postgresql/*/bin/postgres | tail -n 1)")
+        $as postgres "$programs/initdb" -D "$data" > initdb.log
+        cat > systemd <<'END'
+import ctypes, os, subprocess, sys, time
+libc = ctypes.CDLL(None)
+libc.prctl(36, 1, 0, 0, 0)      # as PID 1 does, it becomes the parent of whoever lost his own
+libc.prctl(15, b"systemd", 0, 0, 0)
+server = subprocess.Popen(sys.argv[1:])
+server.wait()
+try:
+    while True: os.wait()
+except ChildProcessError: pass
+END
+        sql() { $as postgres "$programs/psql" -h "$PWD" -c "$1" postgres > psql.log 2>&1; }
+        /usr/bin/python3 systemd $as postgres "$programs/postgres" -D "$data" -k "$PWD" -h '' > server.log 2>&1 &
+        until sql 'select 1'; do sleep 0.2; done
+        sql 'select pg_sleep(0.2), pg_terminate_backend(pg_backend_pid())'      # an administrator ends a session
+        sql 'select pg_sleep(60)' & sleep 0.5
+        kill -SEGV "$(pgrep -u postgres -f '^postgres: .*SELECT')"; wait $!
+        until sql 'select 1'; do sleep 0.2; done                                # the server has recovered
+        kill -KILL "$(head -n 1 data/postmaster.pid)"; wait
+    """,
+    "demo": "exec {python} {demo} > demo.log",
+}
+
+
+def main() -> int:
+    if os.geteuid() != 0:
+        print("this needs root: it listens to the kernel, and plays several users", file=sys.stderr)
+        return 77
+    with tempfile.TemporaryDirectory(prefix="cnprocd-recording-") as place:
+        own_mounts(Path(place))
+        for name in sys.argv[1:] or SCENARIOS:
+            make(name)
+    return 0
+
+
+def make(name: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="cnprocd-recording-", dir="/var/tmp") as place:
+        os.chmod(place, 0o1777)
+        whole = Path(place, "whole")
+        recorder = subprocess.Popen(
+            [sys.executable, "-m", "cnprocd.cli.cnprocctl", "record", str(whole)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert recorder.stderr is not None
+        said = recorder.stderr.readline()
+        assert "recording" in said, said + recorder.stderr.read()
+        script = TOOLS + SCENARIOS[name].replace("{python}", sys.executable).replace(
+            "{demo}", f"{ROOT}/tests/demo/demo.py"
+        )
+        played = subprocess.Popen(["sh", "-c", script, name], cwd=place)
+        played.wait()
+        time.sleep(SETTLE_S)
+        recorder.terminate()
+        recorder.wait()
+        with whole.open("rb") as file:
+            recording = read(file)
+        assert recording.end["lost"] == 0, "events were lost: do it again on a quieter machine"
+        with (HERE / f"{name}.rec").open("wb") as file:
+            write(file, recording, played.pid)
+        if name == "demo":
+            log = Path(place, "demo.log").read_text()
+            said, _ = json.JSONDecoder().raw_decode(log.partition("--- the record\n")[2])
+            (HERE / "demo.json").write_text(json.dumps(said, indent=2) + "\n")
+    print(f"{name}: {(HERE / f'{name}.rec').stat().st_size} bytes")
+
+
+def own_mounts(place: Path) -> None:
+    """From here on, a user `oracle`, and mounts that nobody else sees."""
+    assert LIBC.unshare(CLONE_NEWNS) == 0
+    assert LIBC.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None) == 0
+    passwd = place / "passwd"
+    known = Path("/etc/passwd").read_text()
+    passwd.write_text(known + ("" if "\noracle:" in known else USERS))
+    assert LIBC.mount(os.fsencode(passwd), b"/etc/passwd", None, MS_BIND, None) == 0
+
+
+def write(file, recording: Recording, root: int) -> None:
+    """The recording of one process and all that came of it."""
+    ours = descendants(recording, root)
+    writer = Writer(file)
+    writer.values(b"H", recording.header)
+    writer.values(b"S", [facts_of(one) for one in recording.start if one.tgid in ours])
+    uids = {one.uid for one in recording.start if one.tgid in ours}
+    for drain in recording.drains:
+        kept = trimmed(drain, recording.header["family"], ours)
+        uids |= {one.uid for one in kept.facts}
+        if kept.datagrams or kept.messages:
+            writer.drain(kept)
+    writer.values(b"N", {uid: name for uid, name in recording.names.items() if uid in uids})
+    writer.end(recording.end)
+
+
+def descendants(recording: Recording, root: int) -> set[int]:
+    found = {root}
+    for drain in recording.drains:
+        for _, event in events(drain):
+            if isinstance(event, Fork) and event.parent_tgid in found:
+                found.add(event.child_tgid)
+    return found
+
+
+def trimmed(drain: Drain, family: int, ours: set[int]) -> Drain:
+    def is_ours(event) -> bool:
+        return getattr(event, "child_tgid" if isinstance(event, Fork) else "process_tgid", None) in ours
+
+    return Drain(
+        b"".join(raw for raw, event in events(drain) if is_ours(event)),
+        [one for one in drain.messages if decode_record(one, family).tgid in ours],
+        [one for one in drain.facts if one.tgid in ours],
+    )
+
+
+def events(drain: Drain) -> Iterator[tuple[bytes, object]]:
+    """Each datagram with what it says."""
+    for at in range(0, len(drain.datagrams), DATAGRAM_SIZE):
+        raw = drain.datagrams[at : at + DATAGRAM_SIZE]
+        for event in decode(raw.ljust(SLOT_SIZE, b"\0"), Rejects()):
+            yield raw, event
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""Every example, and the demo, on a recording of real deaths: exactly the matches expected, and nothing else.
+
+tests/recordings/make.py says what happened in each recording, the failures included that no rule may answer to.
+"""
+
+import contextlib
+import importlib.util
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from cnprocd.cli.cnprocctl import run
+from cnprocd.cli.described import Names
+from cnprocd.cli.verbs import recording
+
+ROOT = Path(__file__).parents[3]
+RECORDINGS = ROOT / "tests" / "recordings"
+EXAMPLES = ROOT / "config" / "examples"
+LOOPING = ("crash-loop", "worker", "exit code 1")
+
+# Rule, comm, status, and what held it back.
+EXPECTED = {
+    "core-dump-notice": [("core-dumped", "firefox", "SIGSEGV (core dumped)", None)],
+    "crash-loop": [*[(*LOOPING, "after")] * 4, (*LOOPING, None), (*LOOPING, "after")],
+    "cron-failures": [
+        ("cron-job-failed", "sh", "exit code 127", None),
+        ("cron-job-failed", "backup", "exit code 1", None),
+    ],
+    "lock-files": [("jobrunner-left-locks", "jobrunner", "SIGKILL", None)],
+    "oom-killed-helper": [("helper-killed-for-memory", "indexer", "SIGKILL", None)],
+    "oracle-shared-memory": [
+        ("oracle-process-died", "ora_p000_PROD", "exit code 3", None),
+        ("oracle-process-died", "ora_pmon_PROD", "SIGKILL", None),
+        ("oracle-process-died", "tnslsnr", "SIGTERM", None),
+    ],
+    "postgresql-crash": [
+        ("postgres-backend-crashed", "postgres", "SIGSEGV", None),
+        ("postgres-server-ended", "postgres", "SIGKILL", None),
+        *[("postgres-server-ended", "postgres", "exit code 1", "cooldown")] * 5,  # its orphans
+    ],
+}
+
+
+def replay(name: str, rules: Path):
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert run(["--json", "--rules", str(rules), "replay", str(RECORDINGS / f"{name}.rec")]) == 0
+    found = json.loads(out.getvalue())
+    assert (found["summary"]["cut_short"], found["summary"]["lost_while_recording"]) == (False, 0)
+    return found["matches"]
+
+
+@pytest.fixture(autouse=True)
+def users(monkeypatch):
+    """No user of this machine: the recording knows those of its own."""
+    monkeypatch.setattr(recording, "NAMES", Names({}.get, {}.get))
+
+
+def test_every_example_has_a_recording():
+    assert set(EXPECTED) == {file.stem for file in EXAMPLES.glob("*.yaml")}
+    assert {file.stem for file in RECORDINGS.glob("*.rec")} == {*EXPECTED, "demo"}
+    assert all(file.stat().st_size < 100_000 for file in RECORDINGS.glob("*.rec"))
+
+
+@pytest.mark.parametrize("example", EXPECTED)
+def test_an_example_matches_what_it_is_for_and_nothing_else(example):
+    found = replay(example, EXAMPLES / f"{example}.yaml")
+    assert [(one["rule"], one["comm"], one["status"], one.get("held_by")) for one in found] == EXPECTED[example]
+
+
+@pytest.mark.parametrize("example", EXPECTED)
+def test_more_failed_in_the_recording_than_the_example_answers_to(example, tmp_path):
+    rules = tmp_path / "all.yaml"
+    rules.write_text("rules: [{name: failed, events: [nonzero_exit]}]")
+    assert len(replay(example, rules)) > len(EXPECTED[example])
+
+
+def test_the_demo_gives_the_record_that_its_daemon_wrote(tmp_path):
+    spec = importlib.util.spec_from_file_location("demo", ROOT / "tests" / "demo" / "demo.py")
+    demo = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(demo)
+    rules = tmp_path / "rules.yaml"
+    rules.write_text(demo.RULES.format(hook="/usr/lib/free-what-it-held", locks="/tmp"))
+    found = replay("demo", rules)
+    # The bystander outlives the scenario, and is killed when the demo tidies up.
+    assert [(one["comm"], one["status"]) for one in found] == [
+        ("ora_pmon_DEMO", "SIGKILL"),
+        ("ora_smon_DEMO", "SIGKILL"),
+    ]
+    written = json.loads((RECORDINGS / "demo.json").read_text())
+    # But for what only a log has, and what the daemon had no reason to ask /proc for (a replay knows it all the same).
+    told = {name for name in found[0] if written.get(name) is not None} - {"job_id"}
+    assert len(told) > 15
+    assert {name: found[0][name] for name in told} == {name: written[name] for name in told}
