@@ -175,7 +175,9 @@ class Actions:
         wanted = match.firing.compiled.rule.log
         if wanted is not None:
             self._log(wanted.level, "rule_matched", message=message(wanted.message, match.record), **match.record)
-            self._log("debug", "identity_sources", rule=match.record["rule"], pid=match.record["pid"], **match.sources)
+            if match.sources is not None:
+                record = match.record
+                self._log("debug", "identity_sources", rule=record["rule"], pid=record["pid"], **match.sources)
 
 
 def wants_hook(match: Match) -> bool:

@@ -16,9 +16,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from cnprocd.connector.source import Source
+from cnprocd.connector.source import Batch, Source
 from cnprocd.connector.status import describe
 from cnprocd.output.log import Log
 from cnprocd.output.record import Record, match_record
@@ -44,7 +44,14 @@ class Match:
     firing: Firing
     occurrence: Occurrence
     record: Record
-    sources: Mapping[str, str]  # where each attribute of the process came from, for debug records
+    sources: Mapping[str, str] | None  # where each attribute of the process came from, if debug records want it
+
+
+class Turn(NamedTuple):
+    """How many events and records one batch held, and whether the queue may hold more."""
+
+    seen: int
+    more: bool
 
 
 class Delivery(Protocol):
@@ -96,6 +103,7 @@ class Pipeline:
         self.tracker = tracker
         self.matcher = matcher
         self.counts = Counts()
+        self.tells_sources = False
         self._delivery = delivery
         self._reader = reader
         self._log = log
@@ -109,18 +117,24 @@ class Pipeline:
         self._resync_due = False
         self._resynced_at = -_RESYNC_EVERY_S
 
-    def turn(self) -> int:
-        """See one batch through. Returns how many events and records it held; 0 when nothing was queued."""
+    def turn(self) -> Turn:
+        """See one batch through."""
         batch = self.source.drain()
         if batch.overrun:
             self._resync_due = True
-        self._judge(self.tracker.take(batch.events, batch.records, time.monotonic_ns()))
-        self.source.settle(self.tracker.deaths.unsettled)
+        self._see_through(batch)
         if self._resync_due and not batch.more and self._clock() - self._resynced_at >= _RESYNC_EVERY_S:
             self.resync()
         if self.source.rejects.total() != self._rejects_told:
             self._tell_rejects()
-        return len(batch.events) + len(batch.records) + batch.more
+        return Turn(len(batch.events) + len(batch.records), batch.more)
+
+    def _see_through(self, batch: Batch) -> None:
+        tracker = self.tracker
+        if not batch.more:
+            tracker.deaths.caught_up()
+        self._judge(tracker.take(batch.events, batch.records, time.monotonic_ns()))
+        self.source.settle(tracker.deaths.unsettled)
 
     def _judge(self, occurrences: Iterable[Occurrence]) -> None:
         """Which rules? Every match is delivered, durable, before this returns."""
@@ -133,7 +147,7 @@ class Pipeline:
             firings = self.matcher.match(occurrence)
             if firings:
                 complete(occurrence, self._reader)
-                sources = occurrence.process.sources()
+                sources = occurrence.process.sources() if self.tells_sources else None
                 matches += [Match(firing, occurrence, self._record(firing, occurrence), sources) for firing in firings]
         if matches:
             now_ns = time.time_ns()
@@ -184,7 +198,7 @@ class Pipeline:
     def drain(self) -> None:
         """Turn until the queue is empty, or for a bounded while."""
         for _ in range(_MOST_TURNS):
-            if not self.turn():
+            if not self.turn().more:
                 return
 
     def use(self, matcher: Matcher, plan: Plan) -> bool:
@@ -291,8 +305,7 @@ class Pipeline:
         while True:
             batch = self.source.drain()
             self._resync_due |= batch.overrun
-            self._judge(self.tracker.take(batch.events, batch.records, time.monotonic_ns()))
-            self.source.settle(self.tracker.deaths.unsettled)
+            self._see_through(batch)
             if not batch.more:
                 return
 

@@ -70,8 +70,7 @@ def _die() -> int:
 
 def _listen(source: Source, pid: int, heard: Heard) -> None:
     poller = select.poll()
-    for fd in source.filenos():
-        poller.register(fd, select.POLLIN)
+    poller.register(source.fileno(), select.POLLIN)
     began = time.monotonic()
     while heard.event is None and (left := began + PATIENCE_S - time.monotonic()) > 0:
         poller.poll(left * 1000)

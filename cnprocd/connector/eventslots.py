@@ -24,6 +24,7 @@ class EventSlots:
         self._clean_headers = bytes(self._slots.headers)
         self._clean_names = SOCKADDR_NL.pack(socket.AF_NETLINK, 0, 0, 1 << (uapi.CN_IDX_PROC - 1)) * slots
         self.first = 0  # where the next batch goes: behind slots that are still needed
+        self.filled = False  # the last batch took every slot: there may be more
 
     def receive(self, fd: int, rejects: Rejects) -> memoryview | None:
         """One recvmmsg(). The slots that hold kernel datagrams of the right length; None when the queue is empty.
@@ -31,7 +32,9 @@ class EventSlots:
         Raises OSError; ENOBUFS means that the socket was overrun and more can be read.
         """
         slots, first = self._slots, self.first
+        self.filled = False
         count = slots.receive(fd, first)
+        self.filled = count == slots.count - first
         if count == 0:
             return None
         headers = slice(first * HEADER_SIZE, (first + count) * HEADER_SIZE)

@@ -27,9 +27,14 @@ from cnprocd.connector.status import EVERY_STATUS, StatusSet
 from cnprocd.connector.taskrecord import TaskRecord
 from cnprocd.connector.taskstats import Taskstats, TaskstatsAbsent
 
+_RECORD_IN_EVENTS = 3  # a queued record takes up to 2,304 bytes of buffer and an event 832: room for as many of both
+
 
 class Batch(NamedTuple):
-    """What one drain brought. `more`: the connector's queue may hold more. `overrun`: something was lost before it."""
+    """What one drain brought. `more`: the connector's queue may hold more. `overrun`: something was lost before it.
+
+    Without `more` the queue was empty when the batch had been read; an event that came since wakes the loop again.
+    """
 
     events: list[Event]
     records: list[TaskRecord]
@@ -108,7 +113,7 @@ class Source:
         self._buffer_bytes = receive_buffer_bytes
         self.granted_buffer_bytes = self.listener.set_receive_buffer(receive_buffer_bytes)
         if self.taskstats is not None:
-            self.taskstats.set_receive_buffer(receive_buffer_bytes)
+            self.taskstats.set_receive_buffer(receive_buffer_bytes * _RECORD_IN_EVENTS)
 
     @property
     def wanted_exits(self) -> StatusSet:
@@ -124,9 +129,13 @@ class Source:
     def rejects(self) -> Rejects:
         return self.listener.rejects
 
-    def filenos(self) -> list[int]:
-        """The descriptors that become readable when there is something to drain."""
-        return [self.listener.fileno()] + ([self.taskstats.fileno()] if self.taskstats else [])
+    def fileno(self) -> int:
+        """Becomes readable when there is something to drain.
+
+        That is the connector's: a record that matters comes just before its event, and would wake us for half of it.
+        Records of leaders that ended early come alone, and wait for the next drain.
+        """
+        return self.listener.fileno()
 
     def ask(self, request: Request) -> bool:
         """Put a request in force, live. Returns False if exit records were wanted and cannot be had (any more)."""
@@ -153,6 +162,7 @@ class Source:
         """One batch of events, and every record that was queued when it had been read."""
         leftover, self._leftover = self._leftover, None
         slots = self.listener.receive() if leftover is None else memoryview(leftover.events)
+        more = leftover is not None or self.listener.slots.filled
         events: list[Event] = []
         if slots is not None:
             events = decode(slots, self.listener.rejects)
@@ -171,7 +181,7 @@ class Source:
         told = self.listener.overruns + (self.taskstats.overruns if self.taskstats else 0)
         overrun, self._told_overruns = told > self._told_overruns, told
         self.losses.overruns = told
-        return Batch(events, records, slots is not None, overrun)
+        return Batch(events, records, more, overrun)
 
     def settle(self, unsettled: Collection[int] = ()) -> None:
         """What was drained is durable, or needs no action: should we be killed now, nobody need see it again.
@@ -210,6 +220,6 @@ class Source:
             return False
         if self._leftover is not None:
             self.taskstats.first = self.taskstats.used = self._in_flight.leftover_slots[1]
-        self.taskstats.set_receive_buffer(self._buffer_bytes)
+        self.taskstats.set_receive_buffer(self._buffer_bytes * _RECORD_IN_EVENTS)
         self._keep_taskstats(self.taskstats.fileno())
         return True

@@ -25,14 +25,19 @@ MINIMUM_VERSION = 12
 BROKEN_VERSIONS = frozenset({15})
 _AGROUP = 0x20
 
-# version ac_exitcode ac_flag | cpu_run_virtual_total | ac_comm | uid gid pid ppid | etime utime stime minflt majflt |
-# hiwater_rss hiwater_vm read_char write_char | read_bytes write_bytes | btime64 | tgid tgetime exe_dev exe_inode
-_STRUCT = struct.Struct("=H2xIB55x8xQ32s8x4I8x5Q16x4Q16x2Q80xQ16xI4x3Q")
-_HEAD = struct.Struct("=IHHIIBBHHHHHIHH")  # nlmsghdr, genlmsghdr, AGGR_PID, PID, value, STATS
+# nlmsg type and flags | command | head of AGGR_PID | head of PID | PID | head of STATS, and of the struct:
+# version ac_exitcode ac_flag | cpu_run_virtual_total | ac_comm | uid gid pid ppid | utime stime minflt majflt |
+# hiwater_rss | read_bytes write_bytes | btime64 | tgid tgetime exe_dev exe_inode
+_MESSAGE = struct.Struct("=4xI8x5I" + "H2xIB55x8xQ32s8x4I16x4Q16xQ40x2Q80xQ16xI4x3Q")
+_TYPE_PID, _TYPE_STATS, _TYPE_AGGR_PID, _TYPE_AGGR_TGID = 1, 3, 4, 5
+_TYPE_MASK = 0x3FFF  # the two bits above are flags of netlink, which say nothing of what the attribute is
+_WORD, _PAIR = struct.Struct("=I"), struct.Struct("=HH")
+_GROUP_HEAD = struct.Struct("=2xH")
 _GROUP_CPU = struct.Struct("=Q")
 _GROUP_STRUCT = 16  # AGGR_TGID 4, TGID 4 + 4, STATS 4
 _CPU_RUN_VIRTUAL_TOTAL = 72
-assert _STRUCT.size == 400
+_GROUP_MINIMUM = _GROUP_STRUCT + _CPU_RUN_VIRTUAL_TOTAL + 8
+assert _MESSAGE.size == STRUCT_OFFSET + 400
 
 
 class TaskRecord(NamedTuple):
@@ -63,44 +68,60 @@ class UnreadableRecordError(ValueError):
     """The message is not an exit record of a layout this version knows."""
 
 
+_Heads = tuple[int, int, int, int, int, int, int]
+_GROUP_OFFSETS: dict[_Heads, int] = {}
+"""Where the second struct would begin, by the heads of a message that was found right. A kernel has one or two."""
+
+
 def decode_record(message: memoryview | bytes, family: int) -> TaskRecord:
     """The task record in one netlink message. Raises UnreadableRecordError for anything else."""
-    if len(message) < STRUCT_OFFSET + _STRUCT.size:
+    if len(message) < _MESSAGE.size:
         raise UnreadableRecordError(f"{len(message)} bytes are too few for a record")
-    head = _HEAD.unpack_from(message)
-    aggregate_length = head[8]
-    if head[1] != family or head[5] != TASKSTATS_CMD_NEW:
-        raise UnreadableRecordError(f"netlink type {head[1]}, command {head[5]} is no exit record")
-    values = _STRUCT.unpack_from(message, STRUCT_OFFSET)
-    version, status, flag = values[:3]
-    if version < MINIMUM_VERSION or version in BROKEN_VERSIONS:
-        raise UnreadableRecordError(f"taskstats version {version} has another layout")
-    if head[12] != values[7]:
+    (
+        kind, command, aggregate, pid_head, named, stats_head, version, status, flag, cpu_ns, comm, uid, gid, pid, ppid,
+        utime_us, stime_us, minor_faults, major_faults, max_rss_kib, read_bytes, write_bytes, begin_time_s, tgid,
+        lifetime_us, exe_device, exe_inode,
+    ) = _MESSAGE.unpack_from(message)  # fmt: skip
+    heads = (family, kind, command, aggregate, pid_head, stats_head, version)
+    group = _GROUP_OFFSETS.get(heads)
+    if group is None:
+        group = _GROUP_OFFSETS[heads] = _group_offset(heads)
+    if named != pid:
         raise UnreadableRecordError("the record is not about the task it names")
-    group = 20 + (aggregate_length + 3 & ~3)
-    threaded = len(message) >= group + _GROUP_STRUCT + _CPU_RUN_VIRTUAL_TOTAL + 8
-    cpu_time_us = values[3] // 1000 or values[10] + values[11]
+    cpu_time_us = cpu_ns // 1000 or utime_us + stime_us
+    threaded = len(message) >= group + _GROUP_MINIMUM and (
+        _GROUP_HEAD.unpack_from(message, group)[0] & _TYPE_MASK == _TYPE_AGGR_TGID
+    )
     if threaded:
         group_cpu_ns = _GROUP_CPU.unpack_from(message, group + _GROUP_STRUCT + _CPU_RUN_VIRTUAL_TOTAL)[0]
         cpu_time_us = max(cpu_time_us, group_cpu_ns // 1000)
-    return TaskRecord(
-        pid=values[7],
-        tgid=values[21],
-        ppid=values[8],
-        status=status,
-        last=bool(flag & _AGROUP),
-        threaded=threaded,
-        comm=values[4].partition(b"\0")[0].decode("utf-8", "surrogateescape"),
-        uid=values[5],
-        gid=values[6],
-        begin_time_s=values[20],
-        lifetime_us=values[22],
-        cpu_time_us=cpu_time_us,
-        max_rss_kib=values[14],
-        read_bytes=values[18],
-        write_bytes=values[19],
-        minor_faults=values[12],
-        major_faults=values[13],
-        exe_device=values[23],
-        exe_inode=values[24],
-    )
+    # A third of the price of TaskRecord(...) with names; the order is that of its fields.
+    return tuple.__new__(
+        TaskRecord,
+        (
+            pid, tgid, ppid, status, flag & _AGROUP != 0, threaded,
+            comm.partition(b"\0")[0].decode("utf-8", "surrogateescape"), uid, gid, begin_time_s, lifetime_us,
+            cpu_time_us, max_rss_kib, read_bytes, write_bytes, minor_faults, major_faults, exe_device, exe_inode,
+        ),
+    )  # fmt: skip
+
+
+def _group_offset(heads: _Heads) -> int:
+    """Check what all messages of one kernel have in common. Raises UnreadableRecordError."""
+    family, kind, command, aggregate, pid_head, stats_head, version = heads
+    netlink_type, genl_command = _PAIR.unpack(_WORD.pack(kind))[0], _WORD.pack(command)[0]
+    if netlink_type != family or genl_command != TASKSTATS_CMD_NEW:
+        raise UnreadableRecordError(f"netlink type {netlink_type}, command {genl_command} is no exit record")
+    lengths, types = zip(*(_PAIR.unpack(_WORD.pack(head)) for head in (aggregate, pid_head, stats_head)), strict=True)
+    if (
+        [kind & _TYPE_MASK for kind in types] != [_TYPE_AGGR_PID, _TYPE_PID, _TYPE_STATS]
+        or lengths[1] != 8
+        or lengths[2] < 4 + _MESSAGE.size - STRUCT_OFFSET
+        or lengths[0] < 12 + lengths[2]
+    ):  # as from a kernel that pads before the struct: then nothing is where it is looked for
+        raise UnreadableRecordError("its attributes are not those of one exit record")
+    if version < MINIMUM_VERSION or version in BROKEN_VERSIONS:
+        raise UnreadableRecordError(f"taskstats version {version} has another layout")
+    if len(_GROUP_OFFSETS) > 64:
+        _GROUP_OFFSETS.clear()
+    return int(20 + (lengths[0] + 3 & ~3))

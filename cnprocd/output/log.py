@@ -112,9 +112,13 @@ def _hand_over(
     return (record,), {}
 
 
+# One encoder for all records: json.dumps() with arguments makes a new one each time.
+_encode = json.JSONEncoder(separators=(",", ":"), default=str).encode
+
+
 def _print_json(record: Mapping[str, object], stream: TextIO) -> None:
     # ensure_ascii: a lone surrogate or a C1 control must not reach a terminal or break a reader
-    _print(json.dumps(record, separators=(",", ":"), default=str), stream)
+    _print(_encode(record), stream)
 
 
 def _print(text: str, stream: TextIO) -> None:

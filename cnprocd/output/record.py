@@ -99,7 +99,7 @@ def _escaped(text: str | None) -> str | None:
 
 def message(template: Template | None, record: Record) -> str:
     """The text of a match record: the rule's own, or what happened in one line. What is not known reads `unknown`."""
-    values = _Texts({name: _text(value) for name, value in record.items() if value is not None})
+    values = _Texts(record)
     if template is not None:
         return template.render(values)
     who = f"{values['comm']}[{values['pid']}]"
@@ -109,8 +109,15 @@ def message(template: Template | None, record: Record) -> str:
 
 
 class _Texts(dict[str, str]):
+    """The texts of a record's fields, made as they are asked for."""
+
+    def __init__(self, record: Record) -> None:
+        super().__init__()
+        self._record = record
+
     def __missing__(self, name: str) -> str:
-        return "unknown"
+        value = self._record.get(name)
+        return "unknown" if value is None else _text(value)
 
 
 def _text(value: object) -> str:

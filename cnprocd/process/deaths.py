@@ -43,13 +43,6 @@ class Death(NamedTuple):
     leader: TaskRecord | None  # identity of the process
 
 
-class ThreadEnd(NamedTuple):
-    """The end of one thread, whether or not its process goes on."""
-
-    event: Exit
-    record: TaskRecord | None
-
-
 class Deaths:
     """The join. Feed records, then `settle`, then exit events."""
 
@@ -69,23 +62,28 @@ class Deaths:
 
     def record(self, record: TaskRecord) -> None:
         """Take one exit record."""
-        self._waiting[record.pid] = (*self._waiting.get(record.pid, ()), record)
-        if record.pid == record.tgid and not record.last:
-            self._leaders[record.tgid] = record
-        if record.threaded or not record.last:
-            self._note_core(record.tgid, record.status)
+        tid, waiting = record.pid, self._waiting
+        waiting[tid] = (*waiting[tid], record) if tid in waiting else (record,)
+        if record.last:
+            if record.threaded:
+                self._note_core(record.tgid, record.status)
+            return
+        if tid == record.tgid:
+            self._leaders[tid] = record
+        self._note_core(record.tgid, record.status)
 
-    def exit(self, event: Exit) -> tuple[ThreadEnd, Death | None]:
-        """Take one exit event; the death is there if this was the process's last thread and nothing more may come."""
+    def exit(self, event: Exit) -> tuple[TaskRecord | None, Death | None]:
+        """Take one exit event: the thread's record, and the death if this was the last thread and nothing may come."""
         record = self._joined(event)
-        if record is not None:
-            death = self._death(record, event) if record.last else None
-        else:
-            death = self._death_without_record(event)
-        if death is not None and self._is_incomplete(death):
+        if record is None:
+            return None, self._death_without_record(event)
+        if not record.last:
+            return record, None
+        death = self._death(record, event)
+        if record.threaded and self._is_incomplete(death):
             self._held.append(death)
-            death = None
-        return ThreadEnd(event, record), death
+            return record, None
+        return record, death
 
     @property
     def holds(self) -> bool:
@@ -147,21 +145,24 @@ class Deaths:
 
     def _joined(self, event: Exit) -> TaskRecord | None:
         """The record of this very end; older ones of the same thread id, whose event was not asked for, are dropped."""
-        waiting = self._waiting.get(event.process_pid, ())
+        tid, tgid, status = event.process_pid, event.process_tgid, event.exit_code
+        waiting = self._waiting.get(tid, ())
         for number, record in enumerate(waiting, start=1):
-            if record.tgid == event.process_tgid and record.status == event.exit_code:
+            if record.tgid == tgid and record.status == status:
                 if number < len(waiting):
-                    self._waiting[event.process_pid] = waiting[number:]
+                    self._waiting[tid] = waiting[number:]
                 else:
-                    del self._waiting[event.process_pid]
+                    del self._waiting[tid]
                 return record
         return None
 
     def _death(self, record: TaskRecord, event: Exit | None) -> Death:
-        leader = self._leaders.pop(record.tgid, None)
-        if record.pid == record.tgid:
+        tgid = record.tgid
+        leader = self._leaders.pop(tgid, None) if self._leaders else None
+        if record.pid == tgid:
             leader = record  # and a kept one is of before an exec by another thread, which took over the leader's id
-        return self._with_core_flag(Death(record.tgid, record.status, event, record, leader))
+        death = Death(tgid, record.status, event, record, leader)
+        return self._with_core_flag(death) if self._dumped else death
 
     def _death_without_record(self, event: Exit) -> Death | None:
         tgid, now = event.process_tgid, event.timestamp_ns

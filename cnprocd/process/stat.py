@@ -57,13 +57,20 @@ def parse_ids(raw: bytes) -> tuple[int, int]:
     uid = gid = None
     for line in raw.split(b"\n"):
         if line.startswith(b"Uid:"):
-            uid = int(line.split()[1])
+            uid = _first_number(line)
         elif line.startswith(b"Gid:"):
-            gid = int(line.split()[1])
+            gid = _first_number(line)
             break
     if uid is None or gid is None:
         raise ValueError("no Uid: and Gid: in /proc/PID/status")
     return uid, gid
+
+
+def _first_number(line: bytes) -> int:
+    words = line.split(maxsplit=2)
+    if len(words) < 2:
+        raise ValueError("an id line of /proc/PID/status without ids")
+    return int(words[1])
 
 
 def parse_cmdline(raw: bytes) -> str | None:

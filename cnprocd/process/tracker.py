@@ -164,25 +164,27 @@ class Tracker:
     # One handler per event type.
 
     def _fork(self, event: Fork) -> Iterable[Occurrence]:
-        is_process = event.child_pid == event.child_tgid
+        tgid, parent_tgid = event.child_tgid, event.parent_tgid
+        is_process = event.child_pid == tgid
         if is_process:
-            if event.parent_tgid in self._hooks or event.parent_tgid in self._hook_roots:
-                self._hooks.add(event.child_tgid)
+            if parent_tgid in self._hooks or parent_tgid in self._hook_roots:
+                self._hooks.add(tgid)
             else:
-                self._hooks.discard(event.child_tgid)  # the PID of a dead hook has a new owner
-        found: list[Occurrence] = []
+                self._hooks.discard(tgid)  # the PID of a dead hook has a new owner
+        vanished: list[Occurrence] = []
+        child = None
         if self.tracking.table:
             if not is_process:
                 self.table.thread(event)
             else:
                 child, former = self.table.fork(event)
-                self.newcomers.add(event.child_tgid)
+                self.newcomers.add(tgid)
                 if former is not None and "exit" in self.tracking.kinds:
-                    found.append(self._vanished(former))
+                    vanished.append(self._vanished(former))
                 if child.comm is None:
                     self._fill(child)
-        found += self._tell("fork", event.child_tgid, event.child_pid, event, is_process, {})
-        return found
+        told = self._tell("fork", tgid, event.child_pid, event, is_process, {}, known=child)
+        return [*vanished, *told] if vanished else told
 
     def _exec(self, event: Exec) -> Iterable[Occurrence]:
         tgid = event.process_tgid
@@ -237,11 +239,12 @@ class Tracker:
         found: list[Occurrence] = []
         if self.tracking.records:
             if event.exit_code in self.deaths.wanted:
-                end, death = self.deaths.exit(event)
+                record, death = self.deaths.exit(event)
                 if "exit" in self.tracking.thread_kinds:
-                    found.append(self._thread_end(event, end.record))
+                    found.append(self._thread_end(event, record))
                 if death is not None:
                     found += self._died(death)
+                    return found
             if self.tracking.table and event.process_pid == event.process_tgid:
                 # Early or not: `sweep` asks /proc before a leader's process is forgotten.
                 process = self.table.get(event.process_tgid, event.timestamp_ns)
@@ -293,34 +296,34 @@ class Tracker:
 
     def _died(self, death: Death) -> list[Occurrence]:
         """The death of a process, told by its exit record or, if that was lost, by its event alone."""
-        event, record = death.event, death.record
+        event, record, leader = death.event, death.record, death.leader
         at_ns = event.timestamp_ns if event is not None else None
-        process = self._identity_at_death(death, at_ns)
-        if self.tracking.table and at_ns is not None:
-            known = self.table.get(death.tgid, at_ns)
-            if known is not None:
-                self.table.end(known, at_ns)
-        if "exit" not in self.tracking.kinds or not self._cares("exit", False, process.comm):
+        known = self.table.get(death.tgid, at_ns) if self.tracking.table else None
+        if known is not None and at_ns is not None:
+            self.table.end(known, at_ns)
+        comm = leader.comm if leader is not None else known.comm if known is not None else None
+        if "exit" not in self.tracking.kinds or not self._cares("exit", False, comm):
+            if known is not None and leader is not None:
+                known.comm, known.comm_source = comm, "taskstats"  # it may be the parent of who dies next
             return []
+        process = self._identity_at_death(known or Process(death.tgid), death)
         tid = event.process_pid if event is not None else record.pid if record is not None else death.tgid
         occurrence = Occurrence(
             "exit", process, tid, death.status, at_ns, event.cpu if event is not None else None, usage=record
         )
         return [self._placed(occurrence, event.parent_tgid if event is not None else 0)]
 
-    def _identity_at_death(self, death: Death, at_ns: int | None) -> Process:
+    def _identity_at_death(self, process: Process, death: Death) -> Process:
         """What the table knows, corrected by what the kernel accounted."""
-        known = self.table.get(death.tgid, at_ns) if self.tracking.table else None
-        process = known or Process(death.tgid)
-        leader, last = death.leader, death.record
+        event, last, leader = death.event, death.record, death.leader
         identity = leader or last
         if identity is not None:
             process.uid, process.gid, process.ids_source = identity.uid, identity.gid, "taskstats"
             process.ppid = (last or identity).ppid or process.ppid  # nobody tells when it changes
         if leader is not None:
             process.comm, process.comm_source = leader.comm, "taskstats"
-        if process.start_ns is None and last is not None and at_ns is not None:
-            process.start_ns = at_ns - last.lifetime_us * 1000
+        if process.start_ns is None and last is not None and event is not None:
+            process.start_ns = event.timestamp_ns - last.lifetime_us * 1000
         return process
 
     def _thread_end(self, event: Exit, record: TaskRecord | None) -> Occurrence:
@@ -352,19 +355,23 @@ class Tracker:
         of_process: bool | None,
         details: dict[str, int],
         only_threads: bool = False,
+        known: Process | None = None,
     ) -> list[Occurrence]:
         """The occurrences of an event that is not an exit: one for process rules, one for thread rules.
 
         `of_process`: whether the event is about the process as a whole; None: it is if the thread is the leader.
         """
-        streams = []
-        if kind in self.tracking.kinds and not only_threads and (tid == tgid if of_process is None else of_process):
-            streams.append(False)
-        if kind in self.tracking.thread_kinds:
-            streams.append(True)
-        found = []
-        for of_thread in streams:
-            process = self._living(tgid, event.timestamp_ns)
+        if of_process is None:
+            of_process = tid == tgid
+        for_process = of_process and not only_threads and kind in self.tracking.kinds
+        for_threads = kind in self.tracking.thread_kinds
+        found: list[Occurrence] = []
+        if not (for_process or for_threads):
+            return found
+        process = known or self._living(tgid, event.timestamp_ns)
+        for of_thread in (False, True):
+            if not (for_threads if of_thread else for_process):
+                continue
             # A rename is judged by the new name, which is not in place yet.
             if kind != "comm" and not self._cares(kind, of_thread, process.comm):
                 continue

@@ -144,7 +144,7 @@ class Matcher:
     def cares(self, kind: Kind, of_thread: bool, comm: str | None) -> bool:
         """Whether any rule could match such an event. An unknown name is always worth a look: see pipeline.py."""
         index = self._indices.get((kind, of_thread))
-        return index is not None and (comm is None or bool(index.find(comm)))
+        return index is not None and (comm is None or bool(index.remembered.get(comm) or index.find(comm)))
 
     def candidates(self, occurrence: Occurrence) -> tuple[CompiledRule, ...]:
         """The rules whose events and comm fit, in file order."""
@@ -190,7 +190,7 @@ class _CommIndex:
         self._prefix: dict[str, list[tuple[CompiledRule, Callable[[str], bool]]]] = {}
         self._always: list[tuple[CompiledRule, Callable[[str], bool] | None]] = []
         self._without_comm = tuple(rule for rule in rules if rule.comm is None)
-        self._remembered: dict[str, tuple[CompiledRule, ...]] = {}
+        self.remembered: dict[str, tuple[CompiledRule, ...]] = {}
         for rule in rules:
             self._file(rule)
 
@@ -211,12 +211,12 @@ class _CommIndex:
         """The rules that could match a process of this name. An unknown name fits only rules that name none."""
         if comm is None:
             return self._without_comm
-        found = self._remembered.get(comm)
+        found = self.remembered.get(comm)
         if found is None:
             found = self._look_up(comm)
-            if len(self._remembered) >= _REMEMBERED_COMMS:
-                self._remembered.clear()
-            self._remembered[comm] = found
+            if len(self.remembered) >= _REMEMBERED_COMMS:
+                self.remembered.clear()
+            self.remembered[comm] = found
         return found
 
     def _look_up(self, comm: str) -> tuple[CompiledRule, ...]:

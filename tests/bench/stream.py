@@ -95,7 +95,7 @@ FAILURES = EVERYTHING[1:]
 
 def tracker_for(found: Matcher, taskstats: bool = True) -> Tracker:
     """A tracker with the plan of these rules, which knows the shells."""
-    tracker = Tracker(make_plan(found, Features(taskstats=taskstats)).tracking, NoProc(), 1)
+    tracker = Tracker(make_plan(found, Features(taskstats=taskstats)).tracking, NoProc(), 1, found.cares)
     shells = [Process(_SHELLS + i, 1, 0, name, "procfs", 0, 0, "procfs") for i, name in enumerate(NAMES)]
     if tracker.tracking.table:
         tracker.adopt([Process(1, 0, 0, "init", "procfs", 0, 0, "procfs"), *shells])

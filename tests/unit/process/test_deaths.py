@@ -157,9 +157,9 @@ def test_so_it_is_when_events_cannot_be_filtered_but_records_are(case, seed, cut
 def test_a_thread_that_ends_alone_is_no_death():
     deaths = Deaths(lambda tgid: True)
     deaths.record(record(End(P + 1, 9 << 8, comm="t")))
-    end, death = deaths.exit(event(End(P + 1, 9 << 8), 1))
+    its, death = deaths.exit(event(End(P + 1, 9 << 8), 1))
     assert death is None
-    assert end.record.comm == "t"
+    assert its.comm == "t"
 
 
 @given(st.lists(st.sampled_from(sorted(CASES)), max_size=6), seeds, cut_lists, aheads)
