@@ -133,7 +133,8 @@ END
         sql 'select pg_sleep(60)' & sleep 0.5
         kill -SEGV "$(pgrep -u postgres -f '^postgres: .*SELECT')"; wait $!
         until sql 'select 1'; do sleep 0.2; done                                # the server has recovered
-        kill -KILL "$(head -n 1 data/postmaster.pid)"; wait
+        segment=$(awk 'NR == 7 {print $2}' data/postmaster.pid)                 # nobody else will free it
+        kill -KILL "$(head -n 1 data/postmaster.pid)"; wait; ipcrm -m "$segment"
     """,
     "demo": "exec {python} {demo} > demo.log",
 }
