@@ -5,8 +5,11 @@ Facts:
   (sqlite.org/pragma.html#pragma_synchronous). It outlives this process, not a power cut; spool.py says what that means.
 - locking_mode=EXCLUSIVE: nobody can hold a lock against us once we are in, no reader can keep the WAL from being
   checkpointed, and no shared memory file is needed. Two daemons cannot use one file. fcntl locks go with the process.
-- quick_check verifies NOT NULL and CHECK constraints: a bit that flips in a state or a number is seen when the file is
-  opened. A bit that flips in other text is not: records are parsed with care (store.py).
+- integrity_check verifies NOT NULL and CHECK constraints and that every index has exactly the rows of its table: a bit
+  that flips in a state, a number or an index is seen when the file is opened. quick_check leaves the indexes out, and a
+  job that `waiting` does not name is never run, one that it names twice is run for ever. The price of the difference:
+  30 instead of 20 ms for 20,000 jobs and 10,000 matches. A bit that flips in other text is not seen: records are parsed
+  with care (store.py).
 - page_size=1024: a commit writes whole pages to the WAL, some eight of them for a job. A quarter of the volume that the
   usual 4096 bytes make, at no cost in time.
 - wal_autocheckpoint=0: the two fsyncs of a checkpoint never happen inside a commit that a hook waits for.
@@ -102,6 +105,6 @@ def _make_or_check(db: sqlite3.Connection) -> None:
     (application,) = db.execute("PRAGMA application_id").fetchone()
     if (application, version) != (APPLICATION_ID, SCHEMA_VERSION):
         raise NotOurDatabaseError(f"not a spool of this version (application {application:#x}, version {version})")
-    (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
+    (verdict,) = db.execute("PRAGMA integrity_check(1)").fetchone()
     if verdict != "ok":
-        raise sqlite3.DatabaseError(f"quick_check: {verdict}")
+        raise sqlite3.DatabaseError(f"integrity_check: {verdict}")

@@ -19,6 +19,8 @@ from cnprocd.hooks.store import Store, read_rows
 LIVE = (State.WAITING, State.RUNNING)
 MOST_DAMAGED = 5  # kept aside: a disk that damages one file after the other must not also be filled with them
 
+# What a call on a database can raise: sqlite3 quotes the schema in its messages, and trips over a damaged one itself.
+FAILURES = (sqlite3.Error, UnicodeDecodeError)
 # SQLite's primary result codes that mean the file itself is bad, not the disk under it.
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT})
 
@@ -35,7 +37,7 @@ def salvaged(path: Path) -> Rows:
     try:
         with contextlib.closing(database.connect(path)) as db:
             return read_rows(db, LIVE, damaged=True)
-    except (sqlite3.Error, UnicodeDecodeError):
+    except FAILURES:
         return Rows([], [], [], 0)
 
 
@@ -59,7 +61,9 @@ def with_new_ids(store: Store) -> Store:
 
 def is_damage(error: Exception) -> bool:
     code = getattr(error, "sqlite_errorcode", None)
-    if isinstance(error, database.NotOurDatabaseError) or (isinstance(error, sqlite3.DatabaseError) and code is None):
+    if isinstance(error, (database.NotOurDatabaseError, UnicodeDecodeError)) or (
+        isinstance(error, sqlite3.DatabaseError) and code is None
+    ):
         return True
     return code is not None and code & 0xFF in _DAMAGED
 

@@ -307,7 +307,7 @@ class Spool:
             return False
         try:
             store.adopt(self._store.rows(*State))
-        except sqlite3.Error as error:
+        except salvage.FAILURES as error:
             self.why = salvage.sentence(error)
             store.close()
             return False
@@ -322,7 +322,7 @@ class Spool:
     def _do(self, work: Callable[[Store], T]) -> T:
         try:
             return work(self._store)
-        except sqlite3.Error as error:
+        except salvage.FAILURES as error:
             if not self.durable:
                 raise
             self._move(error)
@@ -360,11 +360,11 @@ class Spool:
         self._log("error", "spool_not_durable", path=str(self.path), reason=self.why)
         return Store(database.in_memory())
 
-    def _move(self, error: sqlite3.Error) -> None:
+    def _move(self, error: Exception) -> None:
         """The file failed under us: carry what lives to a new file, or to memory."""
         old = self._store
         live = Rows([], [], [], 0)
-        with contextlib.suppress(sqlite3.Error):
+        with contextlib.suppress(*salvage.FAILURES):
             live = old.rows(*salvage.LIVE)
         with contextlib.suppress(sqlite3.Error):
             old.close()
@@ -389,6 +389,6 @@ class Spool:
         else:
             self._log("warning", "spool_moved", durable=self.durable, carried=len(live.jobs))
 
-    def _move_aside(self, error: sqlite3.Error) -> None:
+    def _move_aside(self, error: Exception) -> None:
         aside = salvage.move_aside(self.path)
         self._log("error", "spool_damaged", path=str(self.path), kept_as=str(aside), reason=salvage.sentence(error))

@@ -133,7 +133,11 @@ class Store:
             " ORDER BY job_id LIMIT ?",
             (after_id, now_ns, *skip_rules, *skip_jobs, *skip_keys, limit),
         )
-        return [_job(row) for row in rows]
+        found = [_job(row) for row in rows]
+        # SQLite takes the state from the index. If that is damaged, what is done would be given out again and again.
+        if any(job.state is not State.WAITING for job in found):
+            raise sqlite3.DatabaseError("the index of waiting jobs names one that does not wait")
+        return found
 
     def next_due_ns(self, now_ns: int) -> int | None:
         """When the next job that waits for its time comes due."""
@@ -384,7 +388,7 @@ def _record(text: str) -> Record | None:
     """A stored record; None when a damaged disk made something else of it."""
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, TypeError, RecursionError):  # not JSON, not even text, or brackets without end
         return None
     return found if isinstance(found, dict) else None
 
