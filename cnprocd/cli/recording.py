@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, BinaryIO
 
-from cnprocd.connector.uapi import DATAGRAM_SIZE
+from cnprocd.connector.uapi import DATAGRAM_SIZE, NLMSGHDR
 from cnprocd.errors import CnprocdError
 from cnprocd.process.model import Process
 
@@ -32,7 +32,10 @@ MAGIC = b"CNPROCD RECORDING 1\n"
 _HEAD = struct.Struct(">cI")
 _LENGTH = struct.Struct("=H")
 _MOST_CHUNK = 256 << 20
+_MOST_HELD = 2 << 30  # of all that a file unpacks to: a small one can unpack to a thousand times itself
+_CHUNK_COST = 512  # what an empty chunk takes of it
 _PIECE = 1 << 16
+_NUMBERS_END = 1 << 64
 _FACTS = ("tgid", "ppid", "start_ns", "comm", "uid", "gid", "exe", "cmdline", "cgroup", "threads", "counted_ns")
 
 
@@ -98,9 +101,21 @@ def process_of(facts: Any) -> Process:  # noqa: ANN401  # out of a file
     texts = ("comm", "exe", "cmdline", "cgroup")
     if not isinstance(facts, dict) or not {"tgid"} <= set(facts) <= set(_FACTS):
         raise RecordingError("the recording is damaged: what it says of a process cannot be")
-    if any(type(value) is not (str if name in texts else int) for name, value in facts.items()):
+    if not all(_is_text(value) if name in texts else _is_number(value) for name, value in facts.items()):
         raise RecordingError("the recording is damaged: what it says of a process cannot be")
     return Process(**facts)
+
+
+def _is_text(value: object) -> bool:
+    """Text as the kernel's bytes become: any lone surrogate in it stands for a byte."""
+    try:
+        return isinstance(value, str) and value.encode("utf-8", "surrogateescape") is not None
+    except UnicodeEncodeError:
+        return False
+
+
+def _is_number(value: object) -> bool:
+    return type(value) is int and abs(value) < _NUMBERS_END
 
 
 @dataclass(slots=True)
@@ -132,7 +147,7 @@ def read(file: BinaryIO) -> Recording:
         elif kind == b"P" and found.drains:
             found.drains[-1].facts = [process_of(facts) for facts in _json(payload, list)]
         elif kind == b"N":
-            found.names = {int(uid): str(name) for uid, name in _json(payload, dict).items() if uid.isdecimal()}
+            found.names = dict(_names(_json(payload, dict)))
         elif kind == b"E":
             found.end = _json(payload, dict)
         else:
@@ -148,6 +163,7 @@ def _chunks(file: BinaryIO, found: Recording) -> Iterator[tuple[bytes, bytes]]:
     buffer = bytearray()
     decompress = zlib.decompressobj()
     at_end = False
+    held = 0
     while not at_end or buffer:
         while len(buffer) >= _HEAD.size:
             kind, length = _HEAD.unpack_from(buffer)
@@ -157,18 +173,30 @@ def _chunks(file: BinaryIO, found: Recording) -> Iterator[tuple[bytes, bytes]]:
                 break
             payload = bytes(buffer[_HEAD.size : _HEAD.size + length])
             del buffer[: _HEAD.size + length]
+            held += length + _CHUNK_COST
+            if held > _MOST_HELD:
+                raise RecordingError(
+                    f"the recording unpacks to more than {_MOST_HELD >> 30} GiB", "record for a shorter time"
+                )
             yield kind, payload
         if at_end:
             break
         piece = file.read(_PIECE)
-        at_end = not piece
+        at_end = not piece or decompress.eof  # what stands behind the end is not ours
         try:
-            buffer += decompress.decompress(piece) if piece else b""
+            buffer += b"" if at_end else decompress.decompress(piece)
         except zlib.error as error:
             raise RecordingError(f"the recording is damaged: {error}") from error
         if len(buffer) > _MOST_CHUNK + _HEAD.size:
             raise RecordingError("the recording is damaged: it unpacks to more than it can hold")
     found.cut_short = not decompress.eof
+
+
+def _names(names: dict[str, Any]) -> Iterator[tuple[int, str]]:
+    for uid, name in names.items():
+        if not (uid.isdecimal() and len(uid) <= 10 and _is_text(name)):
+            raise RecordingError("the recording is damaged: a user that cannot be")
+        yield int(uid), name
 
 
 def _whole(payload: bytes) -> bytes:
@@ -184,7 +212,7 @@ def _messages(payload: bytes) -> Iterator[bytes]:
             raise RecordingError("the recording is damaged: half an exit record")
         (length,) = _LENGTH.unpack_from(payload, at)
         at += _LENGTH.size
-        if at + length > len(payload):
+        if length < NLMSGHDR.size or at + length > len(payload):
             raise RecordingError("the recording is damaged: half an exit record")
         yield payload[at : at + length]
         at += length

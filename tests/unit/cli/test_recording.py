@@ -7,6 +7,7 @@ import os
 import stat
 import struct
 import sys
+import zlib
 
 import pytest
 from hypothesis import given
@@ -149,7 +150,9 @@ def test_replay_shows_figures(tmp_path, rules, capsys):
     assert "6 events and 0 exit records of 3.0 s, 3 matches, born 2, died 1" in out
 
 
-@given(st.lists(processes, max_size=4), st.binary(max_size=300), st.lists(st.binary(max_size=60), max_size=4))
+@given(
+    st.lists(processes, max_size=4), st.binary(max_size=300), st.lists(st.binary(min_size=16, max_size=60), max_size=4)
+)
 def test_what_is_written_is_read(start, noise, messages):
     file = io.BytesIO()
     writer = Writer(file)
@@ -209,6 +212,12 @@ def test_a_bomb_is_refused():
         (b"H", []),
         (b"H", {"family": "x"}),
         (b"?", 1),
+        # Found by fuzzing: what the kernel could not have said, and no later step can hold.
+        (b"S", [{"tgid": 1, "comm": "\ud800"}]),
+        (b"S", [{"tgid": 1, "start_ns": 10**400}]),
+        (b"N", {"9" * 4301: "oracle"}),
+        (b"N", {"7": "\ud800"}),
+        (b"N", {"7": 7}),
     ],
 )
 def test_chunks_of_another_shape_are_refused(kind, value):
@@ -235,3 +244,29 @@ def test_record_does_not_overwrite(tmp_path, capsys):
 def test_record_without_privilege_leaves_a_private_file_at_most(tmp_path):
     assert run(["record", str(tmp_path / "file")]) != 0
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o600
+
+
+def unpacking_to(chunk, times):
+    """A small file that unpacks to many chunks."""
+    compress = zlib.compressobj(9)
+    head = struct.pack(">cI", b"H", 2) + b"{}"
+    file = MAGIC + compress.compress(head)
+    for _ in range(times):
+        file += compress.compress(chunk * 1000)
+    return file + compress.flush()
+
+
+def test_found_by_fuzzing_what_a_file_unpacks_to_is_bounded(monkeypatch):
+    monkeypatch.setattr("cnprocd.cli.recording._MOST_HELD", 1 << 20)
+    file = unpacking_to(struct.pack(">cI", b"D", 0), 10)
+    assert len(file) < 1000
+    with pytest.raises(RecordingError, match="unpacks to more than"):
+        read(io.BytesIO(file))
+
+
+def test_what_stands_behind_the_end_is_not_even_read():
+    """zlib keeps all of it, copied once for every piece."""
+    whole = a_recording()
+    file = io.BytesIO(whole + bytes(4 << 20))
+    assert not read(file).cut_short
+    assert file.tell() < len(whole) + (1 << 20)
