@@ -23,6 +23,7 @@ from cnprocd.errors import EX_UNAVAILABLE, CnprocdError
 
 VERSION = 1
 MAX_FRAME = 1 << 20
+DEEPEST = 64  # of brackets: what reads and writes JSON goes down one call a level, and calls end at some thousand
 SOCKET_NAME = "control.sock"
 WRONG_USAGE = 2  # what argparse ends with; the other statuses are those of errors.py
 _LENGTH = struct.Struct(">I")
@@ -123,7 +124,23 @@ def _object(payload: bytes) -> dict[str, Value]:
         raise ProtocolError("a frame that is not JSON", str(error)[:80]) from error
     if not isinstance(value, dict):
         raise ProtocolError("a frame that is not a JSON object")
+    if _is_deeper(value, DEEPEST):
+        raise ProtocolError(f"a frame nested deeper than {DEEPEST} levels")
     return value
+
+
+def _is_deeper(value: Value, levels: int) -> bool:
+    level = [value]
+    for _ in range(levels):
+        level = [
+            inner
+            for one in level
+            if isinstance(one, (dict, list))
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def to_request(value: Mapping[str, Value]) -> Request:

@@ -1,5 +1,6 @@
 """Frames: what is packed comes back whole however it is cut, and no bytes do more than end the connection."""
 
+import contextlib
 import itertools
 import json
 import struct
@@ -116,3 +117,23 @@ def test_another_version_is_named(version):
     with pytest.raises(ProtocolError, match="different releases"):
         to_request({"v": version, "verb": "status"})
     assert VERSION == 1
+
+
+@pytest.mark.parametrize(
+    "verb", ['{"v":1,"verb":"x","args":{"a":%s}}', '{"v":%s}', '{"v":1,"ok":false,"error":{"what":%s}}']
+)
+@pytest.mark.parametrize("depth", [62, 63, 900, 975, 985, 990])
+def test_found_by_fuzzing_a_frame_nested_near_the_limit_of_calls_is_refused(verb, depth):
+    """json.loads takes what json.dumps, deeper in the calls, then gives up on with a RecursionError."""
+    payload = (verb % ("[" * depth + "]" * depth)).encode()
+    decoder = Decoder()
+    decoder.feed(struct.pack(">I", len(payload)) + payload)
+    with contextlib.suppress(ProtocolError):
+        value = decoder.next()
+        assert depth <= 63
+        for read in (to_request, to_reply):
+            with contextlib.suppress(ProtocolError):
+                read(value)
+        assert pack(Answer(value))
+        return
+    assert depth >= 62
