@@ -14,6 +14,7 @@ Facts:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 from collections.abc import Iterator, Mapping, Sequence
@@ -74,7 +75,8 @@ def exact(record: Record, name: str) -> object:
     """The value of a field before it was escaped for the log; text keeps undecodable bytes as surrogates."""
     raw = record.get(f"{name}_hex")
     if isinstance(raw, str):
-        return bytes.fromhex(raw).decode("utf-8", "surrogateescape")
+        with contextlib.suppress(ValueError):  # no hexadecimal: from a damaged disk, or a reader that makes things up
+            return bytes.fromhex(raw).decode("utf-8", "surrogateescape")
     return record.get(name)
 
 

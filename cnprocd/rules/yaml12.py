@@ -284,19 +284,22 @@ def _encodable(text: str) -> bool:
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 _CONTROL_HINT = 'write it as an escape in double quotes, like "\\x1b"'
 _BLOCK_HINT = 'text that begins with > or | needs quotes: "> 3"'
+_LINE_END = re.compile(r"\r\n|\r|\n")
 _TAB_INDENT = re.compile(r"^ *\t", re.MULTILINE)
 
 
 def _mark_of_offset(text: str, offset: int) -> Mark:
     start = max(text.rfind("\n", 0, offset), text.rfind("\r", 0, offset)) + 1
-    return Mark(len(re.findall(r"\r\n|\r|\n", text[:offset])) + 1, offset - start + 1)
+    return Mark(len(_LINE_END.findall(text[:offset])) + 1, offset - start + 1)
 
 
 def _syntax_flaw(error: yaml.MarkedYAMLError, text: str) -> Flaw:
     at = error.problem_mark or error.context_mark
     mark = Mark(at.line + 1, at.column + 1) if at else Mark(1, 1)
-    lines = text.splitlines()
-    line = lines[mark.line - 1] if mark.line <= len(lines) else ""
+    lines = _LINE_END.split(text)
+    if mark.line > len(lines):  # libyaml counts one line too many at the end of a file without a final newline
+        mark = Mark(len(lines), len(lines[-1]) + 1)
+    line = lines[mark.line - 1]
     tab = _TAB_INDENT.match(line)
     if tab:
         return Flaw(

@@ -131,3 +131,9 @@ def test_a_huge_or_hostile_text_cannot_make_the_exec_fail():
 def test_a_message_for_people_cannot_deceive():
     template = hook("r", "{comm}[{pid}] is gone").command[0]
     assert render.message(template, job(record(b"\x1b[2J"))) == "\\x1b[2J[42] is gone"
+
+
+@pytest.mark.parametrize("raw", ["zz", "6", "\udcff", "6 f"])
+def test_found_by_fuzzing_a_hex_field_that_is_none_leaves_the_field_as_it_was_logged(raw):
+    """From a damaged spool, or from a reader that makes things up: the hook runs all the same."""
+    assert environment({"comm": "x\\xff", "comm_hex": raw})[b"CNPROCD_COMM"] == b"x\\xff"

@@ -163,3 +163,11 @@ def test_locate():
     # A single item that a model reads as a list of one, and what is not there at all.
     assert yaml12.locate(root, ("a", 0), on_key=False) == Mark(1, 4)
     assert yaml12.locate(root, (), on_key=False) == Mark(1, 1)
+
+
+@pytest.mark.parametrize("text", ["a: 1\nfoo", "- a\nb", "a: |\n x\r\nfoo", "a: 1\rfoo"])
+@both
+def test_found_by_fuzzing_a_mistake_at_the_end_of_a_last_line_without_newline_is_in_that_line(text, loader):
+    document = yaml12.read(text, loader)
+    assert document.broken
+    assert document.flaws[-1].mark.line <= 2 + text.count("\r\n")
