@@ -1,5 +1,7 @@
 """Exit records against messages laid out by ctypes from taskstats.h, in every version there is, and against garbage."""
 
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -82,6 +84,24 @@ def test_what_is_not_an_exit_record_is_refused():
     assert "type 16" in unreadable(exit_record(stats, family=16))
     assert "command 1" in unreadable(exit_record(stats, family=FAMILY, cmd=1))
     assert "names" in unreadable(exit_record(stats, family=FAMILY, named_pid=6))
+
+
+@pytest.mark.parametrize("at", [20, 22, 24, 26, 32, 34])
+def test_found_by_fuzzing_a_message_of_other_attributes_is_refused(at):
+    """As from a kernel that pads before the struct: nothing would be where it is looked for."""
+    message = bytearray(exit_record(taskstats(13, ac_pid=5, ac_tgid=5), family=FAMILY))
+    message[at : at + 2] = b"\x06\x00"
+    assert "attributes" in unreadable(bytes(message))
+
+
+def test_found_by_fuzzing_only_a_group_attribute_is_read_as_the_group():
+    message = bytearray(
+        exit_record(taskstats(13, ac_pid=5, ac_tgid=5), taskstats(13, cpu_run_virtual_total=9_000), FAMILY)
+    )
+    assert decode_record(bytes(message), FAMILY).threaded
+    at = 20 + int.from_bytes(message[20:22], sys.byteorder)
+    message[at + 2 : at + 4] = b"\x06\x00"
+    assert not decode_record(bytes(message), FAMILY).threaded
 
 
 @given(st.binary(max_size=700))
