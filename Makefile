@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 RUN := /run/cnprocd-make
 
-.PHONY: run demo test lint unit kernel clean package test-vm bench bench-full
+.PHONY: run demo test lint unit kernel fuzz clean package test-vm bench bench-full
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -61,6 +61,11 @@ bench: $(STAMP)
 
 bench-full: $(STAMP)
 	$(BIN)/python tests/bench/bench.py --full
+
+# Damaged inputs for everything that reads what others wrote: over ten million, some fifteen minutes. For less or other:
+# make fuzz FUZZ="rules spool --seconds 60", or FUZZ=--help.
+fuzz: $(STAMP)
+	$(BIN)/python tests/fuzz/fuzz.py $(FUZZ)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
