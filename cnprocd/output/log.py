@@ -80,8 +80,7 @@ def make_log(output: Output, threshold: str = "info") -> Log:
         _Writer(output),
         processors=[_stamp, _hand_over],
         wrapper_class=structlog.BoundLoggerBase,
-        cache_logger_on_first_use=True,
-    )
+    ).bind()  # once: the lazy proxy binds anew for every record
 
     def log(level: str, event: str, **fields: object) -> None:
         if LEVELS.index(level) >= lowest:
