@@ -248,6 +248,7 @@ def main() -> int:
     if os.geteuid() != 0:
         print("the bench needs root: every listener does")
         return 77
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # a package brings its bytecode; the first start here makes it
     if options.publish is not None:
         print(report.targets_table(json.loads(options.publish.read_text())))
         report.publish(json.loads(options.publish.read_text()), options.publish)
