@@ -183,6 +183,15 @@ def test_watch_shows_matches_as_they_happen(tmp_path):
         assert (plain.process.wait(PATIENCE_S), filtered.process.wait(PATIENCE_S)) == (0, 0)
 
 
+def test_watch_marks_what_a_throttle_held_back(tmp_path):
+    cooling = "  - {name: cooling, events: [nonzero_exit], match: {comm: cnpcool}, cooldown: 1m}\n"
+    with running(tmp_path, rules(more=cooling)) as daemon:
+        watching = Watching(daemon, "--count", "2")
+        for _ in range(2):
+            fail("cnpcool")
+        assert [watching.next().get("held_by") for _ in range(2)] == [None, "cooldown"]
+
+
 def test_watch_ends_cleanly_with_the_daemon(tmp_path):
     with running(tmp_path, rules()) as daemon:
         watching = Watching(daemon)
