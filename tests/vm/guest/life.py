@@ -43,8 +43,9 @@ def kernel_suite() -> str:
     run("dpkg-deb", "-x", str(deb), str(unpacked))
     roots = [unpacked / "usr/lib/cnprocd", unpacked / "usr/lib/python3/dist-packages"]
     path = os.pathsep.join(str(root) for root in roots if (root / "cnprocd").is_dir())
+    files = [f"tests/kernel/test_{name}.py" for name in KERNEL_TESTS]
     done = subprocess.run(
-        ["python3", "-m", "pytest", "-q", "-ra", "-p", "no:cacheprovider", *(f"tests/kernel/test_{name}.py" for name in KERNEL_TESTS)],
+        ["python3", "-m", "pytest", "-q", "-ra", "-p", "no:cacheprovider", *files],
         cwd=HERE, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=1700,
     )  # fmt: skip
     expect(done.returncode == 0, f"{done.stdout[-6000:]}{done.stderr[-2000:]}")
