@@ -14,11 +14,13 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal
 
+from cnprocd.rules.dearness import MOST_WAYS, ways
 from cnprocd.rules.mistakes import MistakeError, mistake, nearest, shown
 from cnprocd.rules.syntax import each, text
 from cnprocd.rules.values import Pattern
 
 COMM_BYTES = 15
+LONGEST_TEXT = 4096  # of a path (PATH_MAX), and of a command line as stat.py cuts it
 HIGHEST_ID = 2**32 - 2
 ACCEPT_PATTERN = 'text, a glob "ora_*", a regular expression "/^ora_/", "$list_name", or a list of these'
 
@@ -60,7 +62,7 @@ def pattern(value: object, kind: AttributeKind = "text") -> Pattern:
                 ACCEPT_PATTERN,
                 f'write "/(?i){raw[1:-2]}/" for the expression, or "[/]{raw[1:]}" for the path',
             )
-        return _regex(raw)
+        return _regex(raw, COMM_BYTES if kind == "comm" else LONGEST_TEXT)
     if raw.startswith("$"):
         raise mistake(
             f"{shown(raw)}: a list cannot be used here", ACCEPT_PATTERN, 'a text that starts with $: "[$]..."'
@@ -71,7 +73,7 @@ def pattern(value: object, kind: AttributeKind = "text") -> Pattern:
     return parsed
 
 
-def _regex(raw: str) -> Pattern:
+def _regex(raw: str, longest: int) -> Pattern:
     source = "(?i)" + raw[1:-2] if raw.endswith("/i") else raw[1:-1]
     try:
         with warnings.catch_warnings():
@@ -81,6 +83,13 @@ def _regex(raw: str) -> Pattern:
             re.compile(source.encode())  # comm is bytes to the kernel; the matcher may work on either
     except (re.error, Warning, OverflowError, RecursionError, ValueError) as error:
         raise mistake(f"the regular expression {shown(raw)} does not compile: {error}", ACCEPT_PATTERN) from error
+    if ways(source, longest) > MOST_WAYS:
+        raise mistake(
+            f"the regular expression {shown(raw)} could hold the daemon for minutes: there are too many ways"
+            f" to read a text of {longest} characters with it",
+            "few repeats, none within another",
+            'begin it with ^, or write a glob, which is never dear: "*java*server*"',
+        )
     return Pattern("regex", source)
 
 
