@@ -66,6 +66,7 @@ class Tracker:
         self._hook_roots = {own_tgid}  # whoever these fork is a hook, and so is whoever that forks
         self._hooks: set[int] = set()
         self._dead_hooks: set[int] = set()
+        self._spares: set[int] = set()  # children of a root that nobody has called a hook (hooks/starter.py)
         self._cores: dict[int, int] = {}  # tgid -> time of its coredump event: one dump is told once
         self._codes: dict[int, Telling] = {}  # tgid -> what its threads' ends say so far, where threads are counted
         self._leaderless: dict[int, Exit] = {}  # tgid -> its leader's exit, where threads are counted
@@ -121,6 +122,7 @@ class Tracker:
         dead = {tgid for tgid in self._hooks if not is_alive(tgid)}
         self._hooks -= dead & self._dead_hooks
         self._dead_hooks = dead
+        self._spares &= self._hooks
         found: list[Occurrence] = []
         gone: set[int] = set()  # likewise, the end of its last thread may still be in the queue
         for tgid, event in list(self._leaderless.items()):
@@ -136,8 +138,8 @@ class Tracker:
 
     @property
     def hooks_alive(self) -> bool:
-        """Whether any descendant of a hook may still be running."""
-        return bool(self._hooks)
+        """Whether any hook or descendant of one may still be running; a spare that waits for its order is none."""
+        return not self._hooks <= self._spares
 
     def add_hook_root(self, tgid: int) -> None:
         """Everything this process forks from now on is a hook."""
@@ -146,6 +148,7 @@ class Tracker:
     def add_hook(self, tgid: int) -> None:
         """This process is a hook or a descendant of one."""
         self._hooks.add(tgid)
+        self._spares.discard(tgid)
 
     # Recovery: see pipeline.resync for the order of these calls.
 
@@ -167,7 +170,11 @@ class Tracker:
         tgid, parent_tgid = event.child_tgid, event.parent_tgid
         is_process = event.child_pid == tgid
         if is_process:
-            if parent_tgid in self._hooks or parent_tgid in self._hook_roots:
+            if parent_tgid in self._hook_roots:
+                if tgid not in self._hooks:
+                    self._hooks.add(tgid)
+                    self._spares.add(tgid)
+            elif parent_tgid in self._hooks:
                 self._hooks.add(tgid)
             else:
                 self._hooks.discard(tgid)  # the PID of a dead hook has a new owner

@@ -8,9 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 from harness import PATIENCE_S, Daemon, child, hook_rules, rename, running, wait_status
+
+from cnprocd.control.client import Client
 
 LOG = """
 rules:
@@ -265,3 +268,21 @@ def test_a_rule_for_everything_with_a_failing_hook_does_not_feed_itself(tmp_path
         matched = {record["pid"] for record in daemon.matches("clean")}
         parents = {record["ppid"] for record in daemon.matches("clean")}
         assert hooks and not hooks & matched and not hooks & parents
+
+
+def test_after_its_hooks_it_asks_for_no_more_than_before(tmp_path):
+    """Hooks' descendants are known by forks, which nobody else needs: they are asked for while a hook may run."""
+
+    def asked(client):
+        return client.ask("status")["events"]["asked"]
+
+    with running(tmp_path, hook_rules(tmp_path, "(sleep 0.2 &) ")) as daemon, Client(tmp_path / "run") as client:
+        before = asked(client)
+        assert before == ["nonzero_exit"]
+        fail("cnptest-h")
+        daemon.wait_for("hook_started")
+        assert "fork" in asked(client)
+        daemon.wait_for("hook_finished")
+        deadline = time.monotonic() + PATIENCE_S
+        while asked(client) != before:
+            assert time.monotonic() < deadline, f"still asks for {asked(client)}"

@@ -145,6 +145,28 @@ def test_hooks_are_forgotten_when_they_were_dead_at_two_sweeps():
     assert not scene.tracker.hooks_alive
 
 
+def test_a_spare_that_waits_for_its_order_is_no_hook_that_runs():
+    scene = Scene()
+    scene.machine.fork(OWN, 100)
+    scene.run()
+    assert not scene.tracker.hooks_alive
+    scene.tracker.add_hook(100)  # it got its order
+    assert scene.tracker.hooks_alive
+    scene.machine.fork(100, 101)
+    scene.machine.exit(100, 0)
+    scene.run()
+    scene.sweep()
+    scene.sweep()
+    assert scene.tracker.hooks_alive, "what it left behind"
+    scene.tracker.add_hook(103)  # told of before its fork is read
+    scene.machine.fork(OWN, 103)
+    scene.machine.exit(101, 0)
+    scene.run()
+    scene.sweep()
+    scene.sweep()
+    assert scene.tracker.hooks_alive
+
+
 # --- core dumps
 
 
