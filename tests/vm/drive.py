@@ -68,10 +68,12 @@ def packages(guest: str, scratch: Path) -> dict[str, Path]:
 def payload(guest: str, scratch: Path) -> Path:
     files = packages(guest, scratch)
     files |= {path.name: path for path in (HERE / "guest").glob("*.py")}
-    for path in (ROOT / "tests/kernel").rglob("*"):
-        if path.is_file() and "__pycache__" not in path.parts:
-            files[str(path.relative_to(ROOT))] = path
-    files |= {name: ROOT / name for name in ("tests/conftest.py", "pyproject.toml")}
+    for folder in ("tests/kernel", "tests/recordings", "tests/demo", "config/examples"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                files[str(path.relative_to(ROOT))] = path
+    others = ("tests/conftest.py", "tests/unit/cli/test_recorded_examples.py", "pyproject.toml")
+    files |= {name: ROOT / name for name in others}
     return pack_payload(scratch / "payload.tar", files)
 
 
