@@ -346,7 +346,7 @@ def complete(occurrence: Occurrence, reader: ProcReader) -> None:
         if parent is not None and (parent.start_ns or 0) <= (process.start_ns or occurrence.kernel_time_ns or 0):
             occurrence.ancestors = (parent,)
     known = process.cmdline is not None and process.cgroup is not None and process.uid is not None
-    if occurrence.recovered or known:
+    if occurrence.recovered or occurrence.reaped or known:
         return
     fresh = reader.read(process.tgid, EVERYTHING, "procfs")
     if fresh is None or not _is_same(process, fresh, occurrence):

@@ -97,6 +97,7 @@ class Occurrence:
     usage: TaskRecord | None = None
     ancestors: tuple[Process, ...] | None = None  # parent first; None when nobody knows
     from_hook: bool = False
+    reaped: bool = False  # an exit that the kernel told of when /proc had nothing of the process any more
     details: dict[str, int] = field(default_factory=dict)  # what only this kind of event carries
 
     @property

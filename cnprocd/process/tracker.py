@@ -318,6 +318,8 @@ class Tracker:
         occurrence = Occurrence(
             "exit", process, tid, death.status, at_ns, event.cpu if event is not None else None, usage=record
         )
+        # cn_proc.c names no parent of a task that was released before; a thread always is, its process may be a zombie.
+        occurrence.reaped = event is not None and event.parent_tgid == 0 and event.process_pid == death.tgid
         return [self._placed(occurrence, event.parent_tgid if event is not None else 0)]
 
     def _identity_at_death(self, process: Process, death: Death) -> Process:

@@ -75,9 +75,9 @@ def _printable(text: str) -> str:
 
 def _pointed(line: str, column: int) -> tuple[str, str]:
     """The line and its caret line; a long line is cut to a window around the column."""
-    clean = "".join(c if c.isprintable() or c == "\t" else "\N{REPLACEMENT CHARACTER}" for c in line)
-    start = max(0, column - WIDEST // 2) if len(clean) > WIDEST else 0
-    window = clean[start : start + WIDEST]
+    start = max(0, column - WIDEST // 2) if len(line) > WIDEST else 0
+    cut = line[start : start + WIDEST]  # first of all: a line of a megabyte may have a hundred thousand mistakes
+    window = "".join(c if c.isprintable() or c == "\t" else "\N{REPLACEMENT CHARACTER}" for c in cut)
     padding = "".join("\t" if c == "\t" else " " for c in window[: column - 1 - start])
     return window, padding + "^"
 
