@@ -268,11 +268,11 @@ class Daemon:
 
     def add(self, hook_pid: int) -> None:
         """A hook was started; it has not done anything yet."""
-        self.pipeline.tracker.add_hook(hook_pid)
+        self.pipeline.tracker.family.add(hook_pid)
 
     def add_root(self, runner_pid: int) -> None:
         """The runner service said who it is; it has not started anything yet."""
-        self.pipeline.tracker.add_hook_root(runner_pid)
+        self.pipeline.tracker.family.roots.add(runner_pid)
 
     def follow(self) -> None:
         """Called before a hook is started: ask for forks, so that whatever comes of it is known."""
@@ -284,7 +284,7 @@ class Daemon:
 
     def _stop_following(self) -> None:
         since = self._following_since
-        if since is None or self.actions.busy or self.pipeline.tracker.hooks_alive:
+        if since is None or self.actions.busy or self.pipeline.tracker.family.alive:
             return
         if time.monotonic() - since >= TICK_S:
             self._following_since = None

@@ -313,7 +313,7 @@ class Pipeline:
         """Hooks that outlived the last daemon, and what they started, are known by the job id in their environment."""
         for process in snapshot:
             if self._reader.is_hook(process.tgid):
-                self.tracker.add_hook(process.tgid)
+                self.tracker.family.add(process.tgid)
 
     def _tell_rejects(self) -> None:
         """Datagrams that the kernel did not send, at most one record in a while."""

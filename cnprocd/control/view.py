@@ -53,7 +53,7 @@ def status(daemon: Daemon) -> dict[str, Value]:
         "table": {
             "kept": daemon.plan.tracking.table,
             "processes": len(daemon.pipeline.tracker.table),
-            "hooks_alive": daemon.pipeline.tracker.hooks_alive,
+            "hooks_alive": daemon.pipeline.tracker.family.alive,
         },
         "jobs": jobs(daemon),
         "kernel": _kernel(daemon),

@@ -16,6 +16,7 @@ from cnprocd.connector.event import Comm, Coredump, Event, Exec, Exit, Fork, Gid
 from cnprocd.connector.status import EVERY_STATUS, StatusSet
 from cnprocd.connector.taskrecord import TaskRecord
 from cnprocd.process.deaths import Death, Deaths, Telling
+from cnprocd.process.family import Family
 from cnprocd.process.model import Kind, Occurrence, Process, Source, Wanted
 from cnprocd.process.table import KEEP_NS, Table, same_process
 
@@ -63,10 +64,7 @@ class Tracker:
         self.use(tracking, cares)
         self._reader = reader
         self.newcomers: set[int] = set()  # tgids that were born or took another name since the last tick, with a table
-        self._hook_roots = {own_tgid}  # whoever these fork is a hook, and so is whoever that forks
-        self._hooks: set[int] = set()
-        self._dead_hooks: set[int] = set()
-        self._spares: set[int] = set()  # children of a root that nobody has called a hook (hooks/starter.py)
+        self.family = Family(own_tgid)
         self._cores: dict[int, int] = {}  # tgid -> time of its coredump event: one dump is told once
         self._codes: dict[int, Telling] = {}  # tgid -> what its threads' ends say so far, where threads are counted
         self._leaderless: dict[int, Exit] = {}  # tgid -> its leader's exit, where threads are counted
@@ -118,11 +116,7 @@ class Tracker:
         self.deaths.prune()
         if len(self._cores) > 64:
             self._cores = {tgid: at for tgid, at in self._cores.items() if at > now_ns - 60_000_000_000}
-        # A dead hook's exit may still be in the queue: it is forgotten only when it was dead the last time too.
-        dead = {tgid for tgid in self._hooks if not is_alive(tgid)}
-        self._hooks -= dead & self._dead_hooks
-        self._dead_hooks = dead
-        self._spares &= self._hooks
+        self.family.sweep(is_alive)
         found: list[Occurrence] = []
         gone: set[int] = set()  # likewise, the end of its last thread may still be in the queue
         for tgid, event in list(self._leaderless.items()):
@@ -135,20 +129,6 @@ class Tracker:
                 gone.add(tgid)
         self._dead_leaderless = gone
         return found
-
-    @property
-    def hooks_alive(self) -> bool:
-        """Whether any hook or descendant of one may still be running; a spare that waits for its order is none."""
-        return not self._hooks <= self._spares
-
-    def add_hook_root(self, tgid: int) -> None:
-        """Everything this process forks from now on is a hook."""
-        self._hook_roots.add(tgid)
-
-    def add_hook(self, tgid: int) -> None:
-        """This process is a hook or a descendant of one."""
-        self._hooks.add(tgid)
-        self._spares.discard(tgid)
 
     # Recovery: see pipeline.resync for the order of these calls.
 
@@ -167,17 +147,10 @@ class Tracker:
     # One handler per event type.
 
     def _fork(self, event: Fork) -> Iterable[Occurrence]:
-        tgid, parent_tgid = event.child_tgid, event.parent_tgid
+        tgid = event.child_tgid
         is_process = event.child_pid == tgid
         if is_process:
-            if parent_tgid in self._hook_roots:
-                if tgid not in self._hooks:
-                    self._hooks.add(tgid)
-                    self._spares.add(tgid)
-            elif parent_tgid in self._hooks:
-                self._hooks.add(tgid)
-            else:
-                self._hooks.discard(tgid)  # the PID of a dead hook has a new owner
+            self.family.fork(event)
         vanished: list[Occurrence] = []
         child = None
         if self.tracking.table:
@@ -415,7 +388,7 @@ class Tracker:
         process = occurrence.process
         if parent_tgid:
             process.ppid = parent_tgid
-        occurrence.from_hook = process.tgid in self._hooks or process.ppid in self._hook_roots
+        occurrence.from_hook = process.tgid in self.family or process.ppid in self.family.roots
         if self.tracking.table:
             told = bool(parent_tgid) or occurrence.usage is not None
             occurrence.ancestors = self.table.ancestors(process, occurrence.kernel_time_ns, told, self._parent_now)

@@ -114,7 +114,7 @@ def test_the_daemon_s_own_exit_is_not_a_hook_s():
 
 def test_a_root_that_is_added_makes_hooks_and_is_none():
     scene = Scene(own=4711)
-    scene.tracker.add_hook_root(60)
+    scene.tracker.family.roots.add(60)
     scene.machine.fork(60, 100)
     scene.machine.exit(100, 0)
     scene.machine.exit(60, 0)
@@ -123,7 +123,7 @@ def test_a_root_that_is_added_makes_hooks_and_is_none():
 
 def test_a_hook_that_outlived_the_last_daemon_is_made_known():
     scene = Scene()
-    scene.tracker.add_hook(60)
+    scene.tracker.family.add(60)
     scene.machine.fork(60, 100)
     scene.machine.exit(100, 0)
     scene.machine.exit(60, 0)
@@ -136,35 +136,35 @@ def test_hooks_are_forgotten_when_they_were_dead_at_two_sweeps():
     scene.machine.fork(100, 101)
     scene.run()
     scene.sweep()
-    assert scene.tracker.hooks_alive
+    assert scene.tracker.family.alive
     scene.machine.exit(100, 0)
     scene.machine.exit(101, 0)
     scene.sweep()
     assert family(scene) == {100: True, 101: True}, "their exits were still in the queue at the first sweep"
     scene.sweep()
-    assert not scene.tracker.hooks_alive
+    assert not scene.tracker.family.alive
 
 
 def test_a_spare_that_waits_for_its_order_is_no_hook_that_runs():
     scene = Scene()
     scene.machine.fork(OWN, 100)
     scene.run()
-    assert not scene.tracker.hooks_alive
-    scene.tracker.add_hook(100)  # it got its order
-    assert scene.tracker.hooks_alive
+    assert not scene.tracker.family.alive
+    scene.tracker.family.add(100)  # it got its order
+    assert scene.tracker.family.alive
     scene.machine.fork(100, 101)
     scene.machine.exit(100, 0)
     scene.run()
     scene.sweep()
     scene.sweep()
-    assert scene.tracker.hooks_alive, "what it left behind"
-    scene.tracker.add_hook(103)  # told of before its fork is read
+    assert scene.tracker.family.alive, "what it left behind"
+    scene.tracker.family.add(103)  # told of before its fork is read
     scene.machine.fork(OWN, 103)
     scene.machine.exit(101, 0)
     scene.run()
     scene.sweep()
     scene.sweep()
-    assert scene.tracker.hooks_alive
+    assert scene.tracker.family.alive
 
 
 # --- core dumps
