@@ -20,6 +20,9 @@ from cnprocd.rules.syntax import each, text
 from cnprocd.rules.values import Pattern
 
 COMM_BYTES = 15
+# Entries that all uses of all lists may add up to: else a megabyte of rules, each with a list of a hundred thousand
+# names, would be billions of patterns.
+MOST_EXPANDED = 200_000
 LONGEST_TEXT = 4096  # of a path (PATH_MAX), and of a command line as stat.py cuts it
 HIGHEST_ID = 2**32 - 2
 ACCEPT_PATTERN = 'text, a glob "ora_*", a regular expression "/^ora_/", "$list_name", or a list of these'
@@ -35,6 +38,7 @@ class Context:
     lists: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
     user: Callable[[str], int | None] = lambda name: None
     group: Callable[[str], int | None] = lambda name: None
+    expanded: list[int] = field(default_factory=lambda: [0], compare=False)  # one number: the entries used so far
 
 
 def _listed(reference: str, context: Context) -> tuple[str, ...]:
@@ -42,6 +46,13 @@ def _listed(reference: str, context: Context) -> tuple[str, ...]:
     if name not in context.lists:
         known = ", ".join(f"${known}" for known in sorted(context.lists)) or "none is defined under lists:"
         raise mistake(f'there is no list named "{name}"', f"one of the lists: {known}", nearest(name, context.lists))
+    context.expanded[0] += len(context.lists[name])
+    if context.expanded[0] > MOST_EXPANDED:
+        raise mistake(
+            f"with {reference} the lists that are used have more than {MOST_EXPANDED} entries in all",
+            "shorter lists, used less often",
+            "write globs, or one rule with the list in place of many",
+        )
     return context.lists[name]
 
 

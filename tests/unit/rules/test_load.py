@@ -380,3 +380,22 @@ def test_the_descriptor_is_the_judged_file_and_none_is_left_open(tmp_path):
     with pytest.raises(UntrustedError):
         open_trusted(file)
     assert os.listdir("/proc/self/fd") == before
+
+
+def test_found_by_fuzzing_lists_of_lists_of_names_are_no_bomb(tmp_path):
+    """A megabyte of this would be billions of patterns."""
+    entries = ", ".join(f"n{number}" for number in range(5000))
+    rules = "".join(f"  - {{name: r{number}, events: exit, match: {{comm: $many}}}}\n" for number in range(50))
+    found = problems(written(tmp_path, f"lists: {{many: [{entries}]}}\nrules:\n{rules}"))
+    assert len(found) == 10  # 40 times 5,000 is what is allowed
+    assert "more than 200000 entries" in found[0].message
+    assert found[0].line == 43
+
+
+def test_found_by_fuzzing_showing_many_mistakes_in_one_line_takes_no_longer_than_in_many(tmp_path):
+    file = written(tmp_path, b"rules: [" + b"a, " * 3000 + b"]")
+    with pytest.raises(RulesError) as caught:
+        load(file)
+    shown = caught.value.render()
+    assert len(caught.value.problems) == 3000
+    assert max(map(len, shown.splitlines())) < 500
