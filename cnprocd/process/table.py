@@ -61,7 +61,13 @@ class Table:
         if event.parent_pid != event.parent_tgid:
             child.comm, child.comm_source = None, "unknown"  # it inherits the name of the thread that forked it
         self._processes[event.child_tgid] = child
-        return child, former if former is not None and former.ended_ns is None else None
+        if former is None or former.ended_ns is not None:
+            return child, None
+        if event.child_tgid in self._leaderless:
+            # It ended in a way that nobody asked for: with one that a rule could match, its last thread was told of.
+            self._leaderless.discard(event.child_tgid)
+            return child, None
+        return child, former
 
     def enter(self, process: Process) -> Process:
         """Enter what was read of a process that no event has told of."""

@@ -253,6 +253,16 @@ def test_a_leaderless_process_whose_end_nobody_tells_is_forgotten_later(table):
     assert former is None
 
 
+def test_a_leaderless_process_whose_pid_is_taken_has_not_vanished(table):
+    """Found by test_plan.py: between two sweeps its threads had ended with a status that no rule asks for."""
+    table.end(table.get(100), at(5))
+    table.sweep(at(20), everybody)
+    _, former = fork(table, 1, 100, 21)
+    assert former is None
+    _, former = fork(table, 1, 100, 31)
+    assert former is not None, "that one had its leader"
+
+
 def test_the_end_of_a_former_owner_does_not_sweep_the_new_one(table):
     table.end(table.get(100), at(5))
     fork(table, 1, 100, 6)
