@@ -364,7 +364,12 @@ def complete(occurrence: Occurrence, reader: ProcReader) -> None:
 
 
 def _is_same(process: Process, fresh: Process, occurrence: Occurrence) -> bool:
-    """Whether what /proc shows now can be the process of an occurrence: it started before that happened."""
+    """Whether what /proc shows now can be the process of an occurrence: it started before that happened.
+
+    Who ended is a zombie at most: whoever lives under that PID is another, however soon it was given away again.
+    """
+    if occurrence.kind == "exit" and not occurrence.of_thread and fresh.threads:
+        return False
     if process.start_ns is not None and fresh.start_ns is not None:
         return abs(process.start_ns - fresh.start_ns) < 30_000_000
     return (fresh.start_ns or 0) <= (occurrence.kernel_time_ns or 0)

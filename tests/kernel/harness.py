@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -34,7 +34,10 @@ MARKER = """
 class Daemon:
     """A running cnprocd with JSON records on a pipe."""
 
-    def __init__(self, directory: Path, rules: str, *options: str, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, directory: Path, rules: str, *options: str, env: dict[str, str] | None = None, under: Sequence[str] = ()
+    ) -> None:
+        """`under`: a command that execs what follows it (unshare, prlimit, ...), so that the PID stays."""
         self.directory = directory
         self.rules = directory / "rules.yaml"
         self.write_rules(rules)
@@ -44,7 +47,7 @@ class Daemon:
         self._markers = itertools.count()
         self.process = subprocess.Popen(
             [
-                sys.executable, "-m", "cnprocd.cli.cnprocd", "--rules", str(self.rules), "--log-format", "json",
+                *under, sys.executable, "-m", "cnprocd.cli.cnprocd", "--rules", str(self.rules), "--log-format", "json",
                 "--state-dir", str(self.state_dir), "--runtime-dir", str(directory / "run"), *options,
             ],
             stdout=subprocess.PIPE,
@@ -144,9 +147,11 @@ def _fits(record: dict[str, object], event: str, fields: dict[str, object]) -> b
 
 
 @contextlib.contextmanager
-def running(directory: Path, rules: str, *options: str) -> Iterator[Daemon]:
+def running(
+    directory: Path, rules: str, *options: str, env: dict[str, str] | None = None, under: Sequence[str] = ()
+) -> Iterator[Daemon]:
     """A daemon that is READY, and is gone afterwards."""
-    daemon = Daemon(directory, rules, *options)
+    daemon = Daemon(directory, rules, *options, env=env, under=under)
     try:
         yield daemon.ready()
     finally:
