@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 RUN := /run/cnprocd-make
 
-.PHONY: run demo test lint unit kernel fuzz clean package test-vm bench bench-full
+.PHONY: run demo test lint unit kernel fuzz clean package test-vm bench bench-full soak
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -67,5 +67,9 @@ bench-full: $(STAMP)
 fuzz: $(STAMP)
 	$(BIN)/python tests/fuzz/fuzz.py $(FUZZ)
 
+# An hour of storms with a reload every second; SOAK="--seconds 60" for less.
+soak: $(STAMP)
+	$(BIN)/python tests/soak/soak.py $(SOAK)
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .bench .fuzz build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,292 @@
+"""`make soak`: hours of storms, a reload every second, people who watch and go; nothing lost, doubled, or growing.
+
+    python tests/soak/soak.py [--seconds 3600]
+
+Strategy: two generators fork as fast as this machine can, in rounds that mix fork+exit, fork+exec+exit, crowds that end
+at once, processes with threads, and deaths by signal. What failed under the name that a rule asks for is counted by
+waitpid() in the generators, and is the truth; the daemon's records are read as they come, and each is told by its PID
+and the kernel's time, so that one too many shows as well as one too few. Rules change every second between a set that
+costs nothing per success and one that needs every event and a table. A hook runs for every tenth failure or so.
+
+Printed every minute, and kept: memory, descriptors, table, losses, matches so far. The verdict looks at the last nine
+tenths of the run, since the first tenth fills caches: growth is the slope of a line through the figures. Exit status 0
+if nothing was lost or doubled and neither memory nor descriptors grew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT / "tests/bench")]
+
+import competitors  # noqa: E402  (the bench's C generator and its figures of a process)
+import machine  # noqa: E402
+
+from cnprocd.control.client import Client  # noqa: E402
+from cnprocd.errors import CnprocdError  # noqa: E402
+
+FAILED = "  - {name: failed, events: [nonzero_exit], match: {comm: cnps-fail}}\n"
+HOOKED = (
+    "  - {name: hooked, events: [nonzero_exit], match: {comm: cnps-hook}, run: {command: [/bin/true], timeout: 30s}}\n"
+)
+# The second set needs every event and the table.
+PARENT = "  - {name: child-of-nobody, events: [fork, exec], match: {parent: {comm: cnps-nobody}}}\n"
+RULE_SETS = [f"rules:\n{FAILED}{HOOKED}", f"rules:\n{FAILED}{HOOKED}{PARENT}"]
+SAMPLE_S = 5.0
+GROWTH_KIB_PER_HOUR = 2048  # below this a slope is the noise of when samples were taken
+PYTHON_ROUND = """
+import ctypes, os, signal, sys, threading
+def name(): ctypes.CDLL(None).prctl(15, b"cnps-fail", 0, 0, 0)
+failed = 0
+for how in ("kill", "threads", "leader", "raise") * 5:
+    pid = os.fork()
+    if pid == 0:
+        name()
+        if how == "kill": os.kill(os.getpid(), 9)
+        if how == "raise": os.kill(os.getpid(), 15)
+        for _ in range(4): threading.Thread(target=threading.Event().wait, daemon=True).start()
+        os._exit(3)
+    failed += os.waitpid(pid, 0)[1] != 0
+print(failed)
+"""
+
+
+@dataclass
+class Truth:
+    """What waitpid() told the generators."""
+
+    processes: int = 0
+    failed: Counter[str] = field(default_factory=Counter)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, name: str, processes: int, failed: int) -> None:
+        with self.lock:
+            self.processes += processes
+            self.failed[name] += failed
+
+
+def generate(truth: Truth, program: list[str], stop: threading.Event, seed: int) -> None:
+    """One generator: rounds of different kinds, one after the other."""
+    rounds = [
+        ("fork", "20000", "1000", "cnps-fail"), ("exec", "2000", "0", "cnps-good"),
+        ("fork", "20000", "2000", "cnps-other"),
+        ("fork", "1000", "100", "cnps-hook"), ("burst", "400", "40", "cnps-fail"), ("python",),
+    ]  # fmt: skip
+    turn = seed
+    while not stop.is_set():
+        mode, *arguments = rounds[turn % len(rounds)]
+        turn += 1
+        if mode == "python":
+            done = subprocess.run([sys.executable, "-ISc", PYTHON_ROUND], capture_output=True, text=True, check=True)
+            truth.add("cnps-fail", 20, int(done.stdout))
+            continue
+        done = subprocess.run([*program, mode, *arguments], input="go\n", capture_output=True, text=True, check=True)
+        told = json.loads(done.stdout.splitlines()[-1])
+        truth.add(arguments[2], told["processes"], told["failed"])
+
+
+def watch(runtime: Path, stop: threading.Event, seen: Counter[str]) -> None:
+    """A person who looks for a moment, goes away, and comes again."""
+    while not stop.is_set():
+        with contextlib.suppress(CnprocdError, OSError), Client(runtime) as client:
+            until = time.monotonic() + 2.0
+            for _ in client.stream("watch"):
+                seen["items"] += 1
+                if time.monotonic() > until or stop.is_set():
+                    break
+        seen["clients"] += 1
+
+
+class Records:
+    """The daemon's records, as they come."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.classes: Counter[str] = Counter()
+        self.matched: Counter[tuple[str, object, object]] = Counter()  # rule, PID, kernel's time
+        self.recovered = 0
+        self.ready = threading.Event()
+        self._process = process
+        self._thread = threading.Thread(target=self._read)
+        self._thread.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            record = json.loads(line)
+            self.classes[record["event"]] += 1
+            if record["event"] == "started":
+                self.ready.set()
+            elif record["event"] == "rule_matched":
+                self.matched[record["rule"], record["pid"], record["kernel_time_ns"]] += 1
+                self.recovered += bool(record["recovered"])
+
+    def of(self, rule: str) -> int:
+        return sum(count for (name, _, _), count in list(self.matched.items()) if name == rule)
+
+    def doubled(self) -> int:
+        return sum(count - 1 for count in self.matched.values())
+
+    def join(self) -> None:
+        self._thread.join()
+
+
+def sample(pid: int, began: float, status: dict[str, object]) -> dict[str, float]:
+    resident, peak = machine.memory_kib(pid)
+    return {
+        "at_s": round(time.monotonic() - began, 1),
+        "rss_kib": resident,
+        "peak_kib": peak,
+        "fds": len(os.listdir(f"/proc/{pid}/fd")),
+        "dropped": machine.dropped(pid),
+        "cpu_s": machine.cpu_ns(pid) / 1e9,
+        "table": float(str(status["table_size"])),
+    }
+
+
+def slope_per_hour(samples: list[dict[str, float]], what: str) -> float:
+    """Of the line through the last nine tenths of the samples."""
+    late = samples[len(samples) // 10 :]
+    if len(late) < 3:
+        return 0.0
+    return statistics.linear_regression([one["at_s"] for one in late], [one[what] for one in late]).slope * 3600
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=3600.0)
+    parser.add_argument("--keep", type=Path, help="write the samples and the verdict here, as JSON")
+    options = parser.parse_args()
+    if os.geteuid() != 0:
+        print("make soak needs root: every listener does")
+        return 77
+    program = competitors.load_program()
+    if program is None:
+        print("make soak needs a C compiler (cc) for its generators")
+        return 69
+    with tempfile.TemporaryDirectory(prefix="cnprocd-soak-") as directory:
+        verdict = soak(Path(directory), program, options.seconds)
+    print(json.dumps(verdict, indent=1))
+    if options.keep is not None:
+        options.keep.write_text(json.dumps(verdict, indent=1) + "\n")
+    return 0 if verdict["ok"] else 1
+
+
+def soak(directory: Path, program: list[str], seconds: float) -> dict[str, object]:
+    """The whole run; the figures and whether they are as they must be."""
+    rules, runtime = directory / "rules.yaml", directory / "run"
+    rules.write_text(RULE_SETS[0])
+    command = [
+        sys.executable, "-m", "cnprocd.cli.cnprocd", "--log-format", "json", "--rules", str(rules),
+        "--state-dir", str(directory / "state"), "--runtime-dir", str(runtime),
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    records, truth, watched, stop = Records(process), Truth(), Counter[str](), threading.Event()
+    if not records.ready.wait(30):
+        raise SystemExit("cnprocd did not start")
+    threads = [threading.Thread(target=generate, args=(truth, program, stop, n * 3)) for n in range(2)]
+    threads += [threading.Thread(target=watch, args=(runtime, stop, watched)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    began, samples, reloads = time.monotonic(), [], 0
+    while time.monotonic() - began < seconds and process.poll() is None:
+        time.sleep(1.0)  # the pace of the reloads
+        reloads += 1
+        rules.write_text(RULE_SETS[reloads % 2])
+        process.send_signal(signal.SIGHUP)
+        if not samples or time.monotonic() - began - samples[-1]["at_s"] >= SAMPLE_S:
+            samples.append(sample(process.pid, began, status_of(runtime)))
+            if len(samples) % round(60 / SAMPLE_S) == 1:
+                print(
+                    json.dumps(samples[-1] | {"processes": truth.processes, "matches": len(records.matched)}),
+                    flush=True,
+                )
+    stop.set()
+    for thread in threads:
+        thread.join()
+    return finish(process, runtime, records, truth, watched, samples, reloads, time.monotonic() - began)
+
+
+def finish(
+    process: subprocess.Popen[str],
+    runtime: Path,
+    records: Records,
+    truth: Truth,
+    watched: Counter[str],
+    samples: list[dict[str, float]],
+    reloads: int,
+    took_s: float,
+) -> dict[str, object]:
+    """Let everything be judged and every hook end; then count."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        status = status_of(runtime)
+        settled = records.of("failed") >= truth.failed["cnps-fail"] and not status["waiting"] and not status["running"]
+        if settled and records.classes["hook_finished"] >= truth.failed["cnps-hook"]:
+            break
+        time.sleep(0.2)
+    dropped = machine.dropped(process.pid)
+    process.terminate()
+    code = process.wait(60)
+    records.join()
+    found: dict[str, object] = {
+        "command": " ".join(["python tests/soak/soak.py", *sys.argv[1:]]),
+        "seconds": round(took_s),
+        "processes": truth.processes,
+        "processes_per_s": round(truth.processes / took_s),
+        "expected": {"failed": truth.failed["cnps-fail"], "hooked": truth.failed["cnps-hook"]},
+        "matched": {"failed": records.of("failed"), "hooked": records.of("hooked")},
+        "hooks_finished": records.classes["hook_finished"],
+        "doubled": records.doubled(),
+        "recovered": records.recovered,
+        "dropped_by_the_kernel": dropped,
+        "reloads": reloads,
+        "reloads_told": records.classes["rules_loaded"],
+        "watch_clients": watched["clients"],
+        "watch_items": watched["items"],
+        "rss_kib_first_last_peak": [samples[0]["rss_kib"], samples[-1]["rss_kib"], samples[-1]["peak_kib"]],
+        "rss_kib_per_hour": round(slope_per_hour(samples, "rss_kib")),
+        "fds_first_last": [samples[0]["fds"], samples[-1]["fds"]],
+        "fds_per_hour": round(slope_per_hour(samples, "fds"), 2),
+        "cpu_s": round(samples[-1]["cpu_s"], 1),
+        "exit_status": code,
+        "records": dict(records.classes),
+        "samples": samples[:: max(1, len(samples) // 60)],
+    }
+    found["ok"] = (
+        found["expected"] == found["matched"]
+        and found["hooks_finished"] == truth.failed["cnps-hook"]
+        and not found["doubled"]
+        and code == 0
+        and slope_per_hour(samples, "rss_kib") < GROWTH_KIB_PER_HOUR * max(1.0, 3600 / took_s)
+        and slope_per_hour(samples, "fds") < max(1.0, 3600 / took_s)
+    )
+    return found
+
+
+def status_of(runtime: Path) -> dict[str, object]:
+    """The few figures of `status` that the soak looks at."""
+    with Client(runtime, 60) as client:
+        told = client.ask("status")
+    assert isinstance(told, dict)
+    jobs, table = told["jobs"], told["table"]
+    assert isinstance(jobs, dict)
+    assert isinstance(table, dict)
+    return {"waiting": jobs["waiting"], "running": jobs["running"], "table_size": table["processes"]}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
