@@ -27,19 +27,19 @@ WITHIN = 0.05
 # (bytecode instructions, calls into C) per 1,000 events.
 STORED: dict[tuple[int, int], dict[str, tuple[int, int]]] = {
     (3, 11): {
-        "all": (871610, 24198),
-        "all, no exit records": (626158, 18436),
-        "failures": (254419, 8417),
+        "all": (531209, 15984),
+        "all, no exit records": (513257, 14627),
+        "failures": (205983, 7935),
     },
     (3, 12): {
-        "all": (835020, 24198),
-        "all, no exit records": (600139, 18436),
-        "failures": (243451, 8417),
+        "all": (513047, 15984),
+        "all, no exit records": (492809, 14627),
+        "failures": (198120, 7935),
     },
     (3, 13): {
-        "all": (811566, 24198),
-        "all, no exit records": (580471, 18436),
-        "failures": (241292, 8417),
+        "all": (499473, 15984),
+        "all, no exit records": (480997, 14627),
+        "failures": (195786, 7935),
     },
 }
 
