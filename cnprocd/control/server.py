@@ -5,7 +5,7 @@ one request is carried out per turn of the loop, and the next bytes are read whe
 client that sends a thousand requests at once gets one at a time between batches of events, and one that reads nothing
 is stopped by the socket's own buffer. Limits, each with its answer:
 
-    connections   over 64: refused with the reason
+    connections   over 64, or over 56 of who may only read: refused with the reason
     frame         over 1 MiB, or not JSON: told why, and closed
     idle          no whole request for 30 s: closed; a subscriber may be silent for ever
     subscriber    over 256 KiB unread: items are dropped and counted, and the next item says how many
@@ -74,6 +74,7 @@ class Limits:
     """What one client, and all of them together, may take."""
 
     connections: int = 64
+    reserved: int = 8  # of these for who may change things: readers cannot lock root out
     idle_s: float = 30.0
     stalled_s: float = 60.0
     unread_bytes: int = 256 * 1024
@@ -217,9 +218,6 @@ class _Connection(asyncio.Protocol):
         self._transport = transport
         server = self._server
         transport.set_write_buffer_limits(high=server.limits.unread_bytes, low=server.limits.unread_bytes // 4)
-        if len(server.connections) >= server.limits.connections:
-            self._refuse(f"{len(server.connections)} clients are connected already", "close some: see `ss -xp`")
-            return
         try:
             peer = access.peer_of(transport.get_extra_info("socket"))
         except OSError as error:
@@ -228,6 +226,10 @@ class _Connection(asyncio.Protocol):
         self._access = access.judge(peer, server.own_uid, server.group)
         if not self._access.read:
             self._refuse(self._access.refusal, "run it as root, or join the group cnprocd to read")
+            return
+        reserved = 0 if self._access.change else server.limits.reserved
+        if len(server.connections) >= server.limits.connections - reserved:
+            self._refuse(f"{len(server.connections)} clients are connected already", "close some: see `ss -xp`")
             return
         server.connections.add(self)
         server.counters.accepted += 1

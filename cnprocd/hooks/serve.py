@@ -32,6 +32,7 @@ from cnprocd.hooks.spool import Log
 
 IDLE_S = 30.0
 MOST_TRIES = 1024  # at once; the reader's own slots are far fewer
+MOST_READERS = 16  # connected at once: one is served, the others wait; a thousand would use up our descriptors
 STOP_BOUND_S = 30.0
 _UCRED = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 
@@ -76,6 +77,9 @@ class Service:
         try:
             connection, _ = self._listener.accept()
         except BlockingIOError:  # it went away again
+            return
+        if len(self._served) >= MOST_READERS:
+            connection.close()
             return
         if self._resting is not None:
             self._resting.cancel()
@@ -235,6 +239,7 @@ def delegated_cgroup() -> Path | None:
         if line.startswith("0::/"):
             own = Path("/sys/fs/cgroup", line[4:])
             try:
+                (own / "cgroup.procs").stat()  # on a hybrid system that directory may be no cgroup
                 (own / "runner").mkdir(exist_ok=True)
                 (own / "runner" / "cgroup.procs").write_text(str(os.getpid()))
             except OSError:

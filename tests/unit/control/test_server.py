@@ -18,7 +18,7 @@ from cnprocd.control.protocol import SOCKET_NAME, Request, pack
 from cnprocd.control.server import ControlServer, Limits, Verb, VerbError
 from cnprocd.errors import EX_CONFIG, EX_NOPERM, CnprocdError
 
-LIMITS = Limits(connections=8, unread_bytes=32 * 1024)
+LIMITS = Limits(connections=8, reserved=2, unread_bytes=32 * 1024)
 HASTY = replace(LIMITS, idle_s=0.2, stalled_s=0.2)  # for clients whose time is to be up
 
 

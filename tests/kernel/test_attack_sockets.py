@@ -1,0 +1,287 @@
+"""Attacks on the control socket and on the runner's: strangers, crowds, garbage, and a reader that was taken over."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import socket
+import struct
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from harness import PATIENCE_S, child, rename, running, wait_status
+
+from cnprocd.control.client import Client
+from cnprocd.control.protocol import Request, pack
+from cnprocd.hooks import wire
+
+NOBODY = 65534
+STRANGER = 1  # daemon, on Debian; any user that is neither root nor the reader
+READERS = 64321  # gid of group cnprocd, where a test makes one
+RULES = """
+rules:
+  - {name: failed, events: [nonzero_exit], match: {comm: cnptest-sock}}
+$MARKER
+"""
+NOISE = (
+    b"",
+    struct.pack(">I", 1 << 31) + b"x" * 1000,  # huge
+    struct.pack(">I", 1 << 19) + b"{",  # half
+    b"\0",  # slow: the first of four bytes
+    b"\xff" * 64,
+    struct.pack(">I", 4) + b"null",
+    struct.pack(">I", 60_000) + b"[" * 60_000,
+    pack(Request("status")) * 50,
+    pack(Request("reload")),
+)
+
+
+def open_to_all(directory):
+    for one in (directory, *directory.parents[:-2]):
+        one.chmod(0o755)
+
+
+@contextmanager
+def crowd(uid, gid, path, count, noise=NOISE):
+    """A process of this user that holds `count` connections and has sent noise on each; it reads nothing."""
+    told, gate = os.pipe(), os.pipe()
+
+    def body():
+        os.setgroups([gid])
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+        held = []
+        for n in range(count):
+            connection = socket.socket(socket.AF_UNIX)
+            connection.connect(str(path))
+            connection.setblocking(False)
+            with suppress(OSError):
+                connection.send(noise[n % len(noise)])
+            held.append(connection)
+        os.write(told[1], b"x")
+        os.read(gate[0], 1)
+        os._exit(0)
+
+    pid = child(body)
+    os.close(told[1])
+    try:
+        assert os.read(told[0], 1) == b"x", "the crowd did not come together"
+        yield
+    finally:
+        os.write(gate[1], b"x")
+        assert wait_status(pid) == 0
+        for fd in (told[0], *gate):
+            os.close(fd)
+
+
+def fail():
+    pid = child(lambda: (rename("cnptest-sock"), os._exit(3)))
+    wait_status(pid)
+    return pid
+
+
+# -- the control socket ------------------------------------------------------------------------------------------
+
+
+def test_a_thousand_connections_of_a_stranger_reach_neither_root_nor_the_events(tmp_path):
+    open_to_all(tmp_path)
+    with running(tmp_path, RULES) as daemon:
+        path = tmp_path / "run" / "control.sock"
+        path.chmod(0o666)  # as it is made, a stranger cannot even connect
+        pids = []
+        with crowd(NOBODY, NOBODY, path, 1000):
+            for _ in range(20):
+                pids.append(fail())
+                with Client(tmp_path / "run") as client:
+                    assert client.ask("status")["pid"] == daemon.process.pid
+        daemon.mark()
+        assert [match["pid"] for match in daemon.matches("failed")] == pids
+        assert not [one for one in daemon.records if one["event"] in ("rules_loaded", "control_failed")]
+
+
+def test_the_socket_as_it_is_made_lets_no_stranger_connect(tmp_path):
+    open_to_all(tmp_path)
+    with running(tmp_path, RULES):
+
+        def connect():
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+            try:
+                socket.socket(socket.AF_UNIX).connect(str(tmp_path / "run" / "control.sock"))
+            except PermissionError:
+                os._exit(0)
+
+        assert wait_status(child(connect)) == 0
+
+
+def test_readers_cannot_lock_root_out(tmp_path):
+    """Group cnprocd may read; a hundred connections of its members leave room for root."""
+    open_to_all(tmp_path)
+    group = tmp_path / "group"
+    group.write_text(Path("/etc/group").read_text() + f"cnprocd:x:{READERS}:\n")
+    script = f'mount --bind {group} /etc/group && exec "$@"'
+    with running(tmp_path, RULES, under=("unshare", "--mount", "sh", "-c", script, "sh")) as daemon:
+        path = tmp_path / "run" / "control.sock"
+        assert path.stat().st_gid == READERS
+        with crowd(NOBODY, READERS, path, 100, [pack(Request("status"))]), Client(tmp_path / "run") as client:
+            found = client.ask("status")
+            assert found["pid"] == daemon.process.pid
+            pid = fail()
+        daemon.mark()
+        assert [match["pid"] for match in daemon.matches("failed")] == [pid]
+
+
+# -- the runner --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def runner(tmp_path):
+    """The runner service as its socket unit starts it, for the reader `nobody`: its socket, where hooks tell, its log."""
+    open_to_all(tmp_path)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out").chmod(0o777)
+    hook = tmp_path / "hook"
+    hook.write_text(
+        f'#!/bin/sh\ncd {tmp_path}/out\necho "$(id -u) $0 $*" >> ran\ntr "\\0" "\\n" </proc/$$/environ >> env\n'
+    )
+    hook.chmod(0o755)
+    rules = tmp_path / "rules.yaml"
+    rules.write_text(
+        f"rules:\n  - name: mine\n    events: [nonzero_exit]\n    match: {{comm: cnptest-sock}}\n"
+        f'    run: {{command: [{hook}, "--name={{comm}}"], user: {pwd.getpwuid(STRANGER).pw_name}, timeout: 5s}}\n'
+        "  - {name: without, events: [nonzero_exit], match: {comm: cnptest-sock}}\n"
+    )
+    path = tmp_path / "runner.sock"
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen(64)
+    path.chmod(0o666)  # as the socket unit makes it, only the reader could connect
+    command = f"ulimit -n 256; exec 3<&{listener.fileno()}; LISTEN_PID=$$ exec {sys.executable} -m cnprocd.cli.runner"
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            ["bash", "-c", f"{command} --rules {rules} --user nobody --idle 600"],
+            pass_fds=[listener.fileno()],
+            env={**os.environ, "LISTEN_FDS": "1", "LISTEN_FDNAMES": "runner"},
+            stdout=log,
+            stderr=log,
+        )
+    listener.close()
+    try:
+        yield path, tmp_path / "out", tmp_path / "log"
+        assert process.poll() is None, (tmp_path / "log").read_text()
+    finally:
+        process.terminate()
+        process.wait(PATIENCE_S)
+
+
+RUN = {
+    "type": "run", "try_id": 1, "rule": "mine", "job_id": 1, "attempts": 1, "attempt_id": "0" * 32, "limit_s": 5.0,
+    "kernel_time_ns": None, "events": [{"pid": 4711, "comm": "x"}],
+}  # fmt: skip
+HELLO = {"type": "hello", "version": wire.VERSION, "pid": 0}
+
+
+def framed(body):
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return struct.pack(">I", len(raw)) + raw
+
+
+def ask(uid, path, frames):
+    """What the runner says to a client of this user, up to a verdict or until it hangs up: a list of frame types."""
+    reading, writing = os.pipe()
+
+    def body():
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(PATIENCE_S)
+        connection.connect(str(path))
+        said = []
+        with suppress(ConnectionError):
+            connection.sendall(b"".join(frames))
+        with suppress(ConnectionError):
+            buffer = bytearray()
+            while not {"ended", "not_now"} & set(said) and (data := connection.recv(65536)):
+                buffer += data
+                said += [json.loads(one)["type"] for one in wire.bodies(buffer)]
+        os.write(writing, json.dumps(said).encode())
+        os._exit(0)
+
+    pid = child(body)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        said = pipe.read()
+    assert wait_status(pid) == 0
+    return json.loads(said)
+
+
+def variant(**more):
+    return [framed(HELLO), framed(RUN | more)]
+
+
+REFUSED = {
+    "a command": variant(command=["/bin/sh", "-c", "id"]),
+    "a user": variant(user="root"),
+    "a user in the event": variant(events=[{"pid": 1, "User": 0}]),
+    "an environment": variant(env={"LD_PRELOAD": "/tmp/x.so"}),
+    "a variable": variant(events=[{"PATH": "/tmp"}]),
+    "a variable and its value": variant(events=[{"a=b": "x"}]),
+    "no event": variant(events=[]),
+    "no number": variant(limit_s=float("nan")),
+    "a path for an id": variant(attempt_id="../../../../etc/passwd"),
+    "deep": [framed(HELLO), framed(b"[" * 200_000)],
+    "huge": [framed(HELLO), struct.pack(">I", wire.MOST_FRAME_BYTES + 1)],
+    "another version": [framed(HELLO | {"version": 99})],
+    "garbage": [os.urandom(4096)],
+}
+RULES_THAT_ARE_NONE = ["without", "", "/bin/sh", "../mine", "mine\n", "mine\0", "MINE", "*"]
+SERVED = {
+    "as it should be": variant(),
+    "no limit": variant(limit_s=float("inf")),
+    "a name that would be an option": variant(events=[{"pid": 1, "comm": "--x=$(id)\n/bin/sh", "comm_hex": "2d2d00"}]),
+    "variables of the loader": variant(events=[{"pid": 1, "ld_preload": "/tmp/x.so", "job_id": "9", "path": "/tmp"}]),
+}
+
+
+def test_a_reader_that_was_taken_over_can_run_configured_hooks_as_their_users_and_nothing_else(tmp_path):
+    with runner(tmp_path) as (path, out, _):
+        for name, frames in REFUSED.items():
+            assert set(ask(NOBODY, path, frames)) <= {"hello"}, name
+        for rule in RULES_THAT_ARE_NONE:
+            assert ask(NOBODY, path, variant(rule=rule)) == ["hello", "ended"], rule
+        assert not (out / "ran").exists()
+        for name, frames in SERVED.items():
+            assert ask(NOBODY, path, frames)[-1] == "ended", name
+        ran = (out / "ran").read_text().splitlines()
+        assert len(ran) == len(SERVED)
+        assert {line.split(" ", 1)[1].split(" --name=")[0] for line in ran} == {str(tmp_path / "hook")}
+        assert {line.split()[0] for line in ran} == {str(STRANGER)}
+        names = {line.split("=")[0] for line in (out / "env").read_text().splitlines() if "=" in line}
+        plain = {"PATH", "LANG", "HOME", "USER", "LOGNAME", "SHELL", "PWD", "MONITOR_SERVICE_RESULT"}
+        assert {name for name in names if not name.startswith("CNPROCD_")} <= plain
+        assert "/tmp" not in [line[5:] for line in (out / "env").read_text().splitlines() if line.startswith("PATH=")]
+
+
+def test_strangers_at_the_runner_are_turned_away_and_the_reader_is_served(tmp_path):
+    with runner(tmp_path) as (path, out, log):
+        assert ask(STRANGER, path, variant()) == []
+        with crowd(STRANGER, STRANGER, path, 1000, (b"", b"\xff" * 64, framed(HELLO), b"\0\0")):
+            assert ask(NOBODY, path, variant())[-1] == "ended"
+        assert len((out / "ran").read_text().splitlines()) == 1
+        assert "may not use the runner" in log.read_text()
+
+
+def test_a_crowd_of_readers_costs_the_runner_neither_descriptors_nor_its_life(tmp_path):
+    """Only the reader's own user can do that to itself: who waits is served when the crowd is gone."""
+    with runner(tmp_path) as (path, out, log):
+        with crowd(NOBODY, NOBODY, path, 1000, (framed(HELLO),)):
+            pass
+        deadline = time.monotonic() + PATIENCE_S
+        while ask(NOBODY, path, variant())[-1:] != ["ended"]:
+            assert time.monotonic() < deadline
+        assert len((out / "ran").read_text().splitlines()) == 1
+        assert "Too many open files" not in log.read_text()
+        assert "Traceback" not in log.read_text()
