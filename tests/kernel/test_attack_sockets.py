@@ -139,7 +139,7 @@ def test_readers_cannot_lock_root_out(tmp_path):
 
 @contextmanager
 def runner(tmp_path):
-    """The runner service as its socket unit starts it, for the reader `nobody`: its socket, where hooks tell, its log."""
+    """The runner as its socket unit starts it, for the reader `nobody`: its socket, where hooks tell, its log."""
     open_to_all(tmp_path)
     (tmp_path / "out").mkdir()
     (tmp_path / "out").chmod(0o777)
