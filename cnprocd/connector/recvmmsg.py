@@ -38,6 +38,8 @@ class _Mmsghdr(ctypes.Structure):
 
 
 HEADER_SIZE = ctypes.sizeof(_Mmsghdr)
+_FLAGS_AT, _LENGTH_AT = _Msghdr.flags.offset, _Mmsghdr.len.offset
+_FLAGS_AND_LENGTH = struct.Struct(f"={_FLAGS_AT}xi{_LENGTH_AT - _FLAGS_AT - 4}xI{HEADER_SIZE - _LENGTH_AT - 4}x")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -95,6 +97,12 @@ class Slots:
 
     def datagrams(self, received: int, first: int = 0) -> Iterator[memoryview]:
         """The whole datagrams of the last `receive` that the kernel sent; others are passed over."""
-        for i in range(first, first + received):
-            if self.sender(i) == 0 and not self.truncated(i):
-                yield self.view[i * self.size : i * self.size + self.length(i)]
+        view, at = self.view, first * self.size
+        headers = bytes(self.headers[first * HEADER_SIZE : (first + received) * HEADER_SIZE])
+        names = self.names[first * SOCKADDR_NL.size : (first + received) * SOCKADDR_NL.size]
+        for (flags, length), (_, _, sender, _) in zip(
+            _FLAGS_AND_LENGTH.iter_unpack(headers), SOCKADDR_NL.iter_unpack(names), strict=True
+        ):
+            if sender == 0 and not flags & _MSG_TRUNC:
+                yield view[at : at + length]
+            at += self.size

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -25,6 +26,7 @@ from cnprocd.rules.values import Field, Template
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 MOST_VALUE_BYTES = 32 * 1024
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")  # of a record's field; a damaged spool may hold others, with NUL or "="
 _KEEPS_SLASH = frozenset({"exe", "cgroup"})  # paths by nature
 
 
@@ -106,7 +108,9 @@ def _text(value: object) -> str:
 
 def _of_event(record: Record) -> Iterator[tuple[str, str]]:
     for name, value in record.items():
-        if value is not None and not (name.endswith("_hex") and name[:-4] in record):
+        if value is None or not _NAME.fullmatch(name):
+            continue
+        if not (name.endswith("_hex") and name[:-4] in record):
             yield f"CNPROCD_{name.upper()}", _text(exact(record, name))
 
 

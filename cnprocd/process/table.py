@@ -32,7 +32,7 @@ class Table:
 
     def __init__(self) -> None:
         self._processes: dict[int, Process] = {}
-        self._ended: deque[tuple[int, int]] = deque()  # (ended_ns, tgid), oldest first
+        self._ended: deque[tuple[int, int, bool]] = deque()  # (ended_ns, tgid, certain), oldest first
         self._leaderless: set[int] = set()  # tgids that looked ended and lived on
 
     def __len__(self) -> int:
@@ -152,20 +152,20 @@ class Table:
             process, told = parent, False
         return tuple(chain)
 
-    def end(self, process: Process, at_ns: int) -> None:
-        """Mark a process as ended; `sweep` forgets it later."""
+    def end(self, process: Process, at_ns: int, certain: bool = False) -> None:
+        """Mark a process as ended; `sweep` forgets it later. Unless that is `certain`, threads of it may live on."""
         if process.ended_ns is None:
             process.ended_ns = at_ns
-            self._ended.append((at_ns, process.tgid))
+            self._ended.append((at_ns, process.tgid, certain))
 
     def sweep(self, now_ns: int, is_alive: Callable[[int], bool]) -> None:
         """Forget processes that ended over KEEP_NS ago; one whose threads live on was not dead but leaderless."""
         while self._ended and self._ended[0][0] < now_ns - KEEP_NS:
-            ended_ns, tgid = self._ended.popleft()
+            ended_ns, tgid, certain = self._ended.popleft()
             process = self._processes.get(tgid)
             if process is None or process.ended_ns != ended_ns:
                 continue  # the PID has a new owner, or exec revived it
-            if is_alive(tgid):
+            if not certain and is_alive(tgid):
                 process.ended_ns = None
                 self._leaderless.add(tgid)
             else:

@@ -265,7 +265,7 @@ class Tracker:
 
     def _counted_out(self, process: Process, event: Exit) -> Iterable[Occurrence]:
         self._leaderless.pop(process.tgid, None)
-        self.table.end(process, event.timestamp_ns)
+        self.table.end(process, event.timestamp_ns, certain=not process.threaded)
         telling = self._codes.pop(process.tgid, None)
         status = telling.status if telling is not None else event.exit_code
         if "exit" in self.tracking.kinds:
@@ -280,7 +280,7 @@ class Tracker:
         at_ns = event.timestamp_ns if event is not None else None
         known = self.table.get(death.tgid, at_ns) if self.tracking.table else None
         if known is not None and at_ns is not None:
-            self.table.end(known, at_ns)
+            self.table.end(known, at_ns, certain=record is not None)
         comm = leader.comm if leader is not None else known.comm if known is not None else None
         if "exit" not in self.tracking.kinds or not self._cares("exit", False, comm):
             if known is not None and leader is not None:

@@ -144,7 +144,10 @@ class Matcher:
     def cares(self, kind: Kind, of_thread: bool, comm: str | None) -> bool:
         """Whether any rule could match such an event. An unknown name is always worth a look: see pipeline.py."""
         index = self._indices.get((kind, of_thread))
-        return index is not None and (comm is None or bool(index.remembered.get(comm) or index.find(comm)))
+        if index is None or comm is None:
+            return index is not None
+        found = index.remembered.get(comm)
+        return bool(index.find(comm) if found is None else found)
 
     def candidates(self, occurrence: Occurrence) -> tuple[CompiledRule, ...]:
         """The rules whose events and comm fit, in file order."""
