@@ -2,7 +2,8 @@
 
 Invariant: whatever stands in the file, the spool opens, takes jobs in, gives them out and finishes them, without an
 exception. What it gives out runs: a job that was finished is not given out again, and after as many rounds as there are
-jobs nothing is due. The jobs taken in since it was opened are all run, whatever the file does to the others.
+jobs nothing is due. The jobs taken in since it was opened are all run, whatever the file does to the others. What a
+damaged record tells a hook can be handed to execve.
 
 An input is the length of the database file (4 bytes, big-endian), the file, and its WAL.
 """
@@ -17,14 +18,18 @@ from pathlib import Path
 
 from fuzz.target import Target
 
-from cnprocd.hooks.job import NS, Attempt, Gather, JobRequest
+from cnprocd.hooks import render
+from cnprocd.hooks.job import NS, Attempt, Gather, HookSpec, Identity, Job, JobRequest
 from cnprocd.hooks.spool import FILE_NAME, Spool
 from cnprocd.hooks.store import Match
+from cnprocd.rules.values import Field, Template
 
 _LENGTH = struct.Struct(">I")
 _FINE, _FAILED = Attempt(None, 0), Attempt("exit code 1", 1)
 _SHM = "/dev/shm" if Path("/dev/shm").is_dir() else None
 _PAGE = 1024
+_WHO = Identity(0, 0, (), "root", "/root", "/bin/sh", False)
+_HOOK = HookSpec("a", (Template(("/bin/true",)), *(Template((Field(name),)) for name in ("comm", "pid", "unit"))))
 
 
 class Clock:
@@ -39,7 +44,7 @@ def _quiet(level: str, event: str, **fields: object) -> None:
 
 
 def _request(number: int, key: str, **more) -> JobRequest:
-    event = {"rule": "a", "pid": number, "comm": "ora_pmon", "cmdline": "x" * (number % 7 * 40)}
+    event = {"rule": "a", "pid": number, "comm": "ora\\xff", "comm_hex": "6f7261ff", "cmdline": "x" * (number % 7 * 40)}
     return JobRequest(key, "ab"[number % 2], event, kernel_time_ns=number, **more)
 
 
@@ -48,18 +53,9 @@ class SpoolFiles(Target):
     executions = 40_000
     most_cpu_s = 10.0
     tokens = (
-        b"waiting",
-        b"running",
-        b"done",
-        b"dead",
-        b'{"pid":',
-        b"CREATE TABLE",
-        b"\x0d",
-        b"\x0a",
-        b"\x05",
-        b"\x02",
-        b"\0\0\0\0",
-    )
+        b"waiting", b"running", b"done", b"dead", b'{"pid":', b"\\u0000", b"=", b'"_hex"', b"CREATE", b"\x0d", b"\x0a",
+        b"\x05", b"\x02", b"\0\0\0\0",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="cnprocd-fuzz-", dir=_SHM))
@@ -159,6 +155,8 @@ class SpoolFiles(Target):
                 spool.events(job.job_id)
                 found = spool.job(job.job_id)
                 assert found is None or isinstance(found.events, tuple)
+                if found is not None and found.events:
+                    self._told(found)
                 spool.finish(job.job_id, _FINE)
                 ran.append(job.job_id)
         assert not spool.due(99), "jobs are given out again and again"
@@ -166,3 +164,11 @@ class SpoolFiles(Target):
         assert set(new.job_ids) <= set(ran), "a new job was not given out"
         spool.settle()
         spool.prune()
+
+    @staticmethod
+    def _told(job: Job) -> None:
+        env = render.environment(_HOOK, job, _WHO, "0" * 32)
+        assert not any(b"\0" in text for text in (*render.argv(_HOOK, job), *env, *env.values()))
+        assert not any(b"=" in name for name in env), list(env)
+        assert render.standard_input(job).endswith(b"\n")
+        render.message(_HOOK.command[1], job)

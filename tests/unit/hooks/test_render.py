@@ -137,3 +137,9 @@ def test_a_message_for_people_cannot_deceive():
 def test_found_by_fuzzing_a_hex_field_that_is_none_leaves_the_field_as_it_was_logged(raw):
     """From a damaged spool, or from a reader that makes things up: the hook runs all the same."""
     assert environment({"comm": "x\\xff", "comm_hex": raw})[b"CNPROCD_COMM"] == b"x\\xff"
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a=b", "", "comm\n", "\udcff", "é", "x" * 100])
+def test_found_by_fuzzing_a_field_that_no_record_has_becomes_no_variable(name):
+    """From a damaged spool: a NUL in a variable's name would make the exec fail."""
+    assert set(environment({"comm": "x", name: 1})) == set(environment({"comm": "x"}))
