@@ -143,7 +143,7 @@ def test_the_memory_of_comms_is_bounded(monkeypatch):
     (index,) = (index for index in matcher._indices.values() if index.used)
     for n in range(1000):
         assert len(matcher.candidates(exited(f"x{n}"))) == 1
-        assert len(index._remembered) <= 50
+        assert len(index.remembered) <= 50
 
 
 def test_no_pattern_is_looked_at_twice_for_one_comm(monkeypatch):
