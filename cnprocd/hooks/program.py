@@ -24,6 +24,7 @@ child right before the exec. Set-user-ID bits and file capabilities of the progr
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import stat
@@ -38,6 +39,7 @@ from cnprocd.rules.trusted import UntrustedError, open_trusted
 SHEBANG_BYTES = 256  # BINPRM_BUF_SIZE
 MOST_INTERPRETERS = 5  # as fs/exec.c: a script may be the interpreter of a script
 COMM_KEPT_SINCE = (6, 14)
+_FOR_NOW = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 CHANGING_NS = 50_000_000  # change times are as coarse as a tick: what changed so lately may change again unseen
 
 
@@ -124,7 +126,8 @@ def _components(paths: Iterable[str]) -> frozenset[_Seen]:
 def open_program(path: str, names: list[Name] | None = None, depth: int = MOST_INTERPRETERS) -> Program:
     """Open and judge the program at an absolute path; raises HookRefusedError with the reason.
 
-    Its name and those of its interpreters are added to `names`.
+    Its name and those of its interpreters are added to `names`. For want of descriptors or memory it is an OSError:
+    that says nothing of the program, and the job must wait, not fail.
     """
     if not path.startswith("/"):
         raise HookRefusedError(f"{path} is not an absolute path", "name the program with its full path")
@@ -133,6 +136,8 @@ def open_program(path: str, names: list[Name] | None = None, depth: int = MOST_I
     except UntrustedError as error:
         raise HookRefusedError(error.what, error.hint) from error
     except OSError as error:
+        if error.errno in _FOR_NOW:
+            raise
         raise HookRefusedError(f"cannot open {path}: {os.strerror(error.errno or 0)}") from error
     try:
         return _judge(fd, path, [] if names is None else names, depth)
