@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -36,8 +37,9 @@ def fail(comm="cnptest-around"):
 
 
 def matched(daemon, rule="failed"):
+    """PIDs of failures that were seen to fail: whom an overrun made vanish unseen is told as of unknown status."""
     daemon.mark()
-    return sorted(match["pid"] for match in daemon.matches(rule))
+    return sorted(match["pid"] for match in daemon.matches(rule) if match["exit_code"] or match["signal"])
 
 
 # -- /proc -------------------------------------------------------------------------------------------------------
@@ -79,6 +81,8 @@ def offset():
         return 0
 time.time = lambda: real() + offset()
 time.time_ns = lambda: real_ns() + offset() * 10**9
+clock = time.clock_gettime_ns
+time.clock_gettime_ns = lambda which: clock(which) + (offset() * 10**9 if which == time.CLOCK_REALTIME else 0)
 """
 DAY = 86400
 
@@ -175,6 +179,7 @@ def test_a_processor_that_goes_and_comes_back(tmp_path, when):
             wait_status(pids[-1])
         assert matched(daemon) == sorted(pids)
         assert {match["comm"] for match in daemon.matches("failed")} == {"cnptest-around"}
+        assert all(match["max_rss_kib"] for match in daemon.matches("failed")), "each has its exit record"
         assert not [one for one in daemon.records if one["event"] in ("overrun", "recovered", "identity_unknown")]
     finally:
         daemon.kill()
@@ -282,7 +287,8 @@ def test_without_dbus_systemd_and_anything_else_in_run(journalled):
 
 def test_a_daemon_that_is_stopped_under_load_misses_nothing_or_says_what(tmp_path):
     """SIGSTOP for CNPROCD_STOP_S seconds (2; the long form is 60) while processes fail as fast as one can make them."""
-    with running(tmp_path, FAILED) as daemon:
+    after = "  - {name: after, events: [nonzero_exit], match: {comm: cnptest-after}}\n"
+    with running(tmp_path, FAILED + after) as daemon:
         os.kill(daemon.process.pid, signal.SIGSTOP)
         truth, until = [], time.monotonic() + STOP_S
         while time.monotonic() < until:
@@ -290,13 +296,13 @@ def test_a_daemon_that_is_stopped_under_load_misses_nothing_or_says_what(tmp_pat
             truth += map(int, subprocess.run(storm, stdout=subprocess.PIPE, text=True, check=True).stdout.split()[1:])
         os.kill(daemon.process.pid, signal.SIGCONT)
         for _ in range(20):  # what comes while a full buffer is being emptied is dropped as well
+            truth.append(fail("cnptest-after"))
             with contextlib.suppress(AssertionError):
-                daemon.wait_for("rule_matched", patience_s=2, pid=(extra := fail()))
+                daemon.wait_for("rule_matched", patience_s=2, rule="after", pid=truth[-1])
                 break
-        told = [pid for pid in matched(daemon) if pid != extra]
+        # By count: in a minute PIDs are used more than once.
+        told = Counter(matched(daemon)) + Counter(matched(daemon, "after"))
         lost = sum(int(str(one["lost"])) for one in daemon.records if one["event"] == "overrun")
-        print(f"\n{len(truth)} failures in {STOP_S:g} s of standstill; {len(told)} matched, {lost} events lost")
-        assert len(told) == len(set(told)) and set(told) <= set(truth)
-        assert len(truth) - len(told) <= lost
-        after = fail()
-        assert after in matched(daemon)
+        print(f"\n{len(truth)} failures in {STOP_S:g} s of standstill; {told.total()} matched, {lost} events lost")
+        assert told <= Counter(truth), told - Counter(truth)
+        assert len(truth) - told.total() <= lost
