@@ -221,7 +221,6 @@ def test_paths_at_and_beyond_their_limit(named):
     rules = named.rules.read_text()
     more = '  - {name: by-comm, events: [nonzero_exit], match: {comm: cnptest-deep, cmdline: "*"}}\n'
     named.reload(rules + more)
-    longer = deep + b"/" + b"d" * 20
 
     def beyond():
         os.chdir(deep)
@@ -240,7 +239,7 @@ def test_paths_at_and_beyond_their_limit(named):
     wait_status(beyond_pid)
     named.mark()
     (match,) = named.matches("by-comm", pid=beyond_pid)
-    assert (match["exe"], match["cmdline"], len(longer) > 4095) == (None, "x 60", False)
+    assert (match["exe"], match["cmdline"]) == (None, "x 60")
 
 
 def unified():
