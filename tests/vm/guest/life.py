@@ -45,12 +45,20 @@ def kernel_suite() -> str:
     path = os.pathsep.join(str(root) for root in roots if (root / "cnprocd").is_dir())
     files = [f"tests/kernel/test_{name}.py" for name in KERNEL_TESTS]
     files.append("tests/unit/cli/test_recorded_examples.py")  # recorded on another machine
-    done = subprocess.run(
-        ["python3", "-m", "pytest", "-q", "-ra", "-p", "no:cacheprovider", *files],
-        cwd=HERE, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=1700,
-    )  # fmt: skip
-    expect(done.returncode == 0, f"{done.stdout[-6000:]}{done.stderr[-2000:]}")
-    return done.stdout.strip().splitlines()[-1]
+    log = HERE / "kernel_suite.log"
+    with log.open("w") as output:
+        command = ["python3", "-m", "pytest", "-v", "-ra", "--tb=short", "-p", "no:cacheprovider", *files]
+        pytest = subprocess.Popen(
+            command, cwd=HERE, env=os.environ | {"PYTHONPATH": path}, stdout=output, stderr=subprocess.STDOUT
+        )
+        try:
+            code = pytest.wait(1700)
+        except subprocess.TimeoutExpired:  # the last line tells which test it was
+            code = -1
+            pytest.kill()
+    said = log.read_text(errors="replace")
+    expect(code == 0, said[-8000:])
+    return said.strip().splitlines()[-1]
 
 
 def enable() -> str:
