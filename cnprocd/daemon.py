@@ -190,10 +190,12 @@ class Daemon:
     def _listen(self) -> None:
         if self._stop.is_set():
             return
-        self._loop.add_reader(self.source.fileno(), self._drain)
+        for fd in self.source.filenos():
+            self._loop.add_reader(fd, self._drain)
 
     def _deafen(self) -> None:
-        self._loop.remove_reader(self.source.fileno())
+        for fd in self.source.filenos():
+            self._loop.remove_reader(fd)
 
     def _drain(self) -> None:
         if self._stop.is_set():
@@ -302,6 +304,8 @@ class Daemon:
         self._manager.stopping()
         self._deafen()
         await self._take_the_last()
+        if not self.kept_by_manager:
+            self.pipeline.finish()
         self._log("notice", "stopping", message=self.status_line())
         await self.control.close()
         await self.actions.stop(STOP_BOUND_S)

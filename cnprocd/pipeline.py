@@ -201,6 +201,13 @@ class Pipeline:
             if not self.turn().more:
                 return
 
+    def finish(self) -> None:
+        """Nobody reads on after us: what is known by half is told as far as it is known."""
+        recovered = self.tracker.without_event(self.tracker.deaths.waiting())
+        for occurrence in recovered:
+            occurrence.recovered = True
+        self._judge(recovered)
+
     def use(self, matcher: Matcher, plan: Plan) -> bool:
         """Put other rules, or another plan for the same ones, in force without losing or doubling an event.
 
@@ -221,7 +228,13 @@ class Pipeline:
 
     def tick(self) -> None:
         """Housekeeping, about once a second while there is something to do."""
-        self._judge(self.tracker.sweep(time.monotonic_ns()))
+        missed = self.tracker.sweep(time.monotonic_ns())
+        recovered = sum(occurrence.recovered for occurrence in missed)
+        if recovered:
+            self.counts.recovered += recovered
+            what = f"the kernel sent no event of {recovered} exits; their exit records tell of them"
+            self._log("warning", "recovered", count=recovered, tracked=len(self.tracker.table), message=what)
+        self._judge(missed)
         newcomers, self.tracker.newcomers = self.tracker.newcomers, set()
         known = (self.tracker.table.get(tgid) for tgid in newcomers)
         self._hold(process for process in known if process is not None and process.ended_ns is None)
@@ -252,14 +265,18 @@ class Pipeline:
         self._resync_due = False
         self._resynced_at = self._clock()
         self.counts.resyncs += 1
-        recovered = self.tracker.without_event()
-        for _ in range(_RESYNC_TRIES if self.tracker.tracking.table else 0):
+        recovered: list[Occurrence] = []
+        for _ in range(_RESYNC_TRIES):
+            waiting = self.tracker.deaths.waiting()
             scan_began_ns = time.monotonic_ns()
-            snapshot = list(self._reader.scan(self.tracker.tracking.wanted_anew))
+            table = self.tracker.tracking.table
+            snapshot = list(self._reader.scan(self.tracker.tracking.wanted_anew)) if table else []
             recovered += self.tracker.adopt(snapshot)
             time.sleep(_IN_FLIGHT_S)
             self._take_what_came()
-            recovered += self.tracker.missing({process.tgid for process in snapshot}, scan_began_ns)
+            recovered += self.tracker.without_event(waiting)
+            if table:
+                recovered += self.tracker.missing({process.tgid for process in snapshot}, scan_began_ns)
             if not self._resync_due:
                 break
             self._resync_due = False

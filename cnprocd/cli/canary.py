@@ -70,7 +70,8 @@ def _die() -> int:
 
 def _listen(source: Source, pid: int, heard: Heard) -> None:
     poller = select.poll()
-    poller.register(source.fileno(), select.POLLIN)
+    for fd in source.filenos():
+        poller.register(fd, select.POLLIN)
     began = time.monotonic()
     while heard.event is None and (left := began + PATIENCE_S - time.monotonic()) > 0:
         poller.poll(left * 1000)

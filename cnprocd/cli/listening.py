@@ -62,7 +62,8 @@ class Listening:
     def batches(self, wait_s: float = 0.5) -> Iterator[Iterator[Occurrence]]:
         """What happens, in batches, for ever; an empty one when nothing did for `wait_s`. Read each to its end."""
         poller = select.poll()
-        poller.register(self.source.fileno(), select.POLLIN)
+        for fd in self.source.filenos():
+            poller.register(fd, select.POLLIN)
         while True:
             poller.poll(2 if self.tracker.deaths.holds else wait_s * 1000)
             batch = self.source.drain()

@@ -12,6 +12,7 @@ per-CPU sequence show also what the kernel could not even queue. Nothing is esti
 
 from __future__ import annotations
 
+import select
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from typing import NamedTuple
 from cnprocd.connector.decode import SLOT_SIZE, Rejects, decode, sequences
 from cnprocd.connector.event import Event
 from cnprocd.connector.filter import connector_program, taskstats_program
-from cnprocd.connector.inflight import InFlight, Leftover
+from cnprocd.connector.inflight import EVENT_SLOTS, RECORD_SLOTS, InFlight, Leftover
 from cnprocd.connector.listener import Listener
 from cnprocd.connector.request import Features, Request
 from cnprocd.connector.sequence import SequenceTracker
@@ -91,6 +92,7 @@ class Source:
         self._request: Request | None = None
         self._features = Features()
         self._told_overruns = 0
+        self._record_losses = select.epoll()
         self._closed_taskstats_drops = 0
         self._drops_at_adoption = listener.drops()
 
@@ -129,13 +131,13 @@ class Source:
     def rejects(self) -> Rejects:
         return self.listener.rejects
 
-    def fileno(self) -> int:
-        """Becomes readable when there is something to drain.
+    def filenos(self) -> tuple[int, int]:
+        """The descriptors that become readable when there is something to drain.
 
-        That is the connector's: a record that matters comes just before its event, and would wake us for half of it.
-        Records of leaders that ended early come alone, and wait for the next drain.
+        An event, or a loss of records. A record itself does not wake us: if it matters its event is about to, and those
+        of leaders that ended early come alone and wait for the next drain.
         """
-        return self.listener.fileno()
+        return self.listener.fileno(), self._record_losses.fileno()
 
     def ask(self, request: Request) -> bool:
         """Put a request in force, live. Returns False if exit records were wanted and cannot be had (any more)."""
@@ -144,6 +146,7 @@ class Source:
         if request.taskstats is None and self.taskstats is not None:
             self._closed_taskstats_drops += self.taskstats.drops()
             self._keep_taskstats(None)
+            self._record_losses.unregister(self.taskstats.fileno())
             self.taskstats.close()
             self.taskstats = None
         elif request.taskstats is not None:
@@ -204,7 +207,9 @@ class Source:
             self.losses.taskstats_drops = self._closed_taskstats_drops + self.taskstats.drops()
 
     def close(self) -> None:
-        """Let the kernel stop making events, if nobody else listens."""
+        """Let the kernel stop making events, if nobody else listens. Nobody will read on, so nothing is in hand."""
+        self._in_flight.settle(EVENT_SLOTS, RECORD_SLOTS)
+        self._record_losses.close()
         if self.taskstats is not None:
             self.taskstats.close()
         self.listener.unsubscribe()
@@ -221,5 +226,6 @@ class Source:
         if self._leftover is not None:
             self.taskstats.first = self.taskstats.used = self._in_flight.leftover_slots[1]
         self.taskstats.set_receive_buffer(self._buffer_bytes * _RECORD_IN_EVENTS)
+        self._record_losses.register(self.taskstats.fileno(), 0)  # EPOLLERR is always told (epoll_ctl(2))
         self._keep_taskstats(self.taskstats.fileno())
         return True

@@ -43,6 +43,10 @@ class Death(NamedTuple):
     leader: TaskRecord | None  # identity of the process
 
 
+Waiting = dict[int, tuple[TaskRecord, ...]]
+"""Thread id -> records whose exit event is still to come."""
+
+
 class Deaths:
     """The join. Feed records, then `settle`, then exit events."""
 
@@ -51,8 +55,9 @@ class Deaths:
         self.wanted = wanted
         self._is_alive = is_alive
         self._leaders: dict[int, TaskRecord] = {}  # tgid -> leader that ended before its process
-        self._waiting: dict[int, tuple[TaskRecord, ...]] = {}  # tid -> records whose exit event is still to come
-        self._waited: list[int] = []  # what waited at the last `prune`
+        self._waiting: Waiting = {}
+        self._gone: Waiting = {}  # who waited at the last `prune`, and was gone
+        self._eventless: dict[int, int] = {}  # tgid -> status of a death that was told without its event
         self._caught_up = False
         self._dumped: dict[int, int] = {}  # tgid -> status of its thread that showed the core flag
         self._held: list[Death] = []
@@ -117,31 +122,51 @@ class Deaths:
         self._held = waiting
         return told
 
-    def without_event(self) -> list[Death]:
-        """After an overrun: deaths whose record came and whose event was lost. Forgets every record that waits."""
-        lost = [self._death(r, None) for records in self._waiting.values() for r in records if r.last]
-        self._waiting.clear()
+    def waiting(self) -> Waiting:
+        """The records that wait for their event now."""
+        return dict(self._waiting)
+
+    def without_event(self, waited: Waiting) -> list[Death]:
+        """The deaths of `waited` whose event was lost: it is still not there, and the process is gone.
+
+        A record is made before the memory of a process is given back, which may take seconds, and its event after. So
+        ask only when the events of all who were gone have been read. A leader's record without a death is forgotten.
+        """
+        lost: list[Death] = []
+        for tid, records in waited.items():
+            if self._waiting.get(tid) is not records or self._is_under_way(records):
+                continue
+            del self._waiting[tid]
+            for record in records:
+                if record.last:
+                    self._eventless[record.tgid] = record.status
+                    lost.append(self._death(record, None))
         return lost
+
+    def _is_under_way(self, records: tuple[TaskRecord, ...]) -> bool:
+        return any(record.last and self._is_alive(record.tgid) for record in records)
 
     def caught_up(self) -> None:
         """The queue of events was found empty."""
         self._caught_up = True
 
-    def prune(self) -> None:
-        """Forget what waits in vain, about once a second.
+    def prune(self) -> list[Death]:
+        """Forget what waits in vain, about once a second; returns the deaths whose event was lost without a word.
 
-        That is the record of a leader whose event was not asked for: most processes with threads leave one.
+        In vain waits who was gone at the last `prune`, if the queue was found empty since. A leader that ended early
+        may have an event that nobody asked for: most processes with threads leave one. A last thread's was asked for,
+        and the kernel could not make it (cn_proc.c allocates without waiting, and tells nobody).
         """
-        if self._caught_up:
-            for tid in self._waited:
-                if tid in self._waiting and not self._waiting[tid][-1].last:
-                    del self._waiting[tid]
-        self._waited, self._caught_up = list(self._waiting), False
+        lost = self.without_event(self._gone) if self._caught_up else []
+        self._gone = {tid: records for tid, records in self._waiting.items() if not self._is_under_way(records)}
+        self._caught_up = False
         if len(self._leaders) > self._prune_at:
             self._leaders = {tgid: r for tgid, r in self._leaders.items() if self._is_alive(tgid)}
             self._prune_at = max(_LEADERS_PRUNED_AT, 2 * len(self._leaders))
-        if len(self._dumped) > _LEADERS_PRUNED_AT:
-            self._dumped.clear()
+        for kept in (self._dumped, self._eventless):
+            if len(kept) > _LEADERS_PRUNED_AT:
+                kept.clear()
+        return lost
 
     def _joined(self, event: Exit) -> TaskRecord | None:
         """The record of this very end; older ones of the same thread id, whose event was not asked for, are dropped."""
@@ -166,6 +191,9 @@ class Deaths:
 
     def _death_without_record(self, event: Exit) -> Death | None:
         tgid, now = event.process_tgid, event.timestamp_ns
+        if self._eventless.get(tgid) == event.exit_code:
+            del self._eventless[tgid]  # it came after all
+            return None
         told = self._told.get(tgid)
         if (told is not None and now - told < _TOLD_NS) or self._is_alive(tgid):
             return None

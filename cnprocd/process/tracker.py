@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from cnprocd.connector.event import Comm, Coredump, Event, Exec, Exit, Fork, Gid, Ptrace, Sid, Uid
 from cnprocd.connector.status import EVERY_STATUS, StatusSet
 from cnprocd.connector.taskrecord import TaskRecord
-from cnprocd.process.deaths import Death, Deaths, Telling
+from cnprocd.process.deaths import Death, Deaths, Telling, Waiting
 from cnprocd.process.family import Family
 from cnprocd.process.model import Kind, Occurrence, Process, Source, Wanted
 from cnprocd.process.table import KEEP_NS, Table, same_process
@@ -48,7 +48,8 @@ class Tracking:
     @property
     def wanted_anew(self) -> Wanted:
         """What to read of a process of which nothing is known yet."""
-        return replace(self.wanted, ids=True)
+        wanted = self.wanted
+        return Wanted(ids=True, exe=wanted.exe, cmdline=wanted.cmdline, cgroup=wanted.cgroup)
 
 
 def _about_everything(kind: Kind, of_thread: bool, comm: str | None) -> bool:
@@ -110,14 +111,19 @@ class Tracker:
                 yield from handler(event)
 
     def sweep(self, now_ns: int) -> list[Occurrence]:
-        """Housekeeping, about once a second: forget the dead. Returns deaths that the count of threads had missed."""
+        """Housekeeping, about once a second: forget the dead. Returns deaths that were missed till now.
+
+        By the count of threads; or because the kernel lost their event without a word, which are `recovered`.
+        """
         is_alive = self._reader.is_alive
         self.table.sweep(now_ns, is_alive)
-        self.deaths.prune()
+        silent = [o for death in self.deaths.prune() for o in self._died(death)]
+        for occurrence in silent:
+            occurrence.recovered = True
         if len(self._cores) > 64:
             self._cores = {tgid: at for tgid, at in self._cores.items() if at > now_ns - 60_000_000_000}
         self.family.sweep(is_alive)
-        found: list[Occurrence] = []
+        found = silent
         gone: set[int] = set()  # likewise, the end of its last thread may still be in the queue
         for tgid, event in list(self._leaderless.items()):
             process = self.table.get(tgid, event.timestamp_ns)
@@ -140,9 +146,9 @@ class Tracker:
         """Tracked processes that vanished without an event, as exits of unknown status."""
         return [self._vanished(process) for process in self.table.missing(living, scan_began_ns)]
 
-    def without_event(self) -> list[Occurrence]:
-        """After an overrun: deaths whose exit event was lost but whose record came."""
-        return [o for death in self.deaths.without_event() for o in self._died(death)]
+    def without_event(self, waited: Waiting) -> list[Occurrence]:
+        """After an overrun: deaths whose exit event was lost but whose record came. See Deaths.without_event."""
+        return [o for death in self.deaths.without_event(waited) for o in self._died(death)]
 
     # One handler per event type.
 
@@ -279,8 +285,9 @@ class Tracker:
         event, record, leader = death.event, death.record, death.leader
         at_ns = event.timestamp_ns if event is not None else None
         known = self.table.get(death.tgid, at_ns) if self.tracking.table else None
-        if known is not None and at_ns is not None:
-            self.table.end(known, at_ns, certain=record is not None)
+        if known is not None:
+            # Without an event nobody knows when: it is forgotten with the next sweep.
+            self.table.end(known, at_ns or known.start_ns or 0, certain=record is not None)
         comm = leader.comm if leader is not None else known.comm if known is not None else None
         if "exit" not in self.tracking.kinds or not self._cares("exit", False, comm):
             if known is not None and leader is not None:

@@ -54,8 +54,12 @@ def test_every_failure_once_and_nothing_else(tmp_path, refused):
 
 
 def test_success_brings_no_datagram(tmp_path):
-    """Whatever was delivered is a failure somewhere on this machine, which the second rule makes a record of."""
-    everyone = RULE.replace("$MARKER", '  - {name: anyone, events: [nonzero_exit], match: {comm: "*"}}\n$MARKER')
+    """Whatever was delivered is a failure somewhere on this machine, which the second rule makes a record of.
+
+    Of every thread, since each brings an event: other tests' daemons have some, and are killed.
+    """
+    anyone = '  - {name: anyone, events: [nonzero_exit], threads: true, match: {comm: "*"}}'
+    everyone = RULE.replace("$MARKER", f"{anyone}\n$MARKER")
     with running(tmp_path, everyone) as daemon:
         storms(2, 20_000 * SCALE, 10**9, ["cnptest-a", "cnptest-b"])  # the first of each name fails
         daemon.mark()

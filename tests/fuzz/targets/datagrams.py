@@ -235,7 +235,7 @@ class Datagrams(Target):
         for occurrence in tracker.take(list(events), records, latest if rng.getrandbits(1) else None):
             self._occurred(occurrence, tracking)
         if rng.random() < 0.2:
-            for occurrence in [*tracker.without_event(), *tracker.sweep(latest)]:
+            for occurrence in [*tracker.without_event(tracker.deaths.waiting()), *tracker.sweep(latest)]:
                 self._occurred(occurrence, tracking)
         assert len(tracker.table.tgids()) <= len(self._heard)
 

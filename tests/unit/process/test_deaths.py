@@ -256,9 +256,9 @@ def test_a_lost_event_leaves_the_record_without_its_time():
     deaths = Deaths(lambda tgid: False)
     deaths.record(record(End(P, 3 << 8, last=True, threaded=False)))
     deaths.record(record(End(200, 0, tgid=200)))  # a leader that ended early is no death
-    (death,) = deaths.without_event()
+    (death,) = deaths.without_event(deaths.waiting())
     assert (death.tgid, death.status, death.event) == (P, 3 << 8, None)
-    assert deaths.without_event() == []
+    assert deaths.without_event(deaths.waiting()) == []
 
 
 # --- memory
@@ -289,13 +289,53 @@ def test_a_record_that_came_since_the_last_prune_is_kept_for_its_event():
     assert deaths.exit(event(last, 1))[1].record is not None
 
 
-def test_the_record_of_a_death_whose_event_was_lost_is_kept_for_the_resync():
+def test_a_death_whose_event_never_comes_is_told_when_the_queue_was_empty():
+    """As after an allocation that failed in the kernel, which tells nobody."""
     deaths = Deaths(lambda tgid: False)
     deaths.record(record(End(P, 3 << 8, last=True, threaded=False)))
-    for _ in range(3):
+    assert deaths.prune() == []
+    assert deaths.prune() == [], "its event may still be in the queue"
+    deaths.caught_up()
+    (death,) = deaths.prune()
+    assert (death.status, death.event, death.leader.comm) == (3 << 8, None, "leader")
+    assert deaths.prune() == deaths.without_event(deaths.waiting()) == []
+    assert not deaths.unsettled
+
+
+def test_a_process_that_is_still_giving_its_memory_back_has_not_lost_its_event():
+    """Between record and event lies exit_mm(), which may take seconds; /proc shows the process until then."""
+    alive = {P}
+    deaths = Deaths(alive.__contains__)
+    last = End(P, 3 << 8, last=True, threaded=False)
+    deaths.record(record(last))
+    for _ in range(5):
         deaths.caught_up()
-        deaths.prune()
-    assert [death.status for death in deaths.without_event()] == [3 << 8]
+        assert deaths.prune() == deaths.without_event(deaths.waiting()) == []
+    alive.clear()
+    deaths.caught_up()
+    assert deaths.prune() == [], "gone just now: its event may be on its way"
+    assert deaths.exit(event(last, 1))[1].record is not None
+
+
+def test_an_event_that_comes_after_all_is_not_told_again():
+    deaths = Deaths(lambda tgid: False)
+    last = End(P, 3 << 8, last=True, threaded=False)
+    deaths.record(record(last))
+    assert len(deaths.without_event(deaths.waiting())) == 1
+    assert deaths.exit(event(last, 1)) == (None, None)
+    assert deaths.exit(event(last, 2))[1].status == 3 << 8, "the next owner of the PID"
+
+
+def test_another_record_of_the_same_thread_id_has_not_waited():
+    deaths = Deaths(lambda tgid: False)
+    first, second = (End(P, code << 8, last=True, threaded=False) for code in (3, 4))
+    deaths.record(record(first))
+    deaths.prune()
+    assert deaths.exit(event(first, 1))[1] is not None
+    deaths.record(record(second))
+    deaths.caught_up()
+    assert deaths.prune() == []
+    assert deaths.exit(event(second, 2))[1].record is not None
 
 
 def test_leaders_of_living_processes_are_kept():

@@ -486,7 +486,7 @@ def test_a_death_whose_event_was_lost_is_told_from_its_record():
     scene.machine.fork(60, 100)
     scene.machine.exit(100, 768)
     scene.run(lost=lambda entry: isinstance(entry.said, Exit))
-    (told,) = scene.tracker.without_event()
+    (told,) = scene.tracker.without_event(scene.tracker.deaths.waiting())
     assert (told.process.tgid, told.status, told.process.comm, told.kernel_time_ns) == (100, 768, "sh", None)
 
 
