@@ -248,7 +248,8 @@ class Daemon:
 
         Exit records whose event nobody asked for come without waking us: here they are taken at the latest.
         """
-        self.pipeline.drain()
+        if not self._stop.is_set():
+            self.pipeline.drain()
         interval_s = self._manager.watchdog_interval_s
         if interval_s is not None:
             self._manager.watchdog()
