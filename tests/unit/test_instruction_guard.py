@@ -27,19 +27,19 @@ WITHIN = 0.05
 # (bytecode instructions, calls into C) per 1,000 events.
 STORED: dict[tuple[int, int], dict[str, tuple[int, int]]] = {
     (3, 11): {
-        "all": (531209, 15984),
-        "all, no exit records": (513257, 14627),
-        "failures": (205983, 7935),
+        "all": (517114, 15151),
+        "all, no exit records": (506542, 14151),
+        "failures": (205936, 7933),
     },
     (3, 12): {
-        "all": (513047, 15984),
-        "all, no exit records": (492809, 14627),
-        "failures": (198120, 7935),
+        "all": (495357, 15151),
+        "all, no exit records": (484047, 14151),
+        "failures": (198058, 7933),
     },
     (3, 13): {
-        "all": (499473, 15984),
-        "all, no exit records": (480997, 14627),
-        "failures": (195786, 7935),
+        "all": (479307, 15151),
+        "all, no exit records": (471188, 14151),
+        "failures": (195714, 7933),
     },
 }
 
