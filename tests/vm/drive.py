@@ -30,7 +30,7 @@ ROOT = HERE.parents[1]
 TITLES = {"debian12": "Debian 12", "debian13": "Debian 13"}
 STEP_LIMIT_S = 420.0
 MOST_DIAGNOSES = 3  # of failed steps; what follows from them is mostly the same
-LIMITS_S = {"kernel_suite": 1800.0}  # 100 seconds where the guest's CPU is not emulated
+LIMITS_S = {"kernel_suite": 1200.0}  # half a minute where the CPU is not emulated
 
 
 @dataclass(frozen=True)
