@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pwd
 import re
-import shlex
 import subprocess
 from pathlib import Path
 
@@ -49,16 +48,16 @@ def kernel_suite() -> str:
     files.append("tests/unit/cli/test_recorded_examples.py")  # recorded on another machine
     log = HERE / "kernel_suite.log"
     command = ["python3", "-m", "pytest", "-v", "-ra", "--tb=short", "-p", "no:cacheprovider", "-k", AS_IT_IS, *files]
-    # On the console as well: if it hangs, the last line tells where.
-    pytest = subprocess.Popen(
-        ["bash", "-c", f"set -o pipefail; {shlex.join(command)} 2>&1 | tee {log} > /dev/console"],
-        cwd=HERE, env=os.environ | {"PYTHONPATH": path},
-    )  # fmt: skip
-    try:
-        code = pytest.wait(1100)
-    except subprocess.TimeoutExpired:
-        code = -1
-        pytest.kill()
+    # Into a file, not a pipe: a process that a test left behind would hold that open. If it hangs, the last line tells.
+    with log.open("w") as output:
+        pytest = subprocess.Popen(
+            command, cwd=HERE, env=os.environ | {"PYTHONPATH": path}, stdout=output, stderr=subprocess.STDOUT
+        )
+        try:
+            code = pytest.wait(1100)
+        except subprocess.TimeoutExpired:
+            code = -1
+            pytest.kill()
     said = log.read_text(errors="replace")
     expect(code == 0, said[-8000:])
     return said.strip().splitlines()[-1]
