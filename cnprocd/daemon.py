@@ -212,6 +212,8 @@ class Daemon:
             most = max(most, seen)
         self._heard_at = time.monotonic()
         self._arm_tick()
+        if more:
+            return  # the budget is spent: the loop has its turn, and wakes us at once
         if most >= LOAD_EVENTS and self.loaded.settings.gather_s > 0:
             self._deafen()
             self._loop.call_later(self.loaded.settings.gather_s, self._listen_again)

@@ -157,9 +157,12 @@ class Deaths:
         may have an event that nobody asked for: most processes with threads leave one. A last thread's was asked for,
         and the kernel could not make it (cn_proc.c allocates without waiting, and tells nobody).
         """
-        lost = self.without_event(self._gone) if self._caught_up else []
-        self._gone = {tid: records for tid, records in self._waiting.items() if not self._is_under_way(records)}
-        self._caught_up = False
+        lost: list[Death] = []
+        gone: Waiting = {}
+        if self._caught_up:  # else we are behind: thousands may wait, and nobody in vain
+            lost = self.without_event(self._gone)
+            gone = {tid: records for tid, records in self._waiting.items() if not self._is_under_way(records)}
+        self._gone, self._caught_up = gone, False
         if len(self._leaders) > self._prune_at:
             self._leaders = {tgid: r for tgid, r in self._leaders.items() if self._is_alive(tgid)}
             self._prune_at = max(_LEADERS_PRUNED_AT, 2 * len(self._leaders))
