@@ -4,8 +4,8 @@ Start: rules, socket, LISTEN and its acknowledgement, narrow, scan /proc, drain,
 start processes and none of their deaths is missed.
 
 The loop: an event wakes `_drain`, which turns the pipeline until nothing is left or BUDGET_S is spent, then lets the
-loop breathe (hooks, control, watchdog). After a batch that shows load the sockets are left alone for `gather_s`, so
-that the next wake-up brings many events for one; an isolated event never waits.
+loop breathe (hooks, control, watchdog). Under load the sockets are left alone for `gather_s`, so that the next wake-up
+brings many events for one; an isolated event never waits.
 
 Reload: load everything, then swap; what is wrong is told with its position and changes nothing.
 """
@@ -42,6 +42,8 @@ from cnprocd.service import ServiceManager
 
 BUDGET_S = 0.01  # of draining before the loop gets its turn
 LOAD_EVENTS = 32  # a batch of so many events means load
+LOAD_WAKEUPS = 8  # and so do so many wake-ups, each sooner after the last than events would be gathered for
+LOAD_GATHERED = 4  # events in a window: with fewer they are no longer waited for
 TICK_S = 1.0
 LAST_DEATHS_S = 0.1  # record and event of one death are microseconds apart
 STOP_BOUND_S = 10.0  # how long running hooks may go on after SIGTERM
@@ -84,6 +86,8 @@ class Daemon:
         self._tick_handle: asyncio.TimerHandle | None = None
         self._following_since: float | None = None
         self._heard_at = time.monotonic()
+        self._hurried = 0
+        self._gathering = False
 
         adopted = manager.adopted("connector")
         # With a manager that keeps it, the socket stays subscribed when we go: the next of us reads what we missed.
@@ -204,7 +208,8 @@ class Daemon:
 
     def _turn_for_a_while(self) -> None:
         """Turn the pipeline for a while; under load let events gather before the next time."""
-        deadline = time.monotonic() + BUDGET_S
+        began = time.monotonic()
+        deadline, quiet_s = began + BUDGET_S, began - self._heard_at
         seen, more = self.pipeline.turn()
         most = seen
         while more and time.monotonic() < deadline:
@@ -214,11 +219,24 @@ class Daemon:
         self._arm_tick()
         if more:
             return  # the budget is spent: the loop has its turn, and wakes us at once
-        if most >= LOAD_EVENTS and self.loaded.settings.gather_s > 0:
+        if self._is_loaded(most, quiet_s):
             self._deafen()
             self._loop.call_later(self.loaded.settings.gather_s, self._listen_again)
         elif self.pipeline.tracker.deaths.holds:
             self._loop.call_later(0.002, self._drain)
+
+    def _is_loaded(self, most: int, quiet_s: float) -> bool:
+        """Whether to let events gather: many came at once, or one after the other without a pause between them.
+
+        A wake-up costs as much as a dozen events. `most`: in one batch; `quiet_s`: between the last wake-up and this.
+        """
+        gather_s = self.loaded.settings.gather_s
+        if self._gathering:
+            self._gathering = most >= LOAD_GATHERED
+        else:
+            self._hurried = self._hurried + 1 if quiet_s < gather_s else 0
+            self._gathering = gather_s > 0 and (most >= LOAD_EVENTS or self._hurried >= LOAD_WAKEUPS)
+        return self._gathering
 
     def _listen_again(self) -> None:
         self._listen()
