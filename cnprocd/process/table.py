@@ -32,7 +32,7 @@ class Table:
 
     def __init__(self) -> None:
         self._processes: dict[int, Process] = {}
-        self._ended: deque[tuple[int, int, bool]] = deque()  # (ended_ns, tgid, certain), oldest first
+        self._ended: deque[tuple[int, int, int, bool]] = deque()  # (due_ns, ended_ns, tgid, certain), first due first
         self._leaderless: set[int] = set()  # tgids that looked ended and lived on
 
     def __len__(self) -> int:
@@ -156,20 +156,22 @@ class Table:
         """Mark a process as ended; `sweep` forgets it later. Unless that is `certain`, threads of it may live on."""
         if process.ended_ns is None:
             process.ended_ns = at_ns
-            self._ended.append((at_ns, process.tgid, certain))
+            self._ended.append((at_ns + KEEP_NS, at_ns, process.tgid, certain))
 
     def sweep(self, now_ns: int, is_alive: Callable[[int], bool]) -> None:
         """Forget processes that ended over KEEP_NS ago; one whose threads live on was not dead but leaderless."""
-        while self._ended and self._ended[0][0] < now_ns - KEEP_NS:
-            ended_ns, tgid, certain = self._ended.popleft()
+        while self._ended and self._ended[0][0] < now_ns:
+            _, ended_ns, tgid, certain = self._ended.popleft()
             process = self._processes.get(tgid)
             if process is None or process.ended_ns != ended_ns:
                 continue  # the PID has a new owner, or exec revived it
-            if not certain and is_alive(tgid):
+            if certain:
+                del self._processes[tgid]
+            elif is_alive(tgid):
                 process.ended_ns = None
                 self._leaderless.add(tgid)
-            else:
-                del self._processes[tgid]
+            else:  # its last thread may have ended just now, and who it was is asked when that is read
+                self._ended.append((now_ns + KEEP_NS, ended_ns, tgid, True))
         for tgid in list(self._leaderless):
             process = self._processes.get(tgid)
             if process is None or process.ended_ns is not None:

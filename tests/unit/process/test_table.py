@@ -228,7 +228,7 @@ def test_threads_of_an_unknown_process_are_nobody_s(table):
 
 
 def test_an_ended_process_is_kept_a_moment_and_then_forgotten(table):
-    table.end(table.get(100), at(5))
+    table.end(table.get(100), at(5), certain=True)
     table.sweep(at(5) + KEEP_NS, nobody)
     assert table.get(100) is not None
     table.sweep(at(5) + KEEP_NS + 1, nobody)
@@ -248,8 +248,10 @@ def test_a_leaderless_process_whose_end_nobody_tells_is_forgotten_later(table):
     table.sweep(at(30), nobody)
     assert 100 not in table.tgids()
     table.sweep(at(40), nobody)
+    assert table.get(100) is not None, "the exit of its last thread may still be in the queue"
+    table.sweep(at(50), nobody)
     assert table.get(100) is None
-    _, former = fork(table, 1, 100, 41)
+    _, former = fork(table, 1, 100, 51)
     assert former is None
 
 
