@@ -135,7 +135,7 @@ def test_a_dead_job_is_shown_and_retried(tmp_path):
 
 def test_a_waiting_job_is_dropped(tmp_path):
     more = "settings: {hook_slots: 1}\n"
-    with running(tmp_path, rules("/bin/cat", more).replace("/bin/cat", "/bin/sleep, '60'")) as daemon:
+    with running(tmp_path, rules("/bin/cat", more).replace("/bin/cat", "/bin/sleep, '10'")) as daemon:
         for _ in range(2):
             fail("cnpctl-hook")
         daemon.mark()
