@@ -12,8 +12,9 @@ Both come once per thread. The facts that make the join exact (measured on 6.18,
   milliseconds.
 - comm is a thread's own. The process's is its leader's, whose record is kept when the leader ends first. It may also
   come a moment after the last one, and the death is held for it in the same way.
-- exec by another thread than the leader ends the leader and gives its id to that thread, so one thread id can have two
-  records and two events in one batch. A record and its event show the same status.
+- exec by another thread than the leader ends the leader, with status 0, and gives its id to that thread: one thread id
+  can have two records and two events in one batch. A record and its event show the same status. So a death whose
+  leader's record says 0 is held as well: it may be the old leader's, and the new one's about to come.
 
 A death whose event was lost is told without its time; one whose record was lost is told without its identity.
 """
@@ -113,7 +114,7 @@ class Deaths:
         told: list[Death] = []
         waiting: list[Death] = []
         for death in self._held:
-            leader = death.leader or self._leaders.pop(death.tgid, None)
+            leader = self._leaders.pop(death.tgid, None) or death.leader
             death = self._with_core_flag(death._replace(leader=leader))
             assert death.event is not None
             due_ns = death.event.timestamp_ns + HOLD_NS
@@ -220,9 +221,12 @@ class Deaths:
 
     def _is_incomplete(self, death: Death) -> bool:
         """Whether the record of another thread may still tell the core flag, or who the process was."""
-        if death.record is None or not death.record.threaded:
+        record, leader = death.record, death.leader
+        if record is None or not record.threaded:
             return False
-        return death.leader is None or (death.status & 0x7F in CORE_SIGNALS and not core_dumped(death.status))
+        if leader is None or (leader is not record and leader.status == 0):
+            return True  # one that ended with 0 may be of before an exec, whose successor's record is about to come
+        return death.status & 0x7F in CORE_SIGNALS and not core_dumped(death.status)
 
 
 class Telling(NamedTuple):

@@ -69,6 +69,9 @@ CASES = {
     "exec by a thread, then exit(3)": (
         [[End(P, 0, comm="old name"), End(P + 2, 0, comm="t")], [End(P, 3 << 8, True)]], 3 << 8,
     ),
+    "exec by a thread, then exit(3), another thread last": (
+        [[End(P, 0, comm="old name"), End(P + 2, 0, comm="t")], group(3 << 8, [P, P + 1], last=P + 1)], 3 << 8,
+    ),
     "exec by a thread, then success": ([[End(P, 0, comm="old name")], [End(P, 0, True)]], 0),
     "exec by a thread after the leader ended": (
         [[End(P, 0, comm="old name")], [End(P + 1, 0, comm="t")], [End(P, 4 << 8, True)]], 4 << 8,
