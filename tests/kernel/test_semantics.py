@@ -54,6 +54,8 @@ def dies_as(daemon, body, comm="cnptest-case"):
     """Run `body` in a child of this name; its one match must say what waitpid says. Returns the record."""
     pid = child(lambda: (rename(comm), body()))
     status = wait_status(pid)
+    # A death may be held for what a sibling's record tells, while the mark's is told at once.
+    daemon.wait_for("rule_matched", rule="died", pid=pid)
     daemon.mark()
     records = daemon.matches("died", pid=pid)
     assert len(records) == 1, records
