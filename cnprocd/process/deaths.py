@@ -114,8 +114,10 @@ class Deaths:
         told: list[Death] = []
         waiting: list[Death] = []
         for death in self._held:
-            leader = self._leaders.pop(death.tgid, None) or death.leader
-            death = self._with_core_flag(death._replace(leader=leader))
+            late = self._leaders.get(death.tgid)
+            if late is not None and not (late.status ^ death.status) & ~CORE_FLAG:  # else of the PID's next owner
+                death = death._replace(leader=self._leaders.pop(death.tgid))
+            death = self._with_core_flag(death)
             assert death.event is not None
             due_ns = death.event.timestamp_ns + HOLD_NS
             waits = now_ns is not None and now_ns < due_ns and self._is_incomplete(death)
