@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from unit.process.machine import INIT, MILLISECOND, SECOND, Machine, Reader, Unfolding, batches, live, steps
 
+from cnprocd.process.deaths import HOLD_NS
 from cnprocd.process.model import EVERYTHING, Occurrence, Process
 from cnprocd.process.tracker import Tracker, Tracking
 
@@ -41,12 +42,16 @@ def played(machine: Machine, tracker: Tracker, reader: Reader, cut, more, seed=0
     told = []
     views = {entry.at_ns: entry.proc for entry in machine.log}
     shuffled = Random(seed)
+    held_until = None
     for events, records, late in batches(machine.log, cut, more):
         reader.late = late
         shuffled.shuffle(events)
         batch = Unfolding([entry.said for entry in events], reader, views)
+        if held_until is not None and min((entry.at_ns for entry in (*events, *records)), default=0) > held_until:
+            told += map(said, tracker.take([], [], held_until))  # as the loop does: it comes back for what is held
         now_ns = max((entry.at_ns for entry in (*events, *records)), default=machine.now)
         told += map(said, tracker.take(batch, [entry.said for entry in records], now_ns))
+        held_until = now_ns + HOLD_NS if tracker.deaths.holds else None
     reader.proc = reader.late = machine.proc()
     told += map(said, tracker.take([], [], machine.now + SECOND))
     return told

@@ -21,6 +21,7 @@ from cnprocd.connector import uapi
 from cnprocd.connector.filter import ConnectorFilter, TaskstatsFilter, connector_program
 from cnprocd.connector.request import Features, Request
 from cnprocd.connector.status import EVERY_STATUS, FAILURES, NO_STATUS, StatusSet
+from cnprocd.process.deaths import HOLD_NS
 from cnprocd.process.model import EVERYTHING, Occurrence, Wanted
 from cnprocd.process.tracker import Tracker, Tracking
 from cnprocd.rules.compile import CompiledRule, Matcher
@@ -117,12 +118,16 @@ class History:
                     assert not occurrence.recovered, "nothing was lost"
                     found[key(firing.compiled.name, firing.event, occurrence)] += 1
 
-        swept_ns = 0
+        swept_ns, held_until = 0, None
         for n, (events, records, late, now_ns) in enumerate(self.drains):
             reader.late = late
             heard = [got for event in events if (got := kernel.event(*event)) is not None]
             told = [got for message in records if (got := kernel.record(message)) is not None]
+            came_ns = [message.timestamp_ns for message in heard]
+            if held_until is not None and min(came_ns, default=0) > held_until:
+                judge(tracker.take([], [], held_until))  # as the loop does: it comes back for what is held
             judge(tracker.take(Unfolding(heard, reader, self.views), told, now_ns))
+            held_until = now_ns + HOLD_NS if tracker.deaths.holds else None
             if n in self.sweeps and now_ns - swept_ns > SECOND:
                 reader.proc, swept_ns = late, now_ns
                 judge(tracker.sweep(now_ns))
