@@ -39,7 +39,7 @@ class Tracking:
     """The part of the plan that the tracker needs (see rules/plan.py)."""
 
     table: bool
-    records: bool  # deaths are told by exit records; else threads are counted
+    records: bool  # deaths are told by exit records, or no rule asks for them; else threads are counted
     wanted: Wanted  # of a process that is known and only changed its image: real ids and cgroup survive exec
     kinds: frozenset[Kind]
     thread_kinds: frozenset[Kind]

@@ -100,7 +100,7 @@ def make_plan(matcher: Matcher, features: Features, follow_hooks: bool = False) 
         ),
         Tracking(
             table=table,
-            records=deaths == "records",
+            records=deaths != "threads",
             wanted=Wanted(exe="exe" in needs, cmdline="cmdline" in needs, cgroup="cgroup" in needs),
             kinds=kinds,
             thread_kinds=thread_kinds,

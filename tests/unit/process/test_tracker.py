@@ -525,3 +525,17 @@ def test_what_is_told_of_a_process_is_not_shared_with_the_next():
     first, second = (o.process for o in scene.tracker.take([e.said for e in scene.machine.log], []))
     assert isinstance(first, Process)
     assert first is not second
+
+
+def test_a_hook_that_got_the_pid_of_a_dead_hook_was_not_dead_at_the_last_sweep():
+    """Found by test_plan.py."""
+    scene = Scene()
+    scene.machine.fork(OWN, 100)
+    scene.machine.exit(100, 0)
+    scene.run()
+    scene.sweep()
+    scene.machine.fork(OWN, 100)
+    scene.run()
+    scene.machine.exit(100, 0)
+    scene.sweep()
+    assert family(scene) == {100: True}
