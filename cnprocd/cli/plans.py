@@ -61,7 +61,11 @@ def whole_plan(plan: Plan, matcher: Matcher, features: Features) -> dict[str, ob
         "exit_records": describe(taskstats.exits) if taskstats is not None else None,
         "taskstats_filter": listing(taskstats_program(taskstats)) if taskstats is not None else [],
         "table": tracking.table,
-        "deaths_told_by": "exit records" if taskstats is not None else "nothing" if tracking.records else "counting threads",
+        "deaths_told_by": "exit records"
+        if taskstats is not None
+        else "nothing"
+        if tracking.records
+        else "counting threads",
         "loss_accounting": _loss(plan),
         "dearest_rules": _dearest(matcher, features),
     }

@@ -38,7 +38,8 @@ class Family:
     def fork(self, event: Fork) -> None:
         """A new process."""
         tgid = event.child_tgid
-        self._dead.discard(tgid)  # that was the last owner of its PID
+        if self._dead:
+            self._dead.discard(tgid)  # that was the last owner of its PID
         if event.parent_tgid in self.roots:
             if tgid not in self.hooks:
                 self.hooks.add(tgid)
