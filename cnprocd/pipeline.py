@@ -246,10 +246,11 @@ class Pipeline:
         """Keep a second witness of the processes that exit rules could match by name."""
         if self._holder is None or not self.matcher.wants("exit", threads=False):
             return
-        if self._holder.full:  # the deaths of some were filtered in the kernel, so nobody told of them
+        if self._holder.crowded:  # the deaths of some were filtered in the kernel, so nobody told of them
             for ended in self._holder.ended():
                 if ended.status not in self.source.wanted_exits or not self._cares_for(ended.process):
                     self._holder.release(ended.process.tgid)
+            self._holder.thinned()
         for process in processes:
             if self._cares_for(process):
                 self._holder.hold(process)

@@ -23,6 +23,7 @@ _PIDFD_GET_INFO = 0xC040FF0B  # _IOWR(0xFF, 11, struct pidfd_info of 64 bytes)
 _PIDFD_INFO_EXIT = 1 << 3
 _INFO = struct.Struct("=QQ11Ii")  # mask, cgroupid, pid tgid ppid, eight ids, exit_code
 MOST_HELD = 4096
+_CROWDED_AT = 64
 _SPARE_DESCRIPTORS = 256  # left for sockets, hooks and the spool
 
 
@@ -66,6 +67,7 @@ class Holder:
         room = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_DESCRIPTORS
         self._limit = max(0, min(MOST_HELD, room)) if limit is None else limit
         self._held: dict[int, tuple[int, Process]] = {}
+        self._crowded_at = _CROWDED_AT
 
     def __len__(self) -> int:
         return len(self._held)
@@ -73,6 +75,15 @@ class Holder:
     @property
     def full(self) -> bool:
         return len(self._held) >= self._limit
+
+    @property
+    def crowded(self) -> bool:
+        """Time to look who has ended: there are twice as many as were left the last time, or no room."""
+        return self.full or len(self._held) >= self._crowded_at
+
+    def thinned(self) -> None:
+        """Those who ended and need not be held were released."""
+        self._crowded_at = max(_CROWDED_AT, 2 * len(self._held))
 
     def hold(self, process: Process) -> None:
         """Hold a process that is alive, if there is room. The caller has just seen it to be the one it means."""
