@@ -272,7 +272,8 @@ class _Connection(asyncio.Protocol):
         )
 
     def send(self, frame: bytes) -> None:
-        if self._transport is not None and not self._ended:
+        # A client that went away is told of by connection_lost() in a moment; asyncio would grumble till then.
+        if self._transport is not None and not self._ended and not self._transport.is_closing():
             self._transport.write(frame)
 
     def hang_up(self) -> None:

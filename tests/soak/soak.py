@@ -198,8 +198,9 @@ def soak(directory: Path, program: list[str], seconds: float) -> dict[str, objec
     if not records.ready.wait(30):
         raise SystemExit("cnprocd did not start")
     threads = [threading.Thread(target=generate, args=(truth, program, stop, n * 3)) for n in range(2)]
-    threads += [threading.Thread(target=watch, args=(runtime, stop, watched)) for _ in range(2)]
-    for thread in threads:
+    # Daemon threads: one that waits for the next match is not waited for.
+    watchers = [threading.Thread(target=watch, args=(runtime, stop, watched), daemon=True) for _ in range(2)]
+    for thread in (*threads, *watchers):
         thread.start()
     began, samples, reloads = time.monotonic(), [], 0
     while time.monotonic() - began < seconds and process.poll() is None:
