@@ -203,10 +203,7 @@ class Pipeline:
 
     def finish(self) -> None:
         """Nobody reads on after us: what is known by half is told as far as it is known."""
-        recovered = self.tracker.without_event(self.tracker.deaths.waiting())
-        for occurrence in recovered:
-            occurrence.recovered = True
-        self._judge(recovered)
+        self._judge(self.tracker.without_event(self.tracker.deaths.waiting()))
 
     def use(self, matcher: Matcher, plan: Plan) -> bool:
         """Put other rules, or another plan for the same ones, in force without losing or doubling an event.

@@ -117,13 +117,10 @@ class Tracker:
         """
         is_alive = self._reader.is_alive
         self.table.sweep(now_ns, is_alive)
-        silent = [o for death in self.deaths.prune() for o in self._died(death)]
-        for occurrence in silent:
-            occurrence.recovered = True
+        found = [o for death in self.deaths.prune() for o in self._died(death)]
         if len(self._cores) > 64:
             self._cores = {tgid: at for tgid, at in self._cores.items() if at > now_ns - 60_000_000_000}
         self.family.sweep(is_alive)
-        found = silent
         gone: set[int] = set()  # likewise, the end of its last thread may still be in the queue
         for tgid, event in list(self._leaderless.items()):
             process = self.table.get(tgid, event.timestamp_ns)
@@ -298,6 +295,7 @@ class Tracker:
         occurrence = Occurrence(
             "exit", process, tid, death.status, at_ns, event.cpu if event is not None else None, usage=record
         )
+        occurrence.recovered = event is None
         # cn_proc.c names no parent of a task that was released before; a thread always is, its process may be a zombie.
         occurrence.reaped = event is not None and event.parent_tgid == 0 and event.process_pid == death.tgid
         return [self._placed(occurrence, event.parent_tgid if event is not None else 0)]
