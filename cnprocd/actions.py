@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
@@ -24,8 +25,7 @@ from cnprocd.hooks.throttle import After, RateLimit, Throttle
 from cnprocd.output.log import Log
 from cnprocd.output.record import Record, message
 from cnprocd.pipeline import Match
-from cnprocd.rules.load import LoadedRules
-from cnprocd.rules.schema import Rule, Settings
+from cnprocd.rules.ruleset import LoadedRules, Rule, Settings
 
 
 class Family(Protocol):
@@ -246,7 +246,7 @@ def hook_spec(rule: Rule) -> HookSpec:
         working_directory=run.working_directory,
         umask=run.umask,
         nice=run.nice,
-        limits=Limits(**limits.model_dump()) if limits is not None else Limits(),
+        limits=Limits(**asdict(limits)) if limits is not None else Limits(),
         slots=run.slots,
         serialize=run.serialize,
         output_limit_bytes=run.output_limit_bytes,

@@ -35,9 +35,9 @@ from cnprocd.process.holder import Holder, kernel_tells
 from cnprocd.process.procfs import ProcFs, boot_id
 from cnprocd.process.tracker import Tracker
 from cnprocd.rules.compile import Matcher
-from cnprocd.rules.load import LoadedRules
 from cnprocd.rules.plan import Plan, make_plan
-from cnprocd.rules.report import RulesError
+from cnprocd.rules.problem import RulesError
+from cnprocd.rules.ruleset import LoadedRules
 from cnprocd.service import ServiceManager
 
 BUDGET_S = 0.01  # of draining before the loop gets its turn

@@ -17,7 +17,7 @@ from cnprocd.errors import EX_OK, CnprocdError
 from cnprocd.output.log import make_log, make_output
 from cnprocd.rules.disabled import load_in_force
 from cnprocd.rules.load import LoadedRules
-from cnprocd.rules.report import RulesError
+from cnprocd.rules.problem import RulesError
 
 _FEATURES = ("event_mask", "taskstats", "socket_filter", "pidfd_info")
 

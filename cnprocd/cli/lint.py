@@ -17,9 +17,8 @@ from typing import Any
 
 from cnprocd.connector.status import NO_STATUS
 from cnprocd.rules.compile import compile_rule
-from cnprocd.rules.match import Match, ProcessMatch
 from cnprocd.rules.predicate import text_test
-from cnprocd.rules.schema import Rule
+from cnprocd.rules.ruleset import Match, ProcessMatch, Rule, given_keys
 from cnprocd.rules.values import IntSet, Pattern
 
 _NOT_CHOSEN = ("user", "group", "exe", "cgroup", "unit")  # what a process cannot simply claim for itself
@@ -83,7 +82,7 @@ def _impossible(match: Match, key: str) -> bool:
 
 
 def _only_key(part: Match, key: str) -> bool:
-    return part.model_fields_set == {key}
+    return given_keys(part) == (key,)
 
 
 def _covered(rule: Rule, earlier: Sequence[Rule], others: Sequence[Rule]) -> Iterator[Warned]:
@@ -130,12 +129,12 @@ def _events(rule: Rule) -> set[str]:
 def _covers_match(wide: Match, narrow: Match) -> bool:
     """Whether every key of `wide` is one of `narrow` that allows no more."""
     ending = {"exit_code", "signal"}
-    for key in wide.model_fields_set - ending:
-        if key not in narrow.model_fields_set or not _allows_no_more(getattr(wide, key), getattr(narrow, key)):
+    for key in set(given_keys(wide)) - ending:
+        if key not in given_keys(narrow) or not _allows_no_more(getattr(wide, key), getattr(narrow, key)):
             return False
-    if not wide.model_fields_set & ending:
+    if not ending.intersection(given_keys(wide)):
         return True
-    if not narrow.model_fields_set & ending:
+    if not ending.intersection(given_keys(narrow)):
         return False
     return _codes(narrow) <= _codes(wide) and (narrow.signal or frozenset()) <= (wide.signal or frozenset())
 
@@ -166,7 +165,7 @@ def _hook(rule: Rule) -> Iterator[Warned]:
             "the hook runs as root, and only what a process calls itself decides: any user can fake that",
             "add user:, exe:, unit: or cgroup: to the match, or run the hook as another user",
         )
-    if "timeout_s" not in rule.run.model_fields_set:
+    if "timeout_s" not in rule.run.given:
         yield Warned(
             rule.name,
             ("run",),

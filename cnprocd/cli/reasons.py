@@ -19,8 +19,8 @@ from cnprocd.escape import printable
 from cnprocd.process.model import Occurrence, Process
 from cnprocd.process.stat import unit_of
 from cnprocd.rules.compile import CompiledRule, Firing, judge
-from cnprocd.rules.match import Match, ProcessMatch
 from cnprocd.rules.predicate import Verdict, compile_match, compile_process
+from cnprocd.rules.ruleset import Match, ProcessMatch, given_keys
 from cnprocd.rules.values import Comparison, IntSet, Pattern
 
 _AFTERWARDS = ("rate_limit", "cooldown_s", "after", "coalesce")
@@ -90,7 +90,7 @@ def _gates(compiled: CompiledRule, occurrence: Occurrence) -> Iterator[Reason]:
 def _match_reasons(match: Match | None, occurrence: Occurrence, depth: int) -> Iterator[Reason]:
     if match is None:
         return
-    given = [key for key in type(match).model_fields if key in match.model_fields_set]
+    given = given_keys(match)
     ending = [key for key in given if key in ("exit_code", "signal")]
     for key in given:
         if key in ("parent", "ancestor"):
@@ -98,18 +98,23 @@ def _match_reasons(match: Match | None, occurrence: Occurrence, depth: int) -> I
         elif key in ("not_", "any", "all"):
             yield from _branches(key, getattr(match, key), occurrence, depth)
         elif key not in ending:
-            alone = Match.model_construct({key}, **{key: getattr(match, key)})
+            alone = _only({key: getattr(match, key)})
             verdict = compile_match(alone)(occurrence)
             yield Reason(depth, key, wanted_text(key, getattr(match, key)), _actual(key, occurrence), verdict)
         elif key == ending[0]:
             both = {name: getattr(match, name) for name in ending}
             wanted = " or ".join(wanted_text(name, value) for name, value in both.items())
-            verdict = compile_match(Match.model_construct(set(both), **both))(occurrence)
+            verdict = compile_match(_only(both))(occurrence)
             yield Reason(depth, " or ".join(ending), wanted, _actual("status", occurrence), verdict)
 
 
+def _only(keys: dict[str, Any]) -> Match:
+    """A match of these keys and no others."""
+    return Match(**keys)
+
+
 def _branches(key: str, parts: tuple[Match, ...], occurrence: Occurrence, depth: int) -> Iterator[Reason]:
-    alone = Match.model_construct({key}, **{key: parts})
+    alone = _only({key: parts})
     said = {"not_": "none of", "any": "at least one of", "all": "every one of"}[key]
     yield Reason(depth, key.rstrip("_"), said, "", compile_match(alone)(occurrence))
     for part in parts:
@@ -118,16 +123,14 @@ def _branches(key: str, parts: tuple[Match, ...], occurrence: Occurrence, depth:
 
 def _related(key: str, wanted: ProcessMatch, occurrence: Occurrence, depth: int) -> Iterator[Reason]:
     above = occurrence.ancestors
-    alone = Match.model_construct({key}, **{key: wanted})
+    alone = _only({key: wanted})
     names = " < ".join(_shown(one.comm) for one in above or ()) or "unknown"
     yield Reason(
         depth, key, "", names if key == "ancestor" else names.split(" < ")[0], compile_match(alone)(occurrence)
     )
     relatives = (above or ())[:1] if key == "parent" else above or ()
-    for field in type(wanted).model_fields:
-        if field not in wanted.model_fields_set:
-            continue
-        one = ProcessMatch.model_construct({field}, **{field: getattr(wanted, field)})
+    for field in given_keys(wanted):
+        one = ProcessMatch(**{field: getattr(wanted, field)})
         test = compile_process(one)
         verdicts = [test(relative, (above or ())[i + 1 :]) for i, relative in enumerate(relatives)]
         verdict: Verdict = True if True in verdicts else None if None in verdicts or not verdicts else False

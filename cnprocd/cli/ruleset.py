@@ -11,9 +11,9 @@ from pathlib import Path
 from cnprocd.cli.lint import Warned, lint
 from cnprocd.rules import yaml12
 from cnprocd.rules.disabled import apply, path_beside
-from cnprocd.rules.load import LoadedRules, load
-from cnprocd.rules.report import Problem, RulesError
-from cnprocd.rules.schema import Rule
+from cnprocd.rules.load import load
+from cnprocd.rules.problem import Problem, RulesError
+from cnprocd.rules.ruleset import LoadedRules, Rule
 
 _LINE_END = re.compile(r"\r\n|\r|\n")
 

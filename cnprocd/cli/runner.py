@@ -21,7 +21,8 @@ from cnprocd.hooks.job import HookSpec
 from cnprocd.hooks.serve import IDLE_S, Service, delegated_cgroup
 from cnprocd.output.journal import is_journal_stream
 from cnprocd.output.log import Log, make_log, make_output
-from cnprocd.rules.load import LoadedRules, load
+from cnprocd.rules.load import load
+from cnprocd.rules.ruleset import LoadedRules
 from cnprocd.service import ServiceManager
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cnprocd.rules.report import Problem
+from cnprocd.rules.problem import Problem
 
 Value = object
 

@@ -15,9 +15,9 @@ from cnprocd.connector import uapi
 from cnprocd.connector.request import Features
 from cnprocd.pipeline import Pipeline
 from cnprocd.rules.compile import CompiledRule
-from cnprocd.rules.load import LoadedRules
 from cnprocd.rules.plan import Plan, identity_of
-from cnprocd.rules.report import RulesError
+from cnprocd.rules.problem import RulesError
+from cnprocd.rules.ruleset import LoadedRules
 
 Value = object
 NS = 1_000_000_000

@@ -30,9 +30,9 @@ from cnprocd.rules.fields import (
     words,
 )
 from cnprocd.rules.mistakes import Mistake, MistakeError, mistake, shown
+from cnprocd.rules.ruleset import LogLevel
 from cnprocd.rules.values import FREE_TEXT_FIELDS, Template
 
-LogLevel = Literal["debug", "info", "notice", "warning", "error", "critical"]
 _LEVELS = ("debug", "info", "notice", "warning", "error", "critical")
 
 

@@ -19,7 +19,7 @@ from typing import Literal
 from cnprocd.connector.status import ALL_SIGNALS, EVERY_STATUS, FAILURES, NO_STATUS, StatusSet
 from cnprocd.process.model import Kind, Occurrence
 from cnprocd.rules.predicate import Test, compile_match, text_test
-from cnprocd.rules.schema import EventName, Match, ProcessMatch, Rule
+from cnprocd.rules.ruleset import EventName, Match, ProcessMatch, Rule
 from cnprocd.rules.values import Pattern
 
 Need = Literal["comm", "ids", "exe", "cmdline", "cgroup", "ancestors", "usage", "lifetime"]

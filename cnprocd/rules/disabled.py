@@ -14,8 +14,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from cnprocd.rules.load import MAIN_FILE, LoadedRules, load
-from cnprocd.rules.report import Problem, RulesError
+from cnprocd.rules.load import MAIN_FILE, load
+from cnprocd.rules.problem import Problem, RulesError
+from cnprocd.rules.ruleset import LoadedRules
 from cnprocd.rules.trusted import UntrustedError, open_trusted
 
 NAME = "disabled"
@@ -44,9 +45,7 @@ def apply(loaded: LoadedRules, path: Path) -> LoadedRules:
     )
     return replace(
         loaded,
-        rules=tuple(
-            rule.model_copy(update={"enabled": False}) if rule.name in names else rule for rule in loaded.rules
-        ),
+        rules=tuple(replace(rule, enabled=False) if rule.name in names else rule for rule in loaded.rules),
         warnings=loaded.warnings + warnings,
     )
 

@@ -11,7 +11,7 @@ import signal as signals
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainValidator, ValidationInfo
 from pydantic.annotated_handlers import GetJsonSchemaHandler
@@ -20,12 +20,8 @@ from pydantic_core import CoreSchema
 from cnprocd.rules import names, syntax
 from cnprocd.rules.mistakes import mistake, nearest, shown
 from cnprocd.rules.names import Context
+from cnprocd.rules.ruleset import EVENT_NAMES, EventName
 from cnprocd.rules.values import Comparison, IntSet, Pattern, Template
-
-EventName = Literal["fork", "exec", "uid", "gid", "sid", "ptrace", "comm", "nonzero_exit", "coredump", "exit"]
-EVENT_NAMES: tuple[EventName, ...] = get_args(EventName)
-# The events that carry how a process ended.
-EXIT_EVENTS: frozenset[EventName] = frozenset({"exit", "nonzero_exit"})
 
 Schema = dict[str, Any]
 

@@ -13,7 +13,7 @@ import grp
 import os
 import pwd
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -25,10 +25,11 @@ from cnprocd.rules.advice import advise
 from cnprocd.rules.fields import parse_list
 from cnprocd.rules.mistakes import Mistake, MistakeError
 from cnprocd.rules.names import Context
-from cnprocd.rules.report import Found, Problem, RulesError, found_in
-from cnprocd.rules.schema import Rule, RuleFile, Settings
+from cnprocd.rules.problem import Problem, RulesError
+from cnprocd.rules.report import Found, found_in
+from cnprocd.rules.ruleset import LoadedRules, plain
+from cnprocd.rules.schema import RuleFile
 from cnprocd.rules.trusted import UntrustedError, open_trusted
-from cnprocd.rules.values import Pattern
 from cnprocd.rules.yaml12 import Mark
 
 __all__ = ["DROPIN_DIRS", "MAIN_FILE", "LoadedRules", "Problem", "RulesError", "load"]
@@ -40,17 +41,6 @@ LARGEST = 1 << 20
 _LINE_END = re.compile(r"\r\n|\r|\n")  # not splitlines(): a stray form feed must not shift the lines that are shown
 
 _MINIMAL_HINT = 'a minimal file is "rules: []", or with one rule "rules: [{name: failed, events: [nonzero_exit]}]"'
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedRules:
-    """What the files say, all of it valid. `warnings` are things allowed but probably not meant."""
-
-    rules: tuple[Rule, ...]
-    settings: Settings
-    lists: Mapping[str, tuple[Pattern, ...]]
-    files: tuple[Path, ...]
-    warnings: tuple[Problem, ...]
 
 
 @dataclass(slots=True)
@@ -100,8 +90,8 @@ def load(
         raise RulesError(problems)
     valid = [(source, rule_file) for source, rule_file in files if rule_file is not None]
     return LoadedRules(
-        rules=tuple(rule for _, rule_file in valid for rule in rule_file.rules),
-        settings=valid[0][1].settings,
+        rules=tuple(plain(rule) for _, rule_file in valid for rule in rule_file.rules),
+        settings=plain(valid[0][1].settings),
         lists={name: entries for _, rule_file in valid for name, entries in rule_file.lists.items()},
         files=tuple(source.file for source in sources),
         warnings=(*warnings, *_warnings(valid)),

@@ -13,9 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from cnprocd.rules.fields import (
-    EXIT_EVENTS,
     CommPatterns,
-    EventName,
     ExitCodes,
     Flag,
     Groups,
@@ -31,6 +29,7 @@ from cnprocd.rules.fields import (
     words,
 )
 from cnprocd.rules.mistakes import Mistake, mistake
+from cnprocd.rules.ruleset import EXIT_EVENTS, EventName
 
 ExitStatus = Annotated[Literal["unknown", "known"], *words("unknown", "known")]
 

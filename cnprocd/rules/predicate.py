@@ -15,7 +15,7 @@ from fnmatch import translate
 from cnprocd.connector.status import core_dumped, exit_code, term_signal
 from cnprocd.process.model import Occurrence, Process
 from cnprocd.process.stat import unit_of
-from cnprocd.rules.schema import Match, ProcessMatch
+from cnprocd.rules.ruleset import Match, ProcessMatch
 from cnprocd.rules.values import Comparison, Pattern
 
 Verdict = bool | None

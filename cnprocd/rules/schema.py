@@ -25,13 +25,10 @@ from pydantic_core import core_schema
 from cnprocd.rules import syntax
 from cnprocd.rules.actions import Backoff, Directory, Level, Limits, Log, Run, parse_log
 from cnprocd.rules.fields import (
-    EVENT_NAMES,
-    EXIT_EVENTS,
     BufferSize,
     Count,
     Duration,
     DurationOrZero,
-    EventName,
     Events,
     Flag,
     History,
@@ -46,6 +43,7 @@ from cnprocd.rules.fields import (
 from cnprocd.rules.match import Match, ProcessMatch, never_matches
 from cnprocd.rules.mistakes import MistakeError, mistake, shown
 from cnprocd.rules.names import Context
+from cnprocd.rules.ruleset import EVENT_NAMES, EXIT_EVENTS, EventName
 
 __all__ = [
     "EVENT_NAMES",

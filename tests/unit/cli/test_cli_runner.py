@@ -11,7 +11,7 @@ import pytest
 
 from cnprocd.cli.runner import Rules
 from cnprocd.rules.load import load
-from cnprocd.rules.report import RulesError
+from cnprocd.rules.problem import RulesError
 
 RULE = """
 rules:

@@ -1,0 +1,189 @@
+"""The rules as everything after load knows them: plain frozen values, and what makes them of the models.
+
+Why not the models themselves: the daemon reads its rules in a process of its own (apart.py), which ends when it has
+said what they are. So the daemon carries neither pydantic nor YAML, ten megabytes less of a process that never ends,
+and what a rule file costs to read is not taken from the events. Each class has the fields of the model of its name,
+which has checked them; what a field means is said there (schema.py, match.py, actions.py). Left out is None or ().
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from cnprocd.rules.problem import Problem
+from cnprocd.rules.values import Comparison, IntSet, Pattern, Template
+
+EventName = Literal["fork", "exec", "uid", "gid", "sid", "ptrace", "comm", "nonzero_exit", "coredump", "exit"]
+EVENT_NAMES: tuple[EventName, ...] = get_args(EventName)
+# The events that carry how a process ended.
+EXIT_EVENTS: frozenset[EventName] = frozenset({"exit", "nonzero_exit"})
+LogLevel = Literal["debug", "info", "notice", "warning", "error", "critical"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Identity:
+    comm: tuple[Pattern, ...] | None = None
+    exe: tuple[Pattern, ...] | None = None
+    cmdline: tuple[Pattern, ...] | None = None
+    cgroup: tuple[Pattern, ...] | None = None
+    unit: tuple[Pattern, ...] | None = None
+    user: tuple[int, ...] | None = None
+    group: tuple[int, ...] | None = None
+    parent: ProcessMatch | None = None
+    ancestor: ProcessMatch | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessMatch(_Identity):
+    """What must hold of a related process. Every given key must."""
+
+    not_: tuple[ProcessMatch, ...] = ()
+    any: tuple[ProcessMatch, ...] = ()
+    all: tuple[ProcessMatch, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Match(_Identity):
+    """What must hold of an event and its process. `exit_code` and `signal` together mean either."""
+
+    exit_code: IntSet | None = None
+    signal: frozenset[int] | None = None
+    core_dumped: bool | None = None
+    exit_status: Literal["unknown", "known"] | None = None
+    lifetime: Comparison | None = None
+    max_rss: Comparison | None = None
+    cpu_time: Comparison | None = None
+    not_: tuple[Match, ...] = ()
+    any: tuple[Match, ...] = ()
+    all: tuple[Match, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Log:
+    level: LogLevel
+    message: Template | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backoff:
+    initial_s: float
+    max_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    open_files: int | None
+    processes: int | None
+    address_space_bytes: int | None
+    cpu_time_s: float | None
+    core_bytes: int | None
+    file_size_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    command: tuple[Template, ...]
+    user: str | int | None
+    group: str | int | None
+    timeout_s: float
+    deadline_s: float | None
+    retries: int
+    backoff: Backoff
+    env: Mapping[str, Template]
+    working_directory: str
+    umask: int
+    nice: int
+    limits: Limits | None
+    slots: int | None
+    serialize: Literal["rule", "comm", "none"]
+    output_limit_bytes: int
+    on_failure: Log | None
+    given: frozenset[str] = field(default=frozenset(), compare=False)  # the keys that the file has
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateLimit:
+    count: int
+    per_s: float
+    by: Literal["rule", "comm", "user", "unit"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coalesce:
+    window_s: float
+    max: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class After:
+    count: int
+    within_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    name: str
+    description: str
+    enabled: bool
+    events: tuple[EventName, ...]
+    match: Match | None
+    threads: bool
+    include_hooks: bool
+    on_unknown_exit: Literal["match", "log", "ignore"]
+    rate_limit: RateLimit | None
+    cooldown_s: float | None
+    coalesce: Coalesce | None
+    after: After | None
+    resets_s: float | None
+    log: Log | None
+    run: Run | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    hook_slots: int
+    receive_buffer_bytes: int
+    queue_limit: int
+    history_count: int
+    history_age_s: float
+    gather_s: float
+    log_level: LogLevel
+    metrics_file: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedRules:
+    """What the files say, all of it valid. `warnings` are things allowed but probably not meant."""
+
+    rules: tuple[Rule, ...]
+    settings: Settings
+    lists: Mapping[str, tuple[Pattern, ...]]
+    files: tuple[Path, ...]
+    warnings: tuple[Problem, ...]
+
+
+def given_keys(match: Match | ProcessMatch) -> tuple[str, ...]:
+    """The keys that a match has, as attribute names."""
+    return tuple(one.name for one in fields(match) if getattr(match, one.name) not in (None, ()))
+
+
+_CLASSES = {
+    one.__name__: one
+    for one in (ProcessMatch, Match, Log, Backoff, Limits, Run, RateLimit, Coalesce, After, Rule, Settings)
+}
+
+
+def plain(value: Any) -> Any:  # noqa: ANN401  # whatever a model holds
+    """A model as the value of its name here, and so all the way down; anything else as it is."""
+    if isinstance(value, tuple):
+        return tuple(plain(one) for one in value)
+    if isinstance(value, dict):
+        return {key: plain(one) for key, one in value.items()}
+    made = _CLASSES.get(type(value).__name__) if hasattr(value, "model_fields_set") else None
+    if made is None:
+        return value
+    known = {one.name: plain(getattr(value, one.name)) for one in fields(made) if one.name != "given"}
+    return made(**known, given=frozenset(value.model_fields_set)) if made is Run else made(**known)
