@@ -39,7 +39,7 @@ class Heard:
 
 def round_trip() -> Heard:
     """Raises CnprocdError if the kernel does not take the subscription."""
-    source = Source(Listener.open(), BUFFER_BYTES)
+    source = Source(Listener.open(BUFFER_BYTES), BUFFER_BYTES)
     try:
         features = source.subscribe()
         heard = Heard(features, source.no_taskstats_because, source.granted_buffer_bytes)

@@ -41,7 +41,7 @@ class Listening:
     """Occurrences from the kernel. Use it with `with`; raises as Listener.subscribe."""
 
     def __init__(self, wanted: Wanted, kinds: frozenset[Kind] = EVERY_KIND) -> None:
-        self.source = Source(Listener.open(), BUFFER_BYTES)
+        self.source = Source(Listener.open(BUFFER_BYTES), BUFFER_BYTES)
         self.features = self.source.subscribe()
         self.source.ask(everything(self.features.taskstats))
         tracking = Tracking(

@@ -18,7 +18,7 @@ from cnprocd.connector.decode import Rejects, decode
 from cnprocd.connector.event import Ack
 from cnprocd.connector.eventslots import EventSlots
 from cnprocd.connector.filter import ConnectorFilter, connector_program
-from cnprocd.connector.netlink import attach_filter, open_member
+from cnprocd.connector.netlink import open_member
 
 _SLOTS = 8
 
@@ -27,8 +27,7 @@ class AckWatch:
     """Use it with `with`: from before a request is sent until its answer came. Raises OSError if it cannot be had."""
 
     def __init__(self) -> None:
-        self.socket = open_member()
-        attach_filter(self.socket, connector_program(ConnectorFilter(0)))
+        self.socket = open_member(program=connector_program(ConnectorFilter(0)))
         self._slots = EventSlots(_SLOTS)
 
     def __enter__(self) -> AckWatch:

@@ -26,7 +26,7 @@ from cnprocd.connector.decode import Rejects
 from cnprocd.connector.eventslots import EventSlots
 from cnprocd.connector.filter import Instruction
 from cnprocd.connector.inflight import EVENT_SLOTS
-from cnprocd.connector.netlink import attach_filter, open_member, read_drops
+from cnprocd.connector.netlink import attach_filter, open_member, read_drops, set_receive_buffer
 from cnprocd.errors import ConnectorUnavailableError, PrivilegeError
 
 _CAP_NET_ADMIN = 12
@@ -48,14 +48,14 @@ class Listener:
         self._port = sock.getsockname()[0]
 
     @classmethod
-    def open(cls) -> Listener:
+    def open(cls, receive_buffer_bytes: int) -> Listener:
         """A new socket in the connector's proc group.
 
         Raises ConnectorUnavailableError (no connector in this kernel) or PrivilegeError.
         """
         require_privilege()
         try:
-            return cls(open_member())
+            return cls(open_member(receive_buffer_bytes))
         except PermissionError as error:
             raise PrivilegeError(
                 "joining the proc connector was refused", "run as root or with CAP_NET_ADMIN"
@@ -81,17 +81,8 @@ class Listener:
         return self._socket.fileno()
 
     def set_receive_buffer(self, size_bytes: int) -> int:
-        """Ask for a receive buffer; returns what the kernel grants, which is less without CAP_NET_ADMIN.
-
-        The kernel doubles the number for its own bookkeeping (socket(7)); the doubled number is what events are charged
-        against, QUEUED_EVENT_BYTES each.
-        """
-        wanted = max(1, size_bytes // 2)
-        try:
-            self._socket.setsockopt(socket.SOL_SOCKET, 33, wanted)  # SO_RCVBUFFORCE, which Python does not name
-        except PermissionError:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, wanted)
-        return self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        """As netlink.set_receive_buffer."""
+        return set_receive_buffer(self._socket, size_bytes)
 
     def subscribe(self, timeout_s: float = 1.0) -> None:
         """LISTEN to everything, and wait for the kernel's acknowledgement.

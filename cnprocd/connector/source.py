@@ -219,13 +219,12 @@ class Source:
             return False
         adopted, self._adopted_taskstats = self._adopted_taskstats, None
         try:
-            self.taskstats = Taskstats(adopted, self._in_flight.records)
+            self.taskstats = Taskstats(self._buffer_bytes * _RECORD_IN_EVENTS, adopted, self._in_flight.records)
         except TaskstatsAbsent as reason:
             self.no_taskstats_because = str(reason)
             return False
         if self._leftover is not None:
             self.taskstats.first = self.taskstats.used = self._in_flight.leftover_slots[1]
-        self.taskstats.set_receive_buffer(self._buffer_bytes * _RECORD_IN_EVENTS)
         self._record_losses.register(self.taskstats.fileno(), 0)  # EPOLLERR is always told (epoll_ctl(2))
         self._keep_taskstats(self.taskstats.fileno())
         return True

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from cnprocd.connector.filter import Instruction
 from cnprocd.connector.inflight import RECORD_SLOT_SIZE, RECORD_SLOTS
-from cnprocd.connector.netlink import attach_filter, read_drops
+from cnprocd.connector.netlink import attach_filter, read_drops, set_receive_buffer
 from cnprocd.connector.recvmmsg import Slots
 from cnprocd.connector.taskrecord import (
     BROKEN_VERSIONS,
@@ -51,9 +51,12 @@ class TaskstatsAbsent(Exception):  # noqa: N818  # a state of the kernel, not a 
 class Taskstats:
     """A registration for the exit records of every CPU."""
 
-    def __init__(self, adopted_fd: int | None = None, data: memoryview | None = None) -> None:
+    def __init__(
+        self, receive_buffer_bytes: int, adopted_fd: int | None = None, data: memoryview | None = None
+    ) -> None:
         """A new registration, or one that was kept for us with what is queued in it. Raises TaskstatsAbsent."""
         self._socket = _open() if adopted_fd is None else socket.socket(fileno=adopted_fd)
+        self.set_receive_buffer(receive_buffer_bytes)  # before the first record can come: see netlink.open_member
         self._port = self._socket.getsockname()[0]
         self._slots = Slots(RECORD_SLOTS, RECORD_SLOT_SIZE, data)
         self.overruns = 0
@@ -82,10 +85,8 @@ class Taskstats:
         return self._socket.fileno()
 
     def set_receive_buffer(self, size_bytes: int) -> int:
-        """As Listener.set_receive_buffer. One queued record takes 1,280 or 2,304 bytes of it (measured on 6.18)."""
-        with contextlib.suppress(PermissionError):
-            self._socket.setsockopt(socket.SOL_SOCKET, 33, size_bytes // 2)  # SO_RCVBUFFORCE
-        return self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        """As netlink.set_receive_buffer."""
+        return set_receive_buffer(self._socket, size_bytes)
 
     def attach(self, program: tuple[Instruction, ...]) -> None:
         attach_filter(self._socket, program)
@@ -96,19 +97,23 @@ class Taskstats:
         while True:
             if self.first == self._slots.count:
                 self.first = 0  # more than there are slots for: the oldest are in memory alone from here on
-            try:
-                received = self._slots.receive(self._socket.fileno(), self.first)
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-                self.overruns += 1
-                continue
+            received = self._receive()
             if received:
                 records += self.decode(self._slots.datagrams(received, self.first))
                 self.first += received
                 self.used = max(self.used, self.first)
             if self.first < self._slots.count:
                 return records
+
+    def _receive(self) -> int:
+        """One batch into the slots from `first` on: how many. Overruns are counted."""
+        while True:
+            try:
+                return self._slots.receive(self._socket.fileno(), self.first)
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                self.overruns += 1
 
     def decode(self, messages: Iterable[memoryview | bytes]) -> list[TaskRecord]:
         """The records in these messages; unreadable ones are counted."""

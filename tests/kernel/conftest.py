@@ -18,7 +18,7 @@ def _why_not() -> str | None:
     if os.geteuid() != 0:
         return "needs root"
     try:
-        listener = Listener.open()
+        listener = Listener.open(1 << 20)
         listener.subscribe(0.5)
     except CnprocdError as error:
         return str(error)

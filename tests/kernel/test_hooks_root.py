@@ -235,7 +235,7 @@ async def test_without_a_cgroup_only_that_one_gets_away(tmp_path, monkeypatch):
 
 @aio
 async def test_the_caller_knows_of_a_hook_before_it_execs_and_it_is_our_own_child(tmp_path):
-    listener = Listener.open()
+    listener = Listener.open(1 << 20)
     listener.subscribe(2.0)
     known: dict[int, int] = {}
     before: list[int] = []

@@ -81,13 +81,7 @@ class _RawTaskstats(Taskstats):
     def drain_raw(self) -> list[bytes]:
         messages: list[bytes] = []
         while True:
-            try:
-                received = self._slots.receive(self._socket.fileno())
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-                self.overruns += 1
-                continue
+            received = self._receive()
             messages += [bytes(datagram) for datagram in self._slots.datagrams(received)]
             if received < self._slots.count:
                 return messages
@@ -99,15 +93,13 @@ class _Recorder:
     def __init__(self, file: BinaryIO, most_bytes: int) -> None:
         self.events = self.exit_records = self.lost = 0
         self._most_bytes = most_bytes
-        self._listener = Listener.open()
-        self._listener.set_receive_buffer(BUFFER_BYTES)
+        self._listener = Listener.open(BUFFER_BYTES)
         self._taskstats: _RawTaskstats | None = None
         self._rejects = Rejects()
         self._uids: set[int] = set()
         self._why = ""
         try:
-            self._taskstats = _RawTaskstats()
-            self._taskstats.set_receive_buffer(BUFFER_BYTES)
+            self._taskstats = _RawTaskstats(BUFFER_BYTES)
         except TaskstatsAbsent:
             self._taskstats = None
         self.writer = Writer(file)

@@ -1,0 +1,76 @@
+"""A socket that joins the group amid other listeners' storms is overrun by none of what it did not ask for.
+
+Between joining and the first read the kernel may have made more events than the default receive buffer holds (212,992
+bytes are 256 events), and from an overrun on it drops everything for that socket until it has been read empty.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+
+import pytest
+from harness import child
+
+from cnprocd.connector import uapi
+from cnprocd.connector.ack import AckWatch
+from cnprocd.connector.listener import Listener
+from cnprocd.connector.netlink import read_drops
+from cnprocd.connector.source import Source
+from cnprocd.connector.taskstats import Taskstats
+
+BUFFER = 256 << 20  # there may be other storms on this machine
+MORE_THAN_FITS = 400  # processes; two events each
+
+
+@contextmanager
+def somebody_listening():
+    other = Listener.open(BUFFER)
+    other.subscribe()
+    try:
+        yield
+    finally:
+        other.unsubscribe()
+
+
+def make_a_storm():
+    for _ in range(MORE_THAN_FITS):
+        os.waitpid(child(lambda: os._exit(0)), 0)
+
+
+def test_the_answer_to_a_request_is_heard():
+    with somebody_listening(), AckWatch() as watch:
+        make_a_storm()
+        ticket = watch.ticket()
+        watch.socket.send(uapi.pack_subscription(uapi.PROC_CN_MCAST_LISTEN, None, ticket))
+        ack = watch.wait(ticket, 1.0)
+        watch.socket.send(uapi.pack_subscription(uapi.PROC_CN_MCAST_IGNORE, None))
+        assert ack is not None
+        assert read_drops(uapi.NETLINK_CONNECTOR, watch.socket.getsockname()[0]) == 0
+
+
+def test_nothing_is_lost_between_joining_and_the_first_read():
+    with somebody_listening():
+        listener = Listener.open(BUFFER)
+        make_a_storm()
+        source = Source(listener, BUFFER)
+        source.subscribe()
+        assert not source.drain().overrun
+        source.count_losses()
+        assert listener.drops() == source.losses.total() == 0
+        source.close()
+
+
+def test_nor_between_registering_for_exit_records_and_the_first_read():
+    records = Taskstats(BUFFER)
+    make_a_storm()
+    assert len(records.drain()) >= MORE_THAN_FITS
+    assert (records.overruns, records.drops()) == (0, 0)
+    records.close()
+
+
+@pytest.mark.parametrize("size", [4096, 1 << 20])
+def test_the_buffer_is_as_large_as_was_asked_for(size):
+    listener = Listener.open(size)
+    assert listener.set_receive_buffer(size) == size
+    listener.unsubscribe()
