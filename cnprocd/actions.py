@@ -25,7 +25,8 @@ from cnprocd.hooks.throttle import After, RateLimit, Throttle
 from cnprocd.output.log import Log
 from cnprocd.output.record import Record, message
 from cnprocd.pipeline import Match
-from cnprocd.rules.ruleset import LoadedRules, Rule, Settings
+from cnprocd.rules.loaded import LoadedRules
+from cnprocd.rules.ruleset import Rule, Settings
 
 
 class Family(Protocol):

@@ -17,7 +17,7 @@ import contextlib
 import gc
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,9 +35,8 @@ from cnprocd.process.holder import Holder, kernel_tells
 from cnprocd.process.procfs import ProcFs, boot_id
 from cnprocd.process.tracker import Tracker
 from cnprocd.rules.compile import Matcher
+from cnprocd.rules.loaded import LoadedRules, RulesError
 from cnprocd.rules.plan import Plan, make_plan
-from cnprocd.rules.problem import RulesError
-from cnprocd.rules.ruleset import LoadedRules
 from cnprocd.service import ServiceManager
 
 BUDGET_S = 0.01  # of draining before the loop gets its turn
@@ -70,7 +69,7 @@ class Daemon:
         self,
         options: Options,
         loaded: LoadedRules,
-        load: Callable[[], LoadedRules],
+        load: Callable[[], Awaitable[LoadedRules]],
         manager: ServiceManager,
         log: Log,
         own_tgid: int,
@@ -83,6 +82,8 @@ class Daemon:
         self._log = log
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
+        self._reload_turn = asyncio.Lock()
+        self._reload_tasks: set[asyncio.Task[RulesError | None]] = set()
         self._tick_handle: asyncio.TimerHandle | None = None
         self._following_since: float | None = None
         self._heard_at = time.monotonic()
@@ -92,7 +93,7 @@ class Daemon:
         adopted = manager.adopted("connector")
         # With a manager that keeps it, the socket stays subscribed when we go: the next of us reads what we missed.
         self.kept_by_manager = bool(adopted) or manager.present
-        listener = Listener.adopt(adopted[0]) if adopted else Listener.open()
+        listener = Listener.adopt(adopted[0]) if adopted else Listener.open(loaded.settings.receive_buffer_bytes)
         if not adopted:
             manager.store_fd("connector", listener.fileno())
         self.source = Source(
@@ -126,7 +127,7 @@ class Daemon:
             self._loop.add_signal_handler(number, self._stop.set)
         self._say_buffer()
         self.pipeline.start()
-        self._loop.add_signal_handler(signal.SIGHUP, self.reload)
+        self._loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         self.actions.start()
         self._listen()
         self._watch()
@@ -150,23 +151,33 @@ class Daemon:
             f"{counts.matches} matches, {lost} lost, {self.actions.status_phrase()}"
         )
 
-    def reload(self) -> RulesError | None:
-        """Read the rules again. Returns what is wrong with them, in which case nothing has changed."""
-        self._manager.reloading()
-        problem: RulesError | None = None
-        try:
-            loaded = self._load()
-            self._swap(loaded)
-        except RulesError as error:
-            problem = error
-            self._log(
-                "error",
-                "rules_rejected",
-                problems=len(error.problems),
-                message=f"the rules in force stay in force\n{error.render()}",
-            )
-        self._manager.ready(self.status_line())
-        return problem
+    def _on_hangup(self) -> None:
+        task = self._loop.create_task(self.reload())
+        self._reload_tasks.add(task)
+        task.add_done_callback(self._reload_tasks.discard)
+
+    async def reload(self) -> RulesError | None:
+        """Read the rules again. Returns what is wrong with them, in which case nothing has changed.
+
+        The old rules judge until the new ones are there. Whoever asks meanwhile gets a reading that began after that.
+        """
+        async with self._reload_turn:
+            self._manager.reloading()
+            problem: RulesError | None = None
+            try:
+                loaded = await self._load()
+                if not self._stop.is_set():
+                    self._swap(loaded)
+            except RulesError as error:
+                problem = error
+                self._log(
+                    "error",
+                    "rules_rejected",
+                    problems=len(error.problems),
+                    message=f"the rules in force stay in force\n{error.render()}",
+                )
+            self._manager.ready(self.status_line())
+            return problem
 
     def _swap(self, loaded: LoadedRules) -> None:
         matcher = Matcher(loaded.rules)
@@ -382,14 +393,13 @@ def _made(state_dir: Path) -> Path:
 async def serve(
     options: Options,
     loaded: LoadedRules,
-    load: Callable[[], LoadedRules],
+    load: Callable[[], Awaitable[LoadedRules]],
     manager: ServiceManager,
     log: Log,
     own_tgid: int,
 ) -> None:
     """Run a daemon until it is told to stop. Raises CnprocdError if it cannot start."""
-    daemon = Daemon(options, loaded, load, manager, log, own_tgid)
     try:
-        await daemon.run()
+        await Daemon(options, loaded, load, manager, log, own_tgid).run()
     except OSError as error:
         raise CnprocdError(f"the connector failed: {error}", "see the journal, and `cnprocctl doctor`") from error

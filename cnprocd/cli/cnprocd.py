@@ -7,17 +7,14 @@ something, 77 CAP_NET_ADMIN is missing, 78 the rules are wrong.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
 import sys
 from pathlib import Path
 
 from cnprocd import __version__
 from cnprocd.errors import EX_OK, CnprocdError
-from cnprocd.output.log import make_log, make_output
-from cnprocd.rules.disabled import load_in_force
-from cnprocd.rules.load import LoadedRules
-from cnprocd.rules.problem import RulesError
+from cnprocd.rules.apart import Reading
+from cnprocd.rules.loaded import MAIN_FILE, LoadedRules, RulesError
 
 _FEATURES = ("event_mask", "taskstats", "socket_filter", "pidfd_info")
 
@@ -52,16 +49,25 @@ def run(arguments: list[str] | None = None) -> int:
     """Do what the command line says; returns the exit status."""
     options = parser().parse_args(arguments)
     try:
-        loaded = load_in_force(options.rules)
         if options.check:
-            return _report(loaded)
-        return _serve(options, loaded)
+            return _report(_read(options.rules))
+        return _serve(options, _read_apart(options.rules))
     except RulesError as error:
         print(error.render(), file=sys.stderr)
         return error.exit_status
     except CnprocdError as error:
         print(f"cnprocd: {error}", file=sys.stderr)
         return error.exit_status
+
+
+def _read(rules: Path | None) -> LoadedRules:
+    from cnprocd.rules.disabled import load_in_force  # brings pydantic, which only who reads rules needs
+
+    return load_in_force(rules)
+
+
+def _read_apart(rules: Path | None) -> Reading:
+    return Reading(lambda: _read(rules), rules or MAIN_FILE)
 
 
 def _report(loaded: LoadedRules) -> int:
@@ -72,12 +78,16 @@ def _report(loaded: LoadedRules) -> int:
     return EX_OK
 
 
-def _serve(options: argparse.Namespace, loaded: LoadedRules) -> int:
-    # asyncio, the spool and the rest are only worth their start-up time when there is something to serve.
+def _serve(options: argparse.Namespace, reading: Reading) -> int:
+    # Imported while the rules are being read by another process.
+    import asyncio
+
     from cnprocd.daemon import Options, serve
     from cnprocd.output.journal import is_journal_stream
+    from cnprocd.output.log import make_log, make_output
     from cnprocd.service import ServiceManager
 
+    loaded = reading.result()
     manager = ServiceManager(os.environ)
     output = make_output(options.log_format, sys.stdout, is_journal_stream(os.environ, sys.stderr.fileno()))
     log = make_log(output, loaded.settings.log_level)
@@ -85,7 +95,7 @@ def _serve(options: argparse.Namespace, loaded: LoadedRules) -> int:
         log("warning", "rules_warning", message=warning.render())
     refused = frozenset(options.refuse)
     settings = Options(options.rules, options.state_dir, options.runtime_dir, refused, options.runner)
-    asyncio.run(serve(settings, loaded, lambda: load_in_force(options.rules), manager, log, os.getpid()))
+    asyncio.run(serve(settings, loaded, lambda: _read_apart(options.rules).wait(), manager, log, os.getpid()))
     return EX_OK
 
 

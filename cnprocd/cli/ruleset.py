@@ -12,8 +12,8 @@ from cnprocd.cli.lint import Warned, lint
 from cnprocd.rules import yaml12
 from cnprocd.rules.disabled import apply, path_beside
 from cnprocd.rules.load import load
-from cnprocd.rules.problem import Problem, RulesError
-from cnprocd.rules.ruleset import LoadedRules, Rule
+from cnprocd.rules.loaded import LoadedRules, Problem, RulesError
+from cnprocd.rules.ruleset import Rule
 
 _LINE_END = re.compile(r"\r\n|\r|\n")
 

@@ -22,7 +22,7 @@ from cnprocd.hooks.serve import IDLE_S, Service, delegated_cgroup
 from cnprocd.output.journal import is_journal_stream
 from cnprocd.output.log import Log, make_log, make_output
 from cnprocd.rules.load import load
-from cnprocd.rules.ruleset import LoadedRules
+from cnprocd.rules.loaded import LoadedRules
 from cnprocd.service import ServiceManager
 
 

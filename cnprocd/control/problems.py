@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cnprocd.rules.problem import Problem
+from cnprocd.rules.loaded import Problem
 
 Value = object
 

@@ -23,7 +23,7 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -62,9 +62,12 @@ class VerbError(CnprocdError):
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """What the daemon does for a client. `changes`: only root and the daemon's own user may. `topic`: a stream."""
+    """What the daemon does for a client. `changes`: only root and the daemon's own user may. `topic`: a stream.
 
-    run: Callable[[Args], Value]
+    What `run` returns is the answer, or a coroutine that will: until then nothing else of this client is read.
+    """
+
+    run: Callable[[Args], Value | Coroutine[None, None, Value]]
     changes: bool = False
     topic: str | None = None
 
@@ -105,6 +108,7 @@ class ControlServer:
         self.log = log
         self._server: asyncio.AbstractServer | None = None
         self._inode: int | None = None
+        self._attended: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Listen. A socket that cannot be had is said and done without: the daemon's work is the rest."""
@@ -131,6 +135,12 @@ class ControlServer:
         with contextlib.suppress(OSError):
             if os.stat(self.path).st_ino == self._inode:
                 os.unlink(self.path)
+
+    def attend(self, answering: Coroutine[None, None, None]) -> None:
+        """See to it that an answer which takes its time is given."""
+        task = asyncio.get_running_loop().create_task(answering)
+        self._attended.add(task)
+        task.add_done_callback(self._attended.discard)
 
     def wanted(self, topic: str) -> bool:
         """Whether anybody subscribed to `topic`."""
@@ -304,8 +314,8 @@ class _Connection(asyncio.Protocol):
             self._server.counters.malformed += 1
             self._end_with(Failure(error.what, error.hint, error.exit_status))
             return
-        if self.is_full() and self.topic is None:
-            return  # resume_writing goes on
+        if self._pumping or (self.is_full() and self.topic is None):
+            return  # _answer_later or resume_writing goes on
         if frame is not None:
             if self.topic is None:
                 self._arm(self._server.limits.idle_s)
@@ -315,32 +325,58 @@ class _Connection(asyncio.Protocol):
 
     def _carry_out(self, request: Request) -> None:
         self._server.counters.requests += 1
-        reply = self._reply(request)
+        verb = self._permitted(request)
+        if isinstance(verb, Failure):
+            self._answer(verb)
+            return
+        try:
+            data = verb.run(request.args)
+        except Exception as error:  # a bug behind one verb must not end the daemon's loop
+            self._answer(self._failure(request, error))
+            return
+        if isinstance(data, Coroutine):
+            self._pumping = True  # as if a turn were under way: nothing is read, and no turn begins
+            self._disarm()
+            self._server.attend(self._answer_later(request, data))
+            return
+        if verb.topic is not None:
+            self.topic = verb.topic
+            self._disarm()
+        self._answer(Answer(data))
+
+    async def _answer_later(self, request: Request, coming: Coroutine[None, None, Value]) -> None:
+        try:
+            reply: Answer | Failure = Answer(await coming)
+        except Exception as error:  # as above
+            reply = self._failure(request, error)
+        self._pumping = False
+        self._answer(reply)
+        if not self._ended and not self.is_full():  # else resume_writing goes on
+            self._arm(self._server.limits.idle_s)
+            self._pump_soon()
+
+    def _answer(self, reply: Answer | Failure) -> None:
         try:
             self.send(pack(reply))
         except ProtocolError as error:
             self.send(pack(Failure(error.what, error.hint, EX_UNAVAILABLE)))
 
-    def _reply(self, request: Request) -> Answer | Failure:
+    def _permitted(self, request: Request) -> Verb | Failure:
         verb = self._server.verbs.get(request.verb)
         if verb is None:
             known = ", ".join(sorted(self._server.verbs))
             return Failure(f"the daemon does not know {request.verb[:40]!r}", f"it knows: {known}", WRONG_USAGE)
         if verb.changes and not self._access.change:
             return Failure(f"{request.verb}: {self._access.refusal}", "run it as root", EX_NOPERM)
-        try:
-            data = verb.run(request.args)
-        except VerbError as error:
+        return verb
+
+    def _failure(self, request: Request, error: Exception) -> Failure:
+        if isinstance(error, VerbError):
             return Failure(error.what, error.hint, error.exit_status, error.details)
-        except CnprocdError as error:
+        if isinstance(error, CnprocdError):
             return Failure(error.what, error.hint, error.exit_status)
-        except Exception as error:  # a bug behind one verb must not end the daemon's loop
-            self._server.log("error", "control_failed", verb=request.verb, message=f"{type(error).__name__}: {error}")
-            return Failure(f"{request.verb} failed: {error}", "this is a bug of cnprocd; see its log", EX_SOFTWARE)
-        if verb.topic is not None:
-            self.topic = verb.topic
-            self._disarm()
-        return Answer(data)
+        self._server.log("error", "control_failed", verb=request.verb, message=f"{type(error).__name__}: {error}")
+        return Failure(f"{request.verb} failed: {error}", "this is a bug of cnprocd; see its log", EX_SOFTWARE)
 
     # Ends.
 

@@ -1,7 +1,7 @@
 """What the daemon does for cnprocctl: a table of verbs, each a small function of the daemon and its arguments.
 
-Every verb answers at once with JSON values. Arguments are checked here, for they come from outside; what is wrong with
-them is told as the command line would tell it.
+Every verb answers with JSON values, and all but `reload` at once. Arguments are checked here, for they come from
+outside; what is wrong with them is told as the command line would tell it.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def verbs_of(daemon: view.Daemon) -> Mapping[str, Verb]:
     }
 
 
-def _reload(daemon: view.Daemon, args: Args) -> Value:
-    problem = daemon.reload()
+async def _reload(daemon: view.Daemon, args: Args) -> Value:
+    problem = await daemon.reload()
     if problem is not None:
         raise VerbError(
             problem.what,

@@ -15,9 +15,8 @@ from cnprocd.connector import uapi
 from cnprocd.connector.request import Features
 from cnprocd.pipeline import Pipeline
 from cnprocd.rules.compile import CompiledRule
+from cnprocd.rules.loaded import LoadedRules, RulesError
 from cnprocd.rules.plan import Plan, identity_of
-from cnprocd.rules.problem import RulesError
-from cnprocd.rules.ruleset import LoadedRules
 
 Value = object
 NS = 1_000_000_000
@@ -36,7 +35,7 @@ class Daemon(Protocol):
     @property
     def features(self) -> Features: ...
 
-    def reload(self) -> RulesError | None: ...
+    async def reload(self) -> RulesError | None: ...
 
 
 def status(daemon: Daemon) -> dict[str, Value]:

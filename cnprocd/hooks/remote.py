@@ -18,8 +18,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pydantic import BaseModel
-
 from cnprocd.hooks import wire
 from cnprocd.hooks.attempt import Emit, Ending, Running
 from cnprocd.hooks.job import Attempt, HookSpec, Identity, Job
@@ -32,7 +30,7 @@ _CHUNK = 1 << 18
 class RemoteTry:
     """A hook that runs in the runner service. `pid` is 0 until it is announced."""
 
-    def __init__(self, job: Job, spec: HookSpec, try_id: int, send: Callable[[BaseModel], None]) -> None:
+    def __init__(self, job: Job, spec: HookSpec, try_id: int, send: Callable[[wire.Message], None]) -> None:
         self.job = job
         self.spec = spec
         self.pid = 0
@@ -102,7 +100,7 @@ class Remote:
         self._greeted = False
         self._incoming = bytearray()
         self._outgoing = bytearray()
-        self._waiting: list[BaseModel] = []  # until the runner has said who it is
+        self._waiting: list[wire.Message] = []  # until the runner has said who it is
         self._idle: asyncio.TimerHandle | None = None
 
     def prepare(self, *, soon: bool = False) -> None:
@@ -142,7 +140,7 @@ class Remote:
                 attempt_id=attempt_id,
                 limit_s=limit_s,
                 kernel_time_ns=job.kernel_time_ns,
-                events=[dict(event) for event in job.events],  # type: ignore[arg-type]  # records are JSON values
+                events=[dict(event) for event in job.events],
             )
         )
         return one
@@ -176,7 +174,7 @@ class Remote:
         for one in lost:
             one.lose(reason, told=self._greeted)
 
-    def _send(self, message: BaseModel) -> None:
+    def _send(self, message: wire.Message) -> None:
         if self._socket is None:
             return
         if not self._greeted:

@@ -6,8 +6,8 @@ hooks with it: the reader's spool still has their jobs. When nobody has been con
 systemd starts it again with the next connection, which its socket keeps meanwhile.
 
 Trust: the kernel says who connected (SO_PEERCRED). All that is taken from the reader is a rule's name and events, as
-wire.py lets through; what is run, as whom, and for how long at most comes from `specs`, the root-owned rules. No spare
-process is kept ready (Here.prepare): the reader could not know it for a hook before it was one.
+strict.py lets through; what is run, as whom, and for how long at most comes from `specs`, the root-owned rules. No
+spare process is kept ready (Here.prepare): the reader could not know it for a hook before it was one.
 """
 
 from __future__ import annotations
@@ -20,10 +20,8 @@ import struct
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
-from pydantic import BaseModel
-
 from cnprocd.errors import CnprocdError
-from cnprocd.hooks import wire
+from cnprocd.hooks import strict, wire
 from cnprocd.hooks.attempt import TERM_GRACE_S, Here, Running, sweep_cgroups
 from cnprocd.hooks.identity import resolve
 from cnprocd.hooks.job import HookSpec
@@ -140,7 +138,7 @@ class Session:
             while data := await reader.read(1 << 18):
                 buffer += data
                 for body in wire.bodies(buffer):
-                    self._hear(wire.from_reader(body))
+                    self._hear(strict.from_reader(body))
         except (wire.WireError, ConnectionError) as error:
             self._log("error", "runner_protocol", message=f"the reader was cut off: {error}")
         finally:
@@ -218,7 +216,7 @@ class Session:
             )
         )
 
-    def _send(self, message: BaseModel) -> None:
+    def _send(self, message: wire.Message) -> None:
         """Hooks' output is capped, so the writer's buffer is too. A reader that is gone is told nothing."""
         with contextlib.suppress(OSError):
             self._writer.write(wire.frame(message))

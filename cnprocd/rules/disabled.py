@@ -14,9 +14,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from cnprocd.rules.load import MAIN_FILE, load
-from cnprocd.rules.problem import Problem, RulesError
-from cnprocd.rules.ruleset import LoadedRules
+from cnprocd.rules.load import load
+from cnprocd.rules.loaded import MAIN_FILE, LoadedRules, Problem, RulesError
 from cnprocd.rules.trusted import UntrustedError, open_trusted
 
 NAME = "disabled"

@@ -23,18 +23,17 @@ from pydantic import ValidationError
 from cnprocd.rules import yaml12
 from cnprocd.rules.advice import advise
 from cnprocd.rules.fields import parse_list
+from cnprocd.rules.loaded import MAIN_FILE, LoadedRules, Problem, RulesError
 from cnprocd.rules.mistakes import Mistake, MistakeError
 from cnprocd.rules.names import Context
-from cnprocd.rules.problem import Problem, RulesError
 from cnprocd.rules.report import Found, found_in
-from cnprocd.rules.ruleset import LoadedRules, plain
+from cnprocd.rules.ruleset import plain
 from cnprocd.rules.schema import RuleFile
 from cnprocd.rules.trusted import UntrustedError, open_trusted
 from cnprocd.rules.yaml12 import Mark
 
 __all__ = ["DROPIN_DIRS", "MAIN_FILE", "LoadedRules", "Problem", "RulesError", "load"]
 
-MAIN_FILE = Path("/etc/cnprocd/rules.yaml")
 # Highest precedence first, as in systemd: the administrator over the running system over the packages.
 DROPIN_DIRS = (Path("/etc/cnprocd/rules.d"), Path("/run/cnprocd/rules.d"), Path("/usr/lib/cnprocd/rules.d"))
 LARGEST = 1 << 20

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, Literal, get_args
 
-from cnprocd.rules.problem import Problem
 from cnprocd.rules.values import Comparison, IntSet, Pattern, Template
 
 EventName = Literal["fork", "exec", "uid", "gid", "sid", "ptrace", "comm", "nonzero_exit", "coredump", "exit"]
@@ -152,17 +150,6 @@ class Settings:
     gather_s: float
     log_level: LogLevel
     metrics_file: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedRules:
-    """What the files say, all of it valid. `warnings` are things allowed but probably not meant."""
-
-    rules: tuple[Rule, ...]
-    settings: Settings
-    lists: Mapping[str, tuple[Pattern, ...]]
-    files: tuple[Path, ...]
-    warnings: tuple[Problem, ...]
 
 
 def given_keys(match: Match | ProcessMatch) -> tuple[str, ...]:

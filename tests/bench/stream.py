@@ -24,6 +24,7 @@ from cnprocd.process.model import Process, Source, Wanted
 from cnprocd.process.tracker import Tracker
 from cnprocd.rules.compile import Matcher
 from cnprocd.rules.plan import make_plan
+from cnprocd.rules.ruleset import plain
 from cnprocd.rules.schema import RuleFile
 
 FAMILY = 27
@@ -83,7 +84,7 @@ class NoProc:
 
 
 def matcher(*rules: dict[str, object]) -> Matcher:
-    return Matcher(RuleFile.model_validate({"rules": list(rules)}).rules)
+    return Matcher(plain(RuleFile.model_validate({"rules": list(rules)}).rules))
 
 
 EVERYTHING = (

@@ -24,7 +24,7 @@ from cnprocd.control.client import Client, NotRunningError
 from cnprocd.errors import EX_OK, CnprocdError
 from cnprocd.hooks.program import open_program
 from cnprocd.process.procfs import read_stat
-from cnprocd.rules.problem import RulesError
+from cnprocd.rules.loaded import RulesError
 
 Level = Literal["pass", "warn", "fail"]
 _COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}

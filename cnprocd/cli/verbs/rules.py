@@ -13,7 +13,7 @@ from cnprocd.control.client import Client, NotRunningError
 from cnprocd.control.problems import problem_value
 from cnprocd.errors import EX_CONFIG, EX_NOPERM, EX_OK, CnprocdError
 from cnprocd.rules import disabled
-from cnprocd.rules.problem import Problem, RulesError
+from cnprocd.rules.loaded import Problem, RulesError
 from cnprocd.rules.schema import json_schema
 
 

@@ -32,6 +32,7 @@ from cnprocd.process.model import EVERYTHING, Process
 from cnprocd.process.tracker import Tracker
 from cnprocd.rules.compile import Matcher
 from cnprocd.rules.plan import make_plan
+from cnprocd.rules.ruleset import plain
 from cnprocd.rules.schema import RuleFile
 
 BATCH = 512
@@ -106,7 +107,7 @@ class Datagrams(Target):
             {"name": "processes", "events": "all"},
             {"name": "threads", "events": "all", "threads": True},
         ]
-        matcher = Matcher(RuleFile.model_validate({"rules": rules}).rules)
+        matcher = Matcher(plain(RuleFile.model_validate({"rules": rules}).rules))
         self._trackings = [
             replace(make_plan(matcher, Features(taskstats=records)).tracking, table=table, wanted=EVERYTHING)
             for records, table in ((True, True), (False, True), (True, False))

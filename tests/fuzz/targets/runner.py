@@ -16,7 +16,7 @@ import struct
 from fuzz.mutate import json_damaged, json_text
 from fuzz.target import Target, outcome, pieces
 
-from cnprocd.hooks import render, wire
+from cnprocd.hooks import render, strict, wire
 from cnprocd.hooks.attempt import Ending
 from cnprocd.hooks.job import Attempt, HookSpec, Identity
 from cnprocd.hooks.program import HookRefusedError
@@ -170,7 +170,7 @@ class Runner(Target):
         started: set[int] = set()
         try:
             for body in bodies:
-                message = wire.from_reader(body)
+                message = strict.from_reader(body)
                 before = here.launched
                 session._hear(message)
                 if here.launched > before:

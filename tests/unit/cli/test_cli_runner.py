@@ -11,7 +11,7 @@ import pytest
 
 from cnprocd.cli.runner import Rules
 from cnprocd.rules.load import load
-from cnprocd.rules.problem import RulesError
+from cnprocd.rules.loaded import RulesError
 
 RULE = """
 rules:

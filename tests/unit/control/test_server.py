@@ -14,7 +14,7 @@ import pytest
 from cnprocd.control import access
 from cnprocd.control.access import Peer, judge
 from cnprocd.control.client import Client, NotRunningError, RefusedError
-from cnprocd.control.protocol import SOCKET_NAME, Request, pack
+from cnprocd.control.protocol import SOCKET_NAME, Answer, Decoder, Failure, Request, pack, to_reply
 from cnprocd.control.server import ControlServer, Limits, Verb, VerbError
 from cnprocd.errors import EX_CONFIG, EX_NOPERM, CnprocdError
 
@@ -30,7 +30,27 @@ def refuse(args):
     raise VerbError("no", "because", EX_CONFIG, rendered="line 1")
 
 
+class Slow:
+    """A verb whose answer comes when the test says so."""
+
+    def __init__(self):
+        self.waiting = []
+
+    async def __call__(self, args):
+        released = asyncio.get_running_loop().create_future()
+        self.waiting.append(released)
+        outcome = await released
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def release(self, outcome):
+        self.waiting.pop(0).set_result(outcome)
+
+
+SLOW = Slow()
 VERBS = {
+    "slow": Verb(SLOW.__call__),
     "echo": Verb(dict),
     "change": Verb(lambda args: "changed", changes=True),
     "watch": Verb(lambda args: {}, topic="matches"),
@@ -369,3 +389,52 @@ def test_a_daemon_that_does_not_answer_is_told_apart(tmp_path):
         listening.listen()
         with Client(tmp_path, timeout_s=0.05) as client, pytest.raises(NotRunningError, match="does not answer"):
             client.ask("status")
+
+
+def answers(connection, count):
+    """So many whole replies."""
+    decoder, found = Decoder(), []
+    while len(found) < count:
+        decoder.feed(connection.recv(65536))
+        while (value := decoder.next()) is not None:
+            found.append(to_reply(value))
+    return found
+
+
+def test_an_answer_that_takes_its_time_holds_up_nobody_else_and_what_is_asked_after_it_waits(running):
+    with running.raw() as asking:
+        asking.sendall(pack(Request("slow", {})) + pack(Request("echo", {"a": 2})))
+        running.until(lambda: SLOW.waiting)
+        assert running.alive()  # another client
+        running.run(lambda: SLOW.release("at last"))
+        assert answers(asking, 2) == [Answer("at last"), Answer({"a": 2})]
+
+
+@pytest.mark.parametrize("failure", [VerbError("no", "because"), ZeroDivisionError("a bug")])
+def test_an_answer_that_fails_late_is_told_like_one_that_fails_at_once(running, failure):
+    with running.raw() as asking:
+        asking.sendall(pack(Request("slow", {})))
+        running.until(lambda: SLOW.waiting)
+        running.run(lambda: SLOW.release(failure))
+        (told,) = answers(asking, 1)
+        assert isinstance(told, Failure)
+        assert failure.args[0] in told.what
+    assert running.alive()
+
+
+def test_a_client_that_goes_away_before_its_answer_is_no_matter(running):
+    with running.raw() as asking:
+        asking.sendall(pack(Request("slow", {})))
+        running.until(lambda: SLOW.waiting)
+    running.run(lambda: SLOW.release("x" * 100))
+    running.until(lambda: not running.server.connections)
+    assert running.alive()
+
+
+def test_who_waits_for_an_answer_is_not_idle(hasty):
+    with hasty.raw() as asking:
+        asking.sendall(pack(Request("slow", {})))
+        hasty.until(lambda: SLOW.waiting)
+        hasty.call(asyncio.sleep(2 * HASTY.idle_s))
+        hasty.run(lambda: SLOW.release("still there"))
+        assert answers(asking, 1) == [Answer("still there")]

@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -205,16 +206,18 @@ def test_a_runner_that_dies_interrupts_what_it_ran(tmp_path):
     play(tmp_path, scene)
 
 
-RUN = wire.Run(
-    try_id=1,
-    rule="r",
-    job_id=1,
-    attempts=1,
-    attempt_id=ATTEMPT_ID,
-    limit_s=1.0,
-    kernel_time_ns=None,
-    events=[{"pid": 1}],
-).model_dump()
+RUN = asdict(
+    wire.Run(
+        try_id=1,
+        rule="r",
+        job_id=1,
+        attempts=1,
+        attempt_id=ATTEMPT_ID,
+        limit_s=1.0,
+        kernel_time_ns=None,
+        events=[{"pid": 1}],
+    )
+)
 HELLO = {"type": "hello", "version": wire.VERSION}
 
 

@@ -7,6 +7,7 @@ without exit records can tell is listed in `beyond_counting`, and there a match 
 """
 
 from collections import Counter
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -26,7 +27,8 @@ from cnprocd.process.model import EVERYTHING, Occurrence, Wanted
 from cnprocd.process.tracker import Tracker, Tracking
 from cnprocd.rules.compile import CompiledRule, Matcher
 from cnprocd.rules.plan import Plan, identity_of, make_plan
-from cnprocd.rules.schema import EVENT_NAMES, Rule
+from cnprocd.rules.ruleset import EVENT_NAMES, plain
+from cnprocd.rules.schema import Rule
 
 OWN = 50
 FORK, EXIT = uapi.PROC_EVENT_FORK, uapi.PROC_EVENT_EXIT
@@ -42,7 +44,7 @@ WITHOUT_RECORDS = [features for features in KERNELS if not features.taskstats]
 def written(events, match, include_hooks, threads) -> Rule | None:
     keys = {"events": events, "threads": threads, "include_hooks": include_hooks} | ({"match": match} if match else {})
     try:
-        return Rule.model_validate({"name": "r", **keys})
+        return plain(Rule.model_validate({"name": "r", **keys}))
     except ValidationError:
         return None  # it could never match, and is refused
 
@@ -65,9 +67,9 @@ rules = st.one_of(
     st.builds(written, _any_exits, trees(IDENTITY_KEYS | ENDING_KEYS, depth=1), st.booleans(), _threads),
 ).filter(bool)
 # Where this one is in force, a process that is wrongly taken for vanished shows.
-ANY_FAILURE = Rule.model_validate({"name": "any", "events": ["nonzero_exit"], "on_unknown_exit": "match"})
+ANY_FAILURE = plain(Rule.model_validate({"name": "any", "events": ["nonzero_exit"], "on_unknown_exit": "match"}))
 rule_sets = st.lists(rules | st.just(ANY_FAILURE), min_size=1, max_size=4).map(
-    lambda chosen: [rule.model_copy(update={"name": f"r{n}"}) for n, rule in enumerate(chosen)]
+    lambda chosen: [replace(rule, name=f"r{n}") for n, rule in enumerate(chosen)]
 )
 
 # --- the pipelines
@@ -229,7 +231,7 @@ def test_the_plan_changes_no_match_where_threads_are_counted(rule_set, history):
 
 
 def plan_of(*given_rules: dict, features: Features | None = None, follow: bool = False) -> Plan:
-    chosen = [Rule.model_validate({"name": f"r{n}", **keys}) for n, keys in enumerate(given_rules)]
+    chosen = [plain(Rule.model_validate({"name": f"r{n}", **keys})) for n, keys in enumerate(given_rules)]
     return make_plan(Matcher(chosen), features or Features(), follow)
 
 
@@ -317,7 +319,7 @@ def test_gaps_mean_nothing_where_anything_is_filtered(keys):
     ],
 )
 def test_identity_comes_from_the_lowest_rung_that_can_tell(keys, identity, without_taskstats):
-    (compiled,) = Matcher([Rule.model_validate({"name": "r", **keys})]).rules
+    (compiled,) = Matcher([plain(Rule.model_validate({"name": "r", **keys}))]).rules
     assert identity_of(compiled, Features()) == identity
     assert identity_of(compiled, Features().without_taskstats()) == without_taskstats
     assert plan_of(keys).tracking.table is (identity == "table")

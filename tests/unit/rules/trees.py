@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from cnprocd.connector.taskrecord import TaskRecord
 from cnprocd.process.model import Occurrence, Process
+from cnprocd.rules.ruleset import plain
 from cnprocd.rules.schema import Match
 
 COMMS = ["sh", "ora_pmon_A", "ora_smon_B", "java", "a b) c", "x\ny", ""]
@@ -76,7 +77,7 @@ match_data = trees(IDENTITY_KEYS | ENDING_KEYS)
 
 
 def model(data) -> Match:
-    return Match.model_validate(data)
+    return plain(Match.model_validate(data))
 
 
 # --- occurrences

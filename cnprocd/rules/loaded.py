@@ -1,14 +1,31 @@
-"""Problems of rule files as people read them: `file:line:column: what`, the line, a caret, what is accepted. PURE."""
+"""What comes of loading rule files: the rules, or every mistake as people read it.
+
+A mistake is shown as `file:line:column: what`, the line, a caret, what would be accepted, and a hint.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cnprocd.errors import ConfigError
+from cnprocd.rules.ruleset import Rule, Settings
+from cnprocd.rules.values import Pattern
 
+MAIN_FILE = Path("/etc/cnprocd/rules.yaml")
 WIDEST = 160
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedRules:
+    """What the files say, all of it valid. `warnings` are things allowed but probably not meant."""
+
+    rules: tuple[Rule, ...]
+    settings: Settings
+    lists: Mapping[str, tuple[Pattern, ...]]
+    files: tuple[Path, ...]
+    warnings: tuple[Problem, ...]
 
 
 @dataclass(frozen=True, slots=True)
