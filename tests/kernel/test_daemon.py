@@ -125,6 +125,45 @@ def test_reload_from_records_to_table_and_back_under_load(tmp_path):
         assert sorted(record["pid"] for record in daemon.matches("failed")) == sorted(truth)
 
 
+def test_events_are_judged_by_the_old_rules_while_new_ones_are_read(tmp_path):
+    """Ten thousand rules take seconds to check; a failure meanwhile is told before they are in force."""
+    many = "".join(f"  - {{name: r{i}, events: [exit], match: {{comm: [c{i}, 'd{i}*']}}}}\n" for i in range(10_000))
+    with running(tmp_path, LOG) as daemon:
+        daemon.write_rules(LOG + many)
+        daemon.process.send_signal(signal.SIGHUP)
+        pid = fail()
+        daemon.wait_for("rule_matched", rule="failed", pid=pid)
+        assert not [record for record in daemon.records if record["event"] == "rules_loaded"]
+        assert daemon.wait_for("rules_loaded")["rules"] == 10_002
+        again = fail()
+        daemon.mark()
+        assert [match["pid"] for match in daemon.matches()] == [pid, again]
+
+
+def test_a_stop_does_not_wait_for_rules_that_are_being_read(tmp_path):
+    many = "".join(f"  - {{name: r{i}, events: [exit], match: {{comm: c{i}}}}}\n" for i in range(10_000))
+    with running(tmp_path, LOG) as daemon:
+        daemon.write_rules(LOG + many)
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.process.send_signal(signal.SIGTERM)
+        assert daemon.process.wait(PATIENCE_S) == 0
+        daemon.wait_for("stopping")
+        assert not [record for record in daemon.records if record["event"] == "rules_loaded"]
+        assert "Traceback" not in daemon.stderr()
+
+
+def test_reloads_asked_for_at_once_end_with_the_last_file(tmp_path):
+    with running(tmp_path, LOG) as daemon:
+        for n in range(5):
+            daemon.write_rules(LOG.replace("cnptest-d", f"cnptest-{n}"))
+            daemon.process.send_signal(signal.SIGHUP)
+        with Client(tmp_path / "run", PATIENCE_S) as client:
+            assert client.ask("reload")["rules"] == 2
+        pids = [fail(f"cnptest-{n}") for n in range(5)]
+        daemon.mark()
+        assert [match["pid"] for match in daemon.matches()] == pids[-1:]
+
+
 def test_service_manager_is_told(tmp_path):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
