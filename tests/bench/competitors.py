@@ -7,6 +7,7 @@ must never look like a win. Output of those that print goes to /dev/null, the ch
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -32,13 +33,13 @@ QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 class Running:
     """A listener that is ready."""
 
-    def __init__(self, argv: list[str], directory: Path) -> None:
+    def __init__(self, argv: list[str], directory: Path, env: dict[str, str]) -> None:
         self.directory = directory
         self.output = directory / "output"
         self.began = time.monotonic()
         with self.output.open("wb") as output:
             command = ["nice", "-n", str(NICE), *argv]  # execs: the PID is the listener's
-            self.process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **env})
 
     @property
     def pid(self) -> int:
@@ -84,7 +85,7 @@ class Competitor:
     rules: str | None = None
     most: int | None = None  # processes of a storm that it survives
 
-    def start(self) -> Running:
+    def start(self, env: dict[str, str] | None = None) -> Running:
         directory = Path(tempfile.mkdtemp(prefix="cnprocd-bench-"))
         argv = self.argv
         if self.rules is not None:
@@ -93,7 +94,7 @@ class Competitor:
             argv = [*argv, *(text for key, name in places.items() for text in (key, str(directory / name)))]
         if self.prints:
             argv = ["/bin/sh", "-c", 'exec "$@" >/dev/null', "sh", *argv]
-        running = Running(argv, directory)
+        running = Running(argv, directory, env or {})
         if self.rules is not None:
             running.wait_for(lambda: b'"event":"started"' in running.output.read_bytes())
         elif self.says_ready:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,6 +23,7 @@ import machine
 from competitors import Competitor, Running
 
 NAMES = ("cnpb-a", "cnpb-b", "cnpb-c", "cnpb-d")
+WATCHDOG_S = 30.0  # of systemd/cnprocd.service
 STORM_PY = Path(__file__).parents[1] / "kernel/storm.py"
 
 
@@ -258,21 +261,57 @@ def isolated(load: Generator, competitor: Competitor, count: int, pause_us: int)
         listener.stop()
 
 
+class Manager:
+    """A service manager's ear: counts the watchdog's pings, which are wake-ups that were asked for."""
+
+    def __init__(self, watchdog_s: float) -> None:
+        self._directory = tempfile.TemporaryDirectory(prefix="cnprocd-bench-")
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._socket.bind(f"{self._directory.name}/notify")
+        self.env = {"NOTIFY_SOCKET": f"{self._directory.name}/notify", "WATCHDOG_USEC": str(round(watchdog_s * 1e6))}
+
+    def pings(self) -> int:
+        """Since the last time it was asked."""
+        found = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                found += b"WATCHDOG=1" in self._socket.recv(4096)
+        return found
+
+    def close(self) -> None:
+        self._socket.close()
+        self._directory.cleanup()
+
+
 def idle(those: list[Competitor], seconds: float) -> list[dict[str, object]]:
-    """All at once, since they only wait: what each does while nothing happens, and what did happen here meanwhile."""
-    running = {one.name: one.start() for one in those}
+    """All at once, since they only wait: what each does while nothing happens, and what did happen here meanwhile.
+
+    cnprocd runs as under systemd, with the watchdog of its unit; a wake-up to ping is told apart from the others.
+    """
+    managers = {one.name: Manager(WATCHDOG_S) for one in those if one.rules is not None}
+    running = {one.name: one.start(managers[one.name].env if one.name in managers else {}) for one in those}
     try:
         time.sleep(3.0)  # a tick of cnprocd's housekeeping follows whatever came last
         witness = competitors.C_LISTENER.start()
+        for manager in managers.values():
+            manager.pings()
         before = {name: _Reading(listener) for name, listener in running.items()}
-        time.sleep(seconds)
+        pings, until = dict.fromkeys(managers, 0), time.monotonic() + seconds
+        while time.monotonic() < until:
+            time.sleep(min(5.0, seconds))  # a manager that does not read would hold up who pings it
+            for name, manager in managers.items():
+                pings[name] += manager.pings()
         found = [{"competitor": name, **before[name].since(listener)} for name, listener in running.items()]
         told = json.loads(witness.stop().splitlines()[-1])
         heard = sum(told[kind] for kind in ("forks", "execs", "exits", "others"))
-        return [one | {"seconds": seconds, "events": heard} for one in found]
+        return [
+            one | {"seconds": seconds, "events": heard, "pings": pings.get(str(one["competitor"]))} for one in found
+        ]
     finally:
         for listener in running.values():
             listener.stop()
+        for manager in managers.values():
+            manager.close()
 
 
 def ready(rounds: int) -> dict[str, object]:
