@@ -23,7 +23,7 @@ from cnprocd.connector.status import describe
 from cnprocd.output.log import Log
 from cnprocd.output.record import Record, match_record
 from cnprocd.process.holder import Holder
-from cnprocd.process.model import EVERYTHING, Occurrence, Process, Wanted
+from cnprocd.process.model import Occurrence, Process, Wanted
 from cnprocd.process.model import Source as Provenance
 from cnprocd.process.tracker import Tracker
 from cnprocd.rules.compile import Firing, Matcher
@@ -363,7 +363,7 @@ def complete(occurrence: Occurrence, reader: ProcReader) -> None:
     known = process.cmdline is not None and process.cgroup is not None and process.uid is not None
     if occurrence.recovered or occurrence.reaped or known:
         return
-    fresh = reader.read(process.tgid, EVERYTHING, "procfs")
+    fresh = reader.read(process.tgid, _missing(occurrence), "procfs")
     if fresh is None or not _is_same(process, fresh, occurrence):
         return
     if process.comm is None and not occurrence.of_thread:
@@ -376,6 +376,14 @@ def complete(occurrence: Occurrence, reader: ProcReader) -> None:
         process.cgroup, process.cgroup_source = fresh.cgroup, "procfs"
     if process.ppid is None:
         process.ppid = fresh.ppid
+
+
+def _missing(occurrence: Occurrence) -> Wanted:
+    """What to read of the process of an occurrence: what is not known yet. A zombie has no exe and no cmdline."""
+    process = occurrence.process
+    lives = occurrence.kind != "exit" or occurrence.of_thread
+    image = lives and process.cmdline is None and process.exe is None
+    return Wanted(ids=process.uid is None, exe=image, cmdline=image, cgroup=process.cgroup is None)
 
 
 def _is_same(process: Process, fresh: Process, occurrence: Occurrence) -> bool:
