@@ -1,7 +1,7 @@
 """Where records go: JSON lines, a console, or the journal; chosen once, at start.
 
 All that is said goes through one callable, `Log`: a level, a stable snake_case event class, and fields. structlog
-carries it: the processors add the time and put the contract's fields first. `notice` is not one of structlog's levels
+carries it: its processor adds the time and puts the contract's fields first. `notice` is not one of structlog's levels
 but is syslog's, and is what a normal but significant record is.
 
 A reader that is gone (a closed pipe) or a full disk must not take the daemon and its cleanups down: a record that
@@ -77,38 +77,25 @@ def make_log(output: Output, threshold: str = "info") -> Log:
     """A Log that writes to `output` whatever is at least as severe as `threshold`."""
     lowest = LEVELS.index(threshold)
     logger = structlog.wrap_logger(
-        _Writer(output),
-        processors=[_stamp, _hand_over],
+        output,
+        processors=[_stamp],
         wrapper_class=structlog.BoundLoggerBase,
     ).bind()  # once: the lazy proxy binds anew for every record
 
     def log(level: str, event: str, **fields: object) -> None:
         if LEVELS.index(level) >= lowest:
-            logger._proxy_to_logger("write", event, level=level, **fields)
+            # As one value: structlog copies its keywords twice, and a match has thirty fields.
+            logger._proxy_to_logger("write", event, level=level, fields=fields)
 
     return log
 
 
-class _Writer:
-    """What structlog calls last."""
-
-    def __init__(self, output: Output) -> None:
-        self._output = output
-
-    def write(self, record: Mapping[str, object]) -> None:
-        self._output.write(record)
-
-
-def _stamp(logger: object, method: str, record: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """RFC 3339 in UTC, to the microsecond; the contract's fields first."""
+def _stamp(
+    logger: object, method: str, said: structlog.typing.EventDict
+) -> tuple[tuple[dict[str, object]], dict[str, object]]:
+    """The record as the one argument of Output.write: time, RFC 3339 in UTC to the microsecond, and contract first."""
     now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-    return {"timestamp": now, "level": record.pop("level"), "event": record.pop("event"), **record}
-
-
-def _hand_over(
-    logger: object, method: str, record: structlog.typing.EventDict
-) -> tuple[tuple[object, ...], dict[str, object]]:
-    return (record,), {}
+    return ({"timestamp": now, "level": said["level"], "event": said["event"], **said["fields"]},), {}
 
 
 # One encoder for all records: json.dumps() with arguments makes a new one each time.
