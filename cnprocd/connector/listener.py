@@ -9,8 +9,9 @@ Hard facts this file is built on (measured on 6.18, read in drivers/connector/cn
 - The request runs in our own system call: when sendto() returns, the new mask is in force.
 - From another PID or user namespace the request is ignored silently; in another network namespace nobody listens.
 - recvmmsg takes a batch in one system call (recvmmsg.py, eventslots.py).
-- An overrun is told once as ENOBUFS; how many were lost is the `Drops` column of /proc/net/netlink. Until the queue has
-  been read empty the kernel drops everything (NETLINK_S_CONGESTED), so on overrun: read to the end first.
+- An overrun is told once as ENOBUFS; how many were lost is the socket's drop count (`Drops` of /proc/net/netlink).
+  Until the queue has been read empty the kernel drops everything (NETLINK_S_CONGESTED), so on overrun: read to the
+  end first.
 """
 
 from __future__ import annotations
@@ -45,7 +46,6 @@ class Listener:
         self.overruns = 0  # how often ENOBUFS was told
         self.takes_mask = False  # struct proc_input is understood (kernel 6.6 and newer)
         self.mask = uapi.PROC_EVENT_ALL  # what this kernel was last asked for
-        self._port = sock.getsockname()[0]
 
     @classmethod
     def open(cls, receive_buffer_bytes: int) -> Listener:
@@ -136,7 +136,7 @@ class Listener:
 
     def drops(self) -> int:
         """Datagrams lost by this socket since it was opened (`Drops` of /proc/net/netlink)."""
-        return read_drops(uapi.NETLINK_CONNECTOR, self._port)
+        return read_drops(self._socket)
 
     def _request(self, op: int, mask: int | None, ticket: int) -> None:
         try:

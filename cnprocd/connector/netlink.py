@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import socket
 import struct
-from pathlib import Path
 
 from cnprocd.connector import uapi
 from cnprocd.connector.filter import Instruction
@@ -16,6 +15,8 @@ from cnprocd.connector.filter import Instruction
 _SO_ATTACH_FILTER = 26
 _SO_DETACH_FILTER = 27
 _SO_RCVBUFFORCE = 33  # which Python does not name
+_SO_MEMINFO = 55  # since Linux 4.12; asking costs a hundredth of what looking for us in /proc/net/netlink does
+_MEMINFO = struct.Struct("=32xI")  # eight numbers before SK_MEMINFO_DROPS (include/uapi/linux/sock_diag.h)
 
 
 class _SockFprog(ctypes.Structure):
@@ -70,10 +71,6 @@ def attach_filter(sock: socket.socket, program: tuple[Instruction, ...]) -> None
     sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, bytes(_SockFprog(len(program), ctypes.addressof(buffer))))
 
 
-def read_drops(protocol: int, port: int) -> int:
-    """`Drops` of the netlink socket with this protocol and port in our network namespace; 0 if it is not listed."""
-    for line in Path("/proc/net/netlink").read_text().splitlines()[1:]:
-        fields = line.split()
-        if int(fields[1]) == protocol and int(fields[2]) == port:
-            return int(fields[8])
-    return 0
+def read_drops(sock: socket.socket) -> int:
+    """Datagrams that found this socket's buffer full, since it was opened: its `Drops` in /proc/net/netlink."""
+    return int(_MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))[0])

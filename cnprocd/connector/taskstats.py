@@ -57,7 +57,6 @@ class Taskstats:
         """A new registration, or one that was kept for us with what is queued in it. Raises TaskstatsAbsent."""
         self._socket = _open() if adopted_fd is None else socket.socket(fileno=adopted_fd)
         self.set_receive_buffer(receive_buffer_bytes)  # before the first record can come: see netlink.open_member
-        self._port = self._socket.getsockname()[0]
         self._slots = Slots(RECORD_SLOTS, RECORD_SLOT_SIZE, data)
         self.overruns = 0
         self.unreadable = 0
@@ -127,7 +126,7 @@ class Taskstats:
 
     def drops(self) -> int:
         """Records lost by this socket since it was opened or adopted."""
-        return read_drops(_NETLINK_GENERIC, self._port) - self._drops_at_adoption
+        return read_drops(self._socket) - self._drops_at_adoption
 
     def close(self) -> None:
         with contextlib.suppress(OSError, TaskstatsAbsent):
