@@ -11,9 +11,9 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
 
 SOCKADDR_NL = struct.Struct("=HHII")  # family, pad, nl_pid, nl_groups (netlink(7))
+_SENDER = struct.Struct("=4xI4x")
 _MSG_TRUNC = 0x20
 
 
@@ -95,14 +95,14 @@ class Slots:
         """nl_pid of the sender: 0 is the kernel."""
         return int(SOCKADDR_NL.unpack_from(self.names, i * SOCKADDR_NL.size)[2])
 
-    def datagrams(self, received: int, first: int = 0) -> Iterator[memoryview]:
+    def datagrams(self, received: int, first: int = 0) -> list[memoryview]:
         """The whole datagrams of the last `receive` that the kernel sent; others are passed over."""
-        view, at = self.view, first * self.size
-        headers = bytes(self.headers[first * HEADER_SIZE : (first + received) * HEADER_SIZE])
-        names = self.names[first * SOCKADDR_NL.size : (first + received) * SOCKADDR_NL.size]
-        for (flags, length), (_, _, sender, _) in zip(
-            _FLAGS_AND_LENGTH.iter_unpack(headers), SOCKADDR_NL.iter_unpack(names), strict=True
-        ):
+        last = first + received
+        senders = _SENDER.iter_unpack(self.names[first * SOCKADDR_NL.size : last * SOCKADDR_NL.size])
+        headers = _FLAGS_AND_LENGTH.iter_unpack(self.headers[first * HEADER_SIZE : last * HEADER_SIZE])
+        view, at, size, found = self.view, first * self.size, self.size, []
+        for (flags, length), (sender,) in zip(headers, senders, strict=True):
             if sender == 0 and not flags & _MSG_TRUNC:
-                yield view[at : at + length]
-            at += self.size
+                found.append(view[at : at + length])
+            at += size
+        return found
