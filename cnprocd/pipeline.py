@@ -35,6 +35,7 @@ _RESYNC_EVERY_S = 1.0  # a scan of /proc per second is what a storm that never e
 _MOST_TURNS = 64  # of one drain: a storm must not keep a reload or a stop waiting for ever
 _SPOOFED_EVERY_S = 10.0
 _NAMELESS_EVERY_S = 10.0
+_NAME_AND_PARENT = Wanted()
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,7 +358,7 @@ def complete(occurrence: Occurrence, reader: ProcReader) -> None:
     """
     process = occurrence.process
     if occurrence.ancestors is None and process.ppid:
-        parent = reader.read(process.ppid, Wanted(), "procfs")
+        parent = reader.read(process.ppid, _NAME_AND_PARENT, "procfs")
         if parent is not None and (parent.start_ns or 0) <= (process.start_ns or occurrence.kernel_time_ns or 0):
             occurrence.ancestors = (parent,)
     known = process.cmdline is not None and process.cgroup is not None and process.uid is not None

@@ -10,6 +10,7 @@ import re
 from typing import NamedTuple
 
 _MAX_CMDLINE = 4096
+_STAT_FIELDS = 20  # of /proc/PID/stat, from behind the name to the start time; the thirty after it are not split
 _UNIT = re.compile(r"\.(?:service|scope|socket|mount|swap|timer|path|device|automount|target)$")
 _CONTAINER = re.compile(r"(?:^|[/-])([0-9a-f]{64})(?:\.scope)?(?:/|$)|^/(?:lxc(?:\.payload)?[./])([^/]+)")
 
@@ -37,8 +38,8 @@ def text(raw: bytes) -> str:
 def parse_stat(raw: bytes) -> Stat:
     """/proc/PID/stat. Raises ValueError if it does not look like one."""
     opening, closing = raw.find(b"("), raw.rfind(b")")
-    fields = raw[closing + 1 :].split()
-    if opening < 0 or closing < opening or len(fields) < 20:
+    fields = raw[closing + 1 :].split(maxsplit=_STAT_FIELDS)
+    if opening < 0 or closing < opening or len(fields) < _STAT_FIELDS:
         raise ValueError("not a /proc/PID/stat line")
     return Stat(
         comm=text(raw[opening + 1 : closing]),
