@@ -4,8 +4,8 @@ Start: rules, socket, LISTEN and its acknowledgement, narrow, scan /proc, drain,
 start processes and none of their deaths is missed.
 
 The loop: an event wakes `_drain`, which turns the pipeline until nothing is left or BUDGET_S is spent, then lets the
-loop breathe (hooks, control, watchdog). Under load the sockets are left alone for `gather_s`, so that the next wake-up
-brings many events for one; an isolated event never waits.
+loop breathe (hooks, control, watchdog). Under load the sockets are left alone for a while, so that the next wake-up
+brings many events for one (connector/gathering.py); an isolated event never waits.
 
 Reload: load everything, then swap; what is wrong is told with its position and changes nothing.
 """
@@ -23,6 +23,7 @@ from pathlib import Path
 
 from cnprocd.actions import Actions
 from cnprocd.connector.canary import kernel_speaks, make_kernel_speak
+from cnprocd.connector.gathering import Gathering
 from cnprocd.connector.inflight import InFlight
 from cnprocd.connector.listener import Listener
 from cnprocd.connector.source import Source
@@ -40,9 +41,6 @@ from cnprocd.rules.plan import Plan, make_plan
 from cnprocd.service import ServiceManager
 
 BUDGET_S = 0.01  # of draining before the loop gets its turn
-LOAD_EVENTS = 32  # a batch of so many events means load
-LOAD_WAKEUPS = 8  # and so do so many wake-ups, each sooner after the last than events would be gathered for
-LOAD_GATHERED = 4  # events in a window: with fewer they are no longer waited for
 TICK_S = 1.0
 LAST_DEATHS_S = 0.1  # record and event of one death are microseconds apart
 STOP_BOUND_S = 10.0  # how long running hooks may go on after SIGTERM
@@ -87,8 +85,7 @@ class Daemon:
         self._tick_handle: asyncio.TimerHandle | None = None
         self._following_since: float | None = None
         self._heard_at = time.monotonic()
-        self._hurried = 0
-        self._gathering = False
+        self._gathering = Gathering()
 
         adopted = manager.adopted("connector")
         # With a manager that keeps it, the socket stays subscribed when we go: the next of us reads what we missed.
@@ -230,24 +227,13 @@ class Daemon:
         self._arm_tick()
         if more:
             return  # the budget is spent: the loop has its turn, and wakes us at once
-        if self._is_loaded(most, quiet_s):
+        looks_up = self.plan.tracking.looks_up
+        window_s = self._gathering.window_s(most, quiet_s, self.loaded.settings.gather_s, looks_up)
+        if window_s:
             self._deafen()
-            self._loop.call_later(self.loaded.settings.gather_s, self._listen_again)
+            self._loop.call_later(window_s, self._listen_again)
         elif self.pipeline.tracker.deaths.holds:
             self._loop.call_later(0.002, self._drain)
-
-    def _is_loaded(self, most: int, quiet_s: float) -> bool:
-        """Whether to let events gather: many came at once, or one after the other without a pause between them.
-
-        A wake-up costs as much as a dozen events. `most`: in one batch; `quiet_s`: between the last wake-up and this.
-        """
-        gather_s = self.loaded.settings.gather_s
-        if self._gathering:
-            self._gathering = most >= LOAD_GATHERED
-        else:
-            self._hurried = self._hurried + 1 if quiet_s < gather_s else 0
-            self._gathering = gather_s > 0 and (most >= LOAD_EVENTS or self._hurried >= LOAD_WAKEUPS)
-        return self._gathering
 
     def _listen_again(self) -> None:
         self._listen()

@@ -46,6 +46,11 @@ class Tracking:
     statuses: StatusSet = EVERY_STATUS  # of the exits that some rule could match; others come for the table only
 
     @property
+    def looks_up(self) -> bool:
+        """Whether anything is read from /proc while its process may still be there."""
+        return self.table or not (self.kinds | self.thread_kinds) <= {"exit"}
+
+    @property
     def wanted_anew(self) -> Wanted:
         """What to read of a process of which nothing is known yet."""
         wanted = self.wanted

@@ -180,7 +180,8 @@ class Settings(Model):
         default="2ms",
         validate_default=True,
         alias="gather",
-        description="Under load, how long events are gathered before they are read in one go; 0s to never wait.",
+        description="Under load, how long events are gathered before they are read in one go, and five times as long "
+        "where no rule needs what only /proc tells; 0s to never wait.",
     )
     log_level: Level = Field(default="info", description="The least severe records that are written.")
     metrics_file: Directory | None = Field(

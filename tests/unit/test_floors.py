@@ -34,10 +34,10 @@ FLOORS = {
 
 PURE = """
 connector/uapi connector/event connector/decode connector/sequence connector/filter connector/status connector/request
-connector/taskrecord process/model process/stat process/table process/deaths process/family process/tracker rules/schema
-rules/ruleset rules/values rules/fields rules/match rules/mistakes rules/names rules/syntax rules/compile
-rules/predicate rules/plan
-rules/actions rules/advice rules/dearness hooks/job hooks/throttle escape errors output/record output/console
+connector/gathering connector/taskrecord process/model process/stat process/table process/deaths process/family
+process/tracker rules/schema rules/ruleset rules/values rules/fields rules/match rules/mistakes rules/names
+rules/syntax rules/compile rules/predicate rules/plan rules/actions rules/advice rules/dearness hooks/job
+hooks/throttle escape errors output/record output/console
 """.split()
 
 # What touches the world: the system, files, time, the network, other processes, threads, or the log.

@@ -1,0 +1,45 @@
+"""When the sockets are left alone, as a table of wake-ups: (events in it, seconds of quiet before it) -> window."""
+
+import pytest
+
+from cnprocd.connector.gathering import LOAD_EVENTS, LOAD_GATHERED, LOAD_WAKEUPS, PATIENCE, Gathering
+
+W = 0.002
+FAR, NEAR = 1.0, W / 2
+
+
+def windows(*wakeups, gather_s=W, looks_up=True):
+    one = Gathering()
+    return [one.window_s(most, quiet_s, gather_s, looks_up) for most, quiet_s in wakeups]
+
+
+def test_an_isolated_event_is_never_waited_for():
+    assert windows(*[(2, FAR)] * 100) == [0.0] * 100
+
+
+def test_a_large_batch_opens_a_window_at_once():
+    assert windows((LOAD_EVENTS - 1, FAR), (LOAD_EVENTS, FAR)) == [0.0, W]
+
+
+def test_wake_ups_without_a_pause_open_one():
+    assert windows(*[(2, NEAR)] * LOAD_WAKEUPS) == [0.0] * (LOAD_WAKEUPS - 1) + [W]
+    paused = [(2, NEAR)] * (LOAD_WAKEUPS - 1) + [(2, FAR)] + [(2, NEAR)] * (LOAD_WAKEUPS - 1)
+    assert not any(windows(*paused))
+
+
+def test_it_stays_open_while_it_brings_something_and_opens_again_as_soon_as_there_is_hurry():
+    storm = [(LOAD_EVENTS, FAR), (LOAD_GATHERED, W), (LOAD_GATHERED - 1, W), (2, FAR)]
+    assert windows(*storm) == [W, W, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(("looks_up", "window_s"), [(True, W), (False, W * PATIENCE)])
+def test_it_is_longer_where_nothing_is_looked_up(looks_up, window_s):
+    assert windows((LOAD_EVENTS, FAR), looks_up=looks_up) == [window_s]
+    # What is without a pause is measured by the same window.
+    quiet_s = window_s * 0.9
+    assert windows(*[(2, quiet_s)] * LOAD_WAKEUPS, looks_up=looks_up)[-1] == window_s
+
+
+@pytest.mark.parametrize("looks_up", [True, False])
+def test_zero_never_waits(looks_up):
+    assert not any(windows(*[(10_000, 0.0)] * 50, gather_s=0.0, looks_up=looks_up))
