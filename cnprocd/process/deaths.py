@@ -80,6 +80,14 @@ class Deaths:
 
     def exit(self, event: Exit) -> tuple[TaskRecord | None, Death | None]:
         """Take one exit event: the thread's record, and the death if this was the last thread and nothing may come."""
+        tid = event.process_pid
+        waiting = self._waiting.get(tid, ())
+        if len(waiting) == 1:  # what nearly every exit comes to: one thread, one record, nothing else known of either
+            only = waiting[0]
+            alone = only.last and not (only.threaded or self._leaders or self._dumped)
+            if alone and tid == only.tgid == event.process_tgid and only.status == event.exit_code:
+                del self._waiting[tid]
+                return only, Death(tid, only.status, event, only, only)
         record = self._joined(event)
         if record is None:
             return None, self._death_without_record(event)

@@ -90,6 +90,7 @@ class Tracker:
     def use(self, tracking: Tracking, cares: Cares = _about_everything) -> None:
         """Another plan, from the next event on."""
         self.tracking, self._cares = tracking, cares
+        self._of_thread_forks = "fork" in tracking.thread_kinds
         self.deaths.wanted = tracking.statuses.wait_statuses()
 
     def take(
@@ -112,8 +113,8 @@ class Tracker:
         handlers = self._handlers
         for event in events:
             handler = handlers.get(type(event))
-            if handler is not None:
-                yield from handler(event)
+            if handler is not None and (found := handler(event)):
+                yield from found
 
     def sweep(self, now_ns: int) -> list[Occurrence]:
         """Housekeeping, about once a second: forget the dead. Returns deaths that were missed till now.
@@ -157,7 +158,7 @@ class Tracker:
     def _fork(self, event: Fork) -> Iterable[Occurrence]:
         tgid = event.child_tgid
         is_process = event.child_pid == tgid
-        if is_process:
+        if is_process and (self.family.hooks or event.parent_tgid in self.family.roots):
             self.family.fork(event)
         vanished: list[Occurrence] = []
         child = None
@@ -171,6 +172,8 @@ class Tracker:
                     vanished.append(self._vanished(former))
                 if child.comm is None:
                     self._fill(child)
+                elif not (vanished or self._of_thread_forks or self._cares("fork", False, child.comm)):
+                    return ()  # what nearly every fork comes to
         told = self._tell("fork", tgid, event.child_pid, event, is_process, {}, known=child)
         return [*vanished, *told] if vanished else told
 

@@ -27,19 +27,19 @@ WITHIN = 0.05
 # (bytecode instructions, calls into C) per 1,000 events.
 STORED: dict[tuple[int, int], dict[str, tuple[int, int]]] = {
     (3, 11): {
-        "all": (517114, 15151),
-        "all, no exit records": (506542, 14151),
-        "failures": (205936, 7933),
+        "all": (462780, 14675),
+        "all, no exit records": (471019, 13675),
+        "failures": (195292, 7457),
     },
     (3, 12): {
-        "all": (495357, 15151),
-        "all, no exit records": (484047, 14151),
-        "failures": (198058, 7933),
+        "all": (443523, 14675),
+        "all, no exit records": (447095, 13675),
+        "failures": (187876, 7457),
     },
     (3, 13): {
-        "all": (479307, 15151),
-        "all, no exit records": (471188, 14151),
-        "failures": (195714, 7933),
+        "all": (429428, 14675),
+        "all, no exit records": (434285, 13675),
+        "failures": (187025, 7457),
     },
 }
 
