@@ -23,11 +23,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cnprocd.connector.status import describe
+from cnprocd.errors import EX_OSERR
 from cnprocd.rules.loaded import LoadedRules, Problem, RulesError
 
 LIMIT_S = 60.0  # for files on a disk that does not answer; systemd gives a start or reload 90 s
 _CHUNK = 1 << 18
 _Told = LoadedRules | tuple[Problem, ...]
+
+
+class UnreadRulesError(RulesError):
+    """Nobody could read the rules just now. They may be right, so a start is worth trying again: not EX_CONFIG."""
+
+    exit_status = EX_OSERR
 
 
 class Reading:
@@ -104,9 +111,9 @@ class Reading:
             raise RulesError(told)
         return told
 
-    def _failed(self, why: str) -> RulesError:
+    def _failed(self, why: str) -> UnreadRulesError:
         hint = "try again; `cnprocctl check` reads the same files"
-        return RulesError([Problem(self._file, 0, 0, f"the rules could not be read: {why}", hint=hint)])
+        return UnreadRulesError([Problem(self._file, 0, 0, f"the rules could not be read: {why}", hint=hint)])
 
 
 def _tell(read: Callable[[], LoadedRules], writing: int) -> int:

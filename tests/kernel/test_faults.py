@@ -11,7 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from harness import PATIENCE_S, child, rename, running, wait_status
+from harness import PATIENCE_S, Daemon, child, rename, running, wait_status
+from refusing import refusing, why_not
 
 from cnprocd.control.client import Client
 
@@ -225,6 +226,39 @@ def test_no_process_can_be_forked(tmp_path, rules, ran):
         cleaned(daemon, ran, pids)
         assert not [one for one in daemon.records if one["event"] == "job_dead"]
         daemon.stop()
+
+
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+def test_the_kernel_has_no_memory_for_a_process(tmp_path, rules, ran):
+    """ENOMEM from clone(2): hooks wait, a reload is refused and told, matching goes on; nothing is lost or done twice."""
+    with refusing(tmp_path) as (refusal, under), running(tmp_path, rules, under=under) as daemon:
+        cleaned(daemon, ran, [fail()])
+        refusal.begin()
+        pids = [fail() for _ in range(3)]  # one of them may have a process that was made before
+        daemon.mark()
+        reason = str(daemon.wait_for("hook_failed", will_retry=True)["reason"])
+        assert "cannot make a process" in reason and "Cannot allocate memory" in reason
+        told = daemon.reload(rules.replace("cnptest-fault", "cnptest-other"))
+        assert told["event"] == "rules_rejected"
+        assert "no process to read them with: Cannot allocate memory" in str(told["message"])
+        pids.append(fail())
+        daemon.mark()
+        assert refusal.refused
+        refusal.end()
+        cleaned(daemon, ran, pids)
+        assert not [one for one in daemon.records if one["event"] == "job_dead"]
+        assert daemon.reload(rules)["event"] == "rules_loaded"
+        daemon.stop()
+
+
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+def test_a_start_without_memory_for_a_process_may_be_tried_again(tmp_path, rules):
+    """Not 78: after that systemd would let it lie."""
+    with refusing(tmp_path) as (refusal, under):
+        refusal.begin()
+        daemon = Daemon(tmp_path, rules, under=under)
+        assert daemon.process.wait(PATIENCE_S) == 71
+        assert "Cannot allocate memory" in daemon.stderr()
 
 
 def test_a_storm_within_a_memory_limit(tmp_path, rules):

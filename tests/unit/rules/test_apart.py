@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from cnprocd.errors import EX_OSERR
 from cnprocd.rules import apart
-from cnprocd.rules.apart import Reading
+from cnprocd.rules.apart import Reading, UnreadRulesError
 from cnprocd.rules.load import load
 from cnprocd.rules.loaded import Problem, RulesError
 
@@ -81,7 +82,8 @@ def test_mistakes_come_through_whole(rules):
 )
 def test_a_child_that_fails_is_a_reason_to_keep_the_old_rules(read, said, capfd):
     for error in both(read):
-        assert isinstance(error, RulesError)
+        assert isinstance(error, UnreadRulesError)
+        assert error.exit_status == EX_OSERR  # EX_CONFIG is what systemd does not restart after
         (problem,) = error.problems
         assert problem.file == FILE
         assert said in problem.message

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from probe import cursor, die, expect, first, run, show, write_rules
+import time
+from pathlib import Path
+
+from probe import cursor, die, expect, first, matched_pids, run, show, write_rules
 
 MESSAGE_ID_MATCHED = "2b761c5a2a174400bfd70bbfcdc48658"
 
@@ -70,3 +73,44 @@ def bad_reload() -> str:
     write_rules(RULES_TEXT)
     run("systemctl", "reload", "cnprocd.service")
     return next(line for line in told.splitlines() if "rules.yaml" in line)
+
+
+HOUR_S = 3600
+RETRIED = """
+  - name: vm-retried
+    events: [nonzero_exit]
+    match: {comm: vmretried}
+    cooldown: 10m
+    run:
+      command: [/usr/bin/test, -e, /run/vm-go]
+      retries: 100
+      deadline: 5m
+      backoff: {initial: 1s, max: 1s}
+"""
+
+
+def clock_steps() -> str:
+    """The machine's clock goes back and forth by hours: no retry, deadline or cooldown notices, no match is lost."""
+    write_rules(RULES_TEXT + RETRIED)
+    run("systemctl", "reload", "cnprocd.service")
+    after = cursor()
+    pid = die("vmretried", 3)
+    first(after, f"CNPROCD_PID={pid}", "CNPROCD_RULE=vm-retried", "CNPROCD_EVENT=rule_matched")
+    try:
+        for hours in (-2, 4):
+            now = time.clock_gettime(time.CLOCK_REALTIME)
+            time.clock_settime(time.CLOCK_REALTIME, now + hours * HOUR_S)
+            failed = cursor()
+            first(failed, "CNPROCD_EVENT=hook_failed", "CNPROCD_RULE=vm-retried", limit_s=20)
+            first(failed, f"CNPROCD_PID={die('vmfail', 9)}", "CNPROCD_RULE=vm-fail")
+            die("vmretried", 4)  # within the cooldown
+        Path("/run/vm-go").touch()
+        done = cursor()
+        first(done, "CNPROCD_EVENT=hook_finished", "CNPROCD_RULE=vm-retried", limit_s=20)
+    finally:
+        time.clock_settime(time.CLOCK_REALTIME, time.clock_gettime(time.CLOCK_REALTIME) - 2 * HOUR_S)
+    seen = matched_pids(after, "vm-retried")
+    expect(seen == [pid], f"the cooldown let {seen} through, one of them is {pid}")
+    write_rules(RULES_TEXT)
+    run("systemctl", "reload", "cnprocd.service")
+    return "2 hours back, 4 forth: retried every second, one match within the cooldown"
