@@ -132,6 +132,8 @@ def _tell(read: Callable[[], LoadedRules], writing: int) -> int:
             told = error.problems
         with os.fdopen(writing, "wb") as pipe:
             pickle.dump(told, pipe, pickle.HIGHEST_PROTOCOL)
+    except BrokenPipeError:  # the parent is gone; it has said why, or was told to go
+        return 1
     except BaseException:  # whatever it is, it must not go on in here as if it were the daemon
         traceback.print_exc()
         with contextlib.suppress(OSError):

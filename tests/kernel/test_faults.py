@@ -230,7 +230,7 @@ def test_no_process_can_be_forked(tmp_path, rules, ran):
 
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 def test_the_kernel_has_no_memory_for_a_process(tmp_path, rules, ran):
-    """ENOMEM from clone(2): hooks wait, a reload is refused and told, matching goes on; nothing is lost or done twice."""
+    """ENOMEM from clone(2): hooks wait, a reload is refused and told, matching goes on; nothing is lost or doubled."""
     with refusing(tmp_path) as (refusal, under), running(tmp_path, rules, under=under) as daemon:
         cleaned(daemon, ran, [fail()])
         refusal.begin()
