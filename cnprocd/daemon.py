@@ -173,7 +173,9 @@ class Daemon:
                     problems=len(error.problems),
                     message=f"the rules in force stay in force\n{error.render()}",
                 )
-            self._manager.ready(self.status_line())
+            finally:
+                if not self._stop.is_set():
+                    self._manager.ready(self.status_line())
             return problem
 
     def _swap(self, loaded: LoadedRules) -> None:
