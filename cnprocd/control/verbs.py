@@ -15,7 +15,6 @@ from cnprocd.control.protocol import Value
 from cnprocd.control.server import Args, Verb, VerbError
 from cnprocd.control.tap import MATCHES
 from cnprocd.control.values import job_value, match_value
-from cnprocd.errors import EX_CONFIG
 from cnprocd.hooks.job import State
 from cnprocd.output import metrics
 
@@ -43,7 +42,7 @@ async def _reload(daemon: view.Daemon, args: Args) -> Value:
         raise VerbError(
             problem.what,
             "the rules in force stay in force",
-            EX_CONFIG,
+            problem.exit_status,
             rendered=problem.render(),
             problems=[problem_value(found) for found in problem.problems],
         )
