@@ -167,12 +167,13 @@ class Daemon:
                     self._swap(loaded)
             except RulesError as error:
                 problem = error
-                self._log(
-                    "error",
-                    "rules_rejected",
-                    problems=len(error.problems),
-                    message=f"the rules in force stay in force\n{error.render()}",
-                )
+                if not self._stop.is_set():  # whoever reads for us may have been told to stop as well
+                    self._log(
+                        "error",
+                        "rules_rejected",
+                        problems=len(error.problems),
+                        message=f"the rules in force stay in force\n{error.render()}",
+                    )
             finally:
                 if not self._stop.is_set():
                     self._manager.ready(self.status_line())
