@@ -178,6 +178,29 @@ def test_the_oldest_comes_first_and_what_is_busy_is_passed_over(open_spool):
     assert ids(spool.due(9, after_id=2)) == [3, 4]
 
 
+def test_jobs_are_counted_without_reading_them_all(open_spool):
+    """A tick does it every second, of ten thousand finished jobs."""
+    spool, said = open_spool(), []
+    db = spool._store._db
+    db.set_trace_callback(said.append)
+    spool.counts()
+    db.set_trace_callback(None)
+    assert said
+    for statement in said:
+        for *_, step in db.execute(f"EXPLAIN QUERY PLAN {statement}"):
+            assert "TEMP B-TREE" not in step
+            assert "jobs" not in step or "INDEX" in step, step
+
+
+def test_a_file_without_the_index_of_running_jobs_gets_it(open_spool, tmp_path):
+    spool = open_spool()
+    (job_id,) = spool.enqueue([request("a")]).job_ids
+    spool._store._db.execute("DROP INDEX running")
+    again = open_spool()
+    assert (again.counts().waiting, again.counts().running) == (1, 0)
+    assert again.job(job_id) is not None
+
+
 def test_a_retry_waits_for_its_time_and_keeps_its_place(open_spool, clock):
     spool = open_spool()
     spool.enqueue([request("a"), request("a")])
