@@ -86,6 +86,8 @@ class Daemon:
         self._following_since: float | None = None
         self._heard_at = time.monotonic()
         self._gathering = Gathering()
+        self._listening = False
+        self._again: asyncio.TimerHandle | None = None  # when to drain without being woken
 
         adopted = manager.adopted("connector")
         # With a manager that keeps it, the socket stays subscribed when we go: the next of us reads what we missed.
@@ -203,22 +205,33 @@ class Daemon:
     # The loop.
 
     def _listen(self) -> None:
-        if self._stop.is_set():
+        if self._listening or self._stop.is_set():
             return
+        self._listening = True
         for fd in self.source.filenos():
             self._loop.add_reader(fd, self._drain)
 
     def _deafen(self) -> None:
+        if not self._listening:
+            return
+        self._listening = False
         for fd in self.source.filenos():
             self._loop.remove_reader(fd)
 
     def _drain(self) -> None:
         if self._stop.is_set():
             return  # what is queued is taken by _shut_down, and afterwards the sockets are closed
-        self._turn_for_a_while()
+        try:
+            self._turn_for_a_while()
+        except BaseException:
+            self._listen()  # whatever it was, the loop tells of it: we are not deaf for it
+            raise
 
     def _turn_for_a_while(self) -> None:
         """Turn the pipeline for a while; under load let events gather before the next time."""
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
         began = time.monotonic()
         deadline, quiet_s = began + BUDGET_S, began - self._heard_at
         seen, more = self.pipeline.turn()
@@ -229,18 +242,17 @@ class Daemon:
         self._heard_at = time.monotonic()
         self._arm_tick()
         if more:
-            return  # the budget is spent: the loop has its turn, and wakes us at once
+            self._listen()  # the budget is spent: the loop has its turn, and wakes us at once
+            return
         looks_up = self.plan.tracking.looks_up
         window_s = self._gathering.window_s(most, quiet_s, self.loaded.settings.gather_s, looks_up)
         if window_s:
-            self._deafen()
-            self._loop.call_later(window_s, self._listen_again)
-        elif self.pipeline.tracker.deaths.holds:
-            self._loop.call_later(0.002, self._drain)
-
-    def _listen_again(self) -> None:
+            self._deafen()  # window after window: while they follow each other, nobody else wakes us
+            self._again = self._loop.call_later(window_s, self._drain)
+            return
         self._listen()
-        self._drain()
+        if self.pipeline.tracker.deaths.holds:
+            self._again = self._loop.call_later(0.002, self._drain)
 
     def _arm_tick(self) -> None:
         """Housekeeping follows activity; an idle daemon sleeps."""
