@@ -11,7 +11,9 @@ Value = object
 
 
 def job_value(job: Job) -> dict[str, Value]:
-    return {**asdict(job), "state": str(job.state), "events": list(job.events)}
+    # As the hook sees them: they were stored before the job had a number.
+    events = [{**event, "job_id": job.job_id} for event in job.events]
+    return {**asdict(job), "state": str(job.state), "events": events}
 
 
 def match_value(match: Match) -> dict[str, Value]:

@@ -122,7 +122,8 @@ def test_a_dead_job_is_shown_and_retried(tmp_path):
         (listed,) = ctl_json(daemon, "jobs", "list", "--state", "dead")
         assert (str(listed["job_id"]), listed["rule"]) == (job_id, "hooked")
         shown = ctl_json(daemon, "jobs", "show", job_id)
-        assert (shown["events"][0]["pid"], shown["exit_code"]) == (pid, 1)
+        event = shown["events"][0]
+        assert (event["pid"], event["job_id"], shown["exit_code"]) == (pid, int(job_id), 1)
         explained = ctl_json(daemon, "explain", "--job", job_id)
         assert {one["rule"]: one["fires"] for one in explained} == {"marker": False, "failed": True, "hooked": True}
         flag.touch()
