@@ -135,8 +135,7 @@ def _tell(read: Callable[[], LoadedRules], writing: int) -> int:
     except BrokenPipeError:  # the parent is gone; it has said why, or was told to go
         return 1
     except BaseException:  # whatever it is, it must not go on in here as if it were the daemon
-        traceback.print_exc()
         with contextlib.suppress(OSError):
-            sys.stderr.flush()
+            os.write(2, traceback.format_exc().encode(errors="backslashreplace"))
         return 1
     return 0
