@@ -8,9 +8,9 @@ waitpid() in the generators, and is the truth; the daemon's records are read as 
 and the kernel's time, so that one too many shows as well as one too few. Rules change every second between a set that
 costs nothing per success and one that needs every event and a table. A hook runs for every tenth failure or so.
 
-Printed every minute, and kept: memory, descriptors, table, losses, matches so far. The verdict looks at the last nine
-tenths of the run, since the first tenth fills caches: growth is the slope of a line through the figures. Exit status 0
-if nothing was lost or doubled and neither memory nor descriptors grew.
+Printed every minute, and kept: memory, descriptors, table, losses, matches so far. The verdict looks at the second half
+of the run: the first fills what has a bound, such as the spool's history of 10,000 jobs. Growth is the slope of a line
+through the figures. Exit status 0 if nothing was lost or doubled and neither memory nor descriptors grew.
 """
 
 from __future__ import annotations
@@ -158,8 +158,8 @@ def sample(pid: int, began: float, status: dict[str, object]) -> dict[str, float
 
 
 def slope_per_hour(samples: list[dict[str, float]], what: str) -> float:
-    """Of the line through the last nine tenths of the samples."""
-    late = samples[len(samples) // 10 :]
+    """Of the line through the second half of the samples."""
+    late = samples[len(samples) // 2 :]
     if len(late) < 3:
         return 0.0
     return statistics.linear_regression([one["at_s"] for one in late], [one[what] for one in late]).slope * 3600
