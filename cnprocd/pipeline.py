@@ -25,6 +25,7 @@ from cnprocd.output.record import Record, match_record
 from cnprocd.process.holder import Holder
 from cnprocd.process.model import Occurrence, Process, Wanted
 from cnprocd.process.model import Source as Provenance
+from cnprocd.process.table import START_TOLERANCE_NS
 from cnprocd.process.tracker import Tracker
 from cnprocd.rules.compile import Firing, Matcher
 from cnprocd.rules.plan import Plan
@@ -359,7 +360,8 @@ def complete(occurrence: Occurrence, reader: ProcReader) -> None:
     process = occurrence.process
     if occurrence.ancestors is None and process.ppid:
         parent = reader.read(process.ppid, _NAME_AND_PARENT, "procfs")
-        if parent is not None and (parent.start_ns or 0) <= (process.start_ns or occurrence.kernel_time_ns or 0):
+        latest_ns = (process.start_ns or occurrence.kernel_time_ns or 0) + START_TOLERANCE_NS
+        if parent is not None and (parent.start_ns or 0) <= latest_ns:
             occurrence.ancestors = (parent,)
     known = process.cmdline is not None and process.cgroup is not None and process.uid is not None
     if occurrence.recovered or occurrence.reaped or known:
@@ -395,7 +397,7 @@ def _is_same(process: Process, fresh: Process, occurrence: Occurrence) -> bool:
     if occurrence.kind == "exit" and not occurrence.of_thread and fresh.threads:
         return False
     if process.start_ns is not None and fresh.start_ns is not None:
-        return abs(process.start_ns - fresh.start_ns) < 30_000_000
+        return abs(process.start_ns - fresh.start_ns) <= START_TOLERANCE_NS
     return (fresh.start_ns or 0) <= (occurrence.kernel_time_ns or 0)
 
 

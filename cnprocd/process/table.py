@@ -24,7 +24,7 @@ from cnprocd.process.model import TICK_NS, Process
 
 _MAX_DEPTH = 64  # of ancestry; a longer chain counts as unknown beyond it
 KEEP_NS = 2_000_000_000
-_START_TOLERANCE_NS = 3 * TICK_NS  # a start from /proc is cut to a tick, and clocks are read one after the other
+START_TOLERANCE_NS = 3 * TICK_NS  # a start from /proc is cut to a tick, and clocks are read one after the other
 
 
 class Table:
@@ -128,7 +128,8 @@ class Table:
     def ancestors(
         self, process: Process, at_ns: int | None, told: bool, parent_now: Callable[[int], int | None]
     ) -> tuple[Process, ...]:
-        """Parent first, as far as known. A child is younger than its parent, which tells a reused PID.
+        """Parent first, as far as known. A child is younger than its parent, which tells a reused PID; but the
+        starts of both may be cut to the same tick, or only one of them.
 
         `told`: the kernel has just named the parent. Else, where that has ended, somebody has adopted the child, and
         only /proc (`parent_now`) can tell who: nobody is guessed.
@@ -136,7 +137,7 @@ class Table:
         chain: list[Process] = []
         while process.ppid and len(chain) < _MAX_DEPTH:
             parent = self.get(process.ppid, at_ns)
-            if parent is not None and (parent.start_ns or 0) > (process.start_ns or 1 << 62):
+            if parent is not None and (parent.start_ns or 0) > (process.start_ns or 1 << 62) + START_TOLERANCE_NS:
                 parent = None
             if parent is None or parent.ended_ns is not None:
                 adopter = parent_now(process.tgid)
@@ -221,11 +222,11 @@ class Table:
 
 
 def _began_at(process: Process, at_ns: int) -> bool:
-    return process.start_ns is not None and abs(process.start_ns - at_ns) <= _START_TOLERANCE_NS
+    return process.start_ns is not None and abs(process.start_ns - at_ns) <= START_TOLERANCE_NS
 
 
 def same_process(one: Process, other: Process) -> bool:
     """Whether two entries with one PID are one process: their starts agree within the resolution of /proc."""
     if one.start_ns is None or other.start_ns is None:
         return True
-    return abs(one.start_ns - other.start_ns) <= _START_TOLERANCE_NS
+    return abs(one.start_ns - other.start_ns) <= START_TOLERANCE_NS

@@ -6,7 +6,7 @@ Times are in seconds here; processes are named by their PID.
 import pytest
 
 from cnprocd.connector.event import Comm, Exit, Fork, Gid, Uid
-from cnprocd.process.model import Process
+from cnprocd.process.model import TICK_NS, Process
 from cnprocd.process.table import KEEP_NS, Table, same_process
 
 SECOND = 1_000_000_000
@@ -225,6 +225,17 @@ def test_threads_of_an_unknown_process_are_nobody_s(table):
 
 
 # --- ends
+
+
+@pytest.mark.parametrize("later_ns", [2, TICK_NS - 1])
+def test_a_parent_that_seems_younger_by_less_than_a_tick_is_a_parent(table, later_ns):
+    """Of two starts in one tick, read one after the other, or one of them exact, either may come out as the later."""
+    began_ns = 5 * 10**9
+    table.adopt([known(100, 1), Process(101, 100, began_ns + later_ns), Process(102, 101, began_ns)])
+    child = table.get(102)
+    assert child is not None
+    chain = table.ancestors(child, None, False, lambda tgid: pytest.fail("nobody need be asked"))
+    assert [process.tgid for process in chain][:2] == [101, 100]
 
 
 def test_an_ended_process_is_kept_a_moment_and_then_forgotten(table):
