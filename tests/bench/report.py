@@ -120,6 +120,18 @@ TARGETS: list[Target] = [
         _cpu("fork", "cnprocd failures", "C listener", "load_cpu_s"),
     ),
     ("the same, wall time, `nonzero_exit` + comm", 1.03, "x", _cpu("fork", "cnprocd failures", "C listener", "wall_s")),
+    (
+        "the same, CPU time, four generators at once, `nonzero_exit` + comm",
+        1.03,
+        "x",
+        _cpu("failing", "cnprocd failures", "C listener", "load_cpu_s"),
+    ),
+    (
+        "the same, wall time, four generators at once",
+        1.03,
+        "x",
+        _cpu("failing", "cnprocd failures", "C listener", "wall_s"),
+    ),
     ("idle: wake-ups but the watchdog's, `nonzero_exit` + comm", 0, "", lambda r: _idle(r, "cnprocd failures")),
     ("resident memory at its peak, all events, 1,000 processes", 40, " MB", lambda r: _table_memory(r, 1_000)),
     ("resident memory at its peak, all events, 30,000 processes", 60, " MB", lambda r: _table_memory(r, 28_000)),
