@@ -94,7 +94,11 @@ class Starter:
             files, report, output = _files(order, ours, made)
             spare = self._reserve()
             ours.callback(spare.orders.close)
-            pidfd = os.pidfd_open(spare.pid)
+            try:
+                pidfd = os.pidfd_open(spare.pid)
+            except OSError:
+                _discard(spare)
+                raise
             made.callback(os.close, pidfd)
             announce(spare.pid)
             try:
@@ -186,6 +190,9 @@ def _answer(control: socket.socket) -> Spare:
     pid = int.from_bytes(message, "little", signed=True)
     if pid <= 0:
         raise OSError(-pid, f"cannot make a process: {os.strerror(-pid)}")
+    if not fds:  # we have no descriptor left for its socket, so that is closed and the spare ends
+        os.waitpid(pid, 0)
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     for fd in fds:
         os.set_inheritable(fd, False)
     return Spare(pid, socket.socket(fileno=fds[0]))

@@ -15,6 +15,7 @@ from cnprocd.rules.load import load
 from cnprocd.rules.loaded import Problem, RulesError
 
 FILE = Path("/etc/cnprocd/rules.yaml")
+CHILDREN = Path(f"/proc/self/task/{os.getpid()}/children")
 
 
 @pytest.fixture
@@ -29,11 +30,10 @@ def rules(tmp_path):
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind():
     """No descriptor and no child, dead or alive."""
-    before = set(os.listdir("/proc/self/fd"))
+    before, children = set(os.listdir("/proc/self/fd")), CHILDREN.read_text().split()
     yield
     assert set(os.listdir("/proc/self/fd")) <= before  # others' may have been collected meanwhile
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert set(CHILDREN.read_text().split()) <= set(children)
 
 
 def both(read):
