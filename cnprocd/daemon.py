@@ -21,7 +21,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cnprocd.actions import Actions
 from cnprocd.connector.canary import kernel_speaks, make_kernel_speak
 from cnprocd.connector.gathering import Gathering
 from cnprocd.connector.inflight import InFlight
@@ -29,6 +28,7 @@ from cnprocd.connector.listener import Listener
 from cnprocd.connector.source import Source
 from cnprocd.connector.uapi import QUEUED_EVENT_BYTES
 from cnprocd.control.room import ControlRoom
+from cnprocd.dispatch import Actions
 from cnprocd.errors import CnprocdError
 from cnprocd.output.log import Log
 from cnprocd.pipeline import Pipeline
@@ -36,8 +36,8 @@ from cnprocd.process.holder import Holder, kernel_tells
 from cnprocd.process.procfs import ProcFs, boot_id
 from cnprocd.process.tracker import Tracker
 from cnprocd.rules.compile import Matcher
-from cnprocd.rules.loaded import LoadedRules, RulesError
 from cnprocd.rules.plan import Plan, make_plan
+from cnprocd.rules.problems import LoadedRules, RulesError
 from cnprocd.service import ServiceManager
 
 BUDGET_S = 0.01  # of draining before the loop gets its turn

@@ -164,7 +164,9 @@ def bundle() -> Path:
 
 def schema() -> bytes:
     """The rule language for editors, from the models themselves."""
-    program = "import json; from cnprocd.rules.schema import json_schema; print(json.dumps(json_schema(), indent=2))"
+    program = (
+        "import json; from cnprocd.rules.language.schema import json_schema; print(json.dumps(json_schema(), indent=2))"
+    )
     return run([sys.executable, "-c", program]).encode()
 
 

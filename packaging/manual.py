@@ -26,7 +26,7 @@ from completion import bash, fish, zsh  # noqa: E402  # beside this file
 from cnprocd import __version__  # noqa: E402  # the checkout's, whatever is installed
 from cnprocd.cli import cnprocd as daemon  # noqa: E402
 from cnprocd.cli.grammar import COMMON, VERBS, Argument  # noqa: E402
-from cnprocd.rules.schema import json_schema  # noqa: E402
+from cnprocd.rules.language.schema import json_schema  # noqa: E402
 from cnprocd.rules.values import FIELD_NAMES  # noqa: E402
 
 HERE = ROOT / "packaging"

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from cnprocd import __version__
 from cnprocd.errors import EX_OK, CnprocdError
-from cnprocd.rules.apart import Reading
-from cnprocd.rules.loaded import MAIN_FILE, LoadedRules, RulesError
+from cnprocd.rules.loader_process import Reading
+from cnprocd.rules.problems import MAIN_FILE, LoadedRules, RulesError
 
 _FEATURES = ("event_mask", "taskstats", "socket_filter", "pidfd_info")
 
@@ -61,7 +61,7 @@ def run(arguments: list[str] | None = None) -> int:
 
 
 def _read(rules: Path | None) -> LoadedRules:
-    from cnprocd.rules.disabled import load_in_force  # brings pydantic, which only who reads rules needs
+    from cnprocd.rules.language.disabled import load_in_force  # brings pydantic, which only who reads rules needs
 
     return load_in_force(rules)
 

@@ -17,11 +17,11 @@ from typing import Any, cast
 from cnprocd.connector.status import CORE_FLAG, SIGNAL_NAMES
 from cnprocd.connector.taskrecord import TaskRecord
 from cnprocd.errors import CnprocdError
-from cnprocd.hooks.render import exact
+from cnprocd.launch.render import exact
 from cnprocd.output.record import MATCH_FIELDS
 from cnprocd.process.model import Kind, Occurrence, Process
-from cnprocd.rules.mistakes import nearest
-from cnprocd.rules.syntax import signal_numbers
+from cnprocd.rules.language.mistakes import nearest
+from cnprocd.rules.language.syntax import signal_numbers
 
 Description = Mapping[str, object]
 FIELDS = (

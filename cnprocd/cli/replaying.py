@@ -15,19 +15,19 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
-from cnprocd.actions import throttle_of
 from cnprocd.cli.recording import Drain, Recording
 from cnprocd.connector.decode import SLOT_SIZE, Rejects, decode
 from cnprocd.connector.event import Event, Exec, Exit, Fork
 from cnprocd.connector.request import Features
 from cnprocd.connector.taskrecord import TaskRecord, UnreadableRecordError, decode_record
 from cnprocd.connector.uapi import DATAGRAM_SIZE
-from cnprocd.hooks.throttle import Throttle
+from cnprocd.dispatch import throttle_of
 from cnprocd.output.record import Record, match_record
 from cnprocd.process.model import EVERYTHING, Occurrence, Process, Source, Wanted
 from cnprocd.process.tracker import Tracker
 from cnprocd.rules.compile import Matcher
 from cnprocd.rules.plan import make_plan
+from cnprocd.spool.throttle import Throttle
 
 _PAD = b"\0" * (SLOT_SIZE - DATAGRAM_SIZE)
 _NOBODY = -1  # no process of the recording is our own child

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cnprocd.cli.lint import Warned, lint
-from cnprocd.rules import yaml12
-from cnprocd.rules.disabled import apply, path_beside
-from cnprocd.rules.load import load
-from cnprocd.rules.loaded import LoadedRules, Problem, RulesError
+from cnprocd.rules.language import yaml12
+from cnprocd.rules.language.disabled import apply, path_beside
+from cnprocd.rules.language.lint import Warned, lint
+from cnprocd.rules.language.load import load
+from cnprocd.rules.problems import LoadedRules, Problem, RulesError
 from cnprocd.rules.ruleset import Rule
 
 _LINE_END = re.compile(r"\r\n|\r|\n")

@@ -15,15 +15,15 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from cnprocd.actions import hook_specs
+from cnprocd.dispatch import hook_specs
 from cnprocd.errors import EX_OK, CnprocdError
-from cnprocd.hooks.job import HookSpec
-from cnprocd.hooks.serve import IDLE_S, Service, delegated_cgroup
 from cnprocd.output.journal import is_journal_stream
 from cnprocd.output.log import Log, make_log, make_output
-from cnprocd.rules.load import load
-from cnprocd.rules.loaded import LoadedRules
+from cnprocd.rules.language.load import load
+from cnprocd.rules.problems import LoadedRules
+from cnprocd.runner.service import IDLE_S, Service, delegated_cgroup
 from cnprocd.service import ServiceManager
+from cnprocd.spool.job import HookSpec
 
 
 class Rules:

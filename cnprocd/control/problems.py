@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cnprocd.rules.loaded import Problem
+from cnprocd.rules.problems import Problem
 
 Value = object
 

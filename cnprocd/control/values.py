@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from cnprocd.hooks.job import Job
-from cnprocd.hooks.store import Match
+from cnprocd.spool.job import Job
+from cnprocd.spool.store import Match
 
 Value = object
 

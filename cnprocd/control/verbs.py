@@ -15,8 +15,8 @@ from cnprocd.control.protocol import Value
 from cnprocd.control.server import Args, Verb, VerbError
 from cnprocd.control.tap import MATCHES
 from cnprocd.control.values import job_value, match_value
-from cnprocd.hooks.job import State
 from cnprocd.output import metrics
+from cnprocd.spool.job import State
 
 MOST = 1000
 

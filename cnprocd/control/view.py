@@ -10,13 +10,13 @@ import time
 from typing import Protocol
 
 from cnprocd import __version__
-from cnprocd.actions import Actions
 from cnprocd.connector import uapi
 from cnprocd.connector.request import Features
+from cnprocd.dispatch import Actions
 from cnprocd.pipeline import Pipeline
 from cnprocd.rules.compile import CompiledRule
-from cnprocd.rules.loaded import LoadedRules, RulesError
 from cnprocd.rules.plan import Plan, identity_of
+from cnprocd.rules.problems import LoadedRules, RulesError
 
 Value = object
 NS = 1_000_000_000

@@ -1,7 +1,7 @@
 """Who came of a hook: every process that a hook root forks, and whatever that forks, for as long as it lives.
 
 A root is the daemon itself, or the runner service. Its children are hooks, or spares that stand ready to become one
-(hooks/starter.py); nothing but the announcement tells them apart, and it may come before the fork is read. So both are
+(launch/starter.py); nothing but the announcement tells them apart, and it may come before the fork is read. So both are
 of the family, and a spare is no hook that runs. Grandchildren are known by the forks that are asked for while hooks run
 (daemon.follow), wherever they daemonize to: descent does not end with a session or with a parent.
 """

@@ -3,7 +3,7 @@
 Why not the models themselves: the daemon reads its rules in a process of its own (apart.py), which ends when it has
 said what they are. So the daemon carries neither pydantic nor YAML, ten megabytes less of a process that never ends,
 and what a rule file costs to read is not taken from the events. Each class has the fields of the model of its name,
-which has checked them; what a field means is said there (schema.py, match.py, actions.py). Left out is None or ().
+which has checked them; what a field means is said there (schema.py, match.py, dispatch.py). Left out is None or ().
 """
 
 from __future__ import annotations

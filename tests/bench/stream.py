@@ -23,9 +23,9 @@ from cnprocd.connector.taskrecord import TaskRecord, decode_record
 from cnprocd.process.model import Process, Source, Wanted
 from cnprocd.process.tracker import Tracker
 from cnprocd.rules.compile import Matcher
+from cnprocd.rules.language.schema import RuleFile
 from cnprocd.rules.plan import make_plan
 from cnprocd.rules.ruleset import plain
-from cnprocd.rules.schema import RuleFile
 
 FAMILY = 27
 BATCH_EVENTS = 512

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from harness import PATIENCE_S, child, rename, running, wait_status
 
-from cnprocd.hooks.program import comm_is_kept
+from cnprocd.launch.program import comm_is_kept
 
 NOBODY = 65534
 FAILED = """

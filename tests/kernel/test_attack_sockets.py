@@ -17,7 +17,7 @@ from harness import PATIENCE_S, child, rename, running, wait_status
 
 from cnprocd.control.client import Client
 from cnprocd.control.protocol import Request, pack
-from cnprocd.hooks import wire
+from cnprocd.runner import wire
 
 NOBODY = 65534
 STRANGER = 1  # daemon, on Debian; any user that is neither root nor the reader

@@ -20,9 +20,9 @@ from hookkit import Records, aio, alive, hook, request, running, shell, zombies 
 from cnprocd.connector.decode import decode  # noqa: E402
 from cnprocd.connector.event import Exec, Fork  # noqa: E402
 from cnprocd.connector.listener import Listener  # noqa: E402
-from cnprocd.hooks import group  # noqa: E402
-from cnprocd.hooks.job import Limits, State  # noqa: E402
-from cnprocd.hooks.spool import FILE_NAME, Spool  # noqa: E402
+from cnprocd.launch import group  # noqa: E402
+from cnprocd.spool.job import Limits, State  # noqa: E402
+from cnprocd.spool.spool import FILE_NAME, Spool  # noqa: E402
 
 NOBODY = 65534
 LONER = 100_000 + os.getpid()  # a user id that nobody else has: what it runs is ours
@@ -113,7 +113,7 @@ def as_nobody(user, script, *setpriv):
             *("setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups", *setpriv),
             *(python, str(REPO / "tests" / "kernel" / "nobody_driver.py"), user, script),
         ],
-        env={"PYTHONPATH": f"{REPO}:{REPO}/tests/unit/hooks", "PYTHONDONTWRITEBYTECODE": "1"},
+        env={"PYTHONPATH": f"{REPO}:{REPO}/tests/unit", "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,
         cwd="/",
@@ -150,7 +150,7 @@ def of_user(uid):
 
 @aio
 async def test_a_fork_bomb_within_its_limit_is_ended_and_harms_no_other(tmp_path, monkeypatch):
-    monkeypatch.setattr("cnprocd.hooks.attempt.TERM_GRACE_S", 0.2)
+    monkeypatch.setattr("cnprocd.launch.attempt.TERM_GRACE_S", 0.2)
     bomb = shell(
         "bomb",
         "trap '' TERM; b() { b & b & while :; do sleep 1000; done; }; b",
@@ -192,7 +192,7 @@ ESCAPE = (
 
 @aio
 async def test_a_cgroup_holds_what_leaves_session_parent_and_environment(tmp_path, cgroup, monkeypatch):
-    monkeypatch.setattr("cnprocd.hooks.attempt.TERM_GRACE_S", 0.2)
+    monkeypatch.setattr("cnprocd.launch.attempt.TERM_GRACE_S", 0.2)
     spec = shell("r", f"cat /proc/self/cgroup; {ESCAPE}; sleep 1000", timeout_s=0.5)
     async with running(tmp_path, spec, cgroup_dir=cgroup) as (spool, runner, records):
         spool.enqueue([request("r")])
@@ -206,7 +206,7 @@ async def test_a_cgroup_holds_what_leaves_session_parent_and_environment(tmp_pat
 
 @aio
 async def test_an_emptied_cgroup_is_removed_later(tmp_path, cgroup, monkeypatch):
-    monkeypatch.setattr("cnprocd.hooks.runner.TEND_S", 0.01)
+    monkeypatch.setattr("cnprocd.spool.scheduler.TEND_S", 0.01)
     spec = shell("r", "sleep 1000 & echo $!")
     async with running(tmp_path, spec, cgroup_dir=cgroup) as (spool, runner, records):
         spool.enqueue([request("r")])
@@ -224,7 +224,7 @@ async def test_an_emptied_cgroup_is_removed_later(tmp_path, cgroup, monkeypatch)
 @aio
 async def test_without_a_cgroup_only_that_one_gets_away(tmp_path, monkeypatch):
     """The limit that group.py admits: if this begins to fail, its docstring may promise more."""
-    monkeypatch.setattr("cnprocd.hooks.attempt.TERM_GRACE_S", 0.2)
+    monkeypatch.setattr("cnprocd.launch.attempt.TERM_GRACE_S", 0.2)
     lines, _ = await output_of(tmp_path, shell("r", f"{ESCAPE}; sleep 1000", timeout_s=0.5))
     assert alive(int(lines[0]))
     os.kill(int(lines[0]), signal.SIGKILL)
@@ -279,8 +279,8 @@ def small_disk(tmp_path):
 
 @aio
 async def test_a_full_disk_stops_no_cleanup_and_durability_comes_back(small_disk, monkeypatch):
-    monkeypatch.setattr("cnprocd.hooks.runner.TEND_S", 0.01)
-    monkeypatch.setattr("cnprocd.hooks.runner.DURABLE_RETRY_S", 0.0)
+    monkeypatch.setattr("cnprocd.spool.scheduler.TEND_S", 0.01)
+    monkeypatch.setattr("cnprocd.spool.scheduler.DURABLE_RETRY_S", 0.0)
     async with running(small_disk, hook("r", "/bin/true")) as (spool, runner, records):
         spool.enqueue([request("r")])
         runner.wake()

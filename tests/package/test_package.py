@@ -113,7 +113,7 @@ def test_the_self_contained_package_needs_only_python(packages, tmp_path):
     subprocess.run(["dpkg-deb", "-x", str(find(packages[0], "debian12")), str(tmp_path)], check=True)
     program = (
         "import sys; sys.path.insert(0, sys.argv[1]); "
-        "import cnprocd.rules.load, cnprocd.service, structlog, yaml, pydantic; "
+        "import cnprocd.rules.language.load, cnprocd.service, structlog, yaml, pydantic; "
         "assert pydantic.__file__.startswith(sys.argv[1]), pydantic.__file__; print(pydantic.VERSION)"
     )
     command = [sys.executable, "-I", "-S", "-c", program, str(tmp_path / "usr/lib/cnprocd")]

@@ -19,14 +19,18 @@ FLOORS = {
     "__init__": "the version, and nothing else",
     "errors": "one exception family; everybody raises it, so it knows nobody",
     "escape": "text that is safe to print; like errors, for everybody",
+    "safe_open": "opens only what root alone can write: rule files, and the programs of hooks",
     "service": "the service manager's sockets and watchdog; needs nothing of ours",
     "connector": "the kernel's two sockets; what they say is what all others are made of",
     "process": "who it was: made of events and records",
     "rules": "judge what process tells, and decide what connector is asked",
-    "hooks": "run what rules name; of a match they see the record only",
+    "rules/language": "rule files to rules, for the loader process and the commands; the daemon never imports it",
+    "launch": "one attempt of a hook",
+    "runner": "the root service that starts hooks, and its client in the daemon",
+    "spool": "the jobs, and which of them runs next",
     "output": "say what happened, in the words of rules and process",
     "pipeline": "the only place that knows connector, process, rules and output together",
-    "actions": "the pipeline's way out: hooks and records of a match",
+    "dispatch": "the pipeline's way out: hooks and records of a match",
     "control": "shows and steers pipeline and actions; the daemon hands itself to it",
     "daemon": "puts all of it together, once",
     "cli": "what a person types; nothing imports it",
@@ -35,9 +39,10 @@ FLOORS = {
 PURE = """
 connector/uapi connector/event connector/decode connector/sequence connector/filter connector/status connector/request
 connector/gathering connector/taskrecord process/model process/stat process/table process/deaths process/family
-process/tracker rules/schema rules/ruleset rules/values rules/fields rules/match rules/mistakes rules/names
-rules/syntax rules/compile rules/predicate rules/plan rules/actions rules/advice rules/dearness hooks/job
-hooks/throttle escape errors output/record output/console
+process/tracker rules/language/schema rules/ruleset rules/values rules/language/fields rules/language/match
+rules/language/mistakes rules/language/names rules/language/syntax rules/compile rules/predicate rules/plan
+rules/language/actions rules/language/advice rules/language/regex_cost spool/job spool/throttle escape errors
+output/record output/console
 """.split()
 
 # What touches the world: the system, files, time, the network, other processes, threads, or the log.
@@ -90,7 +95,7 @@ def ours(path: Path) -> set[str]:
 
 
 def room(module: str) -> str:
-    return module.partition("/")[0]
+    return "rules/language" if module.startswith("rules/language/") else module.partition("/")[0]
 
 
 # --- pure modules

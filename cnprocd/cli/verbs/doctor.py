@@ -22,9 +22,9 @@ from cnprocd.cli.terminal import Style, duration, print_json, size
 from cnprocd.connector.uapi import NETLINK_CONNECTOR, QUEUED_EVENT_BYTES
 from cnprocd.control.client import Client, NotRunningError
 from cnprocd.errors import EX_OK, CnprocdError
-from cnprocd.hooks.program import open_program
+from cnprocd.launch.program import open_program
 from cnprocd.process.procfs import read_stat
-from cnprocd.rules.loaded import RulesError
+from cnprocd.rules.problems import RulesError
 
 Level = Literal["pass", "warn", "fail"]
 _COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}

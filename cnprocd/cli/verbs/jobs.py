@@ -165,8 +165,8 @@ def _ask_or_look(options: Options, verb: str, args: dict[str, Any], look: Look) 
 
 
 def _look(state_dir: Path, look: Look, not_running: NotRunningError) -> object:
-    from cnprocd.hooks import database
-    from cnprocd.hooks.store import Store
+    from cnprocd.spool import database
+    from cnprocd.spool.store import Store
 
     try:
         with tempfile.TemporaryDirectory(prefix="cnprocctl-") as directory:
@@ -185,7 +185,7 @@ def _look(state_dir: Path, look: Look, not_running: NotRunningError) -> object:
 def _plain(found: object) -> object:
     """Jobs and matches as the daemon would have told them."""
     from cnprocd.control.values import job_value, match_value
-    from cnprocd.hooks.job import Job
+    from cnprocd.spool.job import Job
 
     if isinstance(found, list):
         return [job_value(one) if isinstance(one, Job) else match_value(one) for one in found]

@@ -12,9 +12,9 @@ from cnprocd.cli.terminal import Style, columns, print_json
 from cnprocd.control.client import Client, NotRunningError
 from cnprocd.control.problems import problem_value
 from cnprocd.errors import EX_CONFIG, EX_NOPERM, EX_OK, CnprocdError
-from cnprocd.rules import disabled
-from cnprocd.rules.loaded import Problem, RulesError
-from cnprocd.rules.schema import json_schema
+from cnprocd.rules.language import disabled
+from cnprocd.rules.language.schema import json_schema
+from cnprocd.rules.problems import Problem, RulesError
 
 
 def check(options: Options) -> int:

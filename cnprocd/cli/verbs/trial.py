@@ -8,20 +8,20 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from cnprocd.actions import hook_spec
 from cnprocd.cli.described import DescriptionError, Names, occurrence_of
 from cnprocd.cli.grammar import Options
 from cnprocd.cli.reasons import afterwards
 from cnprocd.cli.ruleset import loaded_rules
 from cnprocd.cli.terminal import Style, print_json
+from cnprocd.dispatch import hook_spec
 from cnprocd.errors import EX_OK, CnprocdError
-from cnprocd.hooks import render
-from cnprocd.hooks.job import Job, State
+from cnprocd.launch import render
 from cnprocd.output.record import match_record, message
 from cnprocd.process import procfs
 from cnprocd.process.model import Occurrence, Process
 from cnprocd.rules.compile import Firing, Matcher
-from cnprocd.rules.load import _system_group, _system_user
+from cnprocd.rules.language.load import _system_group, _system_user
+from cnprocd.spool.job import Job, State
 
 NONE_FIRES = 1
 NAMES = Names(_system_user, _system_group)

@@ -21,8 +21,8 @@ from cnprocd.cli.recording import MAGIC, RecordingError, read
 from cnprocd.cli.replaying import replay
 from cnprocd.output.record import Record
 from cnprocd.rules.compile import Matcher
+from cnprocd.rules.language.schema import RuleFile
 from cnprocd.rules.ruleset import plain
-from cnprocd.rules.schema import RuleFile
 
 _HEAD = struct.Struct(">cI")
 _RULES = {

@@ -1,4 +1,4 @@
-"""Rule files: rules/load.py, yaml12.py, schema.py, then compile.py and plan.py with what was accepted.
+"""Rule files: rules/language/load.py, yaml12.py, schema.py, then compile.py and plan.py with what was accepted.
 
 Invariant: RulesError or rules, nothing else, in time that grows with the size of the file. Every problem lies in a line
 of the file, and what is printed of it cannot drive a terminal. What was accepted compiles, has a plan, and can be asked
@@ -16,9 +16,9 @@ from fuzz.target import Target, outcome
 from cnprocd.connector.request import Features
 from cnprocd.connector.taskrecord import TaskRecord
 from cnprocd.process.model import Occurrence, Process
-from cnprocd.rules import load as load_module
 from cnprocd.rules.compile import Matcher
-from cnprocd.rules.load import LARGEST, RulesError, load
+from cnprocd.rules.language import load as load_module
+from cnprocd.rules.language.load import LARGEST, RulesError, load
 from cnprocd.rules.plan import make_plan
 
 CONFIG = Path(__file__).parents[3] / "config"

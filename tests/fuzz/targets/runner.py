@@ -1,4 +1,4 @@
-"""Frames between the reader and the runner service: hooks/wire.py, and what serve.Session does with them.
+"""Frames between the reader and the runner service: runner/wire.py, and what serve.Session does with them.
 
 Invariant: WireError or messages, nothing else, and the same ones however the stream was cut. Whatever a reader sends,
 a session starts only hooks of the rules that the runner itself knows, with that rule's own spec and user, never for
@@ -16,12 +16,14 @@ import struct
 from fuzz.mutate import json_damaged, json_text
 from fuzz.target import Target, outcome, pieces
 
-from cnprocd.hooks import render, strict, wire
-from cnprocd.hooks.attempt import Ending
-from cnprocd.hooks.job import Attempt, HookSpec, Identity
-from cnprocd.hooks.program import HookRefusedError
-from cnprocd.hooks.serve import Session
+from cnprocd.launch import render
+from cnprocd.launch.attempt import Ending
+from cnprocd.launch.program import HookRefusedError
 from cnprocd.rules.values import Field, Template
+from cnprocd.runner import wire
+from cnprocd.runner import wire_validate as strict
+from cnprocd.runner.service import Session
+from cnprocd.spool.job import Attempt, HookSpec, Identity
 
 _LENGTH = struct.Struct(">I")
 _EVENT = {

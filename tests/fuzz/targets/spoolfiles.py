@@ -1,4 +1,4 @@
-"""The spool's file and its WAL: hooks/store.py, database.py, salvage.py, spool.py.
+"""The spool's file and its WAL: spool/store.py, database.py, salvage.py, spool.py.
 
 Invariant: whatever stands in the file, the spool opens, takes jobs in, gives them out and finishes them, without an
 exception. What it gives out runs: a job that was finished is not given out again, and after as many rounds as there are
@@ -18,11 +18,11 @@ from pathlib import Path
 
 from fuzz.target import Target
 
-from cnprocd.hooks import render
-from cnprocd.hooks.job import NS, Attempt, Gather, HookSpec, Identity, Job, JobRequest
-from cnprocd.hooks.spool import FILE_NAME, Spool
-from cnprocd.hooks.store import Match
+from cnprocd.launch import render
 from cnprocd.rules.values import Field, Template
+from cnprocd.spool.job import NS, Attempt, Gather, HookSpec, Identity, Job, JobRequest
+from cnprocd.spool.spool import FILE_NAME, Spool
+from cnprocd.spool.store import Match
 
 _LENGTH = struct.Struct(">I")
 _FINE, _FAILED = Attempt(None, 0), Attempt("exit code 1", 1)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from cnprocd.cli.runner import Rules
-from cnprocd.rules.load import load
-from cnprocd.rules.loaded import RulesError
+from cnprocd.rules.language.load import load
+from cnprocd.rules.problems import RulesError
 
 RULE = """
 rules:

@@ -13,7 +13,7 @@ import pytest
 from cnprocd.cli.cnprocctl import run
 from cnprocd.cli.described import Names
 from cnprocd.cli.verbs import trial
-from cnprocd.rules import load
+from cnprocd.rules.language import load
 
 EXAMPLES = Path(__file__).parents[3] / "config" / "examples"
 FILES = sorted(EXAMPLES.glob("*.yaml"))

@@ -9,7 +9,7 @@ from cnprocd.cli.lines import Budget, match_line
 from cnprocd.cli.terminal import Style, duration, size
 from cnprocd.output.record import match_record
 from cnprocd.rules.compile import Matcher
-from cnprocd.rules.load import load
+from cnprocd.rules.language.load import load
 
 NOBODY = Names(lambda name: None, lambda name: None)
 

@@ -20,7 +20,7 @@ from cnprocd.connector import uapi
 from cnprocd.connector.decode import SLOT_SIZE, Rejects, decode
 from cnprocd.process.model import Process
 from cnprocd.rules.compile import Matcher
-from cnprocd.rules.load import load
+from cnprocd.rules.language.load import load
 
 HEADER = {"version": "0", "byte_order": sys.byteorder, "taskstats": False, "family": None}
 SECOND = 1_000_000_000

@@ -162,7 +162,7 @@ def test_strict_makes_warnings_mistakes(tmp_path):
 
 
 def test_schema_is_the_models_schema():
-    from cnprocd.rules.schema import json_schema
+    from cnprocd.rules.language.schema import json_schema
 
     assert ctl_json("schema") == (EX_OK, json_schema())
 

@@ -7,8 +7,8 @@ import subprocess
 
 import pytest
 
-from cnprocd.hooks.latency import Histogram
 from cnprocd.output.metrics import render, write
+from cnprocd.spool.latency import Histogram
 
 
 def status(**changes):

@@ -26,9 +26,9 @@ from cnprocd.process.deaths import HOLD_NS
 from cnprocd.process.model import EVERYTHING, Occurrence, Wanted
 from cnprocd.process.tracker import Tracker, Tracking
 from cnprocd.rules.compile import CompiledRule, Matcher
+from cnprocd.rules.language.schema import Rule
 from cnprocd.rules.plan import Plan, identity_of, make_plan
 from cnprocd.rules.ruleset import EVENT_NAMES, plain
-from cnprocd.rules.schema import Rule
 
 OWN = 50
 FORK, EXIT = uapi.PROC_EVENT_FORK, uapi.PROC_EVENT_EXIT

@@ -8,9 +8,10 @@ from dataclasses import fields, is_dataclass
 import pytest
 from pydantic import BaseModel
 
-from cnprocd.rules import ruleset, schema
+from cnprocd.rules import ruleset
+from cnprocd.rules.language import schema
+from cnprocd.rules.language.schema import RuleFile
 from cnprocd.rules.ruleset import given_keys, plain
-from cnprocd.rules.schema import RuleFile
 
 MODELS = [
     one

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from cnprocd.connector.taskrecord import TaskRecord
 from cnprocd.process.model import Occurrence, Process
+from cnprocd.rules.language.schema import Match
 from cnprocd.rules.ruleset import plain
-from cnprocd.rules.schema import Match
 
 COMMS = ["sh", "ora_pmon_A", "ora_smon_B", "java", "a b) c", "x\ny", ""]
 COMM_PATTERNS = ["sh", "java", "ora_*", "ora_?mon_[AB]", "*", "[!o]*", "/^ora_/", "/A$/", "/JAVA/i", "*_B", "a b) c"]

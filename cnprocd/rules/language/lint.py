@@ -1,0 +1,189 @@
+"""Rules that are allowed and probably not meant: what `check` warns of beyond the loader (rules/language/advice.py).
+
+    never        no event can satisfy the rule: the keys contradict each other
+    duplicate    another rule does the same to the same events
+    shadowed     whatever this rule's hook runs for, another rule's hook runs for too
+    fakeable     a hook runs as root, and nothing but the comm decides: any user can call a process what they like
+    timeout      a hook without a timeout of its own gets 30 s, which a person should have thought about
+
+PURE. "Can satisfy" is answered on the safe side: a warning is only given where it is certain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cnprocd.connector.status import NO_STATUS
+from cnprocd.rules.compile import compile_rule
+from cnprocd.rules.predicate import text_test
+from cnprocd.rules.ruleset import Match, ProcessMatch, Rule, given_keys
+from cnprocd.rules.values import IntSet, Pattern
+
+_NOT_CHOSEN = ("user", "group", "exe", "cgroup", "unit")  # what a process cannot simply claim for itself
+_PATTERNS = ("comm", "exe", "cmdline", "cgroup", "unit")
+_ROOT = (None, "root", 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """A warning about a rule, with the path of the key below it."""
+
+    rule: str
+    at: tuple[str | int, ...]
+    kind: str
+    message: str
+    hint: str
+
+
+def lint(rules: Sequence[Rule]) -> Iterator[Warned]:
+    """All warnings, in the order of the rules."""
+    enabled = [rule for rule in rules if rule.enabled]
+    for number, rule in enumerate(enabled):
+        yield from _never(rule)
+        yield from _covered(rule, enabled[:number], enabled)
+        if rule.run is not None:
+            yield from _hook(rule)
+
+
+def _never(rule: Rule) -> Iterator[Warned]:
+    compiled, match = compile_rule(rule, 0), rule.match
+    hint = "keys of one mapping must all hold; either of two things is an any: list"
+    unknown_too = match is not None and _mentions_unknown(match)
+    if compiled.kinds == {"exit"} and compiled.statuses == NO_STATUS and not unknown_too:
+        yield Warned(rule.name, ("match",), "never", "no exit status satisfies this match: it can never fire", hint)
+        return
+    for key in _PATTERNS if match is not None else ():
+        assert match is not None
+        if _impossible(match, key):
+            yield Warned(rule.name, ("match", key), "never", f"no {key} satisfies this match: it can never fire", hint)
+
+
+def _mentions_unknown(match: Match) -> bool:
+    return match.exit_status == "unknown" or any(map(_mentions_unknown, (*match.any, *match.all)))
+
+
+def _impossible(match: Match, key: str) -> bool:
+    """Whether every literal that `key` allows is refused by a `not` or an `all` beside it."""
+    patterns: tuple[Pattern, ...] | None = getattr(match, key)
+    if patterns is None:
+        return False
+    refused = [text_test(getattr(part, key)) for part in match.not_ if _only_key(part, key)]
+    if set(patterns) <= {p for part in match.not_ if _only_key(part, key) for p in getattr(part, key)}:
+        return True
+    if any(pattern.kind != "literal" for pattern in patterns):
+        return False
+    demanded = [text_test(getattr(part, key)) for part in match.all if getattr(part, key) is not None]
+    return all(
+        any(test(pattern.text) for test in refused) or not all(test(pattern.text) for test in demanded)
+        for pattern in patterns
+    )
+
+
+def _only_key(part: Match, key: str) -> bool:
+    return given_keys(part) == (key,)
+
+
+def _covered(rule: Rule, earlier: Sequence[Rule], others: Sequence[Rule]) -> Iterator[Warned]:
+    twin = next((other for other in earlier if _same_events(other, rule) and other.match == rule.match), None)
+    if twin is not None:
+        both = " and runs a hook as well" if rule.run is not None and twin.run is not None else ""
+        yield Warned(
+            rule.name,
+            ("name",),
+            "duplicate",
+            f'"{twin.name}" looks at the same events with the same match{both}',
+            "every rule that matches acts; join the two, or make them differ",
+        )
+        return
+    if rule.run is None:
+        return
+    wider = next(
+        (other for other in others if other is not rule and other.run is not None and _covers(other, rule)), None
+    )
+    if wider is not None:
+        yield Warned(
+            rule.name,
+            ("name",),
+            "shadowed",
+            f'whatever it matches, "{wider.name}" matches too, and both hooks run',
+            f"if that is not meant, put a not: into {wider.name}",
+        )
+
+
+def _same_events(one: Rule, other: Rule) -> bool:
+    return set(one.events) == set(other.events) and one.threads is other.threads
+
+
+def _covers(wide: Rule, narrow: Rule) -> bool:
+    if wide.threads is not narrow.threads or not _events(narrow) <= _events(wide):
+        return False
+    return wide.match is None or (narrow.match is not None and _covers_match(wide.match, narrow.match))
+
+
+def _events(rule: Rule) -> set[str]:
+    return {*rule.events, *(("nonzero_exit",) if "exit" in rule.events else ())}
+
+
+def _covers_match(wide: Match, narrow: Match) -> bool:
+    """Whether every key of `wide` is one of `narrow` that allows no more."""
+    ending = {"exit_code", "signal"}
+    for key in set(given_keys(wide)) - ending:
+        if key not in given_keys(narrow) or not _allows_no_more(getattr(wide, key), getattr(narrow, key)):
+            return False
+    if not ending.intersection(given_keys(wide)):
+        return True
+    if not ending.intersection(given_keys(narrow)):
+        return False
+    return _codes(narrow) <= _codes(wide) and (narrow.signal or frozenset()) <= (wide.signal or frozenset())
+
+
+def _codes(match: Match) -> set[int]:
+    ranges = match.exit_code.ranges if isinstance(match.exit_code, IntSet) else ()
+    return {code for low, high in ranges for code in range(low, high + 1)}
+
+
+def _allows_no_more(wide: Any, narrow: Any) -> bool:  # noqa: ANN401  # values of any key of the rule language
+    if wide == narrow:
+        return True
+    if not (isinstance(wide, tuple) and isinstance(narrow, tuple) and wide and narrow):
+        return False
+    if not isinstance(wide[0], Pattern):
+        return set(narrow) <= set(wide)
+    test = text_test(wide)
+    return all(one in wide or (one.kind == "literal" and test(one.text)) for one in narrow)
+
+
+def _hook(rule: Rule) -> Iterator[Warned]:
+    assert rule.run is not None
+    if rule.run.user in _ROOT and rule.match is not None and _only_comm(rule.match):
+        yield Warned(
+            rule.name,
+            ("match",),
+            "fakeable",
+            "the hook runs as root, and only what a process calls itself decides: any user can fake that",
+            "add user:, exe:, unit: or cgroup: to the match, or run the hook as another user",
+        )
+    if "timeout_s" not in rule.run.given:
+        yield Warned(
+            rule.name,
+            ("run",),
+            "timeout",
+            f"the hook has no timeout of its own and is ended after {rule.run.timeout_s:g} s",
+            "say how long it may take: timeout: 30s",
+        )
+
+
+def _only_comm(match: Match) -> bool:
+    """Whether comm or cmdline, which any process chooses for itself, is all that tells one process from another."""
+    chosen = match.comm is not None or match.cmdline is not None
+    return chosen and not _has_evidence(match)
+
+
+def _has_evidence(match: Match | ProcessMatch) -> bool:
+    if any(getattr(match, key) is not None for key in _NOT_CHOSEN):
+        return True
+    if any(_has_evidence(part) for part in match.all) or (match.any and all(_has_evidence(part) for part in match.any)):
+        return True
+    return any(_has_evidence(part) for part in (match.parent, match.ancestor) if part is not None)

@@ -1,0 +1,317 @@
+"""From rule files on disk to the typed rules the daemon works with; or every mistake in them, and nothing else.
+
+Strategy: find the files, open each by descriptor with everything on the way judged (trusted.py), read it with positions
+(yaml12.py), validate it (schema.py) with the lists of all files at hand, and give every mistake its line and column.
+All files are read before anything is decided, so one run shows all mistakes and a half-good set is never applied.
+Drop-ins follow systemd: of several files with one name the directory of highest precedence wins, an empty file or
+a link to /dev/null masks, and the rest is taken in the order of names.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from cnprocd.rules.language import yaml12
+from cnprocd.rules.language.advice import advise
+from cnprocd.rules.language.fields import parse_list
+from cnprocd.rules.language.mistakes import Mistake, MistakeError
+from cnprocd.rules.language.names import Context
+from cnprocd.rules.language.report import Found, found_in
+from cnprocd.rules.language.schema import RuleFile
+from cnprocd.rules.language.yaml12 import Mark
+from cnprocd.rules.problems import MAIN_FILE, LoadedRules, Problem, RulesError
+from cnprocd.rules.ruleset import plain
+from cnprocd.safe_open import UntrustedError, open_trusted
+
+__all__ = ["DROPIN_DIRS", "MAIN_FILE", "LoadedRules", "Problem", "RulesError", "load"]
+
+# Highest precedence first, as in systemd: the administrator over the running system over the packages.
+DROPIN_DIRS = (Path("/etc/cnprocd/rules.d"), Path("/run/cnprocd/rules.d"), Path("/usr/lib/cnprocd/rules.d"))
+LARGEST = 1 << 20
+_LINE_END = re.compile(r"\r\n|\r|\n")  # not splitlines(): a stray form feed must not shift the lines that are shown
+
+_MINIMAL_HINT = 'a minimal file is "rules: []", or with one rule "rules: [{name: failed, events: [nonzero_exit]}]"'
+
+
+@dataclass(slots=True)
+class _Source:
+    """One file on its way: its text once read, its tree once parsed, and what was found wrong so far."""
+
+    file: Path
+    is_dropin: bool
+    lines: list[str] = field(default_factory=list)
+    root: yaml12.Mapping | None = None
+    broken: bool = False
+    problems: list[Problem] = field(default_factory=list)
+
+    def problem(self, mark: Mark, mistake: Mistake) -> Problem:
+        line = self.lines[mark.line - 1] if 0 < mark.line <= len(self.lines) else ""
+        return Problem(self.file, mark.line, mark.column, mistake.message, mistake.accepted, mistake.hint, line)
+
+    def reject(self, mark: Mark, mistake: Mistake) -> None:
+        self.problems.append(self.problem(mark, mistake))
+
+
+def load(
+    path: Path | None,
+    *,
+    main_file: Path = MAIN_FILE,
+    dropin_dirs: Sequence[Path] = DROPIN_DIRS,
+    user: Callable[[str], int | None] | None = None,
+    group: Callable[[str], int | None] | None = None,
+) -> LoadedRules:
+    """Load exactly the file `path`, or with None the main file and its drop-ins.
+
+    `dropin_dirs` are given with the highest precedence first; `user` and `group` turn a name into an id or None (by
+    default through the system's tables). Raises RulesError with every mistake found in all files.
+    """
+    warnings: list[Problem] = []
+    sources = [_Source(path or main_file, is_dropin=False)]
+    if path is None:
+        sources += _dropins(dropin_dirs, warnings)
+    for source in sources:
+        _read(source)
+    sources = [source for source in sources if source.root is not None or source.problems]
+    context = Context(_list_texts(sources), user or cache(_system_user), group or cache(_system_group))
+    files = [(source, _validate(source, context)) for source in sources]
+    _refuse_across_files(sources)
+    problems = [problem for source in sources for problem in sorted(source.problems, key=_place)]
+    if problems:
+        raise RulesError(problems)
+    valid = [(source, rule_file) for source, rule_file in files if rule_file is not None]
+    return LoadedRules(
+        rules=tuple(plain(rule) for _, rule_file in valid for rule in rule_file.rules),
+        settings=plain(valid[0][1].settings),
+        lists={name: entries for _, rule_file in valid for name, entries in rule_file.lists.items()},
+        files=tuple(source.file for source in sources),
+        warnings=(*warnings, *_warnings(valid)),
+    )
+
+
+def _place(problem: Problem) -> tuple[int, int]:
+    return problem.line, problem.column
+
+
+def _system_user(name: str) -> int | None:
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError:
+        return None
+
+
+def _system_group(name: str) -> int | None:
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        return None
+
+
+# --- which files
+
+
+def _dropins(directories: Sequence[Path], warnings: list[Problem]) -> list[_Source]:
+    """The drop-in files that count, in the order of their names; masked ones are left out when they are read."""
+    chosen: dict[str, Path] = {}
+    unreadable = []
+    for directory in directories:
+        try:
+            names = sorted(os.listdir(directory))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            source = _Source(directory, is_dropin=True)
+            source.reject(Mark(), Mistake(f"the directory cannot be read: {error.strerror}"))
+            unreadable.append(source)
+            continue
+        for name in names:
+            if name.endswith(".yaml"):
+                chosen.setdefault(name, directory / name)
+            elif name.endswith((".yml", ".json")):
+                said = "ignored: only files whose names end in .yaml are read"
+                warnings.append(Problem(directory / name, 0, 0, said))
+    return unreadable + [_Source(chosen[name], is_dropin=True) for name in sorted(chosen)]
+
+
+# --- from file to tree
+
+
+def _read(source: _Source) -> None:
+    """Fill the source's lines and root, or its problems. A masked drop-in gets neither."""
+    if source.problems or (source.is_dropin and os.path.realpath(source.file) == "/dev/null"):
+        return
+    data = _content(source)
+    text = None if data is None else _decoded(source, data.removeprefix(b"\xef\xbb\xbf"))
+    if text is None:
+        return
+    source.lines = _LINE_END.split(text)
+    document = yaml12.read(text)
+    source.broken = document.broken
+    for flaw in document.flaws:
+        source.reject(flaw.mark, flaw.mistake)
+    _take_root(source, document.root)
+
+
+def _content(source: _Source) -> bytes | None:
+    try:
+        with os.fdopen(open_trusted(source.file), "rb") as file:
+            data = file.read(LARGEST + 1)
+    except UntrustedError as error:
+        source.reject(Mark(), Mistake(error.what, hint=error.hint))
+        return None
+    except FileNotFoundError:
+        hint = "create it, or name another with --rules FILE; " + _MINIMAL_HINT
+        source.reject(Mark(), Mistake("the file does not exist", hint=hint))
+        return None
+    except OSError as error:
+        source.reject(Mark(), Mistake(f"the file cannot be read: {error.strerror}", hint="check its permissions"))
+        return None
+    if len(data) > LARGEST:
+        source.reject(Mark(), Mistake("the file is too large", "at most 1 MiB", "split it into files in rules.d"))
+        return None
+    return data
+
+
+def _decoded(source: _Source, data: bytes) -> str | None:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        before = data[: error.start].decode()
+        source.lines = _LINE_END.split(data.decode(errors="replace"))
+        mark = Mark(before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1)
+        said = f"the byte 0x{data[error.start]:02x} is not UTF-8"
+        source.reject(mark, Mistake(said, "UTF-8 text", "convert the file: iconv -f latin1 -t utf-8"))
+        return None
+
+
+def _take_root(source: _Source, root: yaml12.Node | None) -> None:
+    if isinstance(root, yaml12.Mapping) and (root.entries or source.problems):
+        source.root = root
+    elif source.problems:
+        return
+    elif root is None or (isinstance(root, yaml12.Scalar) and root.value is None) or isinstance(root, yaml12.Mapping):
+        if not source.is_dropin:  # a drop-in of nothing but comments says nothing, like an empty one
+            source.reject(Mark(), Mistake("the file is empty", hint=_MINIMAL_HINT))
+    else:
+        hint = "put the rules under a key: rules:" if isinstance(root, yaml12.Sequence) else _MINIMAL_HINT
+        source.reject(root.mark, Mistake("the file is not a mapping", "the keys settings, lists and rules", hint))
+
+
+# --- from trees to rules
+
+
+def _section(source: _Source, key: str) -> yaml12.Node | None:
+    return source.root.entries[key][1] if source.root is not None and key in source.root.entries else None
+
+
+def _list_texts(sources: Sequence[_Source]) -> dict[str, tuple[str, ...]]:
+    """The good entries of all lists; a bad one is reported where it stands, not again where it is used."""
+    texts: dict[str, tuple[str, ...]] = {}
+    for source in sources:
+        section = _section(source, "lists")
+        if not isinstance(section, yaml12.Mapping):
+            continue
+        for name, (_, node) in section.entries.items():
+            entries = yaml12.plain_data(node)
+            texts.setdefault(name, tuple(filter(_is_good, entries)) if isinstance(entries, list) else ())
+    return texts
+
+
+def _is_good(entry: object) -> bool:
+    try:
+        parse_list([entry])
+    except MistakeError:
+        return False
+    return True
+
+
+def _validate(source: _Source, context: Context) -> RuleFile | None:
+    if source.root is None or source.broken:  # of half a file, half of what could be said is wrong
+        return None
+    refused = {(problem.line, problem.column) for problem in source.problems}
+    try:
+        return RuleFile.model_validate(yaml12.plain_data(source.root), context=context)
+    except ValidationError as error:
+        for found in found_in(error.errors(include_url=False)):
+            mark = _mark(source.root, found)
+            # What the reader refused has no value, so whatever a model says of it is only an echo.
+            if (mark.line, mark.column) not in refused:
+                source.reject(mark, found.mistake)
+    return None
+
+
+def _mark(root: yaml12.Mapping, found: Found) -> Mark:
+    return yaml12.locate(root, found.path, found.on_key)
+
+
+def _refuse_across_files(sources: Sequence[_Source]) -> None:
+    """What only shows when all files are seen: settings outside the main file, names taken twice."""
+    rules: dict[str, tuple[_Source, Mark]] = {}
+    lists: dict[str, tuple[_Source, Mark]] = {}
+    for source in sources:
+        if source.root is not None and source.is_dropin and "settings" in source.root.entries:
+            said = Mistake(
+                "settings belong in the main file only", "lists and rules", f"move them to {sources[0].file}"
+            )
+            source.reject(source.root.entries["settings"][0], said)
+        for name, mark in _rule_names(source):
+            _refuse_taken("rule", name, source, mark, rules)
+        for name, mark in _list_names(source):
+            _refuse_taken("list", name, source, mark, lists)
+
+
+def _refuse_taken(what: str, name: str, source: _Source, mark: Mark, taken: dict[str, tuple[_Source, Mark]]) -> None:
+    first, where = taken.setdefault(name, (source, mark))
+    if (first, where) != (source, mark):
+        said = f'the {what} name "{name}" is taken: {first.file}:{where.line}:{where.column} has it'
+        source.reject(mark, Mistake(said, "a name of its own"))
+
+
+def _rule_names(source: _Source) -> Iterator[tuple[str, Mark]]:
+    section = _section(source, "rules")
+    for rule in section.items if isinstance(section, yaml12.Sequence) else ():
+        name = rule.entries["name"][1] if isinstance(rule, yaml12.Mapping) and "name" in rule.entries else None
+        if isinstance(name, yaml12.Scalar) and isinstance(name.value, str):
+            yield name.value, name.mark
+
+
+def _list_names(source: _Source) -> Iterator[tuple[str, Mark]]:
+    section = _section(source, "lists")
+    if isinstance(section, yaml12.Mapping):
+        yield from ((name, mark) for name, (mark, _) in section.entries.items())
+
+
+# --- warnings
+
+
+def _warnings(valid: Sequence[tuple[_Source, RuleFile]]) -> Iterator[Problem]:
+    used = {text[1:] for source, _ in valid if source.root is not None for text in _references(source.root)}
+    for source, rule_file in valid:
+        assert source.root is not None
+        for name, mark in _list_names(source):
+            if name not in used:
+                yield source.problem(mark, Mistake(f'the list "{name}" is not used', hint=f'"${name}" would use it'))
+        for index, rule in enumerate(rule_file.rules):
+            for advice in advise(rule):
+                mark = yaml12.locate(source.root, ("rules", index, *advice.at), advice.on_key)
+                yield source.problem(mark, advice)
+
+
+def _references(node: yaml12.Node) -> Iterator[str]:
+    """Every text that begins with $."""
+    if isinstance(node, yaml12.Mapping):
+        for _, value in node.entries.values():
+            yield from _references(value)
+    elif isinstance(node, yaml12.Sequence):
+        for item in node.items:
+            yield from _references(item)
+    elif isinstance(node.value, str) and node.value.startswith("$"):
+        yield node.value

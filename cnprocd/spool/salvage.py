@@ -1,0 +1,95 @@
+"""Getting a spool out of a bad file: telling damage from trouble, moving it aside, reading what can be read."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import sqlite3
+import tempfile
+import time
+from pathlib import Path
+
+from cnprocd.spool import database
+from cnprocd.spool.job import State
+from cnprocd.spool.rows import Rows
+from cnprocd.spool.store import Store, read_rows
+
+LIVE = (State.WAITING, State.RUNNING)
+MOST_DAMAGED = 5  # kept aside: a disk that damages one file after the other must not also be filled with them
+
+# What a call on a database can raise: sqlite3 quotes the schema in its messages, and trips over a damaged one itself.
+FAILURES = (sqlite3.Error, UnicodeDecodeError)
+# SQLite's primary result codes that mean the file itself is bad, not the disk under it.
+_DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT})
+
+
+def private_file(path: Path) -> Store:
+    """The store in a file that only we may read: records hold other users' command lines."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    os.close(fd)  # before SQLite opens it: closing any descriptor of a file drops the process's fcntl locks on it
+    return Store(database.in_file(path))
+
+
+def salvaged(path: Path) -> Rows:
+    """What can still be read of a damaged file's live jobs."""
+    try:
+        with contextlib.closing(database.connect(path)) as db:
+            return read_rows(db, LIVE, damaged=True)
+    except FAILURES:
+        return Rows([], [], [], 0)
+
+
+def copied(path: Path) -> Rows:
+    """The live jobs of a file that cannot be written, read from a copy: SQLite must write to open one with a WAL."""
+    try:
+        with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+            for suffix in ("", "-wal"):
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.copyfile(f"{path}{suffix}", f"{directory}/{path.name}{suffix}")
+            return salvaged(Path(directory, path.name))
+    except OSError:
+        return Rows([], [], [], 0)
+
+
+def with_new_ids(store: Store) -> Store:
+    """Job ids must differ from all that are in a file which cannot be read: milliseconds are always ahead of counts."""
+    store.skip_ids(time.time_ns() // 1_000_000)
+    return store
+
+
+def is_damage(error: Exception) -> bool:
+    code = getattr(error, "sqlite_errorcode", None)
+    if isinstance(error, (database.NotOurDatabaseError, UnicodeDecodeError)) or (
+        isinstance(error, sqlite3.DatabaseError) and code is None
+    ):
+        return True
+    return code is not None and code & 0xFF in _DAMAGED
+
+
+def sentence(error: Exception) -> str:
+    name = getattr(error, "sqlite_errorname", None)
+    return f"{error} ({name})" if name else str(error)
+
+
+def size_of_wal(path: Path) -> int:
+    try:
+        return os.stat(f"{path}-wal").st_size
+    except OSError:
+        return 0
+
+
+def move_aside(path: Path) -> Path:
+    """Rename a damaged file, for a person to look at; the oldest of such files go."""
+    kept = sorted(path.parent.glob(f"{path.name}.damaged-*[0-9a-f]"))
+    for old in kept[: max(0, len(kept) + 1 - MOST_DAMAGED)]:
+        for suffix in ("", "-wal", "-shm"):
+            with contextlib.suppress(OSError):
+                os.unlink(f"{old}{suffix}")
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + f"-{random.getrandbits(16):04x}"
+    aside = path.with_name(f"{path.name}.damaged-{stamp}")
+    for suffix in ("", "-wal", "-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(f"{path}{suffix}", f"{aside}{suffix}")
+    return aside

@@ -1,0 +1,60 @@
+"""Print what starting a hook costs, by each way there is, interleaved in one run. Not a test; run it by hand.
+
+.venv/bin/python tests/unit/launch/measure_start.py [rounds]        (chrt -r 50 in front, where the machine is busy)
+
+    fork    os.fork in the daemon, which has 35 MB and a hundred thousand objects
+    asked   a spare is made when the order is there
+    spare   a spare is there
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+import pydantic  # noqa: F401 (a daemon's memory)
+import yaml  # noqa: F401
+
+from cnprocd.launch.identity import resolve
+from cnprocd.launch.program import open_program
+from cnprocd.launch.spawn import Order, Starter
+from cnprocd.spool.job import Limits
+
+
+def median(values: list[float]) -> str:
+    ordered = sorted(values)
+    return f"p10 {ordered[len(ordered) // 10]:.2f}  p50 {ordered[len(ordered) // 2]:.2f} ms"
+
+
+def main(rounds: int) -> None:
+    ballast = [str(number) * 3 for number in range(100_000)]
+    starters = {name: Starter(lambda *_, **__: None) for name in ("fork", "asked", "spare")}
+    starters["fork"]._forks = True
+    running: dict[str, list[float]] = {name: [] for name in starters}
+    held: dict[str, list[float]] = {name: [] for name in starters}
+    starters["spare"].prepare()
+    for _ in range(rounds):
+        for name, starter in starters.items():
+            time.sleep(0.01)
+            begin = time.perf_counter()
+            program = open_program("/bin/true")
+            who = resolve("nobody", None)
+            order = Order(program, [b"true"], {b"PATH": b"/bin"}, b"{}\n", who, "/", 0o77, 0, Limits())
+            child = starter.spawn(order, lambda pid: None)
+            held[name].append((time.perf_counter() - begin) * 1e3)
+            os.set_blocking(child.report_fd, True)
+            assert os.read(child.report_fd, 100) == b""
+            running[name].append((time.perf_counter() - begin) * 1e3)
+            os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED)
+            if name == "spare":
+                starter.prepare()
+            child.close()
+            os.close(program.fd)
+    for name, starter in starters.items():
+        starter.close()
+        print(f"{name:6} runs after {median(running[name])}   daemon held {median(held[name])}")
+    del ballast
+
+
+main(int(sys.argv[1]) if len(sys.argv) > 1 else 100)

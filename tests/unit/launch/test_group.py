@@ -1,0 +1,159 @@
+"""group.py on real process trees: everything of a hook's is found and ended, and nothing else."""
+
+import asyncio
+import os
+import secrets
+import signal
+import subprocess
+import sys
+
+import pytest
+from hookkit import aio, alive
+
+from cnprocd.launch import group
+from cnprocd.launch.group import Root
+
+MARK = secrets.token_hex(16)  # of this run alone: others may run the same tests beside us
+OTHER_MARK = secrets.token_hex(16)
+FORKER = """
+import os, sys, time
+def tell(): print(os.getpid(), flush=True)
+def stay():
+    tell()
+    while True: time.sleep(1000)
+def child(work):
+    if os.fork() == 0:
+        work(); os._exit(0)
+exec(sys.argv[1])
+stay()
+"""
+
+
+def tree(script, count, *, mark=MARK):
+    """A hook-like leader that runs `script`; returns (Popen, the PIDs of all `count` processes)."""
+    leader = subprocess.Popen(
+        [sys.executable, "-c", FORKER, script],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        env={"CNPROCD_ATTEMPT_ID": mark, "PATH": "/usr/bin:/bin"},
+    )
+    return leader, [int(leader.stdout.readline()) for _ in range(count)]
+
+
+def root_of(leader):
+    return Root(leader.pid, None, MARK)
+
+
+SHAPES = {
+    "a child": ("child(stay)", 2),
+    "a grandchild": ("child(lambda: (child(stay), stay()))", 3),
+    "an orphan of the session": ("child(lambda: child(stay))", 2),
+    "its own process group": ("child(lambda: (os.setpgid(0, 0), stay()))", 2),
+    "a daemon, by setsid and double fork": (
+        "child(lambda: (os.setsid(), child(lambda: (os.setsid(), child(stay)))))",
+        2,
+    ),
+    "a child without the mark": (
+        "child(lambda: os.execve('/bin/sh', ['sh', '-c', 'echo $$; while :; do sleep 1000; done'], {}))",
+        2,
+    ),
+    "one that ignores TERM": ("import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); child(stay)", 2),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@aio
+async def test_everything_that_a_hook_started_is_found_and_ended(shape):
+    leader, pids = tree(*SHAPES[shape])
+    bystander, _ = tree("pass", 1, mark=OTHER_MARK)
+    try:
+        found = {member.pid for member in await group.members(root_of(leader))}
+        assert set(pids) <= found
+        assert bystander.pid not in found
+        assert os.getpid() not in found
+        assert await group.end(root_of(leader), grace_s=0.2) == 0
+        assert not [pid for pid in pids if alive(pid)]
+        assert alive(bystander.pid)
+    finally:
+        for one in (leader, bystander):
+            one.kill()
+            one.wait()
+
+
+@aio
+async def test_one_that_obeys_term_is_not_killed():
+    leader, _ = tree("pass", 1)
+    assert await group.end(root_of(leader), grace_s=60) == 0
+    assert leader.wait() == -signal.SIGTERM
+
+
+@aio
+async def test_a_fork_bomb_is_ended():
+    bomb = (
+        "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "for generation in range(5):\n"
+        "    if os.fork() == 0 and generation % 2: os.setpgid(0, 0)\n"
+    )
+    leader, pids = tree(bomb, 32)
+    assert await group.end(root_of(leader), grace_s=0.05) == 0
+    assert not [pid for pid in pids if alive(pid)]
+    leader.wait()
+
+
+@aio
+async def test_a_pid_that_was_reused_is_not_taken_for_the_hook():
+    stranger, _ = tree("pass", 1, mark=OTHER_MARK)
+    try:
+        ticks = group.start_ticks(stranger.pid)
+        assert await group.members(Root(stranger.pid, ticks - 1, MARK)) == []
+        assert [m.pid for m in await group.members(Root(stranger.pid, ticks, MARK))] == [stranger.pid]
+        assert await group.end(Root(stranger.pid, ticks - 1, MARK), grace_s=0) == 0
+        assert alive(stranger.pid)
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+@aio
+async def test_a_member_whose_pid_was_reused_meanwhile_is_not_signalled():
+    stranger, _ = tree("pass", 1)
+    ticks = group.start_ticks(stranger.pid)
+    group._send(group.Member(stranger.pid, ticks + 1), signal.SIGKILL)
+    assert alive(stranger.pid)
+    group._send(group.Member(stranger.pid, ticks), signal.SIGKILL)
+    assert stranger.wait() == -signal.SIGKILL
+
+
+@aio
+async def test_a_hook_that_is_gone_already():
+    leader, _ = tree("os._exit(0)", 0)
+    leader.wait()
+    assert await group.end(Root(None, None, MARK), grace_s=1) == 0
+    assert group.start_ticks(leader.pid) is None
+
+
+def dying_child():
+    pid = os.fork()
+    if pid == 0:
+        os._exit(3)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    return pid
+
+
+def test_strangers_are_reaped_and_hooks_are_left_to_their_runner():
+    hook, stranger = dying_child(), dying_child()
+    assert group.reap_strangers({hook}) == [stranger]
+    assert os.waitpid(hook, 0)[1] == 3 << 8
+    assert group.reap_strangers(set()) == []
+
+
+@aio
+async def test_an_exit_is_seen_through_its_pidfd_and_not_reaped():
+    pid = os.fork()
+    if pid == 0:
+        os._exit(5)
+    pidfd = os.pidfd_open(pid)
+    async with asyncio.timeout(60):
+        await group.exited(pidfd)
+    assert os.waitid(os.P_PIDFD, pidfd, os.WEXITED).si_status == 5
+    os.close(pidfd)

@@ -1,0 +1,348 @@
+"""starter.py and spawn.py with real processes: what a hook finds when it begins, by either way of starting it."""
+
+import ctypes
+import errno
+import gc
+import itertools
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+from hookkit import Records, alive, zombies
+
+from cnprocd.launch import spawn
+from cnprocd.launch.identity import resolve
+from cnprocd.launch.program import open_program
+from cnprocd.launch.spawn import Order, Starter, launch_failure
+from cnprocd.spool.job import Limits
+
+PROBE = """
+import json, os, resource, signal, sys
+status = dict(line.split(":\\t", 1) for line in open("/proc/self/status").read().splitlines() if ":\\t" in line)
+print(json.dumps({
+    "argv": sys.argv[1:], "env": dict(os.environ), "stdin": sys.stdin.read(),
+    "fds": sorted(int(fd) for fd in os.listdir("/proc/self/fd")),
+    "session": os.getsid(0) == os.getpid() == os.getpgid(0),
+    "umask": os.umask(0), "nice": os.getpriority(os.PRIO_PROCESS, 0), "cwd": os.getcwd(),
+    "uid": os.getresuid(), "gid": os.getresgid(), "groups": os.getgroups(),
+    "nofile": resource.getrlimit(resource.RLIMIT_NOFILE), "core": resource.getrlimit(resource.RLIMIT_CORE),
+    "ignored": int(status["SigIgn"], 16) & ~(1 << 12 | 1 << 24), "blocked": int(status["SigBlk"], 16),
+    "ambient": int(status["CapAmb"], 16), "oom": int(open("/proc/self/oom_score_adj").read()),
+    "parent": os.getppid(),
+}))
+"""  # Python itself ignores SIGPIPE (13) and SIGXFSZ (25) again
+
+
+@pytest.fixture(params=["spare", "fork"])
+def starter(request):
+    one = Starter(Records())
+    one._forks = request.param == "fork"
+    yield one
+    one.close()
+    assert zombies() == []
+
+
+def order(*argv, path="/bin/sh", standard_input=b"", **more):
+    fields = {
+        "program": open_program(path),
+        "argv": [os.fsencode(word) for word in (path, *argv)],
+        "env": {b"PATH": b"/usr/bin:/bin"},
+        "standard_input": standard_input,
+        "identity": resolve(None, None),
+        "directory": "/",
+        "umask": 0o077,
+        "nice": 0,
+        "limits": Limits(),
+    }
+    return Order(**(fields | more))
+
+
+def run(starter, one):
+    """Start, wait, reap: (report, output, waitid_result)."""
+    announced = []
+    child = starter.spawn(one, announced.append)
+    os.close(one.program.fd)
+    assert announced == [child.pid]
+    os.set_blocking(child.report_fd, True)
+    os.set_blocking(child.output_fd, True)
+    report = os.read(child.report_fd, 4096)
+    output = b""
+    while data := os.read(child.output_fd, 65536):
+        output += data
+    status = os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED)
+    child.close()
+    return report, output, status
+
+
+def probe(starter, *argv, **more):
+    path = os.path.realpath(sys.executable)
+    report, output, status = run(starter, order("-I", "-S", "-c", PROBE, *argv, path=path, **more))
+    assert (report, status.si_status) == (b"", 0), output
+    return json.loads(output)
+
+
+def test_a_hook_begins_clean(starter, monkeypatch):
+    monkeypatch.setenv("NOTIFY_SOCKET", "/run/x")
+    inherited, other = socket.socketpair()
+    inherited.set_inheritable(True)
+    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGTERM})
+    try:
+        found = probe(starter, "--pid", "42", standard_input=b'{"pid": 42}\n', env={b"CNPROCD_COMM": b"a\xff"})
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        signal.signal(signal.SIGHUP, old)
+        inherited.close()
+        other.close()
+    assert found["argv"] == ["--pid", "42"]
+    assert found["stdin"] == '{"pid": 42}\n'
+    assert found["env"] == {"CNPROCD_COMM": "a\udcff", "LC_CTYPE": "C.UTF-8"} or list(found["env"]) == ["CNPROCD_COMM"]
+    assert found["fds"] == [0, 1, 2, 3], "3 is the listing's own"
+    assert found["session"]
+    assert (found["umask"], found["cwd"]) == (0o077, "/")
+    ignored = found["ignored"] & ~(0b11 << 31)  # 32 and 33 are glibc's own: whoever started us may have left them so
+    assert (ignored, found["blocked"], found["ambient"], found["oom"]) == (0, 0, 0, 0)
+    assert found["parent"] == os.getpid()
+
+
+def test_limits_nice_umask_and_directory_are_set(starter, tmp_path):
+    limits = Limits(open_files=64, core_bytes=0, cpu_time_s=1.5)
+    found = probe(starter, limits=limits, nice=7, umask=0o027, directory=str(tmp_path))
+    assert found["nofile"] == [64, 64]
+    assert found["core"] == [0, 0]
+    assert (found["nice"], found["umask"], found["cwd"]) == (7, 0o027, str(tmp_path))
+
+
+def test_a_gathered_standard_input_of_megabytes_blocks_nobody(starter):
+    event = b'{"pid": 1}\n' * 300_000
+    report, output, status = run(starter, order("-c", "exit 0", standard_input=event))
+    assert (report, output, status.si_status) == (b"", b"", 0)
+    _, output, _ = run(starter, order("-c", "wc -c", standard_input=event))
+    assert int(output) == len(event)
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ({"directory": "/no/such"}, "cannot enter /no/such: No such file or directory"),
+        ({"limits": Limits(processes=1 << 31, open_files=1 << 40)}, "cannot set its resource limits"),
+    ],
+)
+def test_what_goes_wrong_before_the_exec_is_a_sentence(starter, more, sentence):
+    one = order("-c", "exit 0", **more)
+    report, _, status = run(starter, one)
+    assert sentence in launch_failure(report, one)
+    assert (status.si_code, status.si_status) == (os.CLD_EXITED, 127)
+
+
+def test_a_text_without_a_first_line_is_no_program(starter, tmp_path):
+    path = tmp_path / "hook"
+    path.write_text("echo hello\n")
+    path.chmod(0o755)
+    one = order(path=str(path))
+    report, _, _ = run(starter, one)
+    assert "neither a program nor a script" in launch_failure(report, one)
+
+
+def test_a_script_swapped_between_check_and_use_is_not_run(starter, tmp_path):
+    path = tmp_path / "hook"
+    path.write_text("#!/bin/sh\necho good\n")
+    path.chmod(0o755)
+    one = order(path=str(path))
+    other = tmp_path / "other"
+    other.write_text("#!/bin/sh\necho bad\n")
+    other.chmod(0o755)
+    other.rename(path)
+    report, output, _ = run(starter, one)
+    assert output == b""
+    assert "was replaced between check and use" in launch_failure(report, one)
+
+
+def test_a_binary_swapped_between_check_and_use_is_run_as_checked(starter, tmp_path):
+    path = tmp_path / "hook"
+    path.write_bytes(Path("/bin/echo").read_bytes())
+    path.chmod(0o755)
+    one = order("checked", path=str(path))
+    if not one.program.by_fd:
+        pytest.skip("this kernel names a program executed by descriptor after the descriptor (before 6.14)")
+    path.unlink()
+    path.write_bytes(Path("/bin/false").read_bytes())
+    path.chmod(0o755)
+    report, output, _ = run(starter, one)
+    assert (report, output) == (b"", b"checked\n")
+
+
+def test_a_binary_keeps_its_name(starter):
+    found = order("4", path="/bin/sleep")
+    child = starter.spawn(found, lambda pid: None)
+    os.close(found.program.fd)
+    os.set_blocking(child.report_fd, True)
+    assert os.read(child.report_fd, 10) == b""
+    assert Path(f"/proc/{child.pid}/comm").read_text() == "sleep\n"
+    os.kill(child.pid, signal.SIGKILL)
+    os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED)
+    child.close()
+
+
+def test_the_caller_knows_the_pid_before_the_hook_does_anything(starter, tmp_path):
+    seen = []
+
+    def announce(pid):
+        seen.append((alive(pid), os.path.realpath(f"/proc/{pid}/exe"), (tmp_path / "ran").exists()))
+
+    one = order("-c", f"touch {tmp_path}/ran")
+    child = starter.spawn(one, announce)
+    os.close(one.program.fd)
+    os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED)
+    child.close()
+    assert seen == [(True, os.path.realpath(sys.executable), False)]
+    assert (tmp_path / "ran").exists()
+
+
+def test_descriptors_do_not_leak(starter):
+    run(starter, order("-c", "exit 0"))
+    gc.collect()  # what other tests left to the collector must not be closed in between
+    before = sorted(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        run(starter, order("-c", "exit 0"))
+        run(starter, order("-c", "exit 0", directory="/no/such"))
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+# -- when the helper is gone -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def helped():
+    one = Starter(Records())
+    one.prepare()
+    yield one
+    one.close()
+    assert zombies() == []
+
+
+def test_a_helper_that_was_killed_is_started_again(helped):
+    run(helped, order("-c", "exit 0"))
+    helped._helper.kill()
+    helped._helper.wait()
+    for _ in range(3):
+        _, output, _ = run(helped, order("-c", "echo ok"))
+        assert output == b"ok\n"
+    assert helped._log.of("starter_lost")
+    assert not helped._forks
+
+
+def test_a_spare_that_was_killed_while_it_waited_is_replaced(helped):
+    run(helped, order("-c", "exit 0"))
+    helped.prepare()
+    os.set_blocking(helped._control.fileno(), True)
+    helped._control.recv(8, socket.MSG_PEEK)  # it has been made
+    (spare,) = (
+        int(pid)
+        for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        if int(pid) != helped._helper.pid
+    )
+    os.kill(spare, signal.SIGKILL)
+    os.waitid(os.P_PID, spare, os.WEXITED | os.WNOWAIT)
+    _, output, _ = run(helped, order("-c", "echo ok"))
+    assert output == b"ok\n"
+
+
+def test_no_helper_to_be_had_at_all(helped, monkeypatch):
+    helped.close()
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    _, output, _ = run(helped, order("-c", "echo ok"))
+    assert output == b"ok\n"
+
+
+def test_a_kernel_without_clone3_makes_the_daemon_fork(helped, monkeypatch):
+    def refuse(control):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(spawn, "_answer", refuse)
+        _, output, _ = run(helped, order("-c", "echo ok"))
+    assert output == b"ok\n"
+    assert helped._forks
+    assert "clone3" in helped._log.of("starter_lost")[0]["reason"]
+
+
+@pytest.mark.parametrize("left", range(12))
+def test_no_descriptors_left_is_an_error_before_anything_is_started(helped, left):
+    """Wherever on the way they run out; with enough of them, it starts."""
+    one = order("-c", "exit 0")
+    announced, child = [], None
+    old = resource.getrlimit(resource.RLIMIT_NOFILE)
+    gc.collect()  # other tests' sockets
+    taken = {int(name) for name in os.listdir("/proc/self/fd")}
+    free = (number for number in itertools.count() if number not in taken)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (next(itertools.islice(free, left, None)), old[1]))
+    try:
+        child = helped.spawn(one, announced.append)
+    except OSError as error:
+        assert error.errno == errno.EMFILE
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, old)
+    if child is None:
+        assert announced == []
+    else:
+        os.waitpid(child.pid, 0)
+        child.close()
+    _, output, _ = run(helped, order("-c", "echo ok"))
+    assert output == b"ok\n"
+
+
+def test_the_helper_ends_with_the_daemon_even_if_the_daemon_is_killed():
+    script = (
+        "import sys,os,signal; sys.path[:0]=sys.argv[1:]\n"
+        "from hookkit import Records\nfrom cnprocd.launch.spawn import Starter\nimport socket\n"
+        "one=Starter(Records()); one.prepare(); one._control.recv(8, socket.MSG_PEEK)\n"
+        "print(open(f'/proc/self/task/{os.getpid()}/children').read(), flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.dup2(writer, 1)
+        os.execv(sys.executable, [sys.executable, "-c", script, *sys.path])
+    os.close(writer)
+    with os.fdopen(reader) as file:
+        left = [int(word) for word in file.readline().split()]
+        assert len(left) == 2
+        pidfds = [fd for fd in map(_pidfd, left) if fd is not None]
+        os.waitpid(pid, 0)
+        for pidfd in pidfds:
+            _wait_readable(pidfd)
+            os.close(pidfd)
+
+
+def _pidfd(pid):
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+
+
+def _wait_readable(pidfd):
+    import select
+
+    assert select.select([pidfd], [], [], 60)[0]
+
+
+def test_the_helper_is_small_and_imports_nothing_of_ours():
+    modules = os.popen(
+        f"{sys.executable} -I -S -E -X importtime -c 'import runpy,sys; sys.argv[1:]=[];"
+        f'runpy.run_path("{spawn.starter.__file__}", run_name="x")\' 2>&1'
+    ).read()
+    assert "ctypes" in modules
+    assert "cnprocd" not in modules
+    assert "asyncio" not in modules
+
+
+def test_ctypes_knows_the_arguments_of_clone3():
+    assert ctypes.sizeof(spawn.starter.CloneArgs) == 88  # CLONE_ARGS_SIZE_VER2

@@ -1,0 +1,86 @@
+"""Which regular expressions are refused because an unlucky text could hold the daemon, and that the rest is cheap."""
+
+import re
+from fnmatch import translate
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cnprocd.rules.language import names
+from cnprocd.rules.language.mistakes import MistakeError
+from cnprocd.rules.language.regex_cost import MOST_WAYS, ways
+
+REFUSED = [
+    "(a+)+$",
+    "(a*)*$",
+    "(a|a)*$",
+    "(a|ab)+$",
+    "(.|.)*x",
+    "([a-z]+)*!",
+    "(/[a-z]+)+$",
+    "(a?){30}a{30}",
+    "(?:a{1,30}){1,30}b",
+    "(?=(a+)+$)",
+    "(?>(a+)+)b",
+    "(?:(?:a|b|ab){1,99})*c",
+    "a.*b.*c",
+    ".*.*.*=.*",
+    r"\s+$|^(x+x+)+y",
+    "(?m)^.*a.*b.*c",
+]
+ACCEPTED = [
+    "^ora_",
+    "a.*b",
+    "^java.*-Dapp=shop.*server",
+    "(foo|bar)+baz",
+    r"(\d{1,3}\.){3}\d{1,3}",
+    r"nginx(-\d+)?$",
+    r"\.(service|scope|mount)$",
+    "^/user\\.slice/user-[0-9]+\\.slice/",
+    "(?i)oracle",
+    "(?!x)abc",
+    r"(a)\1",
+    "",
+]
+
+
+@pytest.mark.parametrize("expression", REFUSED)
+def test_an_expression_with_too_many_ways_is_refused_when_it_is_loaded(expression):
+    with pytest.raises(MistakeError, match="could hold the daemon"):
+        names.pattern(f"/{expression}/")
+
+
+@pytest.mark.parametrize("expression", ACCEPTED)
+def test_what_people_write_is_taken(expression):
+    assert ways(expression, names.LONGEST_TEXT) <= MOST_WAYS
+
+
+def test_a_comm_is_so_short_that_more_is_allowed():
+    assert names.pattern("/o.*r.*a.*x/", "comm").kind == "regex"
+    with pytest.raises(MistakeError, match="15 characters"):
+        names.pattern("/(o+)+x/", "comm")
+
+
+def longest_texts(alphabet):
+    return st.lists(st.sampled_from(alphabet), min_size=1, max_size=3).map(
+        lambda unit: ("".join(unit) * names.LONGEST_TEXT)[: names.LONGEST_TEXT]
+    )
+
+
+@given(st.text("ab.*+?|()", max_size=8), longest_texts("ab"))
+def test_no_expression_that_is_taken_holds_us_for_long(expression, text):
+    """Without the bound this test does not end (hypothesis' deadline would say so if a text took half a second)."""
+    try:
+        parsed = names.pattern(f"/{expression}/")
+    except MistakeError:
+        return
+    if parsed.kind == "regex":
+        re.search(parsed.text, text + "!")
+
+
+def test_a_glob_of_many_stars_gives_each_of_them_one_try():
+    """As an expression this would be 4096 to the 20th; it is the reason why globs need no bound."""
+    glob = "*a*b" * 10 + "*c"
+    assert "(?>" in translate(glob)
+    assert re.match(translate(glob), "ab" * (names.LONGEST_TEXT // 2)) is None

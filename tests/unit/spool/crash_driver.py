@@ -1,0 +1,53 @@
+"""A daemon in small for test_crash.py: enqueues numbered jobs, runs them, and is killed at any instant.
+
+Standard output: "started" once, "committed FROM TO" after each commit (numbers FROM..TO-1), "finished" as hooks end,
+"drained" at the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+from hookkit import Records, request, shell
+
+from cnprocd.spool.scheduler import Runner
+from cnprocd.spool.spool import Spool
+
+
+class Telling(Records):
+    """Says so when a hook has finished."""
+
+    def __call__(self, level: str, event: str, **fields: object) -> None:
+        super().__call__(level, event, **fields)
+        if event == "hook_finished":
+            say("finished")
+
+
+def say(text: str) -> None:
+    os.write(1, text.encode() + b"\n")
+
+
+async def main(directory: Path, first: int, last: int) -> None:
+    records = Telling()
+    spool = Spool.open(directory, log=records)
+    ledger = directory / "ledger"
+    runner = Runner(spool, {"r": shell("r", f'echo "$CNPROCD_PID" >>{ledger}')}, slots=4, log=records)
+    say("started")
+    runner.start()
+    while first < last:
+        after = min(first + 5, last)
+        spool.enqueue([request("r", {"pid": n}, key=f"job-{n}") for n in range(first, after)])
+        say(f"committed {first} {after}")
+        runner.wake()
+        first = after
+        await asyncio.sleep(0.002)
+    await records.until(lambda: not runner.running() and not spool.counts().waiting)
+    await runner.stop(5)
+    spool.close()
+    say("drained")
+
+
+asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))

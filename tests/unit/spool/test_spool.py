@@ -1,0 +1,673 @@
+"""spool.py on real files: nothing committed is lost, nothing is doubled, and a bad disk is said and survived."""
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+from hookkit import Records, request
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cnprocd.spool.job import MOST_INTERRUPTIONS, NS, Attempt, Gather, State
+from cnprocd.spool.spool import FILE_NAME, Keep, Spool
+from cnprocd.spool.store import Match
+
+FINE, FAILED = Attempt(None, 0), Attempt("exit code 1", 1)
+
+
+class Clock:
+    """A clock that stands until it is moved."""
+
+    def __init__(self):
+        self.now_ns = 1_700_000_000 * NS
+
+    def __call__(self):
+        return self.now_ns
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def records():
+    return Records()
+
+
+@pytest.fixture
+def open_spool(tmp_path, clock, records):
+    opened = []
+
+    def make(**keep):
+        for spool in opened:
+            spool.close()
+        opened.append(Spool.open(tmp_path, log=records, keep=Keep(**keep), clock=clock))
+        return opened[-1]
+
+    yield make
+    for spool in opened:
+        spool.close()
+
+
+def ids(jobs):
+    return [job.job_id for job in jobs]
+
+
+# -- in, once ----------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_is_there_after_it_was_opened_again(open_spool):
+    spool = open_spool()
+    result = spool.enqueue([request("a", {"pid": 1, "comm": "\udcff"}), request("b")])
+    assert result.job_ids == (1, 2)
+    again = open_spool()
+    assert [(job.job_id, job.rule, job.state) for job in again.due(9)] == [(1, "a", "waiting"), (2, "b", "waiting")]
+    assert again.job(1).events == ({"pid": 1, "comm": "\udcff"},)
+    assert again.job(3) is None
+
+
+def test_a_known_key_is_passed_over_in_the_batch_later_and_after_it_is_done(open_spool):
+    spool = open_spool()
+    assert spool.enqueue([request("a", key="k"), request("a", key="k")]).job_ids == (1, None)
+    spool.start(1, "t")
+    spool.finish(1, FINE)
+    again = open_spool()
+    assert again.enqueue([request("a", key="k")]).job_ids == (None,)
+    assert again.counts().duplicates == 1
+    assert again.due(9) == []
+
+
+def test_a_full_queue_sheds_the_newest_loudly(open_spool, records):
+    spool = open_spool(queue_limit=3)
+    result = spool.enqueue([request("a") for _ in range(5)])
+    assert (result.job_ids, result.shed) == ((1, 2, 3, None, None), 2)
+    assert records.of("queue_full", shed=2, limit=3)
+    assert spool.counts().shed == 2
+    spool.start(1, "t")
+    assert spool.enqueue([request("a"), request("a")]).shed == 1
+
+
+def test_a_storm_that_sheds_is_no_storm_of_records_and_no_job_is_left_untold(open_spool, records, clock):
+    spool = open_spool(queue_limit=0)
+    for _ in range(100):
+        clock.now_ns += NS // 10
+        assert spool.enqueue([request("a")]).shed == 1
+    clock.now_ns += 10 * NS
+    spool.settle()
+    told = records.of("queue_full")
+    assert len(told) <= 4
+    assert told[0]["shed"] == 1
+    assert sum(fields["shed"] for fields in told) == 100
+
+
+def test_a_batch_is_one_commit_or_nothing(open_spool):
+    spool = open_spool()
+    with pytest.raises(TypeError):
+        spool.enqueue([request("a"), request("a", {"pid": object()})])
+    assert spool.counts().waiting == spool._store.waiting == 0
+    assert open_spool().counts().waiting == 0
+
+
+# -- gathering ---------------------------------------------------------------------------------------------------
+
+
+def test_matches_of_a_window_share_one_job_that_is_due_when_it_closes(open_spool, clock):
+    spool = open_spool()
+    gather = Gather("a", window_s=10)
+    first = spool.enqueue([request("a", {"pid": n}, gather=gather) for n in (1, 2)])
+    clock.now_ns += 5 * NS
+    second = spool.enqueue([request("a", {"pid": 3}, gather=gather)])
+    assert first.job_ids + second.job_ids == (1, 1, 1)
+    assert spool.due(9) == []
+    assert spool.next_due_in_s() == 5
+    clock.now_ns += 5 * NS
+    assert ids(spool.due(9)) == [1]
+    assert [event["pid"] for event in open_spool().job(1).events] == [1, 2, 3]
+
+
+def test_a_full_gathering_is_due_at_once_and_a_new_one_begins(open_spool):
+    spool = open_spool()
+    gather = Gather("a", window_s=1000, max=3)
+    result = spool.enqueue([request("a", gather=gather) for _ in range(4)])
+    assert result.job_ids == (1, 1, 1, 2)
+    assert ids(spool.due(9)) == [1]
+    one = Gather("b", window_s=1000, max=1)
+    assert spool.enqueue([request("a", gather=one)]).job_ids == (3,)
+    assert ids(spool.due(9)) == [1, 3]
+
+
+def test_a_gathering_that_has_started_takes_nothing_more(open_spool, clock):
+    spool = open_spool()
+    gather = Gather("a", window_s=0.0)
+    spool.enqueue([request("a", gather=gather)])
+    spool.start(1, "t")
+    assert spool.enqueue([request("a", gather=gather)]).job_ids == (2,)
+    spool.retry(1, FAILED, clock())
+    spool.start(2, "t")
+    assert spool.enqueue([request("a", gather=gather)]).job_ids == (3,)
+
+
+def test_a_known_key_does_not_join_a_gathering_twice(open_spool):
+    spool = open_spool()
+    gather = Gather("a", window_s=10)
+    spool.enqueue([request("a", key="k", gather=gather)])
+    assert spool.enqueue([request("a", key="k", gather=gather)]).duplicates == 1
+    assert spool.job(1).event_count == 1
+
+
+def test_gathering_goes_on_when_the_queue_is_full(open_spool):
+    spool = open_spool(queue_limit=1)
+    gather = Gather("a", window_s=10)
+    assert spool.enqueue([request("a", gather=gather), request("a", gather=gather)]).shed == 0
+
+
+# -- out ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_oldest_comes_first_and_what_is_busy_is_passed_over(open_spool):
+    spool = open_spool()
+    spool.enqueue([request("a", serialize_key="x"), request("a", serialize_key="y"), request("b"), request("c")])
+    assert ids(spool.due(2)) == [1, 2]
+    assert ids(spool.due(9, skip_rules=["a", "c"])) == [3]
+    assert ids(spool.due(9, skip_keys=["x"])) == [2, 3, 4]
+    assert ids(spool.due(9, skip_jobs=[1, 3])) == [2, 4]
+    assert ids(spool.due(9, after_id=2)) == [3, 4]
+
+
+def test_jobs_are_counted_without_reading_them_all(open_spool):
+    """A tick does it every second, of ten thousand finished jobs."""
+    spool, said = open_spool(), []
+    db = spool._store._db
+    db.set_trace_callback(said.append)
+    spool.counts()
+    db.set_trace_callback(None)
+    assert said
+    for statement in said:
+        for *_, step in db.execute(f"EXPLAIN QUERY PLAN {statement}"):
+            assert "TEMP B-TREE" not in step
+            assert "jobs" not in step or "INDEX" in step, step
+
+
+def test_a_file_without_the_index_of_running_jobs_gets_it(open_spool, tmp_path):
+    spool = open_spool()
+    (job_id,) = spool.enqueue([request("a")]).job_ids
+    spool._store._db.execute("DROP INDEX running")
+    again = open_spool()
+    assert (again.counts().waiting, again.counts().running) == (1, 0)
+    assert again.job(job_id) is not None
+
+
+def test_a_retry_waits_for_its_time_and_keeps_its_place(open_spool, clock):
+    spool = open_spool()
+    spool.enqueue([request("a"), request("a")])
+    spool.start(1, "t")
+    spool.retry(1, FAILED, clock() + NS)
+    assert ids(spool.due(9)) == [2]
+    clock.now_ns += NS
+    assert ids(spool.due(9)) == [1, 2]
+    job = spool.job(1)
+    assert (job.attempts, job.failures, job.exit_code, job.reason) == (1, 1, 1, "exit code 1")
+
+
+def test_the_dead_are_kept_shown_and_revived_by_hand(open_spool):
+    spool = open_spool()
+    spool.enqueue([request("a"), request("b")])
+    spool.start(1, "t")
+    spool.bury(1, FAILED, "exit code 1 (1 try)")
+    assert [(job.job_id, job.reason) for job in spool.jobs(state=State.DEAD)] == [(1, "exit code 1 (1 try)")]
+    assert not spool.revive(2)
+    assert spool.revive(1)
+    assert not spool.revive(1)
+    assert (spool.job(1).attempts, spool.job(1).failures) == (0, 0)
+    assert ids(spool.due(9)) == [1, 2]
+    assert spool.drop(2)
+    assert not spool.drop(2)
+    assert ids(spool.due(9)) == [1]
+    assert ids(spool.jobs(rule="b")) == [2]
+
+
+def test_a_finished_job_is_neither_revived_nor_dropped_nor_recovered(open_spool):
+    spool = open_spool()
+    spool.enqueue([request("a")])
+    spool.start(1, "t")
+    spool.finish(1, FINE)
+    assert not spool.revive(1)
+    assert not spool.drop(1)
+    assert open_spool().recover() == []
+
+
+def test_what_ran_when_the_daemon_died_waits_again(open_spool):
+    spool = open_spool()
+    spool.enqueue([request("a"), request("a")])
+    spool.start(1, "token")
+    spool.launched(1, 4711, 99, 1.5)
+    again = open_spool()
+    (left,) = again.recover()
+    assert left.boot_id == again.boot_id
+    assert (left.job.job_id, left.attempt_id, left.hook_pid, left.hook_start_ticks) == (1, "token", 4711, 99)
+    assert ids(again.due(9)) == [1, 2]
+    assert (again.job(1).attempts, again.job(1).failures, again.job(1).latency_ms) == (1, 0, 1.5)
+
+
+def test_a_hook_that_takes_the_daemon_down_every_time_is_given_up(open_spool, records):
+    spool = open_spool()
+    spool.enqueue([request("a")])
+    for _ in range(MOST_INTERRUPTIONS + 1):
+        assert spool.due(9)
+        spool.start(1, "t")
+        spool = open_spool()
+        spool.recover()
+    assert spool.counts().dead == 1
+    assert records.of("job_dead", job_id=1)
+
+
+def test_a_postponed_try_does_not_count(open_spool, clock):
+    spool = open_spool()
+    spool.enqueue([request("a")])
+    spool.start(1, "t")
+    spool.postpone(1, clock() + NS)
+    assert spool.job(1).attempts == 0
+    assert spool.next_due_in_s() == 1
+
+
+OPERATIONS = st.lists(
+    st.tuples(
+        st.sampled_from(["enqueue", "start", "finish", "retry", "bury", "interrupt", "revive", "drop", "reopen"]),
+        st.integers(1, 6),
+    ),
+    max_size=40,
+)
+
+
+@given(OPERATIONS)
+def test_the_counters_agree_with_the_tables_whatever_is_called(tmp_path_factory, operations):
+    directory, clock, log = tmp_path_factory.mktemp("spool"), Clock(), Records()
+    spool = Spool.open(directory, log=log, clock=clock)
+    done: set[int] = set()
+    for name, job_id in operations:
+        match name:
+            case "enqueue":
+                spool.enqueue([request("a", key=str(job_id))])
+            case "start":
+                spool.start(job_id, "t")
+            case "finish":
+                spool.finish(job_id, FINE)
+            case "retry":
+                spool.retry(job_id, FAILED, clock())
+            case "bury":
+                spool.bury(job_id, FAILED, "x")
+            case "interrupt":
+                spool.interrupt(job_id)
+            case "revive":
+                spool.revive(job_id)
+            case "drop":
+                spool.drop(job_id)
+            case "reopen":
+                spool.close()
+                spool = Spool.open(directory, log=log, clock=clock)
+                spool.recover()
+        counts = spool.counts()
+        assert spool._store.waiting == counts.waiting == len(spool.due(99))
+        now_done = {job.job_id for job in spool.jobs(state=State.DONE)}
+        assert done <= now_done
+        done = now_done
+    spool.close()
+
+
+# -- history -----------------------------------------------------------------------------------------------------
+
+
+def test_history_is_bounded_by_count_and_age_and_waiting_jobs_are_not_history(open_spool, clock):
+    spool = open_spool(history_count=3, history_age_s=100)
+    spool.enqueue([request("a", key=str(n)) for n in range(8)])
+    for job_id in range(1, 6):
+        clock.now_ns += NS
+        spool.start(job_id, "t")
+        spool.finish(job_id, FINE)
+    assert spool.prune() == 2
+    assert ids(spool.jobs(state=State.DONE)) == [5, 4, 3]
+    clock.now_ns += 100 * NS
+    spool.prune()
+    assert ids(spool.jobs(state=State.DONE)) == [5]
+    assert spool.counts().waiting == 3
+    db = spool._store._db
+    assert db.execute("SELECT count(*) FROM events").fetchone() == (4,)
+
+
+def test_history_is_pruned_by_itself(open_spool, clock):
+    spool = open_spool(history_count=10)
+    for _ in range(60):
+        spool.record_matches([Match(clock(), "a", None, n, {}) for n in range(10)])
+    spool.settle()
+    assert len(spool.matches(limit=1000)) == 10
+
+
+def test_past_matches_are_found_and_forgotten(open_spool, clock):
+    spool = open_spool(history_count=3, history_age_s=100)
+    now_ns = clock()
+    spool.record_matches([Match(now_ns + n, "ab"[n % 2], f"c{n}", n, {"pid": n}) for n in range(6)])
+    assert [match.pid for match in spool.matches()] == [5, 4, 3, 2, 1, 0]
+    assert [match.pid for match in spool.matches(rule="a", limit=2)] == [4, 2]
+    assert [match.record for match in spool.matches(comm="c3")] == [{"pid": 3}]
+    assert [match.pid for match in spool.matches(since_ns=now_ns + 4)] == [5, 4]
+    spool.prune()
+    assert [match.pid for match in spool.matches()] == [5, 4, 3]
+    clock.now_ns += 101 * NS
+    spool.prune()
+    assert spool.matches() == []
+
+
+# -- a bad disk --------------------------------------------------------------------------------------------------
+
+
+def damaged_files(directory):
+    return sorted(path.name for path in directory.glob(f"{FILE_NAME}.damaged-*"))
+
+
+def test_a_file_that_is_no_database_is_moved_aside_and_a_new_one_begun(tmp_path, open_spool, records):
+    (tmp_path / FILE_NAME).write_bytes(b"garbage" * 1000)
+    spool = open_spool()
+    assert spool.durable
+    assert records.of("spool_damaged")
+    assert len(damaged_files(tmp_path)) == 1
+    spool.enqueue([request("a", key="k")])
+    assert open_spool().due(9)[0].job_id > 1_000_000_000_000, "ids of the lost file must not come again"
+
+
+def test_not_all_damaged_files_are_kept_for_ever(tmp_path, open_spool):
+    for number in range(9):
+        open_spool().close()
+        (tmp_path / FILE_NAME).write_bytes(b"garbage %d" % number * 1000)
+    assert open_spool().durable
+    assert len(damaged_files(tmp_path)) == 5
+
+
+def test_someone_elses_database_is_moved_aside_not_written_to(tmp_path, open_spool, records):
+    with sqlite3.connect(tmp_path / FILE_NAME) as db:
+        db.execute("CREATE TABLE cats(name)")
+    db.close()
+    assert open_spool().durable
+    (aside,) = damaged_files(tmp_path)
+    assert sqlite3.connect(tmp_path / aside).execute("SELECT count(*) FROM sqlite_schema").fetchone() == (1,)
+
+
+def test_live_jobs_are_carried_over_from_a_file_damaged_in_part(tmp_path, open_spool, records):
+    spool = open_spool()
+    spool.enqueue([request("a", {"pid": n, "filler": "x" * 400}) for n in range(200)])
+    spool.start(1, "t")
+    spool.finish(1, FINE)
+    spool.close()
+    path = tmp_path / FILE_NAME
+    with sqlite3.connect(path) as db:
+        (root,) = db.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'due'").fetchone()
+        (size,) = db.execute("PRAGMA page_size").fetchone()
+    db.close()
+    with path.open("r+b") as file:
+        file.seek((root - 1) * size)
+        file.write(os.urandom(size))
+    again = open_spool()
+    assert again.durable
+    assert records.of("spool_damaged")
+    assert again.counts().waiting == 199
+    assert again.job(200).events[0]["pid"] == 199
+
+
+@given(position=st.floats(0, 1), length=st.integers(1, 3000), seed=st.randoms(use_true_random=False))
+def test_no_damage_at_all_stops_the_spool(tmp_path_factory, position, length, seed):
+    directory, log = tmp_path_factory.mktemp("spool"), Records()
+    spool = Spool.open(directory, log=log)
+    spool.enqueue([request("a", {"pid": n}) for n in range(30)])
+    spool.close()
+    path = directory / FILE_NAME
+    with path.open("r+b") as file:
+        file.seek(int(position * path.stat().st_size))
+        file.write(seed.randbytes(length))
+    spool = Spool.open(directory, log=log)
+    spool.recover()
+    spool.enqueue([request("a")])
+    ran = []
+    # More than one round: damage that shows only while jobs run makes the spool move, and what a bad index had hidden
+    # comes with the table's rows.
+    for _ in range(4):
+        for job in spool.due(99):
+            spool.start(job.job_id, "t")
+            found = spool.job(job.job_id)
+            assert found is None or isinstance(found.events, tuple)
+            spool.finish(job.job_id, FINE)
+            ran.append(job.job_id)
+    assert spool.due(99) == []
+    assert len(ran) == len(set(ran))
+    spool.close()
+
+
+def in_index(path, name, old, new):
+    """Change bytes in the only page of an index; the pages of tables stay."""
+    with sqlite3.connect(path) as db:
+        (root,) = db.execute("SELECT rootpage FROM sqlite_schema WHERE name = ?", (name,)).fetchone()
+        (size,) = db.execute("PRAGMA page_size").fetchone()
+    db.close()
+    raw = bytearray(path.read_bytes())
+    page = raw[(root - 1) * size : root * size]
+    assert page.count(old) == 1
+    raw[(root - 1) * size : root * size] = page.replace(old, new)
+    path.write_bytes(raw)
+
+
+def test_found_by_fuzzing_an_index_that_names_a_job_twice_and_another_never(tmp_path, open_spool, records):
+    spool = open_spool()
+    spool.enqueue([request(f"rule-{n}") for n in range(10)])
+    spool.close()
+    # The entry of job 7 has the number 3 in front.
+    in_index(tmp_path / FILE_NAME, "waiting", b"\x07\x17", b"\x03\x17")
+    spool = open_spool()
+    assert records.of("spool_damaged")
+    assert ids(spool.due(99)) == list(range(1, 11))
+
+
+def test_found_by_fuzzing_a_done_job_that_an_index_still_calls_waiting_is_not_given_out(
+    tmp_path, open_spool, records, monkeypatch
+):
+    spool = open_spool()
+    spool.enqueue([request("a"), request("b")])
+    spool.close()
+    raw = (tmp_path / FILE_NAME).read_bytes()
+    with sqlite3.connect(tmp_path / FILE_NAME) as db:
+        db.executescript("DROP INDEX waiting; DROP INDEX due; DROP INDEX gathering; DROP INDEX ended")
+        db.execute("UPDATE jobs SET state = 'done', finished_ns = 1 WHERE job_id = 1")
+        (root,) = db.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'jobs'").fetchone()
+        (size,) = db.execute("PRAGMA page_size").fetchone()
+    db.close()
+    table = slice((root - 1) * size, root * size)
+    changed = (tmp_path / FILE_NAME).read_bytes()
+    (tmp_path / FILE_NAME).write_bytes(raw[: table.start] + changed[table] + raw[table.stop :])
+    monkeypatch.setattr("cnprocd.spool.database._make_or_check", lambda db: None)  # as if it went bad in use
+    spool = open_spool()
+    monkeypatch.undo()
+    assert ids(spool.due(9)) == [2]
+    assert records.of("spool_damaged", reason="the index of waiting jobs names one that does not wait")
+
+
+def test_found_by_fuzzing_a_constraint_whose_text_is_not_utf8_stops_nothing(tmp_path, open_spool, records):
+    spool = open_spool()
+    spool.enqueue([request("a")])
+    spool.close()
+    flipped(
+        tmp_path / FILE_NAME, b"typeof(first_started_ns) IN ('integer'", b"typeof(first_started_ns) IN ('inte\xfder'"
+    )
+    spool = open_spool()
+    assert spool.enqueue([request("a")]).job_ids[0]
+    spool.start(1, "t")
+    assert spool.counts().running == 1
+    assert records.of("spool_damaged") or records.of("spool_not_durable")
+
+
+def flipped(path, old, new):
+    raw = path.read_bytes()
+    assert old in raw
+    assert len(old) == len(new)
+    path.write_bytes(raw.replace(old, new))
+
+
+def test_found_by_fuzzing_a_flipped_state_is_damage(tmp_path, open_spool, records):
+    open_spool().enqueue([request("a")])
+    open_spool().close()
+    flipped(tmp_path / FILE_NAME, b"awaiting", b"awayting")
+    spool = open_spool()
+    assert records.of("spool_damaged")
+    assert spool.counts().waiting == 0
+
+
+def test_found_by_fuzzing_a_damaged_schema_that_is_not_utf8_is_damage(tmp_path, open_spool, records):
+    open_spool().close()
+    flipped(tmp_path / FILE_NAME, b"CREATE TABLE matches", b"CREATE TABLE\xff\xfematch\xd2")
+    assert open_spool().durable
+    assert records.of("spool_damaged")
+
+
+@pytest.mark.parametrize("new", [b'{"pid":12345]', b"[123451234512", b"{\xff\xff\xff\xff\xff:12345}"])
+def test_found_by_fuzzing_a_record_that_cannot_be_read_has_no_events(tmp_path, open_spool, new):
+    spool = open_spool()
+    spool.enqueue([request("a", {"pid": 12345}), request("a", {"pid": 1})])
+    spool.record_matches([Match(1, "a", None, 12345, {"pid": 12345})])
+    spool.close()
+    flipped(tmp_path / FILE_NAME, b'{"pid":12345}', new)
+    spool = open_spool()
+    assert spool.durable
+    assert spool.job(1).events == ()
+    assert spool.job(2).events == ({"pid": 1},)
+    assert spool.matches() == []
+
+
+def test_a_full_disk_turns_to_memory_loudly_and_back_when_there_is_room(open_spool, records):
+    spool = open_spool()
+    spool.enqueue([request("a", {"pid": n}) for n in range(3)])
+    spool.start(1, "t")
+    db = spool._store._db
+    (pages,) = db.execute("PRAGMA page_count").fetchone()
+    db.execute(f"PRAGMA max_page_count = {pages}")  # real SQLITE_FULL, as ENOSPC gives
+    big = spool.enqueue([request("a", {"pid": 3, "filler": "x" * 100_000})])
+    assert not spool.durable
+    assert "full" in spool.why
+    assert records.of("spool_not_durable")
+    assert big.job_ids == (4,)
+    assert ids(spool.due(9)) == [2, 3, 4]
+    spool.finish(1, FINE)
+    spool.start(2, "t")
+    spool.bury(2, FAILED, "x")
+    assert spool.counts().durable is False
+    assert spool.try_durable()
+    assert records.of("spool_durable")
+    again = open_spool()
+    assert {job.job_id: job.state for job in again.jobs()} == {1: "done", 2: "dead", 3: "waiting", 4: "waiting"}
+    assert again.job(4).events[0]["pid"] == 3
+
+
+def test_a_file_that_another_process_holds_is_answered_by_memory(tmp_path, open_spool, records):
+    open_spool().enqueue([request("a", key="in the file")])
+    open_spool().close()
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sqlite3,sys; db=sqlite3.connect(sys.argv[1],isolation_level=None);"
+            "db.execute('begin exclusive'); print('held',flush=True); sys.stdin.read()",
+            str(tmp_path / FILE_NAME),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert holder.stdout.readline() == b"held\n"
+    spool = open_spool()
+    assert not spool.durable
+    assert "locked" in spool.why
+    spool.enqueue([request("a", key="in memory"), request("a", key="finished")])
+    done, waiting = spool.due(9)
+    spool.start(waiting.job_id, "t")
+    spool.finish(waiting.job_id, FINE)
+    assert not spool.try_durable()
+    holder.communicate()
+    assert spool.try_durable()
+    assert [job.job_id for job in open_spool().due(9)] == [1, done.job_id]
+
+
+def test_no_state_directory_at_all(tmp_path, records):
+    spool = Spool.open(tmp_path / "missing", log=records)
+    assert not spool.durable
+    assert spool.enqueue([request("a")]).job_ids[0]
+    (tmp_path / "missing").mkdir()
+    assert spool.try_durable()
+    spool.close()
+
+
+def test_a_link_in_place_of_the_file_is_not_followed(tmp_path, open_spool):
+    target = tmp_path / "target"
+    target.write_bytes(b"")
+    (tmp_path / FILE_NAME).symlink_to(target)
+    assert not open_spool().durable
+    assert target.read_bytes() == b""
+
+
+def test_the_file_is_ours_alone(tmp_path, open_spool):
+    old = os.umask(0)
+    try:
+        spool = open_spool()
+        spool.enqueue([request("a", {"cmdline": "--password=x"})])
+        assert {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == dict.fromkeys(
+            (path.name for path in tmp_path.iterdir()), 0o600
+        )
+    finally:
+        os.umask(old)
+
+
+def test_a_job_whose_key_is_known_to_the_file_is_not_doubled_on_the_way_back(tmp_path, open_spool, records):
+    spool = open_spool()
+    spool.enqueue([request("a", key="k")])
+    spool.close()
+    (tmp_path / FILE_NAME).rename(tmp_path / "elsewhere")
+    (tmp_path / FILE_NAME).mkdir()
+    spool = open_spool()
+    spool.enqueue([request("a", key="k"), request("a", key="new")])
+    (tmp_path / FILE_NAME).rmdir()
+    (tmp_path / "elsewhere").rename(tmp_path / FILE_NAME)
+    assert spool.try_durable()
+    assert spool.counts().waiting == 2
+
+
+def test_settle_syncs_the_wal_once_and_looking_is_no_reason_to(open_spool):
+    spool = open_spool()
+    spool.enqueue([request("a")])
+    spool.counts()
+    statements = []
+    spool._store._db.set_trace_callback(statements.append)
+    assert spool.unsettled
+    spool.settle()
+    spool.counts()
+    assert not spool.unsettled
+    spool.settle()
+    assert [line for line in statements if line.startswith("PRAGMA")] == [
+        "PRAGMA synchronous = FULL",
+        "PRAGMA user_version = 2",  # a write, or there would be no commit to sync
+        "PRAGMA synchronous = NORMAL",
+    ]
+    assert spool._store._db.execute("PRAGMA synchronous").fetchone() == (1,)
+
+
+def test_a_long_wal_is_moved_into_the_file(tmp_path, open_spool, monkeypatch):
+    monkeypatch.setattr("cnprocd.spool.spool.MOST_WAL_BYTES", 0)
+    spool = open_spool()
+    spool.enqueue([request("a") for _ in range(100)])
+    spool.settle()
+    with sqlite3.connect(f"file:{tmp_path / FILE_NAME}?mode=ro&immutable=1", uri=True) as db:
+        assert db.execute("SELECT count(*) FROM jobs").fetchone() == (100,)  # without the WAL: it is in the file
+    db.close()
+
+
+def test_a_record_is_stored_as_json(open_spool):
+    spool = open_spool()
+    spool.enqueue([request("a", {"pid": 1, "nested": {"a": [1, None, True]}})])
+    (text,) = spool._store._db.execute("SELECT record FROM events").fetchone()
+    assert json.loads(text) == {"pid": 1, "nested": {"a": [1, None, True]}}
