@@ -86,6 +86,8 @@ def read(text: str, loader: Any = FAST_LOADER) -> Document:  # noqa: ANN401 (PyY
             if not builder.take(event):
                 break
     except yaml.MarkedYAMLError as error:
+        if _too_deep_for_scanner(error) and loader is not yaml.SafeLoader:
+            return read(text, yaml.SafeLoader)
         flaw = _syntax_flaw(error, text)
         return Document(builder.root, (*builder.flaws, flaw), broken=True)
     return Document(builder.root, tuple(builder.flaws), broken=bool(builder.stack))
@@ -291,6 +293,16 @@ _TAB_INDENT = re.compile(r"^ *\t", re.MULTILINE)
 def _mark_of_offset(text: str, offset: int) -> Mark:
     start = max(text.rfind("\n", 0, offset), text.rfind("\r", 0, offset)) + 1
     return Mark(len(_LINE_END.findall(text[:offset])) + 1, offset - start + 1)
+
+
+def _too_deep_for_scanner(error: yaml.MarkedYAMLError) -> bool:
+    """Return whether libyaml stopped at its own nesting limit.
+
+    Since 0.2.6 (PyYAML 6.0.4) its scanner stops at 1000 open brackets. The scanner reads up to 1024 characters ahead of
+    the first event, because each bracket may begin a key. PyYAML's own parser has no limit and finds level DEEPEST + 1;
+    it needs 3 s for the largest file.
+    """
+    return "nesting depth" in str(error.problem)
 
 
 def _syntax_flaw(error: yaml.MarkedYAMLError, text: str) -> Flaw:

@@ -115,6 +115,17 @@ def test_depth_is_bounded_however_deep(loader):
 
 
 @both
+def test_too_deep_is_reported_at_the_first_level_too_many(loader):
+    """libyaml 0.2.6 stops at level 1000 before its first event; the place must be the one of level 51 all the same."""
+    message = "nested deeper than 50 levels"
+    assert flaws("[" * 5000, loader) == [(1, 51, message)]
+    assert flaws("a: *x\nb:\n  - " + "[" * 5000, loader) == [
+        (1, 4, "aliases are not used here"),
+        (3, 53, message),
+    ]
+
+
+@both
 def test_no_document(loader):
     assert yaml12.read("", loader).root is None
     assert yaml12.read("# only a comment\n", loader).root is None
