@@ -30,7 +30,7 @@ from cnprocd.connector.uapi import QUEUED_EVENT_BYTES
 from cnprocd.control.room import ControlRoom
 from cnprocd.dispatch import Actions
 from cnprocd.errors import CnprocdError
-from cnprocd.output.log import Log
+from cnprocd.log import Level, Log
 from cnprocd.pipeline import Pipeline
 from cnprocd.process.holder import Holder, kernel_tells
 from cnprocd.process.procfs import ProcFs, boot_id
@@ -373,7 +373,7 @@ class Daemon:
     def _say_buffer(self) -> None:
         granted = self.source.granted_buffer_bytes
         wanted = self.loaded.settings.receive_buffer_bytes
-        level = "warning" if granted < wanted else "info"
+        level: Level = "warning" if granted < wanted else "info"
         short = f"; {wanted} were asked for, which needs CAP_NET_ADMIN" if granted < wanted else ""
         self._log(
             level,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from cnprocd.escape import printable
-from cnprocd.output.log import Log
+from cnprocd.log import Log
 from cnprocd.output.record import Record, message
 from cnprocd.pipeline import Match
 from cnprocd.rules.problems import LoadedRules

@@ -20,7 +20,7 @@ from typing import NamedTuple, Protocol
 
 from cnprocd.connector.source import Batch, Source
 from cnprocd.connector.status import describe
-from cnprocd.output.log import Log
+from cnprocd.log import Log
 from cnprocd.output.record import Record, match_record
 from cnprocd.process.holder import Holder
 from cnprocd.process.model import Occurrence, Process, Wanted

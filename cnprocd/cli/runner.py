@@ -17,8 +17,9 @@ from pathlib import Path
 
 from cnprocd.dispatch import hook_specs
 from cnprocd.errors import EX_OK, CnprocdError
+from cnprocd.log import Log
 from cnprocd.output.journal import is_journal_stream
-from cnprocd.output.log import Log, make_log, make_output
+from cnprocd.output.log import make_log, make_output
 from cnprocd.rules.language.load import load
 from cnprocd.rules.problems import LoadedRules
 from cnprocd.runner.service import IDLE_S, Service, delegated_cgroup

@@ -11,9 +11,10 @@ import asyncio
 from pathlib import Path
 
 from cnprocd.control import view
-from cnprocd.control.server import ControlServer, Log
+from cnprocd.control.server import ControlServer
 from cnprocd.control.tap import Tap
 from cnprocd.control.verbs import verbs_of
+from cnprocd.log import Log
 from cnprocd.output import metrics
 from cnprocd.pipeline import Delivery
 

@@ -26,7 +26,6 @@ import stat
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from cnprocd.control import access
 from cnprocd.control.protocol import (
@@ -43,12 +42,9 @@ from cnprocd.control.protocol import (
     to_request,
 )
 from cnprocd.errors import EX_NOPERM, EX_SOFTWARE, EX_UNAVAILABLE, CnprocdError, StateError
+from cnprocd.log import Log
 
 Args = Mapping[str, Value]
-
-
-class Log(Protocol):
-    def __call__(self, level: str, event: str, **fields: object) -> None: ...
 
 
 class VerbError(CnprocdError):

@@ -27,8 +27,8 @@ from cnprocd.launch import group, render
 from cnprocd.launch.output import Output
 from cnprocd.launch.program import Programs
 from cnprocd.launch.spawn import Child, Order, Starter, launch_failure
+from cnprocd.log import Log
 from cnprocd.spool.job import Attempt, HookSpec, Identity, Job
-from cnprocd.spool.spool import Log
 
 TERM_GRACE_S = 5.0
 STUCK_WAIT_S = 2.0  # a process that KILL does not end sits in the kernel: its slot is given free

@@ -28,8 +28,8 @@ from dataclasses import dataclass
 from cnprocd.launch import starter
 from cnprocd.launch.program import Program
 from cnprocd.launch.render import PATH
+from cnprocd.log import Log
 from cnprocd.spool.job import Identity, Limits
-from cnprocd.spool.spool import Log
 
 ANSWER_TIMEOUT_S = 2.0
 _MFD_NOEXEC_SEAL = 0x0008  # Linux 6.3; without it vm.memfd_noexec=2 refuses a memfd

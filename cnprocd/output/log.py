@@ -11,26 +11,18 @@ cannot be written is counted and dropped.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Literal, Protocol, TextIO
+from typing import Literal, TextIO
 
 import structlog
 
+from cnprocd.log import LEVELS, Level, Log
 from cnprocd.output import console
 from cnprocd.output.journal import JournalSink, JournalUnavailableError
 
-Level = Literal["debug", "info", "notice", "warning", "error", "critical"]
 Format = Literal["auto", "json", "console", "journal"]
 Emit = Callable[[Mapping[str, object]], None]
-LEVELS: tuple[str, ...] = ("debug", "info", "notice", "warning", "error", "critical")
-
-
-class Log(Protocol):
-    """Say one thing. `event` is one of the classes of the contract; fields are JSON values."""
-
-    def __call__(self, level: str, event: str, **fields: object) -> None: ...
 
 
 class Output:
@@ -73,7 +65,7 @@ def _journal_or(fallback: Emit) -> Emit:
     return emit
 
 
-def make_log(output: Output, threshold: str = "info") -> Log:
+def make_log(output: Output, threshold: Level = "info") -> Log:
     """A Log that writes to `output` whatever is at least as severe as `threshold`."""
     lowest = LEVELS.index(threshold)
     logger = structlog.wrap_logger(
@@ -82,7 +74,7 @@ def make_log(output: Output, threshold: str = "info") -> Log:
         wrapper_class=structlog.BoundLoggerBase,
     ).bind()  # once: the lazy proxy binds anew for every record
 
-    def log(level: str, event: str, **fields: object) -> None:
+    def log(level: Level, event: str, **fields: object) -> None:
         if LEVELS.index(level) >= lowest:
             # As one value: structlog copies its keywords twice, and a match has thirty fields.
             logger._proxy_to_logger("write", event, level=level, fields=fields)
@@ -110,8 +102,3 @@ def _print_json(record: Mapping[str, object], stream: TextIO) -> None:
 def _print(text: str, stream: TextIO) -> None:
     stream.write(text + "\n")
     stream.flush()
-
-
-def stderr_note(text: str) -> None:
-    """One line for a person before any log exists."""
-    sys.stderr.write(text + "\n")

@@ -19,9 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cnprocd.launch.attempt import Emit, Ending, Running
+from cnprocd.log import Log
 from cnprocd.runner import wire
 from cnprocd.spool.job import Attempt, HookSpec, Identity, Job
-from cnprocd.spool.spool import Log
 
 IDLE_S = 10.0  # without a hook, then the connection is closed
 _CHUNK = 1 << 18

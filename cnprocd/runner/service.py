@@ -24,10 +24,10 @@ from cnprocd.errors import CnprocdError
 from cnprocd.launch.attempt import TERM_GRACE_S, Here, Running, sweep_cgroups
 from cnprocd.launch.identity import resolve
 from cnprocd.launch.program import HookRefusedError
+from cnprocd.log import Log
 from cnprocd.runner import wire
 from cnprocd.runner import wire_validate as strict
 from cnprocd.spool.job import HookSpec
-from cnprocd.spool.spool import Log
 
 IDLE_S = 30.0
 MOST_TRIES = 1024  # at once; the reader's own slots are far fewer

@@ -27,6 +27,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from cnprocd.log import Level
 from cnprocd.rules.values import Template
 
 NS = 1_000_000_000
@@ -182,7 +183,7 @@ class HookSpec:
     slots: int | None = None
     serialize: Serialize = "none"
     output_limit_bytes: int = 64 * 1024
-    failure_level: str = "error"
+    failure_level: Level = "error"
     failure_message: Template | None = None
 
 

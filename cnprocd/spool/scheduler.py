@@ -31,9 +31,10 @@ from cnprocd.launch import group, render
 from cnprocd.launch.attempt import TERM_GRACE_S, Ending, Here, Launcher, Running, sweep_cgroups
 from cnprocd.launch.identity import resolve
 from cnprocd.launch.program import HookRefusedError
+from cnprocd.log import Level, Log
 from cnprocd.spool.job import NS, Attempt, Happening, HookSpec, Identity, Job, State, after_attempt, time_left_s
 from cnprocd.spool.latency import Histogram
-from cnprocd.spool.spool import Log, Spool
+from cnprocd.spool.spool import Spool
 from cnprocd.spool.store import Leftover
 
 TEND_S = 1.0  # how long a commit may wait for the disk: see spool.py
@@ -337,7 +338,9 @@ class Runner:
         self._spool.postpone(job.job_id, self._spool.clock() + int(pause_s * NS))
         self._record("warning", "hook_failed", job, None, Attempt(reason), will_retry=True, retry_in_s=pause_s)
 
-    def _record(self, level: str, event: str, job: Job, hook_pid: int | None, attempt: Attempt, **more: object) -> None:
+    def _record(
+        self, level: Level, event: str, job: Job, hook_pid: int | None, attempt: Attempt, **more: object
+    ) -> None:
         self._log(
             level,
             event,

@@ -32,8 +32,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
+from cnprocd.log import Log
 from cnprocd.spool import database, salvage
 from cnprocd.spool.job import (
     NS,
@@ -54,12 +55,6 @@ SHED_EVERY_S = 5
 MOST_WAL_BYTES = 4 << 20
 
 T = TypeVar("T")
-
-
-class Log(Protocol):
-    """Where records go: log("warning", "spool_damaged", path=...)."""
-
-    def __call__(self, level: str, event: str, **fields: object) -> None: ...
 
 
 class SteadyClock:

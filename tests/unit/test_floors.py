@@ -18,6 +18,7 @@ LONGEST_FUNCTION = 60
 FLOORS = {
     "__init__": "the version, and nothing else",
     "errors": "one exception family; everybody raises it, so it knows nobody",
+    "log": "the protocol by which every part writes log records",
     "escape": "text that is safe to print; like errors, for everybody",
     "safe_open": "opens only what root alone can write: rule files, and the programs of hooks",
     "service": "the service manager's sockets and watchdog; needs nothing of ours",
@@ -41,7 +42,7 @@ connector/uapi connector/event connector/decode connector/sequence connector/fil
 connector/gathering connector/taskrecord process/model process/stat process/table process/deaths process/family
 process/tracker rules/language/schema rules/ruleset rules/values rules/language/fields rules/language/match
 rules/language/mistakes rules/language/names rules/language/syntax rules/compile rules/predicate rules/plan
-rules/language/actions rules/language/advice rules/language/regex_cost spool/job spool/throttle escape errors
+rules/language/actions rules/language/advice rules/language/regex_cost spool/job spool/throttle escape errors log
 output/record output/console
 """.split()
 
