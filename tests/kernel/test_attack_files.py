@@ -61,7 +61,7 @@ def run_swapped(tmp_path, hook, argument, swapping):
     return [str(one["reason"]) for one in daemon.records if one["event"] == "hook_failed"]
 
 
-def test_a_program_that_is_swapped_between_check_and_use_runs_as_checked_or_not_at_all(tmp_path):
+def test_a_swapped_program_runs_as_checked_or_not_at_all(tmp_path):
     """Root itself swaps: a binary is executed by the descriptor that was judged. A script cannot be: see program.py."""
     if not comm_is_kept(os.uname().release):
         pytest.skip("programs are executed by descriptor on Linux 6.14 and newer")
@@ -76,7 +76,7 @@ def test_a_program_that_is_swapped_between_check_and_use_runs_as_checked_or_not_
     assert all("belongs to user" in reason for reason in refused)
 
 
-def test_whoever_can_swap_a_hook_cannot_have_it_run(tmp_path):
+def test_a_user_who_can_swap_a_hook_cannot_run_it(tmp_path):
     """A user in whose directory the hook stands leads the name to root's own script and back: refused every time."""
     ours, theirs, hook = tmp_path / "good", tmp_path / "theirs" / "evil", tmp_path / "theirs" / "hook"
     theirs.parent.mkdir()
@@ -93,7 +93,7 @@ def test_whoever_can_swap_a_hook_cannot_have_it_run(tmp_path):
     assert len(refused) == 60
 
 
-def test_a_rule_file_that_is_swapped_between_check_and_use_is_never_in_force(tmp_path):
+def test_a_rule_file_swapped_after_its_check_is_never_loaded(tmp_path):
     with running(tmp_path, FAILED) as daemon:
         ours, theirs = tmp_path / "good.yaml", tmp_path / "evil.yaml"
         ours.write_text(daemon.rules.read_text())
@@ -149,7 +149,7 @@ def test_a_bomb_in_a_rule_file_is_refused_and_changes_nothing(tmp_path):
     assert done.returncode == 78
 
 
-def test_the_dearest_expression_that_is_taken_does_not_hold_the_daemon(tmp_path):
+def test_the_slowest_accepted_regex_does_not_block_the_daemon(tmp_path):
     """The worst text for it is run again and again, and what comes after is matched all the same."""
     rules = 'rules:\n  - {name: dear, events: [nonzero_exit], match: {cmdline: "/a.*b/"}}\n'
     rules += "  - {name: failed, events: [nonzero_exit], match: {comm: cnptest-after}}\n$MARKER"

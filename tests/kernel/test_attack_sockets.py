@@ -87,7 +87,7 @@ def fail():
 # -- the control socket ------------------------------------------------------------------------------------------
 
 
-def test_a_thousand_connections_of_a_stranger_reach_neither_root_nor_the_events(tmp_path):
+def test_a_thousand_refused_connections_disturb_no_one_else(tmp_path):
     open_to_all(tmp_path)
     with running(tmp_path, RULES) as daemon:
         path = tmp_path / "run" / "control.sock"
@@ -117,7 +117,7 @@ def test_the_socket_as_it_is_made_lets_no_stranger_connect(tmp_path):
         assert wait_status(child(connect)) == 0
 
 
-def test_readers_cannot_lock_root_out(tmp_path):
+def test_group_members_cannot_lock_root_out(tmp_path):
     """Group cnprocd may read; a hundred connections of its members leave room for root."""
     open_to_all(tmp_path)
     group = tmp_path / "group"
@@ -246,7 +246,7 @@ SERVED = {
 }
 
 
-def test_a_reader_that_was_taken_over_can_run_configured_hooks_as_their_users_and_nothing_else(tmp_path):
+def test_a_compromised_daemon_can_only_run_configured_hooks(tmp_path):
     with runner(tmp_path) as (path, out, _):
         for name, frames in REFUSED.items():
             assert set(ask(NOBODY, path, frames)) <= {"hello"}, name
@@ -265,7 +265,7 @@ def test_a_reader_that_was_taken_over_can_run_configured_hooks_as_their_users_an
         assert "/tmp" not in [line[5:] for line in (out / "env").read_text().splitlines() if line.startswith("PATH=")]
 
 
-def test_strangers_at_the_runner_are_turned_away_and_the_reader_is_served(tmp_path):
+def test_the_runner_refuses_strangers_and_serves_the_daemon(tmp_path):
     with runner(tmp_path) as (path, out, log):
         assert ask(STRANGER, path, variant()) == []
         with crowd(STRANGER, STRANGER, path, 1000, (b"", b"\xff" * 64, framed(HELLO), b"\0\0")):
@@ -274,7 +274,7 @@ def test_strangers_at_the_runner_are_turned_away_and_the_reader_is_served(tmp_pa
         assert "may not use the runner" in log.read_text()
 
 
-def test_a_crowd_of_readers_costs_the_runner_neither_descriptors_nor_its_life(tmp_path):
+def test_a_crowd_of_daemon_connections_leaves_the_runner_alive(tmp_path):
     """Only the reader's own user can do that to itself: who waits is served when the crowd is gone."""
     with runner(tmp_path) as (path, out, log):
         with crowd(NOBODY, NOBODY, path, 1000, (framed(HELLO),)):

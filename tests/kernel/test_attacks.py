@@ -59,7 +59,7 @@ def event(what, *numbers):
     return struct.pack("=IHHIIIIIIHH", 76, 3, 0, 0, 0, 1, 1, 0, 0, len(body), 0) + body
 
 
-def test_forged_events_by_multicast_and_unicast_are_dropped_and_counted(tmp_path):
+def test_forged_events_are_dropped_and_counted(tmp_path):
     """They tell of a living process: that it failed, dumped, was killed, forked, became another. None is believed."""
     gate = os.pipe()
     pid = child(lambda: (rename("cnptest-live"), os.read(gate[0], 1), os._exit(7)))
@@ -92,7 +92,7 @@ def test_forged_events_by_multicast_and_unicast_are_dropped_and_counted(tmp_path
         }
 
 
-def test_an_ordinary_user_cannot_even_send_a_forged_event(tmp_path):
+def test_an_unprivileged_user_cannot_send_a_forged_event(tmp_path):
     with running(tmp_path, FAILED) as daemon:
         ports = [port for protocol, port in netlink_ports(daemon.process.pid) if protocol == 11]
 
@@ -307,7 +307,7 @@ def dies():
 
 
 @pytest.mark.parametrize("when", ["before-it-is-read", "before-the-hook"])
-def test_a_reused_pid_does_not_change_whom_the_hook_is_told_of(tmp_path, when):
+def test_a_reused_pid_does_not_change_the_hooks_event(tmp_path, when):
     go = tmp_path / "go"
     hook = tmp_path / "hook"
     hook.write_text(f"#!/bin/sh\nwhile ! [ -e {go} ]; do sleep 0.05; done\ncat\n")
@@ -345,7 +345,7 @@ def test_a_reused_pid_does_not_change_whom_the_hook_is_told_of(tmp_path, when):
         wait_status(pid)
 
 
-def test_a_process_that_calls_itself_a_hook_is_believed_only_if_it_is_older_than_the_daemon(tmp_path):
+def test_a_claimed_hook_is_accepted_only_if_it_predates_daemon(tmp_path):
     """The limit that the README admits: hooks that outlived a daemon are known by their environment alone."""
     gate = os.pipe()
 

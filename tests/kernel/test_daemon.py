@@ -125,7 +125,7 @@ def test_reload_from_records_to_table_and_back_under_load(tmp_path):
         assert sorted(record["pid"] for record in daemon.matches("failed")) == sorted(truth)
 
 
-def test_events_are_judged_by_the_old_rules_while_new_ones_are_read(tmp_path):
+def test_events_are_matched_by_the_old_rules_during_a_reload(tmp_path):
     """Ten thousand rules take seconds to check; a failure meanwhile is told before they are in force."""
     many = "".join(f"  - {{name: r{i}, events: [exit], match: {{comm: [c{i}, 'd{i}*']}}}}\n" for i in range(10_000))
     with running(tmp_path, LOG) as daemon:
@@ -294,7 +294,7 @@ def test_coalesce_runs_the_hook_once_for_many(tmp_path):
         assert [event["pid"] for event in events if event["comm"] == "cnptest-d"] == pids
 
 
-def test_a_rule_for_everything_with_a_failing_hook_does_not_feed_itself(tmp_path):
+def test_a_catch_all_rule_with_a_failing_hook_does_not_loop(tmp_path):
     """Every event of every process matches, and each hook forks, execs and fails: none of that comes back."""
     rules = hook_rules(tmp_path, f"/bin/true; echo $$ >> {tmp_path}/hooks; exit 1")
     rules = rules.replace("events: [nonzero_exit]", "events: all").replace('match: {comm: "cnptest-*"}', "")

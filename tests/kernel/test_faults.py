@@ -151,7 +151,7 @@ def test_a_database_that_another_process_holds(tmp_path, rules, ran):
 
 
 @pytest.mark.parametrize("damage", ["garbage", "cut", "middle"])
-def test_a_damaged_database_is_moved_aside_and_no_cleanup_waits(tmp_path, rules, ran, damage):
+def test_a_damaged_database_is_renamed_and_no_cleanup_waits(tmp_path, rules, ran, damage):
     with running(tmp_path, rules) as daemon:
         cleaned(daemon, ran, [fail() for _ in range(20)])
         assert daemon.stop() == 0

@@ -88,7 +88,7 @@ DAY = 86400
 
 
 @pytest.mark.parametrize("days", [-30, 30], ids=["back", "forth"])
-def test_a_step_of_the_clock_neither_holds_nor_hurries_anything(tmp_path, days):
+def test_a_clock_step_neither_delays_nor_hastens_a_job(tmp_path, days):
     """CLOCK_REALTIME is the whole machine's, so the daemon alone is given one that steps: what it asks for the time.
 
     A retry that is due in 100 ms comes then, a deadline of a minute is not over, a throttle keeps its window.
@@ -285,7 +285,7 @@ def test_without_dbus_systemd_and_anything_else_in_run(journalled):
 # -- a daemon that stands still ----------------------------------------------------------------------------------
 
 
-def test_a_daemon_that_is_stopped_under_load_misses_nothing_or_says_what(tmp_path):
+def test_a_daemon_stopped_under_load_reports_every_lost_event(tmp_path):
     """SIGSTOP for CNPROCD_STOP_S seconds (2; the long form is 60) while processes fail as fast as one can make them."""
     after = "  - {name: after, events: [nonzero_exit], match: {comm: cnptest-after}}\n"
     with running(tmp_path, FAILED + after) as daemon:

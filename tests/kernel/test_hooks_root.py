@@ -42,7 +42,7 @@ async def output_of(tmp_path, spec):
 
 
 @aio
-async def test_a_hook_becomes_its_user_with_every_group_and_no_privilege(tmp_path, monkeypatch):
+async def test_a_hook_has_its_users_groups_and_no_privileges(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "getgrouplist", lambda name, gid: [gid, 4, 24])
     script = "id -u; id -g; id -G; grep -E '^Cap(Eff|Prm|Inh|Amb)' /proc/self/status; echo $HOME $USER $LOGNAME $SHELL"
     lines, record = await output_of(tmp_path, shell("r", script, user="nobody"))
@@ -93,7 +93,7 @@ async def test_a_program_that_the_user_may_not_execute(tmp_path):
 
 
 @aio
-async def test_the_oom_killer_is_told_that_a_hook_is_no_daemon(tmp_path):
+async def test_a_hook_does_not_inherit_the_oom_score_of_the_daemon(tmp_path):
     mine = Path("/proc/self/oom_score_adj")
     before = mine.read_text()
     mine.write_text("300")  # a negative one needs CAP_SYS_RESOURCE, which even root may lack
@@ -122,7 +122,7 @@ def as_nobody(user, script, *setpriv):
     return result.stdout.splitlines()
 
 
-def test_an_ordinary_user_runs_hooks_as_itself_and_as_nobody_else():
+def test_an_unprivileged_daemon_runs_hooks_only_as_itself():
     assert as_nobody("", "id -u") == [str(NOBODY)]
     assert as_nobody("nobody", "id -u") == [str(NOBODY)]
     (line,) = as_nobody("root", "id -u")
@@ -149,7 +149,7 @@ def of_user(uid):
 
 
 @aio
-async def test_a_fork_bomb_within_its_limit_is_ended_and_harms_no_other(tmp_path, monkeypatch):
+async def test_a_fork_bomb_within_its_limit_is_ended_alone(tmp_path, monkeypatch):
     monkeypatch.setattr("cnprocd.launch.attempt.TERM_GRACE_S", 0.2)
     bomb = shell(
         "bomb",
@@ -191,7 +191,7 @@ ESCAPE = (
 
 
 @aio
-async def test_a_cgroup_holds_what_leaves_session_parent_and_environment(tmp_path, cgroup, monkeypatch):
+async def test_a_cgroup_keeps_processes_that_leave_their_session(tmp_path, cgroup, monkeypatch):
     monkeypatch.setattr("cnprocd.launch.attempt.TERM_GRACE_S", 0.2)
     spec = shell("r", f"cat /proc/self/cgroup; {ESCAPE}; sleep 1000", timeout_s=0.5)
     async with running(tmp_path, spec, cgroup_dir=cgroup) as (spool, runner, records):
@@ -234,7 +234,7 @@ async def test_without_a_cgroup_only_that_one_gets_away(tmp_path, monkeypatch):
 
 
 @aio
-async def test_the_caller_knows_of_a_hook_before_it_execs_and_it_is_our_own_child(tmp_path):
+async def test_a_hook_is_known_before_its_exec_and_is_a_direct_child(tmp_path):
     listener = Listener.open(1 << 20)
     listener.subscribe(2.0)
     known: dict[int, int] = {}

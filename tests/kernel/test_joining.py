@@ -61,7 +61,7 @@ def test_nothing_is_lost_between_joining_and_the_first_read():
         source.close()
 
 
-def test_nor_between_registering_for_exit_records_and_the_first_read():
+def test_no_record_is_lost_between_registering_and_reading():
     records = Taskstats(BUFFER)
     make_a_storm()
     assert len(records.drain()) >= MORE_THAN_FITS

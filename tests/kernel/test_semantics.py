@@ -89,7 +89,7 @@ def test_leader_ends_first_then_a_thread_exits_the_process(daemon):
     dies_as(daemon, lambda: (last_thread(lambda: (rename("other-name"), os._exit(3))), exit_thread(0)))
 
 
-def test_leader_ends_with_a_code_of_its_own_and_the_last_thread_with_another(daemon):
+def test_the_last_thread_decides_over_an_early_leaders_code(daemon):
     # Apart by more than the 5 ms within which two codes count as one group exit where no record names the last thread.
     dies_as(daemon, lambda: (last_thread(lambda: (time.sleep(0.02), exit_thread(6))), exit_thread(5)))
 

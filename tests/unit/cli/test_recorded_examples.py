@@ -71,7 +71,7 @@ def test_an_example_matches_what_it_is_for_and_nothing_else(example):
 
 
 @pytest.mark.parametrize("example", EXPECTED)
-def test_more_failed_in_the_recording_than_the_example_answers_to(example, tmp_path):
+def test_a_recording_has_failures_that_its_example_ignores(example, tmp_path):
     rules = tmp_path / "all.yaml"
     rules.write_text("rules: [{name: failed, events: [nonzero_exit]}]")
     assert len(replay(example, rules)) > len(EXPECTED[example])

@@ -168,7 +168,7 @@ def test_what_is_written_is_read(start, noise, messages):
 
 
 @given(st.integers(0, 10**6))
-def test_a_recording_that_was_cut_off_gives_what_is_there_or_is_refused(length):
+def test_a_truncated_recording_is_read_partly_or_refused(length):
     data = a_recording()
     try:
         found = read(io.BytesIO(data[: length % len(data)]))

@@ -187,7 +187,7 @@ def test_a_name_that_no_rule_has(rules):
     assert [one["message"] for one in found["warnings"]] == ['there is no rule named "gone"']
 
 
-def test_a_file_of_disabled_rules_that_others_can_write_is_refused(rules):
+def test_a_disabled_file_writable_by_others_is_refused(rules):
     (rules.parent / "disabled").write_text("any-exec\n")
     (rules.parent / "disabled").chmod(0o666)
     assert ctl("check", rules=rules)[0] == EX_CONFIG
@@ -364,7 +364,7 @@ def on_terminal(words, env):
 
 
 @pytest.mark.parametrize("words", [["statsu"], ["jobs"], ["jobs", "lst"], []])
-def test_a_verb_that_does_not_exist_is_answered_with_those_that_do(words, capsys):
+def test_an_unknown_verb_is_answered_with_the_known_verbs(words, capsys):
     with pytest.raises(SystemExit) as ended:
         run(words)
     assert ended.value.code == 2

@@ -133,7 +133,7 @@ def records(draw):
 
 @given(st.builds(TaskstatsFilter, status_sets), st.lists(records(), min_size=1, max_size=12))
 @settings(max_examples=200)
-def test_the_taskstats_program_keeps_wanted_statuses_and_early_leaders(wanted, sent):
+def test_the_taskstats_filter_keeps_statuses_and_early_leaders(wanted, sent):
     program = taskstats_program(wanted)
     if program:
         bpf.check(program)
@@ -143,7 +143,7 @@ def test_the_taskstats_program_keeps_wanted_statuses_and_early_leaders(wanted, s
 
 
 @given(st.builds(TaskstatsFilter, status_sets), st.sampled_from([0, 1, 3]), st.binary(min_size=16, max_size=80))
-def test_the_taskstats_program_keeps_every_answer_that_is_no_record(wanted, command, rest):
+def test_the_taskstats_filter_keeps_answers_that_are_not_records(wanted, command, rest):
     """An acknowledgement or an error of ours has its errno where a record has its command."""
     message = exit_record(taskstats(13))[:16] + bytes([command]) + rest
     assert bpf.run(taskstats_program(wanted), message) == KEPT
@@ -160,7 +160,7 @@ def test_the_offsets_of_the_program_are_the_header_s():
 # --- the assembler
 
 
-def test_the_largest_programs_that_a_plan_can_ask_for_are_within_the_kernel_s_limits():
+def test_the_largest_bpf_programs_are_within_the_kernels_limits():
     codes = [(n, n + 1) for n in range(0, 16 * 16, 16)]
     wanted = StatusSet.of(codes, range(1, 65, 2))
     for program in (
@@ -190,7 +190,7 @@ def targets(lines: Iterable[str]) -> list[int]:
 
 
 @given(wanted_events)
-def test_every_instruction_can_be_listed_with_its_targets_in_range(wanted):
+def test_every_instruction_is_listed_with_targets_in_range(wanted):
     program = connector_program(wanted)
     lines = listing(program)
     assert [int(line.split(":")[0]) for line in lines] == list(range(len(program)))

@@ -27,7 +27,7 @@ def test_wake_ups_without_a_pause_open_one():
     assert not any(windows(*paused))
 
 
-def test_it_stays_open_while_it_brings_something_and_opens_again_as_soon_as_there_is_hurry():
+def test_a_window_stays_open_under_load_and_reopens_at_once():
     storm = [(LOAD_EVENTS, FAR), (LOAD_GATHERED, W), (LOAD_GATHERED - 1, W), (2, FAR)]
     assert windows(*storm) == [W, W, 0.0, 0.0]
 

@@ -78,7 +78,7 @@ def recorded(tid):
 
 
 @given(st.lists(st.integers(1, 9), max_size=20), st.sets(st.integers(1, 9)), st.lists(st.integers(1, 9), max_size=3))
-def test_what_is_known_by_half_stays_in_order_and_nothing_else_does(tids, unsettled, more):
+def test_only_partially_matched_exits_stay_in_order(tids, unsettled, more):
     with TemporaryDirectory() as directory:
         path = Path(directory) / "in-flight"
         slots = InFlight(path, "boot")

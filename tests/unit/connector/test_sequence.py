@@ -27,7 +27,7 @@ def streams(draw):
 
 
 @given(streams(), st.integers(1, 7))
-def test_what_is_missing_is_what_was_lost_on_any_cpu_over_any_batches(stream, batch):
+def test_missing_counts_equal_losses_on_any_cpu_in_any_batches(stream, batch):
     pairs, lost = stream
     tracker = SequenceTracker()
     told = sum(tracker.note(pairs[i : i + batch]) for i in range(0, len(pairs), batch))

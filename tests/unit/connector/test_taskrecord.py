@@ -68,7 +68,7 @@ def test_a_short_old_record_is_refused():
 
 
 @pytest.mark.parametrize("version", READABLE)
-def test_every_shortened_message_is_refused_or_loses_only_its_group(version):
+def test_every_shortened_datagram_is_rejected_or_loses_its_group(version):
     stats = taskstats(version, ac_pid=5, ac_tgid=5, ac_flag=0x20)
     whole = exit_record(stats, taskstats(version, cpu_run_virtual_total=9_000), FAMILY)
     needed = 36 + type(stats).ac_exe_inode.offset + 8
@@ -87,14 +87,14 @@ def test_what_is_not_an_exit_record_is_refused():
 
 
 @pytest.mark.parametrize("at", [20, 22, 24, 26, 32, 34])
-def test_found_by_fuzzing_a_message_of_other_attributes_is_refused(at):
+def test_found_by_fuzzing_other_attributes_are_refused(at):
     """As from a kernel that pads before the struct: nothing would be where it is looked for."""
     message = bytearray(exit_record(taskstats(13, ac_pid=5, ac_tgid=5), family=FAMILY))
     message[at : at + 2] = b"\x06\x00"
     assert "attributes" in unreadable(bytes(message))
 
 
-def test_found_by_fuzzing_only_a_group_attribute_is_read_as_the_group():
+def test_found_by_fuzzing_only_a_group_attribute_is_the_group():
     message = bytearray(
         exit_record(taskstats(13, ac_pid=5, ac_tgid=5), taskstats(13, cpu_run_virtual_total=9_000), FAMILY)
     )

@@ -123,7 +123,7 @@ def test_another_version_is_named(version):
     "verb", ['{"v":1,"verb":"x","args":{"a":%s}}', '{"v":%s}', '{"v":1,"ok":false,"error":{"what":%s}}']
 )
 @pytest.mark.parametrize("depth", [62, 63, 900, 975, 985, 990])
-def test_found_by_fuzzing_a_frame_nested_near_the_limit_of_calls_is_refused(verb, depth):
+def test_found_by_fuzzing_a_deeply_nested_frame_is_refused(verb, depth):
     """json.loads takes what json.dumps, deeper in the calls, then gives up on with a RecursionError."""
     payload = (verb % ("[" * depth + "]" * depth)).encode()
     decoder = Decoder()

@@ -189,7 +189,7 @@ def test_a_client_that_says_nothing_is_closed(hasty):
         assert drain(connection) == b""
 
 
-def test_one_that_asks_and_never_reads_is_closed_and_takes_bounded_memory(hasty):
+def test_a_client_that_never_reads_is_closed_in_bounded_memory(hasty):
     with hasty.raw() as connection:
         with contextlib.suppress(OSError):
             connection.setblocking(False)
@@ -401,7 +401,7 @@ def answers(connection, count):
     return found
 
 
-def test_an_answer_that_takes_its_time_holds_up_nobody_else_and_what_is_asked_after_it_waits(running):
+def test_a_slow_answer_delays_only_its_own_client(running):
     with running.raw() as asking:
         asking.sendall(pack(Request("slow", {})) + pack(Request("echo", {"a": 2})))
         running.until(lambda: SLOW.waiting)
@@ -411,7 +411,7 @@ def test_an_answer_that_takes_its_time_holds_up_nobody_else_and_what_is_asked_af
 
 
 @pytest.mark.parametrize("failure", [VerbError("no", "because"), ZeroDivisionError("a bug")])
-def test_an_answer_that_fails_late_is_told_like_one_that_fails_at_once(running, failure):
+def test_an_answer_that_fails_late_is_reported_as_an_error(running, failure):
     with running.raw() as asking:
         asking.sendall(pack(Request("slow", {})))
         running.until(lambda: SLOW.waiting)

@@ -115,7 +115,7 @@ async def test_a_pid_that_was_reused_is_not_taken_for_the_hook():
 
 
 @aio
-async def test_a_member_whose_pid_was_reused_meanwhile_is_not_signalled():
+async def test_a_group_member_with_a_reused_pid_is_not_signalled():
     stranger, _ = tree("pass", 1)
     ticks = group.start_ticks(stranger.pid)
     group._send(group.Member(stranger.pid, ticks + 1), signal.SIGKILL)

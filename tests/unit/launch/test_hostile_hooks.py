@@ -150,7 +150,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("spoil", REFUSED, ids=lambda spoil: spoil.__name__.strip("_"))
 @aio
-async def test_a_program_that_cannot_or_must_not_run_is_told_and_harms_no_other(spoil, tmp_path):
+async def test_a_program_that_cannot_run_is_reported_and_fails_alone(spoil, tmp_path):
     program = tmp_path / "programs" / "hook"
     program.parent.mkdir(mode=0o755)
     program.write_text("#!/bin/sh\nexit 0\n")

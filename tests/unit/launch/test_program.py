@@ -41,7 +41,7 @@ def test_a_script_of_ours_is_executed_by_its_resolved_path(script, tmp_path):
     assert found.inode == (script.stat().st_dev, script.stat().st_ino)
 
 
-def test_a_binary_is_executed_by_descriptor_where_its_comm_survives_that(monkeypatch):
+def test_a_binary_is_executed_by_descriptor_and_keeps_its_comm(monkeypatch):
     monkeypatch.setattr(program, "comm_is_kept", lambda release: True)
     assert opened("/bin/true").by_fd
     monkeypatch.setattr(program, "comm_is_kept", lambda release: False)

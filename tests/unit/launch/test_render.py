@@ -58,7 +58,7 @@ def test_standard_input_is_the_record_as_logged_on_one_line(comm):
     assert [json.loads(line) for line in lines] == [event | {"job_id": 7}]
 
 
-def test_gathered_events_are_one_line_each_and_the_first_names_the_job():
+def test_coalesced_events_are_one_line_each_and_one_job():
     spec = hook("r", "/bin/x", "{pid}")
     events = ({"pid": 1}, {"pid": 2}, {"pid": 3})
     assert render.argv(spec, job(*events))[1] == b"1"
@@ -72,7 +72,7 @@ def test_exe_and_cgroup_stay_paths_in_an_argument():
     assert argv[1:] == [b"/usr/bin/a b", b"/system.slice/x", b"\\x2d.mount\\x2fx"]
 
 
-def test_what_is_not_known_is_not_a_variable_and_an_empty_argument():
+def test_an_unknown_field_is_no_variable_and_an_empty_argument():
     env = environment({"pid": 1, "uid": None, "core_dumped": False, "cmdline": ["a", "b"]})
     assert b"CNPROCD_UID" not in env
     assert env[b"CNPROCD_CORE_DUMPED"] == b"false"
@@ -134,12 +134,12 @@ def test_a_message_for_people_cannot_deceive():
 
 
 @pytest.mark.parametrize("raw", ["zz", "6", "\udcff", "6 f"])
-def test_found_by_fuzzing_a_hex_field_that_is_none_leaves_the_field_as_it_was_logged(raw):
+def test_found_by_fuzzing_a_bad_hex_field_leaves_the_text_field(raw):
     """From a damaged spool, or from a reader that makes things up: the hook runs all the same."""
     assert environment({"comm": "x\\xff", "comm_hex": raw})[b"CNPROCD_COMM"] == b"x\\xff"
 
 
 @pytest.mark.parametrize("name", ["a\0b", "a=b", "", "comm\n", "\udcff", "é", "x" * 100])
-def test_found_by_fuzzing_a_field_that_no_record_has_becomes_no_variable(name):
+def test_found_by_fuzzing_an_unknown_field_is_not_a_variable(name):
     """From a damaged spool: a NUL in a variable's name would make the exec fail."""
     assert set(environment({"comm": "x", name: 1})) == set(environment({"comm": "x"}))

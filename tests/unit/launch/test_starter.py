@@ -163,7 +163,7 @@ def test_a_script_swapped_between_check_and_use_is_not_run(starter, tmp_path):
     assert "was replaced between check and use" in launch_failure(report, one)
 
 
-def test_a_binary_swapped_between_check_and_use_is_run_as_checked(starter, tmp_path):
+def test_a_binary_swapped_after_its_check_runs_as_checked(starter, tmp_path):
     path = tmp_path / "hook"
     path.write_bytes(Path("/bin/echo").read_bytes())
     path.chmod(0o755)
@@ -273,7 +273,7 @@ def test_a_kernel_without_clone3_makes_the_daemon_fork(helped, monkeypatch):
 
 
 @pytest.mark.parametrize("left", range(12))
-def test_no_descriptors_left_is_an_error_before_anything_is_started(helped, left):
+def test_no_descriptors_left_is_an_error_before_any_start(helped, left):
     """Wherever on the way they run out; with enough of them, it starts."""
     one = order("-c", "exit 0")
     announced, child = [], None
@@ -297,7 +297,7 @@ def test_no_descriptors_left_is_an_error_before_anything_is_started(helped, left
     assert output == b"ok\n"
 
 
-def test_the_helper_ends_with_the_daemon_even_if_the_daemon_is_killed():
+def test_the_helper_ends_with_a_killed_daemon():
     script = (
         "import sys,os,signal; sys.path[:0]=sys.argv[1:]\n"
         "from hookkit import Records\nfrom cnprocd.launch.spawn import Starter\nimport socket\n"

@@ -243,7 +243,7 @@ def test_without_records_a_process_that_lives_on_is_not_dead():
     assert Deaths(lambda tgid: True).exit(event(End(P + 1, 3 << 8), 1))[1] is None
 
 
-def test_without_records_one_death_is_told_once_for_all_its_threads():
+def test_without_records_a_process_dies_once_for_all_its_threads():
     deaths = Deaths(lambda tgid: False)
     told = [deaths.exit(event(End(P + n, 3 << 8), n))[1] for n in range(5)]
     assert [death is not None for death in told] == [True, False, False, False, False]
@@ -267,7 +267,7 @@ def test_a_lost_event_leaves_the_record_without_its_time():
 # --- memory
 
 
-def test_records_that_wait_in_vain_are_forgotten_once_the_queue_was_empty():
+def test_abandoned_records_are_dropped_after_an_empty_queue():
     """exit_group(0) usually leaves one: the leader's record passes the filter, its event does not."""
     deaths = Deaths(lambda tgid: False)
     for tgid in range(1000, 3000):
@@ -282,7 +282,7 @@ def test_records_that_wait_in_vain_are_forgotten_once_the_queue_was_empty():
     assert not deaths._leaders
 
 
-def test_a_record_that_came_since_the_last_prune_is_kept_for_its_event():
+def test_a_record_newer_than_the_last_prune_waits_for_its_event():
     deaths = Deaths(lambda tgid: True)
     deaths.caught_up()
     deaths.prune()
@@ -293,7 +293,7 @@ def test_a_record_that_came_since_the_last_prune_is_kept_for_its_event():
     assert deaths.exit(event(last, 1))[1].record is not None
 
 
-def test_a_death_whose_event_never_comes_is_told_when_the_queue_was_empty():
+def test_a_death_without_its_event_is_found_after_an_empty_queue():
     """As after an allocation that failed in the kernel, which tells nobody."""
     deaths = Deaths(lambda tgid: False)
     deaths.record(record(End(P, 3 << 8, last=True, threaded=False)))
@@ -308,7 +308,7 @@ def test_a_death_whose_event_never_comes_is_told_when_the_queue_was_empty():
     assert not deaths.unsettled
 
 
-def test_a_process_that_is_still_giving_its_memory_back_has_not_lost_its_event():
+def test_a_process_freeing_its_memory_has_not_lost_its_event():
     """Between record and event lies exit_mm(), which may take seconds; /proc shows the process until then."""
     alive = {P}
     deaths = Deaths(alive.__contains__)

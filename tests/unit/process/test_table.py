@@ -60,7 +60,7 @@ def test_a_child_inherits_everything_but_its_pid(table):
     assert table.get(200) is child
 
 
-def test_a_child_of_a_thread_has_that_thread_s_name_which_nobody_knows(table):
+def test_a_child_of_a_thread_has_an_unknown_name(table):
     child, _ = fork(table, 100, 200, 5, by=101)
     assert (child.comm, child.comm_source, child.exe, child.uid) == (None, "unknown", "/bin/sh", 1000)
 
@@ -93,13 +93,13 @@ def test_a_new_owner_of_a_pid_replaces_one_that_ended(table):
     assert table.get(100) is child
 
 
-def test_a_new_owner_of_a_living_one_s_pid_hands_that_back_as_vanished(table):
+def test_a_new_owner_of_a_live_pid_reports_the_old_as_vanished(table):
     shell = table.get(100)
     _, former = fork(table, 1, 100, 5)
     assert former is shell
 
 
-def test_what_a_scan_told_of_a_process_before_its_fork_came_is_kept(table):
+def test_scan_results_of_a_process_survive_its_late_fork_event(table):
     """LISTEN, fork, scan, and only then is the fork read: the process has not vanished, and may have exec'd since."""
     table.adopt([known(200, 4.99, comm="ls", exe="/bin/ls", counted_ns=at(5.5))])
     child, former = fork(table, 100, 200, 5)
@@ -158,7 +158,7 @@ def test_exec_of_a_set_user_id_program_changes_what_was_read(table):
 
 
 @pytest.mark.parametrize("fresh", [None, known(100, 30, comm="stranger")], ids=["gone", "the PID has a new owner"])
-def test_exec_of_a_process_that_cannot_be_read_makes_its_image_unknown(table, fresh):
+def test_exec_of_an_unreadable_process_makes_its_image_unknown(table, fresh):
     process = table.exec(100, at(6), fresh)
     assert (process.comm, process.exe, process.cmdline) == (None, None, None)
     assert (process.comm_source, process.image_source) == ("unknown", "unknown")
@@ -228,7 +228,7 @@ def test_threads_of_an_unknown_process_are_nobody_s(table):
 
 
 @pytest.mark.parametrize("later_ns", [2, TICK_NS - 1])
-def test_a_parent_that_seems_younger_by_less_than_a_tick_is_a_parent(table, later_ns):
+def test_a_parent_younger_by_less_than_a_tick_is_accepted(table, later_ns):
     """Of two starts in one tick, read one after the other, or one of them exact, either may come out as the later."""
     began_ns = 5 * 10**9
     table.adopt([known(100, 1), Process(101, 100, began_ns + later_ns), Process(102, 101, began_ns)])
@@ -246,13 +246,13 @@ def test_an_ended_process_is_kept_a_moment_and_then_forgotten(table):
     assert table.get(100) is None
 
 
-def test_a_leader_that_ended_while_its_threads_run_is_not_forgotten(table):
+def test_an_ended_leader_with_live_threads_is_kept(table):
     table.end(table.get(100), at(5))
     table.sweep(at(20), everybody)
     assert 100 in table.tgids()
 
 
-def test_a_leaderless_process_whose_end_nobody_tells_is_forgotten_later(table):
+def test_a_leaderless_process_without_an_end_is_forgotten_later(table):
     """A plan for failures lets leaders' ends pass, and not the success of a last thread."""
     table.end(table.get(100), at(5))
     table.sweep(at(20), everybody)
@@ -266,7 +266,7 @@ def test_a_leaderless_process_whose_end_nobody_tells_is_forgotten_later(table):
     assert former is None
 
 
-def test_a_leaderless_process_whose_pid_is_taken_has_not_vanished(table):
+def test_a_leaderless_process_with_a_reused_pid_has_not_vanished(table):
     """Found by test_plan.py: between two sweeps its threads had ended with a status that no rule asks for."""
     table.end(table.get(100), at(5))
     table.sweep(at(20), everybody)
@@ -329,7 +329,7 @@ def test_a_scan_older_than_an_event_changes_nothing(table):
     assert table.get(100) is child
 
 
-def test_a_new_owner_after_an_end_that_was_seen_hands_back_nobody(table):
+def test_a_new_owner_after_a_seen_exit_returns_no_vanished_one(table):
     table.end(table.get(100), at(5))
     assert table.adopt([known(100, 20)]) == []
 
@@ -344,7 +344,7 @@ def test_who_is_missing_from_a_scan_has_vanished_once(table):
     assert table.missing({1}, at(40)) == []
 
 
-def test_one_process_is_told_by_its_start_within_the_resolution_of_proc():
+def test_one_process_is_known_by_its_start_within_a_tick():
     assert same_process(known(1, 10.00), known(1, 10.03))
     assert not same_process(known(1, 10.00), known(1, 10.05))
     assert same_process(known(1, None), known(1, 10))

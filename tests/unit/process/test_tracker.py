@@ -185,7 +185,7 @@ def test_one_core_dump_is_told_once_with_its_death():
     ]
 
 
-def test_a_second_coredump_event_of_the_same_dump_is_told_to_threads_only():
+def test_a_second_coredump_event_matches_thread_rules_only():
     scene = Scene(kinds=frozenset({"coredump"}), threads=frozenset({"coredump"}))
     event = dumps_of_60(scene)
     told = [(o.of_thread, o.tid) for o in scene.tracker.take([event(61, 0), event(60, 1000)], [])]
@@ -213,7 +213,7 @@ def ends_of_threads(scene: Scene) -> list[tuple]:
     return [(o.of_thread, o.tid, o.status, o.process.comm) for o in scene.run() if o.kind == "exit"]
 
 
-def test_thread_rules_see_every_thread_and_process_rules_one_death():
+def test_thread_rules_match_threads_and_process_rules_one_death():
     scene = Scene(threads=EXITS)
     machine = scene.machine
     machine.thread(60, 61)
@@ -226,7 +226,7 @@ def test_thread_rules_see_every_thread_and_process_rules_one_death():
     ]
 
 
-def test_without_records_a_thread_s_name_is_unknown_and_its_leader_s_is_not():
+def test_without_records_a_threads_name_is_unknown():
     scene = Scene(records=False, kinds=frozenset(), threads=EXITS)
     scene.machine.thread(60, 61)
     scene.machine.exit(60, 768, order=[61, 61, 60, 60])
@@ -318,7 +318,7 @@ def test_without_a_table_the_record_tells_who_it_was():
     assert scene.reader.reads == []
 
 
-def test_the_parent_at_death_is_the_record_s_when_the_event_cannot_tell():
+def test_the_parent_at_death_comes_from_the_record_if_need_be():
     """Reaped before the event was made: it names no parent. The table only knows who forked it."""
     scene = Scene()
     scene.machine.fork(60, 100)
@@ -369,7 +369,7 @@ def test_without_a_table_nobody_knows_the_ancestors():
 # --- counting threads, where there are no records
 
 
-def test_a_process_ends_with_its_last_thread_and_the_status_of_its_group():
+def test_a_process_ends_with_its_last_thread_and_group_status():
     scene = Scene(records=False, kinds=EXITS)
     machine = scene.machine
     for tid in (61, 62):
@@ -380,7 +380,7 @@ def test_a_process_ends_with_its_last_thread_and_the_status_of_its_group():
     assert [(o.process.tgid, o.status, o.process.comm) for o in scene.run()] == [(60, 768, "sh")]
 
 
-def test_an_early_leader_s_threads_are_looked_after_and_not_told_twice():
+def test_threads_of_an_early_leader_are_tracked_and_match_once():
     scene = Scene(records=False, kinds=EXITS)
     scene.machine.thread(60, 61)
     scene.machine.end_thread(60, 60)
@@ -391,7 +391,7 @@ def test_an_early_leader_s_threads_are_looked_after_and_not_told_twice():
     assert scene.sweep(KEEP_NS + 1) == []
 
 
-def test_a_death_that_the_count_missed_is_found_by_the_sweep_once():
+def test_a_death_missed_by_the_count_is_found_once_by_the_sweep():
     scene = Scene(records=False, kinds=EXITS)
     scene.machine.thread(60, 61)
     scene.machine.exit(60, 768)
@@ -427,7 +427,7 @@ def test_exec_by_a_thread_makes_a_new_leader_that_is_not_missed():
     assert [(o.status, o.process.comm) for o in scene.run()] == [(768, "java")]
 
 
-def test_a_process_that_nobody_told_of_dies_once_for_all_its_threads():
+def test_an_untracked_process_dies_once_for_all_its_threads():
     scene = Scene(records=False, kinds=EXITS)
     scene.machine.fork(60, 100)
     for tid in range(101, 106):
@@ -471,7 +471,7 @@ def test_a_process_whose_pid_has_a_new_owner_has_vanished():
     assert [(o.kind, o.process.comm, o.recovered) for o in told] == [("exit", "java", True), ("fork", "sh", False)]
 
 
-def test_nobody_vanishes_for_having_been_scanned_before_his_fork_was_read():
+def test_a_process_scanned_before_its_fork_has_not_vanished():
     scene = Scene()
     scene.machine.fork(60, 100)
     scene.machine.exec(100, "/usr/bin/java")
@@ -501,7 +501,7 @@ def test_an_image_that_cannot_be_read_any_more_is_unknown():
     assert told[0].process.sources()["exe"] == "unknown"
 
 
-def test_a_child_of_a_process_that_nobody_knows_is_read_from_proc():
+def test_a_child_of_an_unknown_process_is_read_from_proc():
     scene = Scene(kinds=frozenset({"fork"}))
     scene.tracker.table.clear()
     scene.machine.fork(60, 100)
@@ -527,7 +527,7 @@ def test_what_is_told_of_a_process_is_not_shared_with_the_next():
     assert first is not second
 
 
-def test_a_hook_that_got_the_pid_of_a_dead_hook_was_not_dead_at_the_last_sweep():
+def test_a_hook_with_a_reused_pid_survives_the_sweep():
     """Found by test_plan.py."""
     scene = Scene()
     scene.machine.fork(OWN, 100)

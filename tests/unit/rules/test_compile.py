@@ -81,7 +81,7 @@ def could_be(match, comm: str | None) -> bool:
     st.lists(st.tuples(comm_rules, st.booleans(), st.booleans()), max_size=8), st.lists(comms | st.none(), max_size=8)
 )
 @settings(max_examples=150)
-def test_the_candidates_are_those_that_looking_at_every_rule_finds(given_rules, asked):
+def test_the_candidates_equal_a_search_of_every_rule(given_rules, asked):
     rules = [
         rule(f"r{n}", match=match, threads=threads, enabled=enabled)
         if match
@@ -111,7 +111,7 @@ def test_the_matches_are_those_of_every_rule_alone(matches, happened):
         assert [f.compiled.name for f in matcher.match(occurrence) if not f.log_only] == expected
 
 
-def test_candidates_come_in_the_order_of_the_file_however_they_were_found():
+def test_candidates_come_in_the_order_of_the_file():
     rules = [
         rule("any"),
         *(rule(f"r{n}", match={"comm": p}) for n, p in enumerate(["/h/", "s*", "sh", "*", "?h", "sh"])),
@@ -320,7 +320,7 @@ def test_an_exit_of_unknown_status_goes_by_the_rule_s_wish(policy, match, said):
     assert said == (firing and (firing.event, firing.log_only))
 
 
-def test_an_exit_rule_that_does_not_ask_how_matches_an_unknown_status_whatever_the_wish():
+def test_an_exit_rule_without_status_keys_matches_unknown_status():
     for policy in ("match", "log", "ignore"):
         compiled = compile_rule(rule(events=["exit"], match={"comm": "sh"}, on_unknown_exit=policy), 0)
         firing = judge(compiled, exited(status=None))

@@ -91,7 +91,7 @@ def test_a_child_that_fails_is_a_reason_to_keep_the_old_rules(read, said, capfd)
     assert ("ZeroDivisionError" in capfd.readouterr().err) == (said == "code 1")
 
 
-def test_the_child_has_no_descriptor_of_ours_and_hears_no_signal_for_us():
+def test_a_hook_inherits_no_descriptors_and_no_signals():
     def read():
         found = sorted(int(name) for name in os.listdir("/proc/self/fd"))
         handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]

@@ -78,7 +78,7 @@ def compare(model, made):
         assert model == made
 
 
-def test_nothing_is_lost_on_the_way_and_nothing_of_pydantic_stays():
+def test_rules_arrive_complete_and_without_pydantic():
     models = RuleFile.model_validate(EVERYTHING)
     for model, made in ((models.rules, plain(models.rules)), (models.settings, plain(models.settings))):
         compare(model, made)

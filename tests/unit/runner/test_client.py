@@ -163,7 +163,7 @@ def test_without_a_runner_the_job_is_told_to_wait(tmp_path):
     play(tmp_path, scene)
 
 
-def test_a_reader_that_goes_takes_its_hooks_with_it_before_the_next_is_served(tmp_path):
+def test_a_daemon_that_leaves_has_its_hooks_ended_first(tmp_path):
     """Two tries of one job must never run at once, whatever happens to the reader between them."""
 
     async def scene(it: World) -> None:
@@ -243,7 +243,7 @@ HELLO = {"type": "hello", "version": wire.VERSION}
     ],
     ids=repr,
 )
-def test_whoever_breaks_the_protocol_is_cut_off_and_the_next_is_served(tmp_path, bodies):
+def test_a_peer_that_breaks_the_protocol_is_cut_off_alone(tmp_path, bodies):
     async def scene(it: World) -> None:
         it.specs["r"] = spec("r", "exec sleep 100")
         it.specs["good"] = spec("good", "exit 0")

@@ -69,7 +69,7 @@ async def test_many_jobs_at_once_run_in_order_and_memory_stays_flat(tmp_path):
         assert growth_kib < 4096
 
 
-def test_a_long_queue_behind_a_busy_rule_does_not_slow_down_the_choice(tmp_path):
+def test_a_long_queue_of_a_busy_rule_does_not_slow_the_choice(tmp_path):
     """Not timed: the query must be answered by the partial index alone, and sort nothing."""
     spool = Spool.open(tmp_path, log=Records())
     spool.enqueue([request("r", serialize_key="k") for _ in range(100)])

@@ -49,7 +49,7 @@ def start(directory, first, last):
     )
 
 
-def test_nothing_committed_is_lost_and_nothing_finished_runs_again(tmp_path):
+def test_committed_jobs_survive_and_finished_jobs_stay_finished(tmp_path):
     seed = random.randrange(1 << 32)
     chance = random.Random(seed)
     directory = tmp_path / "state"

@@ -58,7 +58,7 @@ def test_a_finished_job_never_runs_again_whatever_happens(happenings):
 
 
 @given(st.integers(0, 5), st.lists(CHANCE, min_size=10, max_size=10))
-def test_a_job_that_always_fails_is_tried_once_more_than_its_retries(retries, chances):
+def test_a_job_that_always_fails_runs_once_more_than_its_retries(retries, chances):
     hook, one, now_ns, tries = spec(retries=retries), job(), 0, 0
     for chance in chances:
         tries += 1

@@ -7,7 +7,7 @@ from cnprocd.spool.latency import BOUNDS_MS, Histogram
 
 
 @given(st.lists(st.floats(0, 20_000), max_size=50), st.floats(0, 1))
-def test_a_quantile_is_the_bucket_that_holds_the_value_of_that_rank(values, share):
+def test_a_quantile_is_the_bucket_with_the_value_of_that_rank(values, share):
     histogram = Histogram()
     for value in values:
         histogram.add(value)

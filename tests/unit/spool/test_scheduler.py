@@ -95,7 +95,7 @@ async def test_a_dead_letters_message_is_rendered_for_people(tmp_path):
 
 
 @aio
-async def test_a_hook_that_outstays_its_time_is_ended_with_all_it_started(tmp_path):
+async def test_a_hook_over_its_time_limit_is_ended_with_its_group(tmp_path):
     script = "sleep 1000 & echo $!; setsid sleep 1000 & echo $!; wait"
     async with running(tmp_path, shell("r", script, timeout_s=0.3)) as (spool, runner, records):
         spool.enqueue([request("r")])
@@ -245,7 +245,7 @@ async def test_gathered_events_are_all_on_standard_input_of_one_run(tmp_path):
 
 
 @aio
-async def test_a_gathering_starts_when_its_window_closes_without_being_woken(tmp_path):
+async def test_a_coalesced_job_starts_when_its_window_closes(tmp_path):
     async with running(tmp_path, hook("r", "/bin/true")) as (spool, runner, records):
         spool.enqueue([request("r", gather=Gather("r", window_s=0.2))])
         runner.wake()
@@ -286,7 +286,7 @@ async def test_with_one_slot_new_jobs_go_before_the_backlog(tmp_path, gate):
 
 
 @aio
-async def test_a_reload_holds_for_what_waits_and_a_job_without_a_rule_is_a_dead_letter(tmp_path, gate):
+async def test_a_reload_applies_to_waiting_jobs_and_orphans_are_dead(tmp_path, gate):
     async with running(tmp_path, gate.spec("r"), gate.spec("gone"), slots=1) as (spool, runner, records):
         spool.enqueue([request("r"), request("r"), request("gone")])
         runner.wake()
@@ -379,7 +379,7 @@ asyncio.run(main(pathlib.Path(sys.argv[1])))
 
 
 @aio
-async def test_a_hook_that_outlived_a_killed_daemon_is_ended_before_its_job_runs_again(tmp_path, monkeypatch):
+async def test_a_surviving_hook_is_ended_before_its_job_runs_again(tmp_path, monkeypatch):
     monkeypatch.setattr(runner_module, "TERM_GRACE_S", 0.1)
     daemon = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", DRIVER, str(tmp_path)),
@@ -435,7 +435,7 @@ async def test_an_unknown_user_is_a_failed_try_with_the_reason(tmp_path):
 
 
 @aio
-async def test_a_job_whose_record_is_damaged_is_a_dead_letter_not_an_end_of_all(tmp_path):
+async def test_a_job_with_a_damaged_record_becomes_dead(tmp_path):
     async with running(tmp_path, hook("r", "/bin/true"), slots=1) as (spool, runner, records):
         spool.enqueue([request("r"), request("r")])
         spool._store._db.execute("UPDATE events SET record = '[' WHERE job_id = 1")
@@ -460,7 +460,7 @@ async def test_cleanup_goes_on_in_memory_and_comes_back_to_the_disk(tmp_path, mo
 
 
 @aio
-async def test_commits_are_settled_soon_and_an_idle_runner_has_no_timer(tmp_path, monkeypatch):
+async def test_commits_are_synced_soon_and_idle_leaves_no_timer(tmp_path, monkeypatch):
     monkeypatch.setattr(runner_module, "TEND_S", 0.01)
     async with running(tmp_path, hook("r", "/bin/true")) as (spool, runner, records):
         spool.enqueue([request("r")])
@@ -473,7 +473,7 @@ async def test_commits_are_settled_soon_and_an_idle_runner_has_no_timer(tmp_path
 
 
 @aio
-async def test_latency_counts_from_the_kernels_time_and_only_for_new_first_tries(tmp_path):
+async def test_latency_counts_from_kernel_time_for_first_attempts(tmp_path):
     spool = Spool.open(tmp_path, log=Records())
     spool.enqueue([request("r")])
     spool.close()

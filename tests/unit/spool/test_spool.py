@@ -70,7 +70,7 @@ def test_a_batch_is_there_after_it_was_opened_again(open_spool):
     assert again.job(3) is None
 
 
-def test_a_known_key_is_passed_over_in_the_batch_later_and_after_it_is_done(open_spool):
+def test_a_known_key_is_skipped_in_every_state_of_its_job(open_spool):
     spool = open_spool()
     assert spool.enqueue([request("a", key="k"), request("a", key="k")]).job_ids == (1, None)
     spool.start(1, "t")
@@ -81,7 +81,7 @@ def test_a_known_key_is_passed_over_in_the_batch_later_and_after_it_is_done(open
     assert again.due(9) == []
 
 
-def test_a_full_queue_sheds_the_newest_loudly(open_spool, records):
+def test_a_full_queue_drops_the_newest_and_logs_it(open_spool, records):
     spool = open_spool(queue_limit=3)
     result = spool.enqueue([request("a") for _ in range(5)])
     assert (result.job_ids, result.shed) == ((1, 2, 3, None, None), 2)
@@ -91,7 +91,7 @@ def test_a_full_queue_sheds_the_newest_loudly(open_spool, records):
     assert spool.enqueue([request("a"), request("a")]).shed == 1
 
 
-def test_a_storm_that_sheds_is_no_storm_of_records_and_no_job_is_left_untold(open_spool, records, clock):
+def test_a_flood_of_dropped_jobs_is_logged_in_few_records(open_spool, records, clock):
     spool = open_spool(queue_limit=0)
     for _ in range(100):
         clock.now_ns += NS // 10
@@ -115,7 +115,7 @@ def test_a_batch_is_one_commit_or_nothing(open_spool):
 # -- gathering ---------------------------------------------------------------------------------------------------
 
 
-def test_matches_of_a_window_share_one_job_that_is_due_when_it_closes(open_spool, clock):
+def test_matches_of_a_window_share_one_job_due_at_its_close(open_spool, clock):
     spool = open_spool()
     gather = Gather("a", window_s=10)
     first = spool.enqueue([request("a", {"pid": n}, gather=gather) for n in (1, 2)])
@@ -230,7 +230,7 @@ def test_the_dead_are_kept_shown_and_revived_by_hand(open_spool):
     assert ids(spool.jobs(rule="b")) == [2]
 
 
-def test_a_finished_job_is_neither_revived_nor_dropped_nor_recovered(open_spool):
+def test_a_finished_job_cannot_be_retried_dropped_or_recovered(open_spool):
     spool = open_spool()
     spool.enqueue([request("a")])
     spool.start(1, "t")
@@ -253,7 +253,7 @@ def test_what_ran_when_the_daemon_died_waits_again(open_spool):
     assert (again.job(1).attempts, again.job(1).failures, again.job(1).latency_ms) == (1, 0, 1.5)
 
 
-def test_a_hook_that_takes_the_daemon_down_every_time_is_given_up(open_spool, records):
+def test_a_hook_that_always_kills_the_daemon_becomes_dead(open_spool, records):
     spool = open_spool()
     spool.enqueue([request("a")])
     for _ in range(MOST_INTERRUPTIONS + 1):
@@ -321,7 +321,7 @@ def test_the_counters_agree_with_the_tables_whatever_is_called(tmp_path_factory,
 # -- history -----------------------------------------------------------------------------------------------------
 
 
-def test_history_is_bounded_by_count_and_age_and_waiting_jobs_are_not_history(open_spool, clock):
+def test_history_is_bounded_by_count_and_age(open_spool, clock):
     spool = open_spool(history_count=3, history_age_s=100)
     spool.enqueue([request("a", key=str(n)) for n in range(8)])
     for job_id in range(1, 6):
@@ -368,7 +368,7 @@ def damaged_files(directory):
     return sorted(path.name for path in directory.glob(f"{FILE_NAME}.damaged-*"))
 
 
-def test_a_file_that_is_no_database_is_moved_aside_and_a_new_one_begun(tmp_path, open_spool, records):
+def test_a_file_that_is_not_a_database_is_renamed_and_replaced(tmp_path, open_spool, records):
     (tmp_path / FILE_NAME).write_bytes(b"garbage" * 1000)
     spool = open_spool()
     assert spool.durable
@@ -457,7 +457,7 @@ def in_index(path, name, old, new):
     path.write_bytes(raw)
 
 
-def test_found_by_fuzzing_an_index_that_names_a_job_twice_and_another_never(tmp_path, open_spool, records):
+def test_found_by_fuzzing_an_index_that_names_one_job_twice(tmp_path, open_spool, records):
     spool = open_spool()
     spool.enqueue([request(f"rule-{n}") for n in range(10)])
     spool.close()
@@ -468,9 +468,7 @@ def test_found_by_fuzzing_an_index_that_names_a_job_twice_and_another_never(tmp_
     assert ids(spool.due(99)) == list(range(1, 11))
 
 
-def test_found_by_fuzzing_a_done_job_that_an_index_still_calls_waiting_is_not_given_out(
-    tmp_path, open_spool, records, monkeypatch
-):
+def test_found_by_fuzzing_a_done_job_that_is_indexed_as_waiting(tmp_path, open_spool, records, monkeypatch):
     spool = open_spool()
     spool.enqueue([request("a"), request("b")])
     spool.close()
@@ -491,7 +489,7 @@ def test_found_by_fuzzing_a_done_job_that_an_index_still_calls_waiting_is_not_gi
     assert records.of("spool_damaged", reason="the index of waiting jobs names one that does not wait")
 
 
-def test_found_by_fuzzing_a_constraint_whose_text_is_not_utf8_stops_nothing(tmp_path, open_spool, records):
+def test_found_by_fuzzing_a_constraint_that_is_not_utf8(tmp_path, open_spool, records):
     spool = open_spool()
     spool.enqueue([request("a")])
     spool.close()
@@ -521,7 +519,7 @@ def test_found_by_fuzzing_a_flipped_state_is_damage(tmp_path, open_spool, record
     assert spool.counts().waiting == 0
 
 
-def test_found_by_fuzzing_a_damaged_schema_that_is_not_utf8_is_damage(tmp_path, open_spool, records):
+def test_found_by_fuzzing_a_schema_that_is_not_utf8_is_damage(tmp_path, open_spool, records):
     open_spool().close()
     flipped(tmp_path / FILE_NAME, b"CREATE TABLE matches", b"CREATE TABLE\xff\xfematch\xd2")
     assert open_spool().durable
@@ -529,7 +527,7 @@ def test_found_by_fuzzing_a_damaged_schema_that_is_not_utf8_is_damage(tmp_path, 
 
 
 @pytest.mark.parametrize("new", [b'{"pid":12345]', b"[123451234512", b"{\xff\xff\xff\xff\xff:12345}"])
-def test_found_by_fuzzing_a_record_that_cannot_be_read_has_no_events(tmp_path, open_spool, new):
+def test_found_by_fuzzing_an_unreadable_record_has_no_events(tmp_path, open_spool, new):
     spool = open_spool()
     spool.enqueue([request("a", {"pid": 12345}), request("a", {"pid": 1})])
     spool.record_matches([Match(1, "a", None, 12345, {"pid": 12345})])
@@ -542,7 +540,7 @@ def test_found_by_fuzzing_a_record_that_cannot_be_read_has_no_events(tmp_path, o
     assert spool.matches() == []
 
 
-def test_a_full_disk_turns_to_memory_loudly_and_back_when_there_is_room(open_spool, records):
+def test_a_full_disk_moves_the_spool_to_memory_and_back(open_spool, records):
     spool = open_spool()
     spool.enqueue([request("a", {"pid": n}) for n in range(3)])
     spool.start(1, "t")
@@ -623,7 +621,7 @@ def test_the_file_is_ours_alone(tmp_path, open_spool):
         os.umask(old)
 
 
-def test_a_job_whose_key_is_known_to_the_file_is_not_doubled_on_the_way_back(tmp_path, open_spool, records):
+def test_a_job_known_to_the_file_is_not_doubled_on_return(tmp_path, open_spool, records):
     spool = open_spool()
     spool.enqueue([request("a", key="k")])
     spool.close()

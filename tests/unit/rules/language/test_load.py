@@ -223,7 +223,7 @@ def named(name):
     return f"rules: [{{name: {name}, events: exit, match: {{comm: $db}}}}]\n"
 
 
-def test_of_one_name_the_administrators_file_wins_and_names_give_the_order(etc):
+def test_the_administrators_file_wins_and_names_give_the_order(etc):
     written(etc / "lib", named("lib-10"), "10.yaml")
     written(etc / "lib", named("lib-20"), "20.yaml")
     written(etc / "lib", named("lib-30"), "30.yaml")
@@ -256,7 +256,7 @@ def test_other_names_are_ignored_and_a_near_miss_is_warned_of(etc):
     assert [(w.file.name, w.line) for w in loaded.warnings if w.line == 0] == [("a.yml", 0)]
 
 
-def test_lists_are_shared_by_all_files_and_problems_come_in_file_order(etc):
+def test_lists_are_shared_and_problems_come_in_file_order(etc):
     written(etc / "lib", "lists: {other: [y]}\n" + named("a"), "10.yaml")
     written(etc / "lib", "rules: [{name: b, events: exit, match: {comm: [$other, $nope]}}]\n", "20.yaml")
     written(etc / "etc" / "rules.d", "settings: {}\nlists: {db: [z]}\n" + named("a"), "30.yaml")
@@ -328,7 +328,7 @@ def test_a_file_that_others_can_write_is_refused(tmp_path, mode):
     assert f"chmod go-w {file}" in problem.hint
 
 
-def test_a_directory_that_others_can_write_is_refused_unless_sticky(tmp_path):
+def test_a_directory_writable_by_others_is_refused_unless_sticky(tmp_path):
     file = written(tmp_path / "open" / "below", RULE)
     (tmp_path / "open").chmod(0o777)
     (problem,) = problems(file)
@@ -392,7 +392,7 @@ def test_found_by_fuzzing_lists_of_lists_of_names_are_no_bomb(tmp_path):
     assert found[0].line == 43
 
 
-def test_found_by_fuzzing_showing_many_mistakes_in_one_line_takes_no_longer_than_in_many(tmp_path):
+def test_found_by_fuzzing_many_mistakes_in_one_line_are_fast(tmp_path):
     file = written(tmp_path, b"rules: [" + b"a, " * 3000 + b"]")
     with pytest.raises(RulesError) as caught:
         load(file)

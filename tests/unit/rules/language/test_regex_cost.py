@@ -46,7 +46,7 @@ ACCEPTED = [
 
 
 @pytest.mark.parametrize("expression", REFUSED)
-def test_an_expression_with_too_many_ways_is_refused_when_it_is_loaded(expression):
+def test_a_regex_with_too_many_ways_is_refused_at_load(expression):
     with pytest.raises(MistakeError, match="could hold the daemon"):
         names.pattern(f"/{expression}/")
 

@@ -249,14 +249,14 @@ def test_what_is_no_pattern_is_refused(value):
     refused(names.pattern, value)
 
 
-def test_a_path_that_looks_like_an_expression_with_a_flag_is_not_guessed():
+def test_a_path_that_looks_like_a_flagged_regex_is_rejected():
     said = refused(lambda v: names.pattern(v, "path"), "/opt/i")
     assert '"/(?i)opt/"' in said.hint
     assert '"[/]opt/i"' in said.hint
     assert names.pattern("/opt/", "path") == Pattern("regex", "opt")
 
 
-def test_lists_are_expanded_in_place_and_judged_where_they_are_used():
+def test_lists_are_expanded_in_place_and_checked_at_each_use():
     assert rule(match={"comm": ["$db", "x", "tnslsnr"]}).match.comm == (
         Pattern("glob", "ora_*"),
         Pattern("literal", "tnslsnr"),
@@ -481,7 +481,7 @@ def nodes(schema):
         yield from (node for node in nodes(value) if isinstance(node, dict | list))
 
 
-def test_the_json_schema_describes_every_key_and_never_offers_null():
+def test_the_json_schema_describes_every_key_without_null():
     schema = json_schema()
     for model in (schema, *schema["$defs"].values()):
         assert model["additionalProperties"] is False

@@ -148,7 +148,7 @@ trees = st.recursive(
 
 
 @given(trees, st.booleans())
-def test_what_is_dumped_is_read_back_and_every_value_is_where_it_says(tree, flow):
+def test_dumped_yaml_reads_back_with_every_value_in_place(tree, flow):
     text = yaml.safe_dump({"top": tree}, default_flow_style=flow, allow_unicode=True, default_style='"', width=10**6)
     if yaml12._CONTROL.search(text):
         return
@@ -178,7 +178,7 @@ def test_locate():
 
 @pytest.mark.parametrize("text", ["a: 1\nfoo", "- a\nb", "a: |\n x\r\nfoo", "a: 1\rfoo"])
 @both
-def test_found_by_fuzzing_a_mistake_at_the_end_of_a_last_line_without_newline_is_in_that_line(text, loader):
+def test_found_by_fuzzing_an_error_without_a_last_newline(text, loader):
     document = yaml12.read(text, loader)
     assert document.broken
     assert document.flaws[-1].mark.line <= 2 + text.count("\r\n")
