@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -112,7 +113,7 @@ def keys(schema: Schema, name: str) -> str:
 def form(value: Schema) -> str:
     """What a value may be, in a few words."""
     if "$ref" in value:
-        return value["$ref"].rsplit("/", 1)[-1].lower()
+        return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", value["$ref"].rsplit("/", 1)[-1]).lower()
     for choices in ("anyOf", "allOf"):
         if choices in value:
             forms = list(dict.fromkeys(form(choice) for choice in value[choices]))

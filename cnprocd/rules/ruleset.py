@@ -19,6 +19,7 @@ EVENT_NAMES: tuple[EventName, ...] = get_args(EventName)
 # The events that carry how a process ended.
 EXIT_EVENTS: frozenset[EventName] = frozenset({"exit", "nonzero_exit"})
 LogLevel = Literal["debug", "info", "notice", "warning", "error", "critical"]
+Serialize = Literal["rule", "comm", "none"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,29 +61,37 @@ class Match(_Identity):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Log:
+class RuleLog:
+    """A record to write. The default message depends on the record."""
+
     level: LogLevel
     message: Template | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Backoff:
+    """The pauses between attempts: doubled from `initial_s` up to `max_s`."""
+
     initial_s: float
     max_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    open_files: int | None
-    processes: int | None
-    address_space_bytes: int | None
-    cpu_time_s: float | None
-    core_bytes: int | None
-    file_size_bytes: int | None
+class ResourceLimits:
+    """Resource limits of a hook (setrlimit(2)). None keeps the daemon's own limit."""
+
+    open_files: int | None = None
+    processes: int | None = None
+    address_space_bytes: int | None = None
+    cpu_time_s: float | None = None
+    core_bytes: int | None = None
+    file_size_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class Hook:
+    """The settings of a rule's `run:`: which program to run for a match, as which user, and how often."""
+
     command: tuple[Template, ...]
     user: str | int | None
     group: str | int | None
@@ -94,19 +103,21 @@ class Run:
     working_directory: str
     umask: int
     nice: int
-    limits: Limits | None
+    limits: ResourceLimits | None
     slots: int | None
-    serialize: Literal["rule", "comm", "none"]
+    serialize: Serialize
     output_limit_bytes: int
-    on_failure: Log | None
+    on_failure: RuleLog | None
     given: frozenset[str] = field(default=frozenset(), compare=False)  # the keys that the file has
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class RateLimit:
+    """Pass at most `count` matches in any `per_s`, for each value of `by` ("rule": all together)."""
+
     count: int
     per_s: float
-    by: Literal["rule", "comm", "user", "unit"]
+    by: Literal["rule", "comm", "user", "unit"] = "rule"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,8 +126,10 @@ class Coalesce:
     max: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class After:
+    """Fire at match number `count` within `within_s`."""
+
     count: int
     within_s: float
 
@@ -136,8 +149,8 @@ class Rule:
     coalesce: Coalesce | None
     after: After | None
     resets_s: float | None
-    log: Log | None
-    run: Run | None
+    log: RuleLog | None
+    run: Hook | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,14 +170,15 @@ def given_keys(match: Match | ProcessMatch) -> tuple[str, ...]:
     return tuple(one.name for one in fields(match) if getattr(match, one.name) not in (None, ()))
 
 
-_CLASSES = {
-    one.__name__: one
-    for one in (ProcessMatch, Match, Log, Backoff, Limits, Run, RateLimit, Coalesce, After, Rule, Settings)
+_CLASSES: Mapping[str, type] = {  # by the name of the model
+    "LogModel": RuleLog,
+    **{f"{one.__name__}Model": one for one in (Backoff, ResourceLimits, Hook, RateLimit, After)},
+    **{one.__name__: one for one in (ProcessMatch, Match, Coalesce, Rule, Settings)},
 }
 
 
 def plain(value: Any) -> Any:  # noqa: ANN401  # whatever a model holds
-    """A model as the value of its name here, and so all the way down; anything else as it is."""
+    """Return a model as the plain value of its class here, recursively; anything else unchanged."""
     if isinstance(value, tuple):
         return tuple(plain(one) for one in value)
     if isinstance(value, dict):
@@ -173,4 +187,4 @@ def plain(value: Any) -> Any:  # noqa: ANN401  # whatever a model holds
     if made is None:
         return value
     known = {one.name: plain(getattr(value, one.name)) for one in fields(made) if one.name != "given"}
-    return made(**known, given=frozenset(value.model_fields_set)) if made is Run else made(**known)
+    return made(**known, given=frozenset(value.model_fields_set)) if made is Hook else made(**known)

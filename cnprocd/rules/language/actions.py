@@ -39,7 +39,7 @@ _LEVELS = ("debug", "info", "notice", "warning", "error", "critical")
 Level = Annotated[LogLevel, *words(*_LEVELS)]
 
 
-class Log(Model):
+class LogModel(Model):
     """The record written for a match."""
 
     level: Level = Field(default="notice", description="The severity of the record.")
@@ -48,7 +48,7 @@ class Log(Model):
     )
 
 
-class Backoff(Model):
+class BackoffModel(Model):
     """The pauses between retries: doubled from `initial` up to `max`."""
 
     initial_s: Duration = Field(
@@ -57,13 +57,13 @@ class Backoff(Model):
     max_s: Duration = Field(default="5m", validate_default=True, alias="max", description="The longest pause.")
 
     @model_validator(mode="after")
-    def _grows(self) -> Backoff:
+    def _grows(self) -> BackoffModel:
         if self.initial_s > self.max_s:
             raise mistake("the first pause is longer than the longest one", "initial at most max", key="initial")
         return self
 
 
-class Limits(Model):
+class ResourceLimitsModel(Model):
     """Resource limits of the hook (setrlimit); a hook that passes one fails."""
 
     open_files: ResourceCount | None = Field(default=None, description="Open file descriptors (RLIMIT_NOFILE).")
@@ -171,7 +171,7 @@ def _parse_directory(value: object) -> str:
 Directory = Annotated[str, PlainValidator(_parse_directory), YamlForm({"type": "string", "pattern": "^/"})]
 
 
-class Run(Model):
+class HookModel(Model):
     """The hook: a program started for a match, with the event in its environment and on its standard input."""
 
     command: Command = Field(
@@ -189,14 +189,14 @@ class Run(Model):
         default=None, alias="deadline", description="How long the job may take, all retries and pauses included."
     )
     retries: Retries = Field(default=0, description="How often a failed try is repeated.")
-    backoff: Backoff = Field(default=Backoff(), description="The pauses between tries.")
+    backoff: BackoffModel = Field(default=BackoffModel(), description="The pauses between tries.")
     env: dict[EnvironmentName, TemplateText] = Field(
         default_factory=dict, description="Variables added to the environment; values may hold {fields}."
     )
     working_directory: Directory = Field(default="/", description="The directory it starts in.")
     umask: Umask = Field(default="0077", validate_default=True, description="The umask of the hook, octal.")
     nice: Nice = Field(default=0, description="The scheduling priority, -20 (first) to 19 (last).")
-    limits: Limits | None = Field(default=None, description="Resource limits.")
+    limits: ResourceLimitsModel | None = Field(default=None, description="Resource limits.")
     slots: Slots | None = Field(default=None, description="How many hooks of this rule may run at once.")
     serialize: Annotated[Literal["rule", "comm", "none"], *words("rule", "comm", "none")] = Field(
         default="none", description="Which hooks run one after another: those of the rule, or of one comm."
@@ -207,11 +207,13 @@ class Run(Model):
         alias="output_limit",
         description="How much of its output is kept and logged.",
     )
-    on_failure: Log | None = Field(default=None, description="The record written when the job has failed for good.")
+    on_failure: LogModel | None = Field(
+        default=None, description="The record written when the job has failed for good."
+    )
 
 
 def parse_log(value: object) -> object:
     """`false` is no record, `true` the default one."""
     if isinstance(value, bool):
-        return Log() if value else None
+        return LogModel() if value else None
     return value

@@ -8,6 +8,7 @@ name carries a unit (`timeout_s`) has the plain YAML key (`timeout`) as its alia
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Annotated, Any, Literal
 
@@ -23,7 +24,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from cnprocd.rules.language import syntax
-from cnprocd.rules.language.actions import Backoff, Directory, Level, Limits, Log, Run, parse_log
+from cnprocd.rules.language.actions import Directory, HookModel, Level, LogModel, parse_log
 from cnprocd.rules.language.fields import (
     BufferSize,
     Count,
@@ -48,19 +49,15 @@ from cnprocd.rules.ruleset import EVENT_NAMES, EXIT_EVENTS, EventName
 __all__ = [
     "EVENT_NAMES",
     "EXIT_EVENTS",
-    "After",
-    "Backoff",
+    "AfterModel",
     "Coalesce",
     "Context",
     "EventName",
-    "Limits",
-    "Log",
     "Match",
     "ProcessMatch",
-    "RateLimit",
+    "RateLimitModel",
     "Rule",
     "RuleFile",
-    "Run",
     "Settings",
     "json_schema",
 ]
@@ -69,7 +66,7 @@ __all__ = [
 RULE_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 
 
-class RateLimit(Model):
+class RateLimitModel(Model):
     """At most `count` matches in every `per`, counted per rule or per value of an attribute."""
 
     count: Count = Field(description="How many matches pass in each period.")
@@ -86,7 +83,7 @@ class Coalesce(Model):
     max: Count = Field(default=1000, description="The window closes early at this many matches.")
 
 
-class After(Model):
+class AfterModel(Model):
     """Escalation: the rule fires only at the n-th match within a period."""
 
     count: Count = Field(description="The match at which the rule fires.")
@@ -124,23 +121,23 @@ class Rule(Model):
         description="When a process vanished while events were lost and its status is unknown: match as a failure, "
         "only log it, or ignore it.",
     )
-    rate_limit: RateLimit | None = Field(default=None, description="Hold back matches above a rate.")
+    rate_limit: RateLimitModel | None = Field(default=None, description="Hold back matches above a rate.")
     cooldown_s: Duration | None = Field(
         default=None, alias="cooldown", description="After a match passed, hold back the next ones for so long."
     )
     coalesce: Coalesce | None = Field(default=None, description="Run the hook once for many matches.")
-    after: After | None = Field(default=None, description="Fire only at the n-th match within a period.")
+    after: AfterModel | None = Field(default=None, description="Fire only at the n-th match within a period.")
     resets_s: Duration | None = Field(
         default=None,
         alias="resets",
         description="The count of after is forgotten after so long without a match; by default as long as within.",
     )
-    log: Annotated[Log | None, BeforeValidator(parse_log), OrBoolean()] = Field(
+    log: Annotated[LogModel | None, BeforeValidator(parse_log), OrBoolean()] = Field(
         default=True,
         validate_default=True,
         description="The record written for a match: true, false, or its level and message.",
     )
-    run: Run | None = Field(default=None, description="The hook to run.")
+    run: HookModel | None = Field(default=None, description="The hook to run.")
 
     @field_validator("match")
     @classmethod
@@ -215,4 +212,6 @@ class _EditorSchema(GenerateJsonSchema):
 def json_schema() -> dict[str, Any]:
     """The JSON schema (2020-12) of a rule file as a person writes it, with a description on every key."""
     schema = RuleFile.model_json_schema(by_alias=True, schema_generator=_EditorSchema)
+    # Editors show the definitions' names: "Hook", not "HookModel".
+    schema = json.loads(re.sub(r'(?<=["/])([A-Z][A-Za-z]*)Model(?=")', r"\1", json.dumps(schema)))
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from cnprocd.rules.language import names, syntax
+from cnprocd.rules.language.actions import HookModel, LogModel
 from cnprocd.rules.language.mistakes import MistakeError
-from cnprocd.rules.language.schema import EVENT_NAMES, Context, Log, Match, Rule, RuleFile, Run, json_schema
+from cnprocd.rules.language.schema import EVENT_NAMES, Context, Match, Rule, RuleFile, json_schema
 from cnprocd.rules.values import Comparison, Field, IntSet, Octal, Pattern, Template
 
 CONTEXT = Context(
@@ -328,7 +329,7 @@ def test_events():
 
 def test_defaults():
     plain = rule()
-    assert plain.log == Log()
+    assert plain.log == LogModel()
     assert plain.log.level == "notice"
     assert (plain.match, plain.run, plain.enabled, plain.threads, plain.on_unknown_exit) == (
         None,
@@ -337,7 +338,7 @@ def test_defaults():
         False,
         "log",
     )
-    run = Run.model_validate({"command": ["/bin/true"]})
+    run = HookModel.model_validate({"command": ["/bin/true"]})
     assert (run.timeout_s, run.retries, run.umask, run.output_limit_bytes) == (30.0, 0, 0o077, 65536)
     assert (run.backoff.initial_s, run.backoff.max_s, run.working_directory, run.env) == (1.0, 300.0, "/", {})
     settings = RuleFile.model_validate({"rules": []}).settings
@@ -346,7 +347,7 @@ def test_defaults():
 
 def test_log_is_switched_with_true_and_false():
     assert rule(log=False).log is None
-    assert rule(log=True).log == Log()
+    assert rule(log=True).log == LogModel()
     assert rule(log={"level": "error"}).log.level == "error"
 
 
@@ -494,7 +495,7 @@ def test_the_json_schema_describes_every_key_without_null():
 
 def test_the_json_schema_speaks_of_the_yaml_form():
     schema = json_schema()
-    run, match_, rule_ = (schema["$defs"][name]["properties"] for name in ("Run", "Match", "Rule"))
+    run, match_, rule_ = (schema["$defs"][name]["properties"] for name in ("Hook", "Match", "Rule"))
     assert run["timeout"]["type"] == "string"
     assert run["timeout"]["default"] == "30s"
     assert re.search(run["timeout"]["pattern"], "500ms")
