@@ -20,6 +20,7 @@ FLOORS = {
     "errors": "one exception family; everybody raises it, so it knows nobody",
     "log": "the protocol by which every part writes log records",
     "escape": "text that is safe to print; like errors, for everybody",
+    "json_value": "JSON values with types; needs only the exception family",
     "safe_open": "opens only what root alone can write: rule files, and the programs of hooks",
     "service": "the service manager's sockets and watchdog; needs nothing of ours",
     "connector": "the kernel's two sockets; what they say is what all others are made of",
@@ -43,7 +44,7 @@ connector/gathering connector/taskrecord process/model process/stat process/tabl
 process/tracker rules/language/schema rules/ruleset rules/values rules/language/fields rules/language/match
 rules/language/mistakes rules/language/names rules/language/syntax rules/compile rules/predicate rules/plan
 rules/language/actions rules/language/advice rules/language/regex_cost spool/job spool/throttle escape errors log
-output/record output/console
+json_value output/record output/console
 """.split()
 
 # What touches the world: the system, files, time, the network, other processes, threads, or the log.
