@@ -18,7 +18,8 @@ from typing import Protocol
 from cnprocd.escape import printable
 from cnprocd.log import Log
 from cnprocd.output.record import Record, message
-from cnprocd.pipeline import Match
+from cnprocd.pipeline import RecordedMatch
+from cnprocd.rules.compile import Match
 from cnprocd.rules.problems import LoadedRules
 from cnprocd.rules.ruleset import Rule, Settings
 from cnprocd.runner.client import Remote
@@ -64,23 +65,23 @@ class Actions:
             launcher=None if runner is None else Remote(runner, log, family.add_root),
         )
 
-    def deliver(self, matches: list[Match]) -> None:
+    def deliver(self, matches: list[RecordedMatch]) -> None:
         """Hold back what the throttles hold back, make every hook of the rest durable, then say the matches."""
-        matches = [match for match in matches if self._admits(match)]
-        hooked = [match for match in matches if wants_hook(match)]
+        matches = [recorded for recorded in matches if self._admits(recorded)]
+        hooked = [recorded for recorded in matches if wants_hook(recorded.match)]
         if hooked:
             self._submit(hooked)
-        for match in matches:
-            self._say(match)
-        self._past += [past_match(match.record) for match in matches]
+        for recorded in matches:
+            self._say(recorded)
+        self._past += [past_match(recorded.record) for recorded in matches]
         if hooked:
             self.runner.wake()
 
-    def _admits(self, match: Match) -> bool:
-        throttle = self._throttles.get(match.firing.compiled.name)
-        held_by = None if throttle is None else throttle.admit(match.record, time.monotonic_ns())
+    def _admits(self, recorded: RecordedMatch) -> bool:
+        throttle = self._throttles.get(recorded.match.rule.name)
+        held_by = None if throttle is None else throttle.admit(recorded.record, time.monotonic_ns())
         if held_by is not None:
-            match.record["held_by"] = held_by  # whoever watches sees this record; nobody else does
+            recorded.record["held_by"] = held_by  # whoever watches sees this record; nobody else does
         return held_by is None
 
     def start(self) -> None:
@@ -154,36 +155,36 @@ class Actions:
                 self._throttles[rule.name] = kept or throttle_of(rule)
             self._limits[rule.name] = limits
 
-    def _submit(self, hooked: Sequence[Match]) -> None:
-        requests = [self._request(match) for match in hooked]
-        for match, job_id in zip(hooked, self.spool.enqueue(requests).job_ids, strict=True):
-            match.record["job_id"] = job_id
+    def _submit(self, hooked: Sequence[RecordedMatch]) -> None:
+        requests = [self._request(recorded) for recorded in hooked]
+        for recorded, job_id in zip(hooked, self.spool.enqueue(requests).job_ids, strict=True):
+            recorded.record["job_id"] = job_id
 
-    def _request(self, match: Match) -> JobRequest:
-        rule, record = match.firing.compiled.rule, match.record
+    def _request(self, recorded: RecordedMatch) -> JobRequest:
+        rule, record = recorded.match.rule.rule, recorded.record
         assert rule.run is not None
         comm = record["comm"]
         return JobRequest(
-            key=job_key(self.spool.boot_id, match),
+            key=job_key(self.spool.boot_id, recorded.match),
             rule=rule.name,
             event=record,
             serialize_key=serialize_key(rule.run.serialize, rule.name, comm if isinstance(comm, str) else None),
-            kernel_time_ns=match.occurrence.kernel_time_ns,
+            kernel_time_ns=recorded.match.occurrence.kernel_time_ns,
             gather=Gather(rule.name, rule.coalesce.window_s, rule.coalesce.max) if rule.coalesce is not None else None,
         )
 
-    def _say(self, match: Match) -> None:
-        wanted = match.firing.compiled.rule.log
+    def _say(self, recorded: RecordedMatch) -> None:
+        wanted = recorded.match.rule.rule.log
         if wanted is not None:
-            self._log(wanted.level, "rule_matched", message=message(wanted.message, match.record), **match.record)
-            if match.sources is not None:
-                record = match.record
-                self._log("debug", "identity_sources", rule=record["rule"], pid=record["pid"], **match.sources)
+            self._log(wanted.level, "rule_matched", message=message(wanted.message, recorded.record), **recorded.record)
+            if recorded.sources is not None:
+                record = recorded.record
+                self._log("debug", "identity_sources", rule=record["rule"], pid=record["pid"], **recorded.sources)
 
 
 def wants_hook(match: Match) -> bool:
     """Whether this match is to run a hook: not where the rule only wants to hear of an unknown exit."""
-    return match.firing.compiled.rule.run is not None and not match.firing.log_only
+    return match.rule.rule.run is not None and not match.log_only
 
 
 def job_key(boot_id: str, match: Match) -> str:
@@ -193,7 +194,7 @@ def job_key(boot_id: str, match: Match) -> str:
     # The moment is the kernel's, so it is the same for whoever sees the event again. A start may be known from the
     # fork to one daemon and from the exit record to the next: it serves where no event was seen.
     moment = occurrence.kernel_time_ns if occurrence.kernel_time_ns is not None else f"started {process.start_ns}"
-    return ":".join((boot_id, f"{process.tgid}{thread}", str(moment), match.firing.event, match.firing.compiled.name))
+    return ":".join((boot_id, f"{process.tgid}{thread}", str(moment), match.event, match.rule.name))
 
 
 def past_match(record: Record) -> PastMatch:

@@ -27,7 +27,7 @@ from cnprocd.process.model import Occurrence, Process, Wanted
 from cnprocd.process.model import Source as Provenance
 from cnprocd.process.table import START_TOLERANCE_NS
 from cnprocd.process.tracker import Tracker
-from cnprocd.rules.compile import Firing, Matcher
+from cnprocd.rules.compile import Match, Matcher
 from cnprocd.rules.plan import Plan
 
 _IN_FLIGHT_S = 0.002  # between a task's disappearance from /proc and its exit event (cn_proc.c: sent after reaping)
@@ -40,11 +40,10 @@ _NAME_AND_PARENT = Wanted()
 
 
 @dataclass(frozen=True, slots=True)
-class Match:
-    """A rule that fired, what it fired on, and the record of it."""
+class RecordedMatch:
+    """A match and its record."""
 
-    firing: Firing
-    occurrence: Occurrence
+    match: Match
     record: Record
     sources: Mapping[str, str] | None  # where each attribute of the process came from, if debug records want it
 
@@ -59,7 +58,7 @@ class Turn(NamedTuple):
 class Delivery(Protocol):
     """Where matches go: throttles, the spool, the log. Everything is durable when `deliver` returns."""
 
-    def deliver(self, matches: list[Match]) -> None: ...
+    def deliver(self, matches: list[RecordedMatch]) -> None: ...
 
 
 class ProcReader(Protocol):
@@ -146,16 +145,16 @@ class Pipeline:
             self.counts.kinds[occurrence.kind] += 1
             if occurrence.kind == "exit" and not occurrence.of_thread:
                 self._note_exit(occurrence)
-            firings = self.matcher.match(occurrence)
-            if firings:
+            found = self.matcher.match(occurrence)
+            if found:
                 complete(occurrence, self._reader)
                 sources = occurrence.process.sources() if self.tells_sources else None
-                matches += [Match(firing, occurrence, self._record(firing, occurrence), sources) for firing in firings]
+                matches += [RecordedMatch(match, self._record(match), sources) for match in found]
         if matches:
             now_ns = time.time_ns()
-            for match in matches:
-                self.counts.rules[match.firing.compiled.name] += 1
-                self.counts.rule_last_ns[match.firing.compiled.name] = now_ns
+            for recorded in matches:
+                self.counts.rules[recorded.match.rule.name] += 1
+                self.counts.rule_last_ns[recorded.match.rule.name] = now_ns
             self.counts.matches += len(matches)
             self._delivery.deliver(matches)
 
@@ -185,8 +184,8 @@ class Pipeline:
         )
         self._nameless_untold, self._nameless_told_at = 0, now
 
-    def _record(self, firing: Firing, occurrence: Occurrence) -> Record:
-        return match_record(firing, occurrence, self._reader.user_name)
+    def _record(self, match: Match) -> Record:
+        return match_record(match, self._reader.user_name)
 
     def start(self) -> None:
         """After LISTEN and its acknowledgement: scan, then take what came meanwhile. No match is made of the scan."""

@@ -18,9 +18,9 @@ from cnprocd.connector.status import StatusSet, describe
 from cnprocd.escape import printable
 from cnprocd.process.model import Occurrence, Process
 from cnprocd.process.stat import unit_of
-from cnprocd.rules.compile import CompiledRule, Firing, judge
-from cnprocd.rules.predicate import Verdict, compile_match, compile_process
-from cnprocd.rules.ruleset import Match, ProcessMatch, given_keys
+from cnprocd.rules.compile import CompiledRule, Match, evaluate
+from cnprocd.rules.predicate import Verdict, compile_condition, compile_process
+from cnprocd.rules.ruleset import Condition, ProcessCondition, given_keys
 from cnprocd.rules.values import Comparison, IntSet, Pattern
 
 _AFTERWARDS = ("rate_limit", "cooldown_s", "after", "coalesce")
@@ -42,23 +42,23 @@ class Explained:
     """One rule and one event."""
 
     compiled: CompiledRule
-    firing: Firing | None
+    match: Match | None
     reasons: tuple[Reason, ...]
 
 
 def explain_all(compiled: CompiledRule, occurrence: Occurrence) -> Explained:
     """Every reason for or against, also those that no longer matter after the first no."""
-    reasons = (*_gates(compiled, occurrence), *_match_reasons(compiled.rule.match, occurrence, 0))
+    reasons = (*_gates(compiled, occurrence), *_condition_reasons(compiled.rule.match, occurrence, 0))
     return Explained(compiled, fires(compiled, occurrence), reasons)
 
 
-def fires(compiled: CompiledRule, occurrence: Occurrence) -> Firing | None:
+def fires(compiled: CompiledRule, occurrence: Occurrence) -> Match | None:
     """What the matcher would say of this rule."""
     if occurrence.kind not in compiled.kinds or compiled.rule.threads is not occurrence.of_thread:
         return None
     if occurrence.from_hook and not compiled.rule.include_hooks:
         return None
-    return judge(compiled, occurrence)
+    return evaluate(compiled, occurrence)
 
 
 def afterwards(compiled: CompiledRule) -> list[str]:
@@ -87,50 +87,50 @@ def _gates(compiled: CompiledRule, occurrence: Occurrence) -> Iterator[Reason]:
         yield Reason(0, "include_hooks", str(rule.include_hooks).lower(), "came of a hook", rule.include_hooks)
 
 
-def _match_reasons(match: Match | None, occurrence: Occurrence, depth: int) -> Iterator[Reason]:
-    if match is None:
+def _condition_reasons(condition: Condition | None, occurrence: Occurrence, depth: int) -> Iterator[Reason]:
+    if condition is None:
         return
-    given = given_keys(match)
+    given = given_keys(condition)
     ending = [key for key in given if key in ("exit_code", "signal")]
     for key in given:
         if key in ("parent", "ancestor"):
-            yield from _related(key, getattr(match, key), occurrence, depth)
+            yield from _related(key, getattr(condition, key), occurrence, depth)
         elif key in ("not_", "any", "all"):
-            yield from _branches(key, getattr(match, key), occurrence, depth)
+            yield from _branches(key, getattr(condition, key), occurrence, depth)
         elif key not in ending:
-            alone = _only({key: getattr(match, key)})
-            verdict = compile_match(alone)(occurrence)
-            yield Reason(depth, key, wanted_text(key, getattr(match, key)), _actual(key, occurrence), verdict)
+            alone = _only({key: getattr(condition, key)})
+            verdict = compile_condition(alone)(occurrence)
+            yield Reason(depth, key, wanted_text(key, getattr(condition, key)), _actual(key, occurrence), verdict)
         elif key == ending[0]:
-            both = {name: getattr(match, name) for name in ending}
+            both = {name: getattr(condition, name) for name in ending}
             wanted = " or ".join(wanted_text(name, value) for name, value in both.items())
-            verdict = compile_match(_only(both))(occurrence)
+            verdict = compile_condition(_only(both))(occurrence)
             yield Reason(depth, " or ".join(ending), wanted, _actual("status", occurrence), verdict)
 
 
-def _only(keys: dict[str, Any]) -> Match:
-    """A match of these keys and no others."""
-    return Match(**keys)
+def _only(keys: dict[str, Any]) -> Condition:
+    """Return a condition of these keys and no others."""
+    return Condition(**keys)
 
 
-def _branches(key: str, parts: tuple[Match, ...], occurrence: Occurrence, depth: int) -> Iterator[Reason]:
+def _branches(key: str, parts: tuple[Condition, ...], occurrence: Occurrence, depth: int) -> Iterator[Reason]:
     alone = _only({key: parts})
     said = {"not_": "none of", "any": "at least one of", "all": "every one of"}[key]
-    yield Reason(depth, key.rstrip("_"), said, "", compile_match(alone)(occurrence))
+    yield Reason(depth, key.rstrip("_"), said, "", compile_condition(alone)(occurrence))
     for part in parts:
-        yield from _match_reasons(part, occurrence, depth + 1)
+        yield from _condition_reasons(part, occurrence, depth + 1)
 
 
-def _related(key: str, wanted: ProcessMatch, occurrence: Occurrence, depth: int) -> Iterator[Reason]:
+def _related(key: str, wanted: ProcessCondition, occurrence: Occurrence, depth: int) -> Iterator[Reason]:
     above = occurrence.ancestors
     alone = _only({key: wanted})
     names = " < ".join(_shown(one.comm) for one in above or ()) or "unknown"
     yield Reason(
-        depth, key, "", names if key == "ancestor" else names.split(" < ")[0], compile_match(alone)(occurrence)
+        depth, key, "", names if key == "ancestor" else names.split(" < ")[0], compile_condition(alone)(occurrence)
     )
     relatives = (above or ())[:1] if key == "parent" else above or ()
     for field in given_keys(wanted):
-        one = ProcessMatch(**{field: getattr(wanted, field)})
+        one = ProcessCondition(**{field: getattr(wanted, field)})
         test = compile_process(one)
         verdicts = [test(relative, (above or ())[i + 1 :]) for i, relative in enumerate(relatives)]
         verdict: Verdict = True if True in verdicts else None if None in verdicts or not verdicts else False

@@ -168,11 +168,11 @@ class _Judge:
             self._found.occurrences += 1
             # Only ever forward: a batch may hold events of two CPUs out of order, and a lost exit has no time at all.
             self._now_ns = max(self._now_ns, occurrence.kernel_time_ns or 0)
-            for firing in self._matcher.match(occurrence):
-                record = match_record(firing, occurrence, lambda uid: self._names.get(uid, str(uid)))
-                throttle = self._throttles.setdefault(firing.compiled.name, throttle_of(firing.compiled.rule))
+            for match in self._matcher.match(occurrence):
+                record = match_record(match, lambda uid: self._names.get(uid, str(uid)))
+                throttle = self._throttles.setdefault(match.rule.name, throttle_of(match.rule.rule))
                 if (held_by := throttle.admit(record, self._now_ns)) is not None:
                     record["held_by"] = held_by
                     self._found.held_back += 1
                 self._found.matches.append(record)
-                self._found.rules[firing.compiled.name] += 1
+                self._found.rules[match.rule.name] += 1

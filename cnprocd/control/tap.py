@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from cnprocd.pipeline import Delivery, Match
+from cnprocd.pipeline import Delivery, RecordedMatch
 
 MATCHES = "matches"
 
@@ -22,9 +22,9 @@ class Tap:
         self._publish = publish
         self._wanted = wanted
 
-    def deliver(self, matches: list[Match]) -> None:
+    def deliver(self, matches: list[RecordedMatch]) -> None:
         self._inner.deliver(matches)
         if self._wanted(MATCHES):
             now_ns = time.time_ns()
-            for match in matches:
-                self._publish(MATCHES, {"time_ns": now_ns, **match.record})
+            for recorded in matches:
+                self._publish(MATCHES, {"time_ns": now_ns, **recorded.record})

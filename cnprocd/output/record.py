@@ -13,7 +13,7 @@ from cnprocd.connector.status import core_dumped, describe, exit_code, signal_na
 from cnprocd.escape import printable
 from cnprocd.process.model import Occurrence, Process
 from cnprocd.process.stat import container_of, unit_of
-from cnprocd.rules.compile import Firing
+from cnprocd.rules.compile import Match
 from cnprocd.rules.values import Template
 
 Record = dict[str, object]
@@ -25,17 +25,18 @@ MATCH_FIELDS = (
 """The fields of a match record, in order; users and checks depend on them literally."""
 
 
-def match_record(firing: Firing, occurrence: Occurrence, user_name: Callable[[int], str] = str) -> Record:
-    """The record of one rule matching one occurrence; `job_id` is None until the job is in the spool.
+def match_record(match: Match, user_name: Callable[[int], str] = str) -> Record:
+    """Return the record of a match; `job_id` is None until the job is in the spool.
 
     `user_name` turns a uid into the name by which people know it.
     """
+    occurrence = match.occurrence
     process, status = occurrence.process, occurrence.status
     unit = unit_of(process.cgroup)
     number = term_signal(status) if status is not None else None
     record: Record = {
-        "rule": firing.compiled.name,
-        "kind": firing.event,
+        "rule": match.rule.name,
+        "kind": match.event,
         "pid": process.tgid,
         "tid": occurrence.tid,
         "comm": _escaped(process.comm),

@@ -18,13 +18,12 @@ from typing import Literal
 
 from cnprocd.connector.status import ALL_SIGNALS, EVERY_STATUS, FAILURES, NO_STATUS, StatusSet
 from cnprocd.process.model import Kind, Occurrence
-from cnprocd.rules.predicate import Test, compile_match, text_test
-from cnprocd.rules.ruleset import EventName, Match, ProcessMatch, Rule
+from cnprocd.rules.predicate import Test, compile_condition, text_test
+from cnprocd.rules.ruleset import EXIT_EVENTS, Condition, EventName, ProcessCondition, Rule
 from cnprocd.rules.values import Pattern
 
 Need = Literal["comm", "ids", "exe", "cmdline", "cgroup", "ancestors", "usage", "lifetime"]
 _REMEMBERED_COMMS = 4096
-_EXIT_EVENTS: frozenset[EventName] = frozenset({"exit", "nonzero_exit"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,20 +46,21 @@ class CompiledRule:
 
 
 @dataclass(frozen=True, slots=True)
-class Firing:
-    """A rule that matches an occurrence. `event` is the rule language's name of what happened.
+class Match:
+    """A rule and an occurrence that satisfy each other. `event` is the event's name in the rule language.
 
-    `log_only`: the exit status is unknown, and the rule wants to hear of it without running its hook.
+    `log_only`: the exit status is unknown and the rule says `on_unknown_exit: log`, so its hook does not run.
     """
 
-    compiled: CompiledRule
+    rule: CompiledRule
+    occurrence: Occurrence
     event: EventName
     log_only: bool = False
 
 
 def compile_rule(rule: Rule, order: int) -> CompiledRule:
     """One rule, compiled."""
-    exits = not _EXIT_EVENTS.isdisjoint(rule.events)
+    exits = not EXIT_EVENTS.isdisjoint(rule.events)
     kinds: set[Kind] = {event for event in rule.events if event != "nonzero_exit"}
     base = EVERY_STATUS if "exit" in rule.events else FAILURES
     return CompiledRule(
@@ -68,47 +68,47 @@ def compile_rule(rule: Rule, order: int) -> CompiledRule:
         order=order,
         kinds=frozenset(kinds | {"exit"} if exits else kinds),
         any_exit="exit" in rule.events,
-        test=compile_match(rule.match),
-        test_unknown=compile_match(rule.match, assume_status=True),
+        test=compile_condition(rule.match),
+        test_unknown=compile_condition(rule.match, assume_status=True),
         comm=_required_comm(rule.match),
         needs=frozenset(_needs(rule.match)),
         statuses=base & possible_statuses(rule.match) if exits else NO_STATUS,
     )
 
 
-def possible_statuses(match: Match | None) -> StatusSet:
-    """A superset of the wait statuses with which `match` can hold: what may be filtered in the kernel."""
-    if match is None:
+def possible_statuses(condition: Condition | None) -> StatusSet:
+    """A superset of the wait statuses with which `condition` can hold: what may be filtered in the kernel."""
+    if condition is None:
         return EVERY_STATUS
     result = EVERY_STATUS
-    if match.exit_code is not None or match.signal is not None:
-        codes = match.exit_code.ranges if match.exit_code is not None else ()
-        result = StatusSet.of(codes, match.signal or ())
-    if match.core_dumped:
+    if condition.exit_code is not None or condition.signal is not None:
+        codes = condition.exit_code.ranges if condition.exit_code is not None else ()
+        result = StatusSet.of(codes, condition.signal or ())
+    if condition.core_dumped:
         result &= StatusSet((), ALL_SIGNALS)
-    if match.exit_status == "unknown":
+    if condition.exit_status == "unknown":
         result = NO_STATUS
-    for part in match.all:
+    for part in condition.all:
         result &= possible_statuses(part)
-    if match.any:
+    if condition.any:
         branches = NO_STATUS
-        for part in match.any:
+        for part in condition.any:
             branches |= possible_statuses(part)
         result &= branches
     return result
 
 
-def _required_comm(match: Match | None) -> tuple[Pattern, ...] | None:
-    if match is None:
+def _required_comm(condition: Condition | None) -> tuple[Pattern, ...] | None:
+    if condition is None:
         return None
-    if match.comm is not None:
-        return match.comm
-    return next((comm for comm in map(_required_comm, match.all) if comm is not None), None)
+    if condition.comm is not None:
+        return condition.comm
+    return next((comm for comm in map(_required_comm, condition.all) if comm is not None), None)
 
 
-def _needs(match: Match | ProcessMatch | None) -> Iterable[Need]:
-    """The attributes that decide `match`."""
-    if match is None:
+def _needs(condition: Condition | ProcessCondition | None) -> Iterable[Need]:
+    """The attributes that decide `condition`."""
+    if condition is None:
         return
     keys: tuple[tuple[str, Need], ...] = (
         ("comm", "comm"), ("user", "ids"), ("group", "ids"), ("exe", "exe"), ("cmdline", "cmdline"),
@@ -116,10 +116,10 @@ def _needs(match: Match | ProcessMatch | None) -> Iterable[Need]:
         ("lifetime", "lifetime"), ("max_rss", "usage"), ("cpu_time", "usage"),
     )  # fmt: skip
     for key, need in keys:
-        if getattr(match, key, None) is not None:
+        if getattr(condition, key, None) is not None:
             yield need
-    parts: list[Match | ProcessMatch] = [*match.not_, *match.any, *match.all]
-    parts += [part for part in (match.parent, match.ancestor) if part is not None]
+    parts: list[Condition | ProcessCondition] = [*condition.not_, *condition.any, *condition.all]
+    parts += [part for part in (condition.parent, condition.ancestor) if part is not None]
     for part in parts:
         yield from _needs(part)
 
@@ -154,34 +154,34 @@ class Matcher:
         index = self._indices.get((occurrence.kind, occurrence.of_thread))
         return index.find(occurrence.process.comm) if index is not None else ()
 
-    def match(self, occurrence: Occurrence) -> list[Firing]:
-        """The rules that match, in file order."""
-        fired = []
+    def match(self, occurrence: Occurrence) -> list[Match]:
+        """Return the matches of all rules, in file order."""
+        matches = []
         for compiled in self.candidates(occurrence):
             if occurrence.from_hook and not compiled.rule.include_hooks:
                 continue
-            firing = judge(compiled, occurrence)
-            if firing is not None:
-                fired.append(firing)
-        return fired
+            match = evaluate(compiled, occurrence)
+            if match is not None:
+                matches.append(match)
+        return matches
 
 
-def judge(compiled: CompiledRule, occurrence: Occurrence) -> Firing | None:
-    """Whether, and as what, one rule matches one occurrence of its kind."""
+def evaluate(compiled: CompiledRule, occurrence: Occurrence) -> Match | None:
+    """Return the match of one rule with one occurrence of its kind, or None."""
     if occurrence.kind != "exit":
-        return Firing(compiled, occurrence.kind) if compiled.test(occurrence) else None
+        return Match(compiled, occurrence, occurrence.kind) if compiled.test(occurrence) else None
     status = occurrence.status
     if status is not None:
         if status == 0 and not compiled.any_exit:
             return None
         failed = status != 0 and "nonzero_exit" in compiled.rule.events
-        return Firing(compiled, "nonzero_exit" if failed else "exit") if compiled.test(occurrence) else None
+        return Match(compiled, occurrence, "nonzero_exit" if failed else "exit") if compiled.test(occurrence) else None
     if compiled.any_exit and compiled.test(occurrence):
-        return Firing(compiled, "exit")  # an exit of unknown status is an exit all the same
+        return Match(compiled, occurrence, "exit")  # an exit of unknown status is an exit all the same
     policy = compiled.rule.on_unknown_exit
     if policy == "ignore" or not compiled.test_unknown(occurrence):
         return None
-    return Firing(compiled, "exit" if compiled.any_exit else "nonzero_exit", log_only=policy == "log")
+    return Match(compiled, occurrence, "exit" if compiled.any_exit else "nonzero_exit", log_only=policy == "log")
 
 
 class _CommIndex:

@@ -15,7 +15,7 @@ from fnmatch import translate
 from cnprocd.connector.status import core_dumped, exit_code, term_signal
 from cnprocd.process.model import Occurrence, Process
 from cnprocd.process.stat import unit_of
-from cnprocd.rules.ruleset import Match, ProcessMatch
+from cnprocd.rules.ruleset import Condition, ProcessCondition
 from cnprocd.rules.values import Comparison, Pattern
 
 Verdict = bool | None
@@ -62,24 +62,24 @@ def text_test(patterns: tuple[Pattern, ...]) -> Callable[[str], bool]:
     return lambda text: text in literals or any(search(text) is not None for search in searches)
 
 
-def compile_match(match: Match | None, assume_status: bool = False) -> Test:
+def compile_condition(condition: Condition | None, assume_status: bool = False) -> Test:
     """The predicate of a rule's `match`; None matches everything.
 
     With `assume_status` an exit status that is unknown is taken for one that matches: what `on_unknown_exit: match`
     asks for, where only who the process was can decide.
     """
-    return _compile(match, True if assume_status else None)
+    return _compile(condition, True if assume_status else None)
 
 
-def _compile(match: Match | None, unknown: Verdict) -> Test:
+def _compile(condition: Condition | None, unknown: Verdict) -> Test:
     """`unknown`: what a key about the exit status says when that is unknown; the opposite under `not`."""
-    if match is None:
+    if condition is None:
         return lambda occurrence: True
-    tests = [*_identity_tests(match), *_ending_tests(match, unknown)]
-    tests += [_negated(_compile(part, negate(unknown))) for part in match.not_]
-    tests += [_compile(part, unknown) for part in match.all]
-    if match.any:
-        branches = [_compile(part, unknown) for part in match.any]
+    tests = [*_identity_tests(condition), *_ending_tests(condition, unknown)]
+    tests += [_negated(_compile(part, negate(unknown))) for part in condition.not_]
+    tests += [_compile(part, unknown) for part in condition.all]
+    if condition.any:
+        branches = [_compile(part, unknown) for part in condition.any]
         tests.append(lambda occurrence: any_of(test(occurrence) for test in branches))
     if len(tests) == 1:
         return tests[0]
@@ -90,20 +90,20 @@ def _negated(test: Test) -> Test:
     return lambda occurrence: negate(test(occurrence))
 
 
-def _identity_tests(match: Match) -> list[Test]:
+def _identity_tests(condition: Condition) -> list[Test]:
     return [
         lambda occurrence, test=test: test(occurrence.process, occurrence.ancestors)  # type: ignore[misc]
-        for test in _process_tests(match)
+        for test in _process_tests(condition)
     ]
 
 
-def compile_process(match: ProcessMatch) -> ProcessTest:
+def compile_process(condition: ProcessCondition) -> ProcessTest:
     """The predicate of `parent:` and `ancestor:`: of a process and its ancestors, nearest first."""
-    tests = _process_tests(match)
-    tests += [_negated_process(compile_process(part)) for part in match.not_]
-    tests += [compile_process(part) for part in match.all]
-    if match.any:
-        branches = [compile_process(part) for part in match.any]
+    tests = _process_tests(condition)
+    tests += [_negated_process(compile_process(part)) for part in condition.not_]
+    tests += [compile_process(part) for part in condition.all]
+    if condition.any:
+        branches = [compile_process(part) for part in condition.any]
         tests.append(lambda process, above: any_of(test(process, above) for test in branches))
     return lambda process, above: all_of(test(process, above) for test in tests)
 
@@ -112,22 +112,22 @@ def _negated_process(test: ProcessTest) -> ProcessTest:
     return lambda process, above: negate(test(process, above))
 
 
-def _process_tests(match: Match | ProcessMatch) -> list[ProcessTest]:
+def _process_tests(condition: Condition | ProcessCondition) -> list[ProcessTest]:
     tests: list[ProcessTest] = []
     for name in ("comm", "exe", "cmdline", "cgroup"):
-        patterns: tuple[Pattern, ...] | None = getattr(match, name)
+        patterns: tuple[Pattern, ...] | None = getattr(condition, name)
         if patterns is not None:
             tests.append(_attribute_test(name, text_test(patterns)))
-    if match.unit is not None:
-        tests.append(_unit_test(text_test(match.unit)))
-    if match.user is not None:
-        tests.append(_attribute_test("uid", frozenset(match.user).__contains__))
-    if match.group is not None:
-        tests.append(_attribute_test("gid", frozenset(match.group).__contains__))
-    if match.parent is not None:
-        tests.append(_parent_test(compile_process(match.parent)))
-    if match.ancestor is not None:
-        tests.append(_ancestor_test(compile_process(match.ancestor)))
+    if condition.unit is not None:
+        tests.append(_unit_test(text_test(condition.unit)))
+    if condition.user is not None:
+        tests.append(_attribute_test("uid", frozenset(condition.user).__contains__))
+    if condition.group is not None:
+        tests.append(_attribute_test("gid", frozenset(condition.group).__contains__))
+    if condition.parent is not None:
+        tests.append(_parent_test(compile_process(condition.parent)))
+    if condition.ancestor is not None:
+        tests.append(_ancestor_test(compile_process(condition.ancestor)))
     return tests
 
 
@@ -167,27 +167,27 @@ def _ancestor_test(test: ProcessTest) -> ProcessTest:
     return verdict
 
 
-def _ending_tests(match: Match, unknown: Verdict) -> list[Test]:
+def _ending_tests(condition: Condition, unknown: Verdict) -> list[Test]:
     tests: list[Test] = []
-    if match.exit_code is not None or match.signal is not None:
-        tests.append(_status_test(match, unknown))
-    if match.core_dumped is not None:
-        tests.append(_core_test(match.core_dumped, unknown))
-    if match.exit_status is not None:
-        wants_unknown = match.exit_status == "unknown"
+    if condition.exit_code is not None or condition.signal is not None:
+        tests.append(_status_test(condition, unknown))
+    if condition.core_dumped is not None:
+        tests.append(_core_test(condition.core_dumped, unknown))
+    if condition.exit_status is not None:
+        wants_unknown = condition.exit_status == "unknown"
         tests.append(lambda occurrence: (occurrence.status is None) == wants_unknown)
-    if match.lifetime is not None:
-        tests.append(_number_test(match.lifetime, lambda o: o.lifetime_s))
-    if match.max_rss is not None:
-        tests.append(_number_test(match.max_rss, lambda o: o.usage.max_rss_kib * 1024 if o.usage else None))
-    if match.cpu_time is not None:
-        tests.append(_number_test(match.cpu_time, lambda o: o.usage.cpu_time_us / 1e6 if o.usage else None))
+    if condition.lifetime is not None:
+        tests.append(_number_test(condition.lifetime, lambda o: o.lifetime_s))
+    if condition.max_rss is not None:
+        tests.append(_number_test(condition.max_rss, lambda o: o.usage.max_rss_kib * 1024 if o.usage else None))
+    if condition.cpu_time is not None:
+        tests.append(_number_test(condition.cpu_time, lambda o: o.usage.cpu_time_us / 1e6 if o.usage else None))
     # A key about an ending does not hold for what has not ended.
     return [lambda o, test=test: test(o) if o.kind == "exit" else False for test in tests]  # type: ignore[misc]
 
 
-def _status_test(match: Match, unknown: Verdict) -> Test:
-    codes, signals = match.exit_code, match.signal
+def _status_test(condition: Condition, unknown: Verdict) -> Test:
+    codes, signals = condition.exit_code, condition.signal
 
     def verdict(occurrence: Occurrence) -> Verdict:
         if occurrence.status is None:

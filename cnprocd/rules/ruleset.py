@@ -3,7 +3,7 @@
 Why not the models themselves: the daemon reads its rules in a process of its own (apart.py), which ends when it has
 said what they are. So the daemon carries neither pydantic nor YAML, ten megabytes less of a process that never ends,
 and what a rule file costs to read is not taken from the events. Each class has the fields of the model of its name,
-which has checked them; what a field means is said there (schema.py, match.py, dispatch.py). Left out is None or ().
+which has checked them; what a field means is said there (schema.py, condition.py, dispatch.py). Left out is None or ().
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ class _Identity:
     unit: tuple[Pattern, ...] | None = None
     user: tuple[int, ...] | None = None
     group: tuple[int, ...] | None = None
-    parent: ProcessMatch | None = None
-    ancestor: ProcessMatch | None = None
+    parent: ProcessCondition | None = None
+    ancestor: ProcessCondition | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProcessMatch(_Identity):
+class ProcessCondition(_Identity):
     """What must hold of a related process. Every given key must."""
 
-    not_: tuple[ProcessMatch, ...] = ()
-    any: tuple[ProcessMatch, ...] = ()
-    all: tuple[ProcessMatch, ...] = ()
+    not_: tuple[ProcessCondition, ...] = ()
+    any: tuple[ProcessCondition, ...] = ()
+    all: tuple[ProcessCondition, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Match(_Identity):
+class Condition(_Identity):
     """What must hold of an event and its process. `exit_code` and `signal` together mean either."""
 
     exit_code: IntSet | None = None
@@ -55,9 +55,9 @@ class Match(_Identity):
     lifetime: Comparison | None = None
     max_rss: Comparison | None = None
     cpu_time: Comparison | None = None
-    not_: tuple[Match, ...] = ()
-    any: tuple[Match, ...] = ()
-    all: tuple[Match, ...] = ()
+    not_: tuple[Condition, ...] = ()
+    any: tuple[Condition, ...] = ()
+    all: tuple[Condition, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +140,7 @@ class Rule:
     description: str
     enabled: bool
     events: tuple[EventName, ...]
-    match: Match | None
+    match: Condition | None
     threads: bool
     include_hooks: bool
     on_unknown_exit: Literal["match", "log", "ignore"]
@@ -165,15 +165,28 @@ class Settings:
     metrics_file: str | None
 
 
-def given_keys(match: Match | ProcessMatch) -> tuple[str, ...]:
-    """The keys that a match has, as attribute names."""
-    return tuple(one.name for one in fields(match) if getattr(match, one.name) not in (None, ()))
+def given_keys(condition: Condition | ProcessCondition) -> tuple[str, ...]:
+    """Return the keys that a condition has, as attribute names."""
+    return tuple(one.name for one in fields(condition) if getattr(condition, one.name) not in (None, ()))
 
 
 _CLASSES: Mapping[str, type] = {  # by the name of the model
     "LogModel": RuleLog,
-    **{f"{one.__name__}Model": one for one in (Backoff, ResourceLimits, Hook, RateLimit, After)},
-    **{one.__name__: one for one in (ProcessMatch, Match, Coalesce, Rule, Settings)},
+    **{
+        f"{one.__name__}Model": one
+        for one in (
+            Backoff,
+            ResourceLimits,
+            Hook,
+            RateLimit,
+            After,
+            ProcessCondition,
+            Condition,
+            Coalesce,
+            Rule,
+            Settings,
+        )
+    },
 }
 
 

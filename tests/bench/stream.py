@@ -23,7 +23,7 @@ from cnprocd.connector.taskrecord import TaskRecord, decode_record
 from cnprocd.process.model import Process, Source, Wanted
 from cnprocd.process.tracker import Tracker
 from cnprocd.rules.compile import Matcher
-from cnprocd.rules.language.schema import RuleFile
+from cnprocd.rules.language.schema import RuleFileModel
 from cnprocd.rules.plan import make_plan
 from cnprocd.rules.ruleset import plain
 
@@ -84,7 +84,7 @@ class NoProc:
 
 
 def matcher(*rules: dict[str, object]) -> Matcher:
-    return Matcher(plain(RuleFile.model_validate({"rules": list(rules)}).rules))
+    return Matcher(plain(RuleFileModel.model_validate({"rules": list(rules)}).rules))
 
 
 EVERYTHING = (

@@ -54,8 +54,8 @@ def _reasons(found: list[Explained], sources: Mapping[str, str], options: Option
         return EX_OK
     style = Style()
     for one in found:
-        fires = one.firing is not None
-        only_log = " (only its log: the exit status is unknown)" if one.firing and one.firing.log_only else ""
+        fires = one.match is not None
+        only_log = " (only its log: the exit status is unknown)" if one.match and one.match.log_only else ""
         head = style("green", "fires") if fires else style("dim", "does not fire")
         print(f"{style('bold', one.compiled.name)} {head}{only_log}")
         width = max(len(reason.key) + 2 * reason.depth for reason in one.reasons)
@@ -72,8 +72,8 @@ def _reasons(found: list[Explained], sources: Mapping[str, str], options: Option
 def _reasons_value(one: Explained) -> dict[str, object]:
     return {
         "rule": one.compiled.name,
-        "fires": one.firing is not None,
-        "log_only": one.firing is not None and one.firing.log_only,
+        "fires": one.match is not None,
+        "log_only": one.match is not None and one.match.log_only,
         "reasons": [
             {"depth": r.depth, "key": r.key, "wanted": r.wanted, "actual": r.actual, "verdict": _VERDICTS[r.verdict][0]}
             for r in one.reasons

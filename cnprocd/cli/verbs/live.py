@@ -100,9 +100,9 @@ def _fits(options: Options) -> Fits:
     from cnprocd.cli.described import FIELDS, occurrence_of
     from cnprocd.cli.ruleset import rule_of_match
     from cnprocd.cli.verbs.trial import NAMES
-    from cnprocd.rules.predicate import compile_match
+    from cnprocd.rules.predicate import compile_condition
 
-    test = compile_match(rule_of_match(options.match, ["all"]).match)
+    test = compile_condition(rule_of_match(options.match, ["all"]).match)
 
     def fits(record: dict[str, object]) -> bool:
         known = {name: value for name, value in record.items() if name in FIELDS or name.endswith("_hex")}
@@ -133,8 +133,8 @@ def _watch_events(options: Options, printer: _Printer) -> None:
         lost = 0
         for occurrences in listening.batches():
             for occurrence in occurrences:
-                for firing in matcher.match(occurrence):
-                    record = match_record(firing, occurrence, user_name)
+                for match in matcher.match(occurrence):
+                    record = match_record(match, user_name)
                     del record["rule"], record["job_id"]
                     printer.show(record, time.time())
             printer.tick()

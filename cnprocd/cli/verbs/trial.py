@@ -19,7 +19,7 @@ from cnprocd.launch import render
 from cnprocd.output.record import match_record, message
 from cnprocd.process import procfs
 from cnprocd.process.model import Occurrence, Process
-from cnprocd.rules.compile import Firing, Matcher
+from cnprocd.rules.compile import Match, Matcher
 from cnprocd.rules.language.load import _system_group, _system_user
 from cnprocd.spool.job import Job, State
 
@@ -32,8 +32,8 @@ def test(options: Options) -> int:
     """Each rule that would fire, with its record and its hook's argument list."""
     loaded = loaded_rules(options.rules)
     occurrence = occurrence_from(options)
-    firings = Matcher(loaded.rules).match(occurrence)
-    found = [_outcome(firing, occurrence) for firing in firings]
+    matches = Matcher(loaded.rules).match(occurrence)
+    found = [_outcome(match) for match in matches]
     if options.json:
         print_json(found)
     elif not found:
@@ -130,13 +130,13 @@ def _ancestors(process: Process) -> tuple[Process, ...]:
     return tuple(chain)
 
 
-def _outcome(firing: Firing, occurrence: Occurrence) -> dict[str, object]:
-    rule = firing.compiled.rule
-    record = match_record(firing, occurrence, procfs.user_name)
-    if not occurrence.process.tgid:  # described without a PID
+def _outcome(match: Match) -> dict[str, object]:
+    rule = match.rule.rule
+    record = match_record(match, procfs.user_name)
+    if not match.occurrence.process.tgid:  # described without a PID
         record["pid"] = record["tid"] = None
     hook = None
-    if rule.run is not None and not firing.log_only:
+    if rule.run is not None and not match.log_only:
         spec = hook_spec(rule)
         hook = {
             "argv": [part.decode("utf-8", "backslashreplace") for part in render.argv(spec, _job(rule.name, record))],
@@ -150,8 +150,8 @@ def _outcome(firing: Firing, occurrence: Occurrence) -> dict[str, object]:
         "message": message(rule.log.message, record) if rule.log is not None else None,
         "record": record,
         "hook": hook,
-        "only_logged": firing.log_only,
-        "may_be_held_back_by": afterwards(firing.compiled),
+        "only_logged": match.log_only,
+        "may_be_held_back_by": afterwards(match.rule),
     }
 
 

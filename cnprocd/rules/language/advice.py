@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cnprocd.rules.language.mistakes import Mistake
-from cnprocd.rules.language.schema import Rule
+from cnprocd.rules.language.schema import RuleModel
 from cnprocd.rules.values import FREE_TEXT_FIELDS, Field, Template
 
 
-def advise(rule: Rule) -> Iterator[Mistake]:
+def advise(rule: RuleModel) -> Iterator[Mistake]:
     """The warnings about one rule, each with its path below the rule."""
     if rule.log is None and rule.run is None and rule.enabled:
         yield Mistake("this rule does nothing: log is false and there is no run", at=("log",))

@@ -18,7 +18,7 @@ from typing import Any
 from cnprocd.connector.status import NO_STATUS
 from cnprocd.rules.compile import compile_rule
 from cnprocd.rules.predicate import text_test
-from cnprocd.rules.ruleset import Match, ProcessMatch, Rule, given_keys
+from cnprocd.rules.ruleset import Condition, ProcessCondition, Rule, given_keys
 from cnprocd.rules.values import IntSet, Pattern
 
 _NOT_CHOSEN = ("user", "group", "exe", "cgroup", "unit")  # what a process cannot simply claim for itself
@@ -48,40 +48,40 @@ def lint(rules: Sequence[Rule]) -> Iterator[Warned]:
 
 
 def _never(rule: Rule) -> Iterator[Warned]:
-    compiled, match = compile_rule(rule, 0), rule.match
+    compiled, condition = compile_rule(rule, 0), rule.match
     hint = "keys of one mapping must all hold; either of two things is an any: list"
-    unknown_too = match is not None and _mentions_unknown(match)
+    unknown_too = condition is not None and _mentions_unknown(condition)
     if compiled.kinds == {"exit"} and compiled.statuses == NO_STATUS and not unknown_too:
         yield Warned(rule.name, ("match",), "never", "no exit status satisfies this match: it can never fire", hint)
         return
-    for key in _PATTERNS if match is not None else ():
-        assert match is not None
-        if _impossible(match, key):
+    for key in _PATTERNS if condition is not None else ():
+        assert condition is not None
+        if _impossible(condition, key):
             yield Warned(rule.name, ("match", key), "never", f"no {key} satisfies this match: it can never fire", hint)
 
 
-def _mentions_unknown(match: Match) -> bool:
-    return match.exit_status == "unknown" or any(map(_mentions_unknown, (*match.any, *match.all)))
+def _mentions_unknown(condition: Condition) -> bool:
+    return condition.exit_status == "unknown" or any(map(_mentions_unknown, (*condition.any, *condition.all)))
 
 
-def _impossible(match: Match, key: str) -> bool:
+def _impossible(condition: Condition, key: str) -> bool:
     """Whether every literal that `key` allows is refused by a `not` or an `all` beside it."""
-    patterns: tuple[Pattern, ...] | None = getattr(match, key)
+    patterns: tuple[Pattern, ...] | None = getattr(condition, key)
     if patterns is None:
         return False
-    refused = [text_test(getattr(part, key)) for part in match.not_ if _only_key(part, key)]
-    if set(patterns) <= {p for part in match.not_ if _only_key(part, key) for p in getattr(part, key)}:
+    refused = [text_test(getattr(part, key)) for part in condition.not_ if _only_key(part, key)]
+    if set(patterns) <= {p for part in condition.not_ if _only_key(part, key) for p in getattr(part, key)}:
         return True
     if any(pattern.kind != "literal" for pattern in patterns):
         return False
-    demanded = [text_test(getattr(part, key)) for part in match.all if getattr(part, key) is not None]
+    demanded = [text_test(getattr(part, key)) for part in condition.all if getattr(part, key) is not None]
     return all(
         any(test(pattern.text) for test in refused) or not all(test(pattern.text) for test in demanded)
         for pattern in patterns
     )
 
 
-def _only_key(part: Match, key: str) -> bool:
+def _only_key(part: Condition, key: str) -> bool:
     return given_keys(part) == (key,)
 
 
@@ -119,14 +119,14 @@ def _same_events(one: Rule, other: Rule) -> bool:
 def _covers(wide: Rule, narrow: Rule) -> bool:
     if wide.threads is not narrow.threads or not _events(narrow) <= _events(wide):
         return False
-    return wide.match is None or (narrow.match is not None and _covers_match(wide.match, narrow.match))
+    return wide.match is None or (narrow.match is not None and _covers_condition(wide.match, narrow.match))
 
 
 def _events(rule: Rule) -> set[str]:
     return {*rule.events, *(("nonzero_exit",) if "exit" in rule.events else ())}
 
 
-def _covers_match(wide: Match, narrow: Match) -> bool:
+def _covers_condition(wide: Condition, narrow: Condition) -> bool:
     """Whether every key of `wide` is one of `narrow` that allows no more."""
     ending = {"exit_code", "signal"}
     for key in set(given_keys(wide)) - ending:
@@ -139,8 +139,8 @@ def _covers_match(wide: Match, narrow: Match) -> bool:
     return _codes(narrow) <= _codes(wide) and (narrow.signal or frozenset()) <= (wide.signal or frozenset())
 
 
-def _codes(match: Match) -> set[int]:
-    ranges = match.exit_code.ranges if isinstance(match.exit_code, IntSet) else ()
+def _codes(condition: Condition) -> set[int]:
+    ranges = condition.exit_code.ranges if isinstance(condition.exit_code, IntSet) else ()
     return {code for low, high in ranges for code in range(low, high + 1)}
 
 
@@ -175,15 +175,17 @@ def _hook(rule: Rule) -> Iterator[Warned]:
         )
 
 
-def _only_comm(match: Match) -> bool:
+def _only_comm(condition: Condition) -> bool:
     """Whether comm or cmdline, which any process chooses for itself, is all that tells one process from another."""
-    chosen = match.comm is not None or match.cmdline is not None
-    return chosen and not _has_evidence(match)
+    chosen = condition.comm is not None or condition.cmdline is not None
+    return chosen and not _has_evidence(condition)
 
 
-def _has_evidence(match: Match | ProcessMatch) -> bool:
-    if any(getattr(match, key) is not None for key in _NOT_CHOSEN):
+def _has_evidence(condition: Condition | ProcessCondition) -> bool:
+    if any(getattr(condition, key) is not None for key in _NOT_CHOSEN):
         return True
-    if any(_has_evidence(part) for part in match.all) or (match.any and all(_has_evidence(part) for part in match.any)):
+    if any(_has_evidence(part) for part in condition.all) or (
+        condition.any and all(_has_evidence(part) for part in condition.any)
+    ):
         return True
-    return any(_has_evidence(part) for part in (match.parent, match.ancestor) if part is not None)
+    return any(_has_evidence(part) for part in (condition.parent, condition.ancestor) if part is not None)

@@ -26,7 +26,7 @@ from cnprocd.rules.language.fields import parse_list
 from cnprocd.rules.language.mistakes import Mistake, MistakeError
 from cnprocd.rules.language.names import Context
 from cnprocd.rules.language.report import Found, found_in
-from cnprocd.rules.language.schema import RuleFile
+from cnprocd.rules.language.schema import RuleFileModel
 from cnprocd.rules.language.yaml12 import Mark
 from cnprocd.rules.problems import MAIN_FILE, LoadedRules, Problem, RulesError
 from cnprocd.rules.ruleset import plain
@@ -233,12 +233,12 @@ def _is_good(entry: object) -> bool:
     return True
 
 
-def _validate(source: _Source, context: Context) -> RuleFile | None:
+def _validate(source: _Source, context: Context) -> RuleFileModel | None:
     if source.root is None or source.broken:  # of half a file, half of what could be said is wrong
         return None
     refused = {(problem.line, problem.column) for problem in source.problems}
     try:
-        return RuleFile.model_validate(yaml12.plain_data(source.root), context=context)
+        return RuleFileModel.model_validate(yaml12.plain_data(source.root), context=context)
     except ValidationError as error:
         for found in found_in(error.errors(include_url=False)):
             mark = _mark(source.root, found)
@@ -292,7 +292,7 @@ def _list_names(source: _Source) -> Iterator[tuple[str, Mark]]:
 # --- warnings
 
 
-def _warnings(valid: Sequence[tuple[_Source, RuleFile]]) -> Iterator[Problem]:
+def _warnings(valid: Sequence[tuple[_Source, RuleFileModel]]) -> Iterator[Problem]:
     used = {text[1:] for source, _ in valid if source.root is not None for text in _references(source.root)}
     for source, rule_file in valid:
         assert source.root is not None

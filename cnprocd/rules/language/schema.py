@@ -25,6 +25,7 @@ from pydantic_core import core_schema
 
 from cnprocd.rules.language import syntax
 from cnprocd.rules.language.actions import Directory, HookModel, Level, LogModel, parse_log
+from cnprocd.rules.language.condition import ConditionModel, never_matches
 from cnprocd.rules.language.fields import (
     BufferSize,
     Count,
@@ -41,27 +42,7 @@ from cnprocd.rules.language.fields import (
     YamlForm,
     words,
 )
-from cnprocd.rules.language.match import Match, ProcessMatch, never_matches
 from cnprocd.rules.language.mistakes import MistakeError, mistake, shown
-from cnprocd.rules.language.names import Context
-from cnprocd.rules.ruleset import EVENT_NAMES, EXIT_EVENTS, EventName
-
-__all__ = [
-    "EVENT_NAMES",
-    "EXIT_EVENTS",
-    "AfterModel",
-    "Coalesce",
-    "Context",
-    "EventName",
-    "Match",
-    "ProcessMatch",
-    "RateLimitModel",
-    "Rule",
-    "RuleFile",
-    "Settings",
-    "json_schema",
-]
-
 
 RULE_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 
@@ -76,7 +57,7 @@ class RateLimitModel(Model):
     )
 
 
-class Coalesce(Model):
+class CoalesceModel(Model):
     """One run of the hook for the matches of a window, all of them on its standard input."""
 
     window_s: Duration = Field(alias="window", description="How long matches are gathered after the first.")
@@ -106,14 +87,16 @@ Description = Annotated[
 ]
 
 
-class Rule(Model):
+class RuleModel(Model):
     """One rule: which events of which processes, and what is done about them."""
 
     name: RuleName = Field(description="The name of the rule, unique over all files; it appears in every record.")
     description: Description = Field(default="", description="What the rule is for, in one line.")
     enabled: Flag = Field(default=True, description="false keeps the rule in the file but out of work.")
     events: Events = Field(description="The events the rule looks at: a name, a list, or all.")
-    match: Match | None = Field(default=None, description="What must hold; every key must. Left out: any process.")
+    match: ConditionModel | None = Field(
+        default=None, description="What must hold; every key must. Left out: any process."
+    )
     threads: Flag = Field(default=False, description="Look at the events of single threads too, not only of processes.")
     include_hooks: Flag = Field(default=False, description="Look at hooks, and what they start, too. Beware of loops.")
     on_unknown_exit: Annotated[Literal["match", "log", "ignore"], *words("match", "log", "ignore")] = Field(
@@ -125,7 +108,7 @@ class Rule(Model):
     cooldown_s: Duration | None = Field(
         default=None, alias="cooldown", description="After a match passed, hold back the next ones for so long."
     )
-    coalesce: Coalesce | None = Field(default=None, description="Run the hook once for many matches.")
+    coalesce: CoalesceModel | None = Field(default=None, description="Run the hook once for many matches.")
     after: AfterModel | None = Field(default=None, description="Fire only at the n-th match within a period.")
     resets_s: Duration | None = Field(
         default=None,
@@ -141,7 +124,7 @@ class Rule(Model):
 
     @field_validator("match")
     @classmethod
-    def _can_match(cls, match: Match | None, info: ValidationInfo) -> Match | None:
+    def _can_match(cls, match: ConditionModel | None, info: ValidationInfo) -> ConditionModel | None:
         # A validator of the field, not of the model: it must speak even when another field of the rule is wrong.
         if match is not None and "events" in info.data:
             found = tuple(never_matches(match, info.data["events"]))
@@ -150,7 +133,7 @@ class Rule(Model):
         return match
 
     @model_validator(mode="after")
-    def _together(self) -> Rule:
+    def _together(self) -> RuleModel:
         if self.resets_s is not None and self.after is None:
             raise mistake("resets says when the count of after is forgotten, and there is no after", key="resets")
         if self.coalesce is not None and self.run is None:
@@ -158,7 +141,7 @@ class Rule(Model):
         return self
 
 
-class Settings(Model):
+class SettingsModel(Model):
     """Settings of the daemon; only the main file may have them."""
 
     hook_slots: Slots = Field(default=8, description="How many hooks may run at once, all rules together.")
@@ -186,14 +169,14 @@ class Settings(Model):
     )
 
 
-class RuleFile(Model):
+class RuleFileModel(Model):
     """A rule file of cnprocd: settings, named lists and rules."""
 
-    settings: Settings = Field(default=Settings(), description="Settings of the daemon (main file only).")
+    settings: SettingsModel = Field(default=SettingsModel(), description="Settings of the daemon (main file only).")
     lists: dict[ListName, NamedList] = Field(
         default_factory=dict, description='Named lists of patterns, for use as "$name"; all files share them.'
     )
-    rules: tuple[Rule, ...] = Field(default=(), description="The rules; an event may match several.")
+    rules: tuple[RuleModel, ...] = Field(default=(), description="The rules; an event may match several.")
 
 
 class _EditorSchema(GenerateJsonSchema):
@@ -211,7 +194,7 @@ class _EditorSchema(GenerateJsonSchema):
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema (2020-12) of a rule file as a person writes it, with a description on every key."""
-    schema = RuleFile.model_json_schema(by_alias=True, schema_generator=_EditorSchema)
+    schema = RuleFileModel.model_json_schema(by_alias=True, schema_generator=_EditorSchema)
     # Editors show the definitions' names: "Hook", not "HookModel".
     schema = json.loads(re.sub(r'(?<=["/])([A-Z][A-Za-z]*)Model(?=")', r"\1", json.dumps(schema)))
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

@@ -31,7 +31,7 @@ from cnprocd.connector.taskrecord import TaskRecord
 from cnprocd.process.model import EVERYTHING, Process
 from cnprocd.process.tracker import Tracker
 from cnprocd.rules.compile import Matcher
-from cnprocd.rules.language.schema import RuleFile
+from cnprocd.rules.language.schema import RuleFileModel
 from cnprocd.rules.plan import make_plan
 from cnprocd.rules.ruleset import plain
 
@@ -107,7 +107,7 @@ class Datagrams(Target):
             {"name": "processes", "events": "all"},
             {"name": "threads", "events": "all", "threads": True},
         ]
-        matcher = Matcher(plain(RuleFile.model_validate({"rules": rules}).rules))
+        matcher = Matcher(plain(RuleFileModel.model_validate({"rules": rules}).rules))
         self._trackings = [
             replace(make_plan(matcher, Features(taskstats=records)).tracking, table=table, wanted=EVERYTHING)
             for records, table in ((True, True), (False, True), (True, False))

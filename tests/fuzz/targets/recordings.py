@@ -21,7 +21,7 @@ from cnprocd.cli.recording import MAGIC, RecordingError, read
 from cnprocd.cli.replaying import replay
 from cnprocd.output.record import Record
 from cnprocd.rules.compile import Matcher
-from cnprocd.rules.language.schema import RuleFile
+from cnprocd.rules.language.schema import RuleFileModel
 from cnprocd.rules.ruleset import plain
 
 _HEAD = struct.Struct(">cI")
@@ -129,7 +129,7 @@ class Recordings(Target):
     def __init__(self) -> None:
         self._recordings = [chunks(True), chunks(False)]
         super().__init__()
-        rules = plain(RuleFile.model_validate(_RULES).rules)
+        rules = plain(RuleFileModel.model_validate(_RULES).rules)
         self._names = {rule.name for rule in rules}
         self._matcher = Matcher(rules)
 

@@ -129,10 +129,10 @@ class RuleFiles(Target):
         for features in (Features(), Features(taskstats=False)):
             make_plan(matcher, features)
         for occurrence in _OCCURRENCES:
-            for firing in matcher.match(occurrence):
-                named = firing.compiled.rule.events
+            for match in matcher.match(occurrence):
+                named = match.rule.rule.events
                 assert occurrence.kind in named or (occurrence.kind == "exit" and "nonzero_exit" in named)
-                assert firing.compiled.rule.threads is occurrence.of_thread
+                assert match.rule.rule.threads is occurrence.of_thread
 
     @staticmethod
     def _printable(text: str) -> None:

@@ -62,11 +62,11 @@ def test_a_record_described_again_is_the_same_event(tmp_path_factory, comm, code
     matcher = matcher_of(tmp_path_factory)
     text = comm.decode("utf-8", "surrogateescape")
     first = occurrence_of({"comm": text, "exit_code": code, "uid": uid, "pid": 7, "kernel_time_ns": 5}, NOBODY)
-    (firing,) = matcher.match(first)
-    record = match_record(firing, first)
+    (match,) = matcher.match(first)
+    record = match_record(match)
     again = occurrence_of({name: value for name, value in record.items() if name != "status"}, NOBODY)
     (second,) = matcher.match(again)
-    assert match_record(second, again) == record
+    assert match_record(second) == record
     assert set(record) <= {*FIELDS, "comm_hex"}
 
 
@@ -84,8 +84,8 @@ def matcher_of(factory):
 @given(raw_comms)
 def test_a_hostile_name_stays_on_its_line(tmp_path_factory, comm):
     occurrence = occurrence_of({"comm": comm.decode("utf-8", "surrogateescape"), "exit_code": 1}, NOBODY)
-    (firing,) = matcher_of(tmp_path_factory).match(occurrence)
-    line = match_line(match_record(firing, occurrence), Style(), "12:00:00")
+    (match,) = matcher_of(tmp_path_factory).match(occurrence)
+    line = match_line(match_record(match), Style(), "12:00:00")
     assert line.isprintable()
 
 

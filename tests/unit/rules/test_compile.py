@@ -25,25 +25,25 @@ from unit.rules.trees import (
 from cnprocd.connector.status import EVERY_STATUS, FAILURES, NO_STATUS
 from cnprocd.process.model import Occurrence, Process
 from cnprocd.rules import compile as compile_module
-from cnprocd.rules.compile import Matcher, compile_rule, judge, possible_statuses
-from cnprocd.rules.language.schema import Rule
-from cnprocd.rules.predicate import compile_match
-from cnprocd.rules.ruleset import EVENT_NAMES, plain
+from cnprocd.rules.compile import Matcher, compile_rule, evaluate, possible_statuses
+from cnprocd.rules.language.schema import RuleModel
+from cnprocd.rules.predicate import compile_condition
+from cnprocd.rules.ruleset import EVENT_NAMES, Rule, plain
 
 SOME = [code << 8 for code in (*range(8), 254, 255)] + [n | core for n in (1, 6, 9, 11, 15, 64) for core in (0, 0x80)]
 REAL = [code << 8 for code in range(256)] + [n | core for n in range(1, 65) for core in (0, 0x80)]
 
 
 def rule(name="r", events=("exit",), **keys) -> Rule:
-    return plain(Rule.model_validate({"name": name, "events": list(events), **keys}))
+    return plain(RuleModel.model_validate({"name": name, "events": list(events), **keys}))
 
 
 def exited(comm="sh", status: int | None = 256, **fields) -> Occurrence:
     return Occurrence("exit", Process(100, 1, comm=comm), 100, status, 10**9, **fields)
 
 
-def names(firings) -> list[str]:
-    return [firing.compiled.name for firing in firings]
+def names(matches) -> list[str]:
+    return [match.rule.name for match in matches]
 
 
 # --- the index
@@ -107,8 +107,8 @@ def test_the_matches_are_those_of_every_rule_alone(matches, happened):
     rules = [rule(f"r{n}", ["exit", "exec", "comm"], match=data) for n, data in enumerate(matches)]
     matcher = Matcher(rules)
     for occurrence in happened:
-        expected = [r.name for r in rules if compile_match(r.match)(occurrence) is True]
-        assert [f.compiled.name for f in matcher.match(occurrence) if not f.log_only] == expected
+        expected = [r.name for r in rules if compile_condition(r.match)(occurrence) is True]
+        assert [m.rule.name for m in matcher.match(occurrence) if not m.log_only] == expected
 
 
 def test_candidates_come_in_the_order_of_the_file():
@@ -165,7 +165,7 @@ def test_no_pattern_is_looked_at_twice_for_one_comm(monkeypatch):
 @settings(max_examples=150)
 def test_the_possible_statuses_leave_out_none_that_matches(data, happened):
     match = model(data)
-    test, possible = compile_match(match), possible_statuses(match)
+    test, possible = compile_condition(match), possible_statuses(match)
     for occurrence in happened:
         for status in SOME:
             if status not in possible:
@@ -296,8 +296,8 @@ def _comm_texts(data):
     ],
 )
 def test_the_event_that_a_match_is_called(events, status, said):
-    firing = judge(compile_rule(rule(events=events), 0), exited(status=status))
-    assert said == (firing and (firing.event, firing.log_only))
+    match = evaluate(compile_rule(rule(events=events), 0), exited(status=status))
+    assert said == (match and (match.event, match.log_only))
 
 
 @pytest.mark.parametrize(
@@ -316,15 +316,15 @@ def test_the_event_that_a_match_is_called(events, status, said):
 )
 def test_an_exit_of_unknown_status_goes_by_the_rule_s_wish(policy, match, said):
     compiled = compile_rule(rule(events=["nonzero_exit"], match=match, on_unknown_exit=policy), 0)
-    firing = judge(compiled, exited(status=None, recovered=True))
-    assert said == (firing and (firing.event, firing.log_only))
+    match = evaluate(compiled, exited(status=None, recovered=True))
+    assert said == (match and (match.event, match.log_only))
 
 
 def test_an_exit_rule_without_status_keys_matches_unknown_status():
     for policy in ("match", "log", "ignore"):
         compiled = compile_rule(rule(events=["exit"], match={"comm": "sh"}, on_unknown_exit=policy), 0)
-        firing = judge(compiled, exited(status=None))
-        assert (firing.event, firing.log_only) == ("exit", False)
+        match = evaluate(compiled, exited(status=None))
+        assert (match.event, match.log_only) == ("exit", False)
 
 
 @pytest.mark.parametrize("status", STATUSES)

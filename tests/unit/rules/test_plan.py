@@ -26,9 +26,9 @@ from cnprocd.process.deaths import HOLD_NS
 from cnprocd.process.model import EVERYTHING, Occurrence, Wanted
 from cnprocd.process.tracker import Tracker, Tracking
 from cnprocd.rules.compile import CompiledRule, Matcher
-from cnprocd.rules.language.schema import Rule
+from cnprocd.rules.language.schema import RuleModel
 from cnprocd.rules.plan import Plan, identity_of, make_plan
-from cnprocd.rules.ruleset import EVENT_NAMES, plain
+from cnprocd.rules.ruleset import EVENT_NAMES, Rule, plain
 
 OWN = 50
 FORK, EXIT = uapi.PROC_EVENT_FORK, uapi.PROC_EVENT_EXIT
@@ -44,7 +44,7 @@ WITHOUT_RECORDS = [features for features in KERNELS if not features.taskstats]
 def written(events, match, include_hooks, threads) -> Rule | None:
     keys = {"events": events, "threads": threads, "include_hooks": include_hooks} | ({"match": match} if match else {})
     try:
-        return plain(Rule.model_validate({"name": "r", **keys}))
+        return plain(RuleModel.model_validate({"name": "r", **keys}))
     except ValidationError:
         return None  # it could never match, and is refused
 
@@ -67,7 +67,7 @@ rules = st.one_of(
     st.builds(written, _any_exits, trees(IDENTITY_KEYS | ENDING_KEYS, depth=1), st.booleans(), _threads),
 ).filter(bool)
 # Where this one is in force, a process that is wrongly taken for vanished shows.
-ANY_FAILURE = plain(Rule.model_validate({"name": "any", "events": ["nonzero_exit"], "on_unknown_exit": "match"}))
+ANY_FAILURE = plain(RuleModel.model_validate({"name": "any", "events": ["nonzero_exit"], "on_unknown_exit": "match"}))
 rule_sets = st.lists(rules | st.just(ANY_FAILURE), min_size=1, max_size=4).map(
     lambda chosen: [replace(rule, name=f"r{n}") for n, rule in enumerate(chosen)]
 )
@@ -116,9 +116,9 @@ class History:
 
         def judge(occurrences) -> None:
             for occurrence in occurrences:
-                for firing in matcher.match(occurrence):
+                for match in matcher.match(occurrence):
                     assert not occurrence.recovered, "nothing was lost"
-                    found[key(firing.compiled.name, firing.event, occurrence)] += 1
+                    found[key(match.rule.name, match.event, occurrence)] += 1
 
         swept_ns, held_until = 0, None
         for n, (events, records, late, now_ns) in enumerate(self.drains):
@@ -141,7 +141,7 @@ class History:
 
     def true_matches(self, matcher: Matcher) -> Counter:
         """What the rules say of what really happened."""
-        return Counter(key(f.compiled.name, f.event, o) for o in self.truth for f in matcher.match(o))
+        return Counter(key(m.rule.name, m.event, o) for o in self.truth for m in matcher.match(o))
 
 
 def unplanned() -> Plan:
@@ -231,7 +231,7 @@ def test_the_plan_changes_no_match_where_threads_are_counted(rule_set, history):
 
 
 def plan_of(*given_rules: dict, features: Features | None = None, follow: bool = False) -> Plan:
-    chosen = [plain(Rule.model_validate({"name": f"r{n}", **keys})) for n, keys in enumerate(given_rules)]
+    chosen = [plain(RuleModel.model_validate({"name": f"r{n}", **keys})) for n, keys in enumerate(given_rules)]
     return make_plan(Matcher(chosen), features or Features(), follow)
 
 
@@ -319,7 +319,7 @@ def test_gaps_mean_nothing_where_anything_is_filtered(keys):
     ],
 )
 def test_identity_comes_from_the_lowest_rung_that_can_tell(keys, identity, without_taskstats):
-    (compiled,) = Matcher([plain(Rule.model_validate({"name": "r", **keys}))]).rules
+    (compiled,) = Matcher([plain(RuleModel.model_validate({"name": "r", **keys}))]).rules
     assert identity_of(compiled, Features()) == identity
     assert identity_of(compiled, Features().without_taskstats()) == without_taskstats
     assert plan_of(keys).tracking.table is (identity == "table")

@@ -24,7 +24,7 @@ from unit.rules.trees import (
 )
 
 from cnprocd.process.model import Occurrence, Process
-from cnprocd.rules.predicate import all_of, any_of, compile_match, negate, text_test
+from cnprocd.rules.predicate import all_of, any_of, compile_condition, negate, text_test
 from cnprocd.rules.values import Pattern
 
 VERDICTS = (True, None, False)
@@ -52,7 +52,7 @@ def test_the_connectives_are_kleene_s():
 @settings(max_examples=25)
 def test_each_key_alone_means_what_it_says(key, data, happened):
     tree = {key: data.draw((IDENTITY_KEYS | ENDING_KEYS)[key])}
-    test = compile_match(model(tree))
+    test = compile_condition(model(tree))
     for occurrence in happened:
         assert test(occurrence) is verdict(tree, occurrence), occurrence
 
@@ -60,7 +60,7 @@ def test_each_key_alone_means_what_it_says(key, data, happened):
 @given(match_data, st.lists(occurrences, min_size=1, max_size=4))
 @settings(max_examples=150)
 def test_a_tree_means_what_it_says(data, happened):
-    test = compile_match(model(data))
+    test = compile_condition(model(data))
     for occurrence in happened:
         assert test(occurrence) is verdict(data, occurrence), occurrence
 
@@ -69,7 +69,7 @@ def test_a_tree_means_what_it_says(data, happened):
 @settings(max_examples=150)
 def test_what_is_not_known_never_turns_an_answer_round(data, happened):
     """True or False with little knowledge stays so with more: under not, any and all, of parents and of itself."""
-    test = compile_match(model(data))
+    test = compile_condition(model(data))
     keep = frozenset() if without_status_key(data) else {"status"}
     for occurrence, (hidden, in_parents) in happened:
         poorer = test(hide(occurrence, (hidden - keep, in_parents)))
@@ -79,31 +79,31 @@ def test_what_is_not_known_never_turns_an_answer_round(data, happened):
 @pytest.mark.parametrize("key", ["comm", "exe", "cmdline", "cgroup", "unit"])
 @pytest.mark.parametrize("wrap", [dict, lambda m: {"not": m}, lambda m: {"any": [m]}, lambda m: {"all": [m, m]}])
 def test_an_unknown_text_never_matches_not_even_anything(key, wrap):
-    test = compile_match(model(wrap({key: "*"})))
+    test = compile_condition(model(wrap({key: "*"})))
     assert test(Occurrence("exit", Process(100), 100, 0)) is None
 
 
 def test_without_a_match_everything_matches():
-    assert compile_match(None)(Occurrence("fork", Process(1), 1)) is True
+    assert compile_condition(None)(Occurrence("fork", Process(1), 1)) is True
 
 
 def test_a_key_about_an_end_does_not_hold_for_what_has_not_ended():
     exec_ = Occurrence("exec", Process(100, comm="sh"), 100)
-    assert compile_match(model({"comm": "sh", "exit_code": "0-255"}))(exec_) is False
-    assert compile_match(model({"exit_status": "unknown"}))(exec_) is False
-    assert compile_match(model({"comm": "sh", "not": {"signal": "any"}}))(exec_) is True
+    assert compile_condition(model({"comm": "sh", "exit_code": "0-255"}))(exec_) is False
+    assert compile_condition(model({"exit_status": "unknown"}))(exec_) is False
+    assert compile_condition(model({"comm": "sh", "not": {"signal": "any"}}))(exec_) is True
 
 
 def test_a_process_without_a_unit_has_none_of_that_name():
     in_a_slice = Occurrence("exec", Process(100, cgroup="/user.slice"), 100)
-    assert compile_match(model({"unit": "*"}))(in_a_slice) is False
-    assert compile_match(model({"not": {"unit": "*"}}))(in_a_slice) is True
+    assert compile_condition(model({"unit": "*"}))(in_a_slice) is False
+    assert compile_condition(model({"not": {"unit": "*"}}))(in_a_slice) is True
 
 
 def test_the_chain_of_ancestors_ends_where_a_parent_is_0():
     """Only then is it known that nobody above is meant."""
     up = (Process(60, ppid=1, comm="sh"), Process(1, ppid=0, comm="systemd"))
-    test = compile_match(model({"ancestor": {"comm": "java"}}))
+    test = compile_condition(model({"ancestor": {"comm": "java"}}))
     assert test(Occurrence("exec", Process(100, 60), 100, ancestors=up)) is False
     assert test(Occurrence("exec", Process(100, 60), 100, ancestors=up[:1])) is None
     assert test(Occurrence("exec", Process(100, 60), 100, ancestors=None)) is None
@@ -120,7 +120,7 @@ def test_relations_can_be_nested():
         ({"ancestor": {"comm": "b", "ancestor": {"comm": "b"}}}, False),
         ({"parent": {"comm": "c", "ancestor": {"comm": "a"}}}, True),
     ):
-        assert compile_match(model(tree))(of) is holds, tree
+        assert compile_condition(model(tree))(of) is holds, tree
 
 
 # --- a status that is unknown, taken for whatever a rule wants
@@ -130,8 +130,8 @@ def test_relations_can_be_nested():
 @settings(max_examples=150)
 def test_an_unknown_status_is_assumed_to_be_one_that_matches(data, occurrence):
     """If any status would do, the unknown one does, also behind `not`; and who it was decides as ever."""
-    assumed = compile_match(model(data), assume_status=True)
-    test = compile_match(model(data))
+    assumed = compile_condition(model(data), assume_status=True)
+    test = compile_condition(model(data))
     vanished = replace(occurrence, kind="exit", status=None)
     if any(test(replace(vanished, status=status)) for status in STATUSES):
         assert assumed(vanished) is True
@@ -155,7 +155,7 @@ def test_an_unknown_status_is_assumed_to_be_one_that_matches(data, occurrence):
 )
 def test_a_vanished_process_and_a_rule_that_wants_to_hear_of_it(match, fires):
     vanished = Occurrence("exit", Process(100, comm="sh"), 100, recovered=True)
-    assert compile_match(model(match), assume_status=True)(vanished) is fires
+    assert compile_condition(model(match), assume_status=True)(vanished) is fires
 
 
 # --- text

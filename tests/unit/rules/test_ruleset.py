@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from cnprocd.rules import ruleset
 from cnprocd.rules.language import schema
-from cnprocd.rules.language.schema import RuleFile
+from cnprocd.rules.language.schema import RuleFileModel
 from cnprocd.rules.ruleset import given_keys, plain
 
 MODELS = [
@@ -45,7 +45,7 @@ EVERYTHING = {
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
 def test_every_model_has_its_plain_class_with_the_same_fields(model):
-    if model is RuleFile:
+    if model is RuleFileModel:
         return  # load.py takes it apart
     made = ruleset._CLASSES[model.__name__]
     assert {one.name for one in fields(made)} - {"given"} == set(model.model_fields)
@@ -78,7 +78,7 @@ def compare(model, made):
 
 
 def test_rules_arrive_complete_and_without_pydantic():
-    models = RuleFile.model_validate(EVERYTHING)
+    models = RuleFileModel.model_validate(EVERYTHING)
     for model, made in ((models.rules, plain(models.rules)), (models.settings, plain(models.settings))):
         compare(model, made)
         assert not any(isinstance(leaf, BaseModel) for leaf in leaves(made))
@@ -86,7 +86,7 @@ def test_rules_arrive_complete_and_without_pydantic():
 
 
 def test_given_keys_are_those_of_the_file():
-    full, bare = plain(RuleFile.model_validate(EVERYTHING).rules)
+    full, bare = plain(RuleFileModel.model_validate(EVERYTHING).rules)
     assert set(given_keys(full.match)) == {key.replace("not", "not_") for key in EVERYTHING["rules"][0]["match"]}
     assert given_keys(full.match.not_[0]) == ("core_dumped",)
     assert "timeout_s" not in full.run.given

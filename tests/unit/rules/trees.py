@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from cnprocd.connector.taskrecord import TaskRecord
 from cnprocd.process.model import Occurrence, Process
-from cnprocd.rules.language.schema import Match
-from cnprocd.rules.ruleset import plain
+from cnprocd.rules.language.condition import ConditionModel
+from cnprocd.rules.ruleset import Condition, plain
 
 COMMS = ["sh", "ora_pmon_A", "ora_smon_B", "java", "a b) c", "x\ny", ""]
 COMM_PATTERNS = ["sh", "java", "ora_*", "ora_?mon_[AB]", "*", "[!o]*", "/^ora_/", "/A$/", "/JAVA/i", "*_B", "a b) c"]
@@ -76,8 +76,8 @@ def trees(draw, keys, relatives=True, depth=2):
 match_data = trees(IDENTITY_KEYS | ENDING_KEYS)
 
 
-def model(data) -> Match:
-    return plain(Match.model_validate(data))
+def model(data) -> Condition:
+    return plain(ConditionModel.model_validate(data))
 
 
 # --- occurrences
@@ -130,7 +130,7 @@ TRUE, UNKNOWN, FALSE = 1, 0.5, 0
 
 
 def verdict(data, occurrence: Occurrence):
-    """What the tree says, in compile_match()'s words."""
+    """What the tree says, in compile_condition()'s words."""
     return {TRUE: True, FALSE: False, UNKNOWN: None}[meaning(data, occurrence)]
 
 

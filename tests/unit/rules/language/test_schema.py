@@ -11,8 +11,11 @@ from pydantic import ValidationError
 
 from cnprocd.rules.language import names, syntax
 from cnprocd.rules.language.actions import HookModel, LogModel
+from cnprocd.rules.language.condition import ConditionModel
 from cnprocd.rules.language.mistakes import MistakeError
-from cnprocd.rules.language.schema import EVENT_NAMES, Context, Match, Rule, RuleFile, json_schema
+from cnprocd.rules.language.names import Context
+from cnprocd.rules.language.schema import RuleFileModel, RuleModel, json_schema
+from cnprocd.rules.ruleset import EVENT_NAMES
 from cnprocd.rules.values import Comparison, Field, IntSet, Octal, Pattern, Template
 
 CONTEXT = Context(
@@ -23,7 +26,7 @@ CONTEXT = Context(
 
 
 def rule(**keys):
-    return Rule.model_validate({"name": "r", "events": ["exit"], **keys}, context=CONTEXT)
+    return RuleModel.model_validate({"name": "r", "events": ["exit"], **keys}, context=CONTEXT)
 
 
 def mistakes(**keys):
@@ -341,7 +344,7 @@ def test_defaults():
     run = HookModel.model_validate({"command": ["/bin/true"]})
     assert (run.timeout_s, run.retries, run.umask, run.output_limit_bytes) == (30.0, 0, 0o077, 65536)
     assert (run.backoff.initial_s, run.backoff.max_s, run.working_directory, run.env) == (1.0, 300.0, "/", {})
-    settings = RuleFile.model_validate({"rules": []}).settings
+    settings = RuleFileModel.model_validate({"rules": []}).settings
     assert (settings.hook_slots, settings.receive_buffer_bytes, settings.history_age_s) == (8, 32 << 20, 604800.0)
 
 
@@ -390,7 +393,7 @@ def test_everything_at_once():
         },
     )
     assert parsed.match.exit_code == IntSet(((1, 3), (9, 9)))
-    assert parsed.match.not_ == (Match.model_validate({"comm": "ora_test*"}),)
+    assert parsed.match.not_ == (ConditionModel.model_validate({"comm": "ora_test*"}),)
     assert len(parsed.match.any[1].not_) == 2
     assert parsed.match.parent.ancestor.user == (0,)
     assert (parsed.after.within_s, parsed.resets_s, parsed.coalesce.max, parsed.cooldown_s) == (60.0, 600.0, 1000, 5.0)
@@ -466,11 +469,11 @@ def test_a_bad_field_does_not_hide_a_rule_that_never_fires():
 
 
 def test_named_lists():
-    parsed = RuleFile.model_validate({"lists": {"db": ["ora_*", "x"]}})
+    parsed = RuleFileModel.model_validate({"lists": {"db": ["ora_*", "x"]}})
     assert parsed.lists == {"db": (Pattern("glob", "ora_*"), Pattern("literal", "x"))}
     for wrong in ({"db": []}, {"db": "x"}, {"db": ["$x"]}, {"1 x": ["a"]}, {"db": [5]}):
         with pytest.raises(ValidationError):
-            RuleFile.model_validate({"lists": wrong})
+            RuleFileModel.model_validate({"lists": wrong})
 
 
 # --- the editor's schema
@@ -495,11 +498,11 @@ def test_the_json_schema_describes_every_key_without_null():
 
 def test_the_json_schema_speaks_of_the_yaml_form():
     schema = json_schema()
-    run, match_, rule_ = (schema["$defs"][name]["properties"] for name in ("Hook", "Match", "Rule"))
+    run, match_, rule_ = (schema["$defs"][name]["properties"] for name in ("Hook", "Condition", "Rule"))
     assert run["timeout"]["type"] == "string"
     assert run["timeout"]["default"] == "30s"
     assert re.search(run["timeout"]["pattern"], "500ms")
     assert "default" not in schema["$defs"]["After"]["properties"]["count"]
-    assert {"$ref": "#/$defs/Match"} in match_["not"]["anyOf"]
+    assert {"$ref": "#/$defs/Condition"} in match_["not"]["anyOf"]
     assert {"type": "boolean"} in rule_["log"]["anyOf"]
     assert "all" in rule_["events"]["anyOf"][0]["enum"]

@@ -56,8 +56,8 @@ class _Identity(Model):
     )
     user: Users | None = Field(default=None, description="The user: name or number; any of them.")
     group: Groups | None = Field(default=None, description="The primary group: name or number; any of them.")
-    parent: ProcessMatch | None = Field(default=None, description="What must hold of the parent process.")
-    ancestor: ProcessMatch | None = Field(
+    parent: ProcessConditionModel | None = Field(default=None, description="What must hold of the parent process.")
+    ancestor: ProcessConditionModel | None = Field(
         default=None, description="What must hold of the parent, or of its parent, and so on up."
     )
 
@@ -70,17 +70,21 @@ class _Identity(Model):
         return self
 
 
-class ProcessMatch(_Identity):
+class ProcessConditionModel(_Identity):
     """What must hold of a related process: its identity."""
 
-    not_: Annotated[tuple[ProcessMatch, ...], OneAsList, OneOrListOf()] = Field(
+    not_: Annotated[tuple[ProcessConditionModel, ...], OneAsList, OneOrListOf()] = Field(
         default=(), alias="not", min_length=1, description="None of these may hold: one match or a list."
     )
-    any: tuple[ProcessMatch, ...] = Field(default=(), min_length=1, description="At least one of these must hold.")
-    all: tuple[ProcessMatch, ...] = Field(default=(), min_length=1, description="Every one of these must hold.")
+    any: tuple[ProcessConditionModel, ...] = Field(
+        default=(), min_length=1, description="At least one of these must hold."
+    )
+    all: tuple[ProcessConditionModel, ...] = Field(
+        default=(), min_length=1, description="Every one of these must hold."
+    )
 
 
-class Match(_Identity):
+class ConditionModel(_Identity):
     """What must hold of an event and its process.
 
     `exit_code` and `signal` given together in one mapping mean either. An attribute that is not known does not match,
@@ -102,14 +106,14 @@ class Match(_Identity):
     )
     max_rss: SizeComparison | None = Field(default=None, description='Peak resident memory: "> 500M".')
     cpu_time: TimeComparison | None = Field(default=None, description='User and system CPU time together: "> 10s".')
-    not_: Annotated[tuple[Match, ...], OneAsList, OneOrListOf()] = Field(
+    not_: Annotated[tuple[ConditionModel, ...], OneAsList, OneOrListOf()] = Field(
         default=(), alias="not", min_length=1, description="None of these may hold: one match or a list."
     )
-    any: tuple[Match, ...] = Field(default=(), min_length=1, description="At least one of these must hold.")
-    all: tuple[Match, ...] = Field(default=(), min_length=1, description="Every one of these must hold.")
+    any: tuple[ConditionModel, ...] = Field(default=(), min_length=1, description="At least one of these must hold.")
+    all: tuple[ConditionModel, ...] = Field(default=(), min_length=1, description="Every one of these must hold.")
 
     @model_validator(mode="after")
-    def _no_contradiction(self) -> Match:
+    def _no_contradiction(self) -> ConditionModel:
         given = [key for key in ("exit_code", "signal", "core_dumped") if key in self.model_fields_set]
         if self.exit_status == "unknown" and given:
             raise mistake(
@@ -125,10 +129,10 @@ def keys_of(model: type[Model]) -> list[str]:
     return [info.alias or name for name, info in model.model_fields.items()]
 
 
-def never_matches(match: Match, events: tuple[EventName, ...]) -> Iterator[Mistake]:
+def never_matches(condition: ConditionModel, events: tuple[EventName, ...]) -> Iterator[Mistake]:
     """The mistakes of a match that no event among `events` can satisfy, each at its key."""
     if EXIT_EVENTS.isdisjoint(events):
-        for path in _exit_keys(match):
+        for path in _exit_keys(condition):
             yield Mistake(
                 f"{path[-1]} is only known when a process ends, and the rule has no such event",
                 hint="add nonzero_exit or exit to events",
@@ -136,7 +140,7 @@ def never_matches(match: Match, events: tuple[EventName, ...]) -> Iterator[Mista
                 on_key=True,
             )
     elif "exit" not in events:
-        for path, part in _required(match):
+        for path, part in _required(condition):
             if part.exit_code is not None and part.exit_code.ranges == ((0, 0),) and part.signal is None:
                 yield Mistake(
                     "exit code 0 never comes with a nonzero_exit event",
@@ -145,20 +149,20 @@ def never_matches(match: Match, events: tuple[EventName, ...]) -> Iterator[Mista
                 )
 
 
-def _exit_keys(match: Match) -> Iterator[tuple[str | int, ...]]:
+def _exit_keys(condition: ConditionModel) -> Iterator[tuple[str | int, ...]]:
     """The paths of the keys that need an exit event, anywhere in the tree."""
-    yield from ((key,) for key in EXIT_KEYS if key in match.model_fields_set)
-    for name, branch in (("not", match.not_), ("any", match.any), ("all", match.all)):
+    yield from ((key,) for key in EXIT_KEYS if key in condition.model_fields_set)
+    for name, branch in (("not", condition.not_), ("any", condition.any), ("all", condition.all)):
         for index, child in enumerate(branch):
             yield from ((name, index, *path) for path in _exit_keys(child))
 
 
-def _required(match: Match) -> Iterator[tuple[tuple[str | int, ...], Match]]:
+def _required(condition: ConditionModel) -> Iterator[tuple[tuple[str | int, ...], ConditionModel]]:
     """The parts of the tree that every matching event must satisfy: itself and what stands under `all`."""
-    yield (), match
-    for index, child in enumerate(match.all):
+    yield (), condition
+    for index, child in enumerate(condition.all):
         yield from ((("all", index, *path), part) for path, part in _required(child))
 
 
-ProcessMatch.model_rebuild()
-Match.model_rebuild()
+ProcessConditionModel.model_rebuild()
+ConditionModel.model_rebuild()
