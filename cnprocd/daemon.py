@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cnprocd.connector.canary import kernel_speaks, make_kernel_speak
+from cnprocd.connector.canary import kernel_sends_events, raise_listener_count
 from cnprocd.connector.gathering import Gathering
 from cnprocd.connector.inflight import InFlight
 from cnprocd.connector.listener import Listener
@@ -32,7 +32,7 @@ from cnprocd.dispatch import Actions
 from cnprocd.errors import CnprocdError
 from cnprocd.log import Level, Log
 from cnprocd.pipeline import Pipeline
-from cnprocd.process.holder import Holder, kernel_tells
+from cnprocd.process.holder import Holder, kernel_reports_exit_status
 from cnprocd.process.procfs import ProcFs, boot_id
 from cnprocd.process.tracker import Tracker
 from cnprocd.rules.compile import Matcher
@@ -116,9 +116,9 @@ class Daemon:
             self.control.tapped(self.actions),
             ProcFs(),
             log,
-            Holder() if "pidfd_info" not in options.refused and kernel_tells() else None,
+            Holder() if "pidfd_info" not in options.refused and kernel_reports_exit_status() else None,
         )
-        self.pipeline.tells_sources = loaded.settings.log_level == "debug"
+        self.pipeline.logs_provenance = loaded.settings.log_level == "debug"
 
     async def run(self) -> None:
         """From here to a clean stop."""
@@ -251,7 +251,7 @@ class Daemon:
             self._again = self._loop.call_later(window_s, self._drain)
             return
         self._listen()
-        if self.pipeline.tracker.deaths.holds:
+        if self.pipeline.tracker.deaths.has_held:
             self._again = self._loop.call_later(0.002, self._drain)
 
     def _arm_tick(self) -> None:
@@ -293,19 +293,19 @@ class Daemon:
     def _check_canary(self) -> None:
         """A long silence may be a quiet day, or a kernel that was made to believe that nobody listens."""
         for _ in range(MOST_REVIVALS):
-            if kernel_speaks():
+            if kernel_sends_events():
                 return
-            make_kernel_speak()
+            raise_listener_count()
             self._log("warning", "muted", message="the kernel had stopped sending events: subscribed again")
         self._log("critical", "muted", message="the kernel sends no events: see `cnprocctl doctor`")
 
     # Hooks' descendants must be known from their first fork on.
 
-    def add(self, hook_pid: int) -> None:
+    def register_hook(self, hook_pid: int) -> None:
         """A hook was started; it has not done anything yet."""
         self.pipeline.tracker.family.add(hook_pid)
 
-    def add_root(self, runner_pid: int) -> None:
+    def register_runner(self, runner_pid: int) -> None:
         """The runner service said who it is; it has not started anything yet."""
         self.pipeline.tracker.family.roots.add(runner_pid)
 
@@ -350,7 +350,7 @@ class Daemon:
         """Drain until no half of a death is in our hands: the next of us could not join it with the other half."""
         deaths, deadline = self.pipeline.tracker.deaths, time.monotonic() + LAST_DEATHS_S
         self.pipeline.drain()
-        while (deaths.holds or deaths.owed) and time.monotonic() < deadline:
+        while (deaths.has_held or deaths.has_waiting) and time.monotonic() < deadline:
             await asyncio.sleep(0.001)
             self.pipeline.drain()
 

@@ -30,24 +30,24 @@ from cnprocd.spool.store import Match as PastMatch
 from cnprocd.spool.throttle import After, RateLimit, Throttle
 
 
-class Family(Protocol):
-    """Who must know of hooks, so that nothing that comes of one triggers a rule."""
+class HookRegistry(Protocol):
+    """Where hooks are announced, so that nothing that a hook starts triggers a rule."""
 
     def follow(self) -> None:
-        """A hook is about to start: see to it that every fork is told from now on."""
+        """Ask the kernel for every fork from now on: a hook is about to start."""
 
-    def add(self, hook_pid: int) -> None:
-        """This process is a hook, and has not done anything yet."""
+    def register_hook(self, hook_pid: int) -> None:
+        """Take this process for a hook. It has not done anything yet."""
 
-    def add_root(self, runner_pid: int) -> None:
-        """Whatever this process forks from now on is a hook: it is the runner service."""
+    def register_runner(self, runner_pid: int) -> None:
+        """Take this process for the runner service: whatever it forks from now on is a hook."""
 
 
 class Actions:
     """The pipeline's way out."""
 
     def __init__(
-        self, state_dir: Path, loaded: LoadedRules, log: Log, family: Family, runner: Path | None = None
+        self, state_dir: Path, loaded: LoadedRules, log: Log, hooks: HookRegistry, runner: Path | None = None
     ) -> None:
         self._log = log
         self._past: list[PastMatch] = []
@@ -60,9 +60,9 @@ class Actions:
             hook_specs(loaded.rules),
             slots=loaded.settings.hook_slots,
             log=log,
-            before_start=family.follow,
-            on_started=lambda hook_pid, job_id: family.add(hook_pid),
-            launcher=None if runner is None else Remote(runner, log, family.add_root),
+            before_start=hooks.follow,
+            on_started=lambda hook_pid, job_id: hooks.register_hook(hook_pid),
+            launcher=None if runner is None else Remote(runner, log, hooks.register_runner),
         )
 
     def deliver(self, matches: list[RecordedMatch]) -> None:

@@ -22,10 +22,9 @@ from cnprocd.connector.source import Batch, Source
 from cnprocd.connector.status import describe
 from cnprocd.log import Log
 from cnprocd.output.record import Record, match_record
+from cnprocd.process.completion import complete
 from cnprocd.process.holder import Holder
-from cnprocd.process.model import Occurrence, Process, Wanted
-from cnprocd.process.model import Source as Provenance
-from cnprocd.process.table import START_TOLERANCE_NS
+from cnprocd.process.model import Occurrence, Process, ProcScan
 from cnprocd.process.tracker import Tracker
 from cnprocd.rules.compile import Match, Matcher
 from cnprocd.rules.plan import Plan
@@ -36,7 +35,6 @@ _RESYNC_EVERY_S = 1.0  # a scan of /proc per second is what a storm that never e
 _MOST_TURNS = 64  # of one drain: a storm must not keep a reload or a stop waiting for ever
 _SPOOFED_EVERY_S = 10.0
 _NAMELESS_EVERY_S = 10.0
-_NAME_AND_PARENT = Wanted()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +57,6 @@ class Delivery(Protocol):
     """Where matches go: throttles, the spool, the log. Everything is durable when `deliver` returns."""
 
     def deliver(self, matches: list[RecordedMatch]) -> None: ...
-
-
-class ProcReader(Protocol):
-    """/proc, as the tracker and the resync need it."""
-
-    def read(self, tgid: int, wanted: Wanted, source: Provenance) -> Process | None: ...
-    def is_alive(self, tgid: int) -> bool: ...
-    def scan(self, wanted: Wanted) -> Iterable[Process]: ...
-    def is_hook(self, tgid: int) -> bool: ...
-    def user_name(self, uid: int) -> str: ...
 
 
 @dataclass(slots=True)
@@ -94,7 +82,7 @@ class Pipeline:
         tracker: Tracker,
         matcher: Matcher,
         delivery: Delivery,
-        reader: ProcReader,
+        procfs: ProcScan,
         log: Log,
         holder: Holder | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -104,9 +92,9 @@ class Pipeline:
         self.tracker = tracker
         self.matcher = matcher
         self.counts = Counts()
-        self.tells_sources = False
+        self.logs_provenance = False
         self._delivery = delivery
-        self._reader = reader
+        self._procfs = procfs
         self._log = log
         self._holder = holder
         self._clock = clock
@@ -135,7 +123,7 @@ class Pipeline:
         if not batch.more:
             tracker.deaths.caught_up()
         self._judge(tracker.take(batch.events, batch.records, time.monotonic_ns()))
-        self.source.settle(tracker.deaths.unsettled)
+        self.source.blank_slots(tracker.deaths.incomplete_tids)
 
     def _judge(self, occurrences: Iterable[Occurrence]) -> None:
         """Which rules? Every match is delivered, durable, before this returns."""
@@ -147,8 +135,8 @@ class Pipeline:
                 self._note_exit(occurrence)
             found = self.matcher.match(occurrence)
             if found:
-                complete(occurrence, self._reader)
-                sources = occurrence.process.sources() if self.tells_sources else None
+                complete(occurrence, self._procfs)
+                sources = occurrence.process.provenance() if self.logs_provenance else None
                 matches += [RecordedMatch(match, self._record(match), sources) for match in found]
         if matches:
             now_ns = time.time_ns()
@@ -185,11 +173,11 @@ class Pipeline:
         self._nameless_untold, self._nameless_told_at = 0, now
 
     def _record(self, match: Match) -> Record:
-        return match_record(match, self._reader.user_name)
+        return match_record(match, self._procfs.user_name)
 
     def start(self) -> None:
         """After LISTEN and its acknowledgement: scan, then take what came meanwhile. No match is made of the scan."""
-        snapshot = list(self._reader.scan(self.tracker.tracking.wanted_anew))
+        snapshot = list(self._procfs.scan(self.tracker.tracking.wanted_anew))
         self._adopt_hooks(snapshot)
         if self.tracker.tracking.table:
             self.tracker.adopt(snapshot)
@@ -221,7 +209,7 @@ class Pipeline:
         if not plan.tracking.table:
             self.tracker.table.clear()
         elif not had_table:
-            self.tracker.adopt(list(self._reader.scan(plan.tracking.wanted_anew)))
+            self.tracker.adopt(list(self._procfs.scan(plan.tracking.wanted_anew)))
         return True
 
     def tick(self) -> None:
@@ -269,7 +257,7 @@ class Pipeline:
             waiting = self.tracker.deaths.waiting()
             scan_began_ns = time.monotonic_ns()
             table = self.tracker.tracking.table
-            snapshot = list(self._reader.scan(self.tracker.tracking.wanted_anew)) if table else []
+            snapshot = list(self._procfs.scan(self.tracker.tracking.wanted_anew)) if table else []
             recovered += self.tracker.adopt(snapshot)
             time.sleep(_IN_FLIGHT_S)
             self._take_what_came()
@@ -328,7 +316,7 @@ class Pipeline:
     def _adopt_hooks(self, snapshot: Iterable[Process]) -> None:
         """Hooks that outlived the last daemon, and what they started, are known by the job id in their environment."""
         for process in snapshot:
-            if self._reader.is_hook(process.tgid):
+            if self._procfs.is_hook(process.tgid):
                 self.tracker.family.add(process.tgid)
 
     def _tell_rejects(self) -> None:
@@ -349,55 +337,6 @@ class Pipeline:
             message="dropped datagrams that are not proc connector events of the kernel",
         )
         self._rejects_told, self._spoofed_at = rejects.total(), now
-
-
-def complete(occurrence: Occurrence, reader: ProcReader) -> None:
-    """Fill what the record of a match would like to tell and no source has told yet, if /proc still can.
-
-    Only for matches, so its price is paid per match. The process found must be the one meant: a PID may be reused.
-    """
-    process = occurrence.process
-    if occurrence.ancestors is None and process.ppid:
-        parent = reader.read(process.ppid, _NAME_AND_PARENT, "procfs")
-        latest_ns = (process.start_ns or occurrence.kernel_time_ns or 0) + START_TOLERANCE_NS
-        if parent is not None and (parent.start_ns or 0) <= latest_ns:
-            occurrence.ancestors = (parent,)
-    known = process.cmdline is not None and process.cgroup is not None and process.uid is not None
-    if occurrence.recovered or occurrence.reaped or known:
-        return
-    fresh = reader.read(process.tgid, _missing(occurrence), "procfs")
-    if fresh is None or not _is_same(process, fresh, occurrence):
-        return
-    if process.comm is None and not occurrence.of_thread:
-        process.comm, process.comm_source = fresh.comm, "procfs"
-    if process.uid is None:
-        process.uid, process.gid, process.ids_source = fresh.uid, fresh.gid, "procfs"
-    if process.cmdline is None and process.exe is None:
-        process.exe, process.cmdline, process.image_source = fresh.exe, fresh.cmdline, "procfs"
-    if process.cgroup is None:
-        process.cgroup, process.cgroup_source = fresh.cgroup, "procfs"
-    if process.ppid is None:
-        process.ppid = fresh.ppid
-
-
-def _missing(occurrence: Occurrence) -> Wanted:
-    """What to read of the process of an occurrence: what is not known yet. A zombie has no exe and no cmdline."""
-    process = occurrence.process
-    lives = occurrence.kind != "exit" or occurrence.of_thread
-    image = lives and process.cmdline is None and process.exe is None
-    return Wanted(ids=process.uid is None, exe=image, cmdline=image, cgroup=process.cgroup is None)
-
-
-def _is_same(process: Process, fresh: Process, occurrence: Occurrence) -> bool:
-    """Whether what /proc shows now can be the process of an occurrence: it started before that happened.
-
-    Who ended is a zombie at most: whoever lives under that PID is another, however soon it was given away again.
-    """
-    if occurrence.kind == "exit" and not occurrence.of_thread and fresh.threads:
-        return False
-    if process.start_ns is not None and fresh.start_ns is not None:
-        return abs(process.start_ns - fresh.start_ns) <= START_TOLERANCE_NS
-    return (fresh.start_ns or 0) <= (occurrence.kernel_time_ns or 0)
 
 
 def _overrun_message(lost: int, table: bool) -> str:

@@ -132,7 +132,7 @@ def _process(said: Description, names: Names) -> Process:
         process.cgroup = f"/system.slice/{unit}"
     process.uid = _identity(said, "uid", "user", names.user)
     process.gid = _identity(said, "gid", "group", names.group)
-    process.comm_source = process.ids_source = process.image_source = process.cgroup_source = "event"
+    process.set_provenance("event")
     return process
 
 

@@ -65,7 +65,7 @@ class Listening:
         for fd in self.source.filenos():
             poller.register(fd, select.POLLIN)
         while True:
-            poller.poll(2 if self.tracker.deaths.holds else wait_s * 1000)
+            poller.poll(2 if self.tracker.deaths.has_held else wait_s * 1000)
             batch = self.source.drain()
             yield self.tracker.take(batch.events, batch.records)
 

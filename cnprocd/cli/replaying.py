@@ -23,7 +23,7 @@ from cnprocd.connector.taskrecord import TaskRecord, UnreadableRecordError, deco
 from cnprocd.connector.uapi import DATAGRAM_SIZE
 from cnprocd.dispatch import throttle_of
 from cnprocd.output.record import Record, match_record
-from cnprocd.process.model import EVERYTHING, Occurrence, Process, Source, Wanted
+from cnprocd.process.model import EVERYTHING, Occurrence, Process, Provenance, Wanted
 from cnprocd.process.tracker import Tracker
 from cnprocd.rules.compile import Matcher
 from cnprocd.rules.plan import make_plan
@@ -94,11 +94,13 @@ class RecordedProc:
 
     # What the tracker asks.
 
-    def read(self, tgid: int, wanted: Wanted = EVERYTHING, source: Source = "procfs") -> Process | None:
+    def read(self, tgid: int, wanted: Wanted = EVERYTHING, source: Provenance = "procfs") -> Process | None:
         found = self._just_read.get(tgid) if source == "exec" else self._known.get(tgid)
         if found is None:
             return None
-        return replace(found, comm_source=source, ids_source=source, image_source=source, cgroup_source=source)
+        copy = replace(found)
+        copy.set_provenance(source)
+        return copy
 
     def is_alive(self, tgid: int) -> bool:
         return tgid in self._known

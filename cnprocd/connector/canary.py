@@ -18,7 +18,7 @@ from cnprocd.connector.netlink import open_member
 _NO_SUCH_OPERATION = 0x7F
 
 
-def kernel_speaks() -> bool:
+def kernel_sends_events() -> bool:
     """Whether the kernel sends events at all. Raises OSError if the connector cannot even be asked."""
     with AckWatch() as watch:
         ticket = watch.ticket()
@@ -26,7 +26,7 @@ def kernel_speaks() -> bool:
         return watch.wait(ticket, 0) is not None
 
 
-def make_kernel_speak() -> None:
+def raise_listener_count() -> None:
     """Raise the kernel's count of listeners by one."""
     with open_member() as sock:
         sock.send(uapi.pack_subscription(uapi.PROC_CN_MCAST_LISTEN, None))

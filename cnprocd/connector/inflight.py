@@ -67,12 +67,12 @@ class InFlight:
         self.events = view[_HEAD_SIZE : _HEAD_SIZE + _EVENTS_SIZE]
         self.records = view[_HEAD_SIZE + _EVENTS_SIZE :]
 
-    def settle(self, event_slots: int, record_slots: int, unsettled: Collection[int] = ()) -> tuple[int, int]:
-        """The first so many slots are settled, but for what tells of the exits of the threads in `unsettled`.
+    def blank(self, event_slots: int, record_slots: int, keep: Collection[int] = ()) -> tuple[int, int]:
+        """The first so many slots are settled, but for what tells of the exits of the threads in `keep`.
 
         Returns how many slots of each kind are kept, at the front.
         """
-        if not unsettled:
+        if not keep:
             if event_slots:
                 self.events[: event_slots * SLOT_SIZE] = bytes(event_slots * SLOT_SIZE)
             for i in range(record_slots):
@@ -81,10 +81,10 @@ class InFlight:
         exits = [
             i
             for i, (what, tid) in enumerate(_EXITED_SLOT.iter_unpack(self.events[: event_slots * SLOT_SIZE]))
-            if what == uapi.PROC_EVENT_EXIT and tid in unsettled
+            if what == uapi.PROC_EVENT_EXIT and tid in keep
         ]
         records = [
-            i for i in range(record_slots) if _RECORDED.unpack_from(self.records, i * RECORD_SLOT_SIZE)[0] in unsettled
+            i for i in range(record_slots) if _RECORDED.unpack_from(self.records, i * RECORD_SLOT_SIZE)[0] in keep
         ]
         return (
             _keep(self.events, SLOT_SIZE, event_slots, exits[-EVENT_SLOTS // 2 :]),

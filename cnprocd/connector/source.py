@@ -91,7 +91,7 @@ class Source:
         self._sequence = SequenceTracker()
         self._request: Request | None = None
         self._features = Features()
-        self._told_overruns = 0
+        self._overruns_before = 0
         self._record_losses = select.epoll()
         self._closed_taskstats_drops = 0
         self._drops_at_adoption = listener.drops()
@@ -182,20 +182,20 @@ class Source:
                 records = self.taskstats.decode(leftover.records) + records
         self.records_seen += len(records)
         told = self.listener.overruns + (self.taskstats.overruns if self.taskstats else 0)
-        overrun, self._told_overruns = told > self._told_overruns, told
+        overrun, self._overruns_before = told > self._overruns_before, told
         self.losses.overruns = told
         return Batch(events, records, more, overrun)
 
-    def settle(self, unsettled: Collection[int] = ()) -> None:
+    def blank_slots(self, keep: Collection[int] = ()) -> None:
         """What was drained is durable, or needs no action: should we be killed now, nobody need see it again.
 
-        But for the exits of the threads in `unsettled`, of which only half is known yet.
+        But for the exits of the threads in `keep`, of which only half is known yet.
         """
         if self.taskstats is None:
-            self.listener.slots.first = self._in_flight.settle(self._event_slots_used, 0, unsettled)[0]
+            self.listener.slots.first = self._in_flight.blank(self._event_slots_used, 0, keep)[0]
         else:
-            self.listener.slots.first, self.taskstats.first = self._in_flight.settle(
-                self._event_slots_used, self.taskstats.used, unsettled
+            self.listener.slots.first, self.taskstats.first = self._in_flight.blank(
+                self._event_slots_used, self.taskstats.used, keep
             )
             self.taskstats.used = self.taskstats.first
         self._event_slots_used = self.listener.slots.first
@@ -208,7 +208,7 @@ class Source:
 
     def close(self) -> None:
         """Let the kernel stop making events, if nobody else listens. Nobody will read on, so nothing is in hand."""
-        self._in_flight.settle(EVENT_SLOTS, RECORD_SLOTS)
+        self._in_flight.blank(EVENT_SLOTS, RECORD_SLOTS)
         self._record_losses.close()
         if self.taskstats is not None:
             self.taskstats.close()

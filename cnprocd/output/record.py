@@ -75,7 +75,7 @@ def match_record(match: Match, user_name: Callable[[int], str] = str) -> Record:
 
 def provenance(process: Process) -> dict[str, str]:
     """Where each attribute of a record comes from, for debug records and `explain`."""
-    return dict(process.sources())
+    return dict(process.provenance())
 
 
 def _usage(occurrence: Occurrence) -> Record:

@@ -31,7 +31,7 @@ from cnprocd.connector.taskrecord import TaskRecord
 _LEADERS_PRUNED_AT = 1024  # early leaders kept before those of dead processes are looked for
 _TOGETHER_NS = 5_000_000  # threads of a group exit end within a few milliseconds of each other
 HOLD_NS = 2_000_000  # how long after its event a death waits for the records of other threads
-_TOLD_NS = 1_000_000_000  # a second death of the same PID within this time, without records, is the same death
+_REPORTED_NS = 1_000_000_000  # a second death of the same PID within this time, without records, is the same death
 
 
 class Death(NamedTuple):
@@ -49,7 +49,7 @@ Waiting = dict[int, tuple[TaskRecord, ...]]
 
 
 class Deaths:
-    """The join. Feed records, then `settle`, then exit events."""
+    """The join. Feed records, then `release_held`, then exit events."""
 
     def __init__(self, is_alive: Callable[[int], bool], wanted: frozenset[int] = EVERY_STATUS.wait_statuses()) -> None:
         """`wanted`: the statuses whose records and events the kernel lets through, but for early leaders' records."""
@@ -62,7 +62,7 @@ class Deaths:
         self._caught_up = False
         self._dumped: dict[int, int] = {}  # tgid -> status of its thread that showed the core flag
         self._held: list[Death] = []
-        self._told: dict[int, int] = {}  # tgid -> time of a death that was told without a record
+        self._reported: dict[int, int] = {}  # tgid -> time of a death that was told without a record
         self._prune_at = _LEADERS_PRUNED_AT
         self.without_record = 0
 
@@ -100,24 +100,24 @@ class Deaths:
         return record, death
 
     @property
-    def holds(self) -> bool:
+    def has_held(self) -> bool:
         """A death waits for what a sibling's record tells: drain again after HOLD_NS."""
         return bool(self._held)
 
     @property
-    def owed(self) -> bool:
+    def has_waiting(self) -> bool:
         """An exit record came whose event is still to come: whoever stops now leaves the event without its record."""
         return bool(self._waiting)
 
     @property
-    def unsettled(self) -> Collection[int]:
+    def incomplete_tids(self) -> Collection[int]:
         """The thread ids of what is known by half, and by us alone."""
         if not self._held:
             return self._waiting
         held = {tid for death in self._held if death.event for tid in (death.event.process_pid, death.tgid)}
         return held | self._waiting.keys()
 
-    def settle(self, now_ns: int | None) -> list[Death]:
+    def release_held(self, now_ns: int | None) -> list[Death]:
         """The deaths that were held and are complete by now, or have waited for long enough; None: all of them."""
         told: list[Death] = []
         waiting: list[Death] = []
@@ -208,12 +208,12 @@ class Deaths:
         if self._eventless.get(tgid) == event.exit_code:
             del self._eventless[tgid]  # it came after all
             return None
-        told = self._told.get(tgid)
-        if (told is not None and now - told < _TOLD_NS) or self._is_alive(tgid):
+        told = self._reported.get(tgid)
+        if (told is not None and now - told < _REPORTED_NS) or self._is_alive(tgid):
             return None
-        if len(self._told) > _LEADERS_PRUNED_AT:
-            self._told.clear()
-        self._told[tgid] = now
+        if len(self._reported) > _LEADERS_PRUNED_AT:
+            self._reported.clear()
+        self._reported[tgid] = now
         self.without_record += 1
         self._note_core(tgid, event.exit_code)
         # The leader's record is only looked at: a thread whose record nobody wanted may come here before the last one.
@@ -239,7 +239,7 @@ class Deaths:
         return death.status & 0x7F in CORE_SIGNALS and not core_dumped(death.status)
 
 
-class Telling(NamedTuple):
+class StatusEvidence(NamedTuple):
     """The status that tells a process's end, of its threads' so far, where no record says which thread was the last."""
 
     status: int
@@ -247,17 +247,17 @@ class Telling(NamedTuple):
     of_leader: bool
 
     @classmethod
-    def of(cls, event: Exit) -> Telling:
+    def of(cls, event: Exit) -> StatusEvidence:
         return cls(event.exit_code, event.timestamp_ns, event.process_pid == event.process_tgid)
 
-    def after(self, event: Exit) -> Telling:
+    def after(self, event: Exit) -> StatusEvidence:
         """This, or what another thread's end says.
 
         A signal ends all threads, so it comes first, and with its core flag, which only one of them shows. Of two
         codes the later tells, unless they came together: then one of them belongs to exit_group, and it is not the 0
         of a thread that was ending anyway, and rather the leader's than another's.
         """
-        other = Telling.of(event)
+        other = StatusEvidence.of(event)
         if self.status & 0x7F or other.status & 0x7F:
             first, second = (self, other) if self.status & 0x7F else (other, self)
             same_signal = first.status & 0x7F == second.status & 0x7F
@@ -267,9 +267,9 @@ class Telling(NamedTuple):
         return max(self, other, key=_weight)
 
 
-def _when(telling: Telling) -> int:
-    return telling.at_ns
+def _when(evidence: StatusEvidence) -> int:
+    return evidence.at_ns
 
 
-def _weight(telling: Telling) -> tuple[bool, bool, int]:
-    return telling.status != 0, telling.of_leader, telling.at_ns
+def _weight(evidence: StatusEvidence) -> tuple[bool, bool, int]:
+    return evidence.status != 0, evidence.of_leader, evidence.at_ns

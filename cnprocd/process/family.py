@@ -13,7 +13,7 @@ from collections.abc import Callable
 from cnprocd.connector.event import Fork
 
 
-class Family:
+class HookFamily:
     """The PIDs of hooks and all that came of them."""
 
     def __init__(self, own_tgid: int) -> None:

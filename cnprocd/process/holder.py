@@ -34,7 +34,7 @@ class Ended(NamedTuple):
     status: int
 
 
-def kernel_tells() -> bool:
+def kernel_reports_exit_status() -> bool:
     """Whether this kernel tells a dead process's status: tried on a child of our own."""
     pid = os.posix_spawn("/bin/true", ["true"], {})
     try:

@@ -8,12 +8,13 @@ the process chose to call itself, up to 15 bytes.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 from cnprocd.connector.taskrecord import TaskRecord
 
-Source = Literal["taskstats", "event", "exec", "procfs", "unknown"]
+Provenance = Literal["taskstats", "event", "exec", "procfs", "unknown"]
 Kind = Literal["fork", "exec", "uid", "gid", "sid", "ptrace", "comm", "coredump", "exit"]
 TICK_NS = 10_000_000
 """Start times from /proc are in ticks of 1/100 s (USER_HZ is 100 on every architecture Linux runs on today)."""
@@ -44,15 +45,15 @@ class Process:
     ppid: int | None = None
     start_ns: int | None = None
     comm: str | None = None
-    comm_source: Source = "unknown"
+    comm_source: Provenance = "unknown"
     uid: int | None = None  # real
     gid: int | None = None  # real
-    ids_source: Source = "unknown"
+    ids_source: Provenance = "unknown"
     exe: str | None = None
     cmdline: str | None = None
     cgroup: str | None = None
-    image_source: Source = "unknown"  # of exe and cmdline
-    cgroup_source: Source = "unknown"
+    image_source: Provenance = "unknown"  # of exe and cmdline
+    cgroup_source: Provenance = "unknown"
     threads: int = 1
     threaded: bool = False  # ever had more than one
     counted_ns: int = 0  # events before this moment are part of `threads` already
@@ -65,9 +66,52 @@ class Process:
             self.cmdline, self.cgroup, self.image_source, self.cgroup_source,
         )  # fmt: skip
 
-    def sources(self) -> dict[str, Source]:
+    def take_identity(self, other: Process) -> None:
+        """Take comm, ids, exe, cmdline and cgroup of `other`, each with its provenance."""
+        self.comm, self.comm_source = other.comm, other.comm_source
+        self.uid, self.gid, self.ids_source = other.uid, other.gid, other.ids_source
+        self.exe, self.cmdline, self.image_source = other.exe, other.cmdline, other.image_source
+        self.cgroup, self.cgroup_source = other.cgroup, other.cgroup_source
+
+    def take_ids(self, other: Process | TaskRecord, provenance: Provenance) -> None:
+        """Take the real uid and gid of `other`."""
+        self.uid, self.gid, self.ids_source = other.uid, other.gid, provenance
+
+    def take_comm(self, other: Process | TaskRecord, provenance: Provenance) -> None:
+        """Take the comm of `other`."""
+        self.comm, self.comm_source = other.comm, provenance
+
+    def take_exit_records(self, last: TaskRecord | None, leader: TaskRecord | None, ended_ns: int | None) -> None:
+        """Take what the kernel accounted at the death: the ids, the parent, the leader's comm and an unknown start."""
+        identity = leader or last
+        if identity is not None:
+            self.uid, self.gid, self.ids_source = identity.uid, identity.gid, "taskstats"
+            self.ppid = (last or identity).ppid or self.ppid  # no event reports a change of parent
+        if leader is not None:
+            self.comm, self.comm_source = leader.comm, "taskstats"
+        if self.start_ns is None and last is not None and ended_ns is not None:
+            self.start_ns = ended_ns - last.lifetime_us * 1000
+
+    def fill_unknown(self, fresh: Process, comm: bool = True) -> None:
+        """Take from `fresh` each group of attributes that is unknown here; the comm only if `comm`."""
+        if comm and self.comm is None:
+            self.comm, self.comm_source = fresh.comm, fresh.comm_source
+        if self.uid is None:
+            self.uid, self.gid, self.ids_source = fresh.uid, fresh.gid, fresh.ids_source
+        if self.cmdline is None and self.exe is None:
+            self.exe, self.cmdline, self.image_source = fresh.exe, fresh.cmdline, fresh.image_source
+        if self.cgroup is None:
+            self.cgroup, self.cgroup_source = fresh.cgroup, fresh.cgroup_source
+        if self.ppid is None:
+            self.ppid = fresh.ppid
+
+    def set_provenance(self, provenance: Provenance) -> None:
+        """Name one provenance for every attribute."""
+        self.comm_source = self.ids_source = self.image_source = self.cgroup_source = provenance
+
+    def provenance(self) -> dict[str, Provenance]:
         """Where each attribute comes from; `unknown` where it is None."""
-        by_attribute: dict[str, Source] = {
+        by_attribute: dict[str, Provenance] = {
             "comm": self.comm_source,
             "uid": self.ids_source,
             "gid": self.ids_source,
@@ -76,6 +120,29 @@ class Process:
             "cgroup": self.cgroup_source,
         }
         return {name: source if getattr(self, name) is not None else "unknown" for name, source in by_attribute.items()}
+
+
+class ProcLookup(Protocol):
+    """What may be asked of /proc about one process. procfs.py reads the real one; none of these raises."""
+
+    def read(self, tgid: int, wanted: Wanted, source: Provenance) -> Process | None:
+        """Return the process as /proc shows it now, or None if it is gone. `source` becomes its provenance."""
+
+    def is_alive(self, tgid: int) -> bool:
+        """Return whether any thread of the process still runs."""
+
+
+class ProcScan(ProcLookup, Protocol):
+    """What may be asked of /proc about all processes of the machine."""
+
+    def scan(self, wanted: Wanted) -> Iterable[Process]:
+        """Return every process that is alive now."""
+
+    def is_hook(self, tgid: int) -> bool:
+        """Return whether the process was started by a hook, according to its environment."""
+
+    def user_name(self, uid: int) -> str:
+        """Return the name of a user, or the number of one without a name."""
 
 
 @dataclass(slots=True)

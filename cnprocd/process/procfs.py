@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from functools import lru_cache
 
-from cnprocd.process.model import EVERYTHING, TICK_NS, Process, Source, Wanted
+from cnprocd.process.model import EVERYTHING, TICK_NS, Process, Provenance, Wanted
 from cnprocd.process.stat import Stat, parse_cgroup, parse_cmdline, parse_ids, parse_stat, text
 
 _CHUNK = 8192
@@ -52,7 +52,7 @@ def clock_offset_ns() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
 
 
-def read_process(tgid: int, wanted: Wanted = EVERYTHING, source: Source = "procfs") -> Process | None:
+def read_process(tgid: int, wanted: Wanted = EVERYTHING, source: Provenance = "procfs") -> Process | None:
     """What /proc says of a process now, or None if it is gone. A zombie has no exe and no cmdline."""
     stat = read_stat(tgid)
     if stat is None:

@@ -101,10 +101,10 @@ class Table:
             process.comm = process.exe = process.cmdline = None
             process.comm_source = process.image_source = "unknown"
             return process
-        process.comm, process.comm_source = fresh.comm, "exec"
+        process.take_comm(fresh, "exec")
         process.exe, process.cmdline, process.image_source = fresh.exe, fresh.cmdline, "exec"
         if fresh.uid is not None:
-            process.uid, process.gid, process.ids_source = fresh.uid, fresh.gid, "exec"
+            process.take_ids(fresh, "exec")
         if fresh.cgroup is not None:
             process.cgroup, process.cgroup_source = fresh.cgroup, "exec"
         return process
@@ -190,7 +190,7 @@ class Table:
                 self._processes[found.tgid] = found
             elif same_process(known, found):
                 known.threads, known.counted_ns, known.ppid = found.threads, found.counted_ns, found.ppid
-                known.comm, known.comm_source = found.comm, found.comm_source
+                known.take_comm(found, found.comm_source)
             elif (known.start_ns or 0) < (found.start_ns or 0):
                 self._processes[found.tgid] = found
                 if known.ended_ns is None:
@@ -210,10 +210,6 @@ class Table:
         for process in gone:
             del self._processes[process.tgid]
         return gone
-
-    def tgids(self) -> set[int]:
-        """The PIDs of all processes that are believed alive."""
-        return {tgid for tgid, process in self._processes.items() if process.ended_ns is None}
 
     def clear(self) -> None:
         self._processes.clear()

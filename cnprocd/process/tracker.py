@@ -1,8 +1,7 @@
-"""Who was it? Events and exit records in, occurrences out: one per thing that happened, with who it happened to.
+"""Join events and exit records with processes: events and records in, occurrences out. PURE.
 
-This is the pure heart of the pipeline: what must be read from /proc is read through `Reader`, so a test can play any
-machine. One `take` handles what one drain brought. Within it events are put in order of their timestamps, because
-across CPUs the kernel does not order them.
+/proc is read through `ProcLookup`, so that a test can play any machine. One `take` handles the events and records of
+one drain. It sorts the events by their timestamps, because the kernel orders them per CPU only.
 """
 
 from __future__ import annotations
@@ -10,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from operator import itemgetter
-from typing import Any, Protocol
+from typing import Any
 
 from cnprocd.connector.event import Comm, Coredump, Event, Exec, Exit, Fork, Gid, Ptrace, Sid, Uid
 from cnprocd.connector.status import EVERY_STATUS, StatusSet
 from cnprocd.connector.taskrecord import TaskRecord
-from cnprocd.process.deaths import Death, Deaths, Telling, Waiting
-from cnprocd.process.family import Family
-from cnprocd.process.model import Kind, Occurrence, Process, Source, Wanted
+from cnprocd.process.deaths import Death, Deaths, StatusEvidence, Waiting
+from cnprocd.process.family import HookFamily
+from cnprocd.process.model import Kind, Occurrence, Process, ProcLookup, Wanted
 from cnprocd.process.table import KEEP_NS, Table, same_process
 
 _by_time = itemgetter(2)
@@ -25,13 +24,6 @@ _by_time = itemgetter(2)
 
 Cares = Callable[[Kind, bool, "str | None"], bool]
 """Whether any rule could match this kind of event, of a thread or a process, of something of this name."""
-
-
-class Reader(Protocol):
-    """What the tracker may ask of /proc. None of these raises."""
-
-    def read(self, tgid: int, wanted: Wanted, source: Source) -> Process | None: ...
-    def is_alive(self, tgid: int) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +56,15 @@ def _about_everything(kind: Kind, of_thread: bool, comm: str | None) -> bool:
 class Tracker:
     """Keeps the table, joins deaths, knows the family of hooks."""
 
-    def __init__(self, tracking: Tracking, reader: Reader, own_tgid: int, cares: Cares = _about_everything) -> None:
+    def __init__(self, tracking: Tracking, procfs: ProcLookup, own_tgid: int, cares: Cares = _about_everything) -> None:
         self.table = Table()
-        self.deaths = Deaths(reader.is_alive)
+        self.deaths = Deaths(procfs.is_alive)
         self.use(tracking, cares)
-        self._reader = reader
+        self._procfs = procfs
         self.newcomers: set[int] = set()  # tgids that were born or took another name since the last tick, with a table
-        self.family = Family(own_tgid)
+        self.family = HookFamily(own_tgid)
         self._cores: dict[int, int] = {}  # tgid -> time of its coredump event: one dump is told once
-        self._codes: dict[int, Telling] = {}  # tgid -> what its threads' ends say so far, where threads are counted
+        self._evidence: dict[int, StatusEvidence] = {}  # tgid -> of its threads so far, where threads are counted
         self._leaderless: dict[int, Exit] = {}  # tgid -> its leader's exit, where threads are counted
         self._dead_leaderless: set[int] = set()
         self._handlers: dict[type, Callable[[Any], Iterable[Occurrence]]] = {
@@ -107,7 +99,7 @@ class Tracker:
             self.deaths.caught_up()
         for record in records:
             self.deaths.record(record)
-        for death in self.deaths.settle(now_ns):
+        for death in self.deaths.release_held(now_ns):
             yield from self._died(death)
         events.sort(key=_by_time)
         handlers = self._handlers
@@ -121,7 +113,7 @@ class Tracker:
 
         By the count of threads; or because the kernel lost their event without a word, which are `recovered`.
         """
-        is_alive = self._reader.is_alive
+        is_alive = self._procfs.is_alive
         self.table.sweep(now_ns, is_alive)
         found = [o for death in self.deaths.prune() for o in self._died(death)]
         if len(self._cores) > 64:
@@ -174,44 +166,44 @@ class Tracker:
                     self._fill(child)
                 elif not (vanished or self._of_thread_forks or self._cares("fork", False, child.comm)):
                     return ()  # what nearly every fork comes to
-        told = self._tell("fork", tgid, event.child_pid, event, is_process, {}, known=child)
+        told = self._occurrences("fork", tgid, event.child_pid, event, is_process, {}, known=child)
         return [*vanished, *told] if vanished else told
 
     def _exec(self, event: Exec) -> Iterable[Occurrence]:
         tgid = event.process_tgid
-        self._codes.pop(tgid, None)
+        self._evidence.pop(tgid, None)
         self._leaderless.pop(tgid, None)  # the thread that called exec is the leader now
         if self.tracking.table:
-            fresh = self._reader.read(tgid, self.tracking.wanted, "exec")
+            fresh = self._procfs.read(tgid, self.tracking.wanted, "exec")
             self.table.exec(tgid, event.timestamp_ns, fresh)
             self.newcomers.add(tgid)
-        return self._tell("exec", tgid, event.process_pid, event, True, {})
+        return self._occurrences("exec", tgid, event.process_pid, event, True, {})
 
     def _uid(self, event: Uid) -> Iterable[Occurrence]:
         if self.tracking.table:
             self.table.uid(event)
         details = {"ruid": event.ruid, "euid": event.euid}
-        return self._tell("uid", event.process_tgid, event.process_pid, event, None, details)
+        return self._occurrences("uid", event.process_tgid, event.process_pid, event, None, details)
 
     def _gid(self, event: Gid) -> Iterable[Occurrence]:
         if self.tracking.table:
             self.table.gid(event)
         details = {"rgid": event.rgid, "egid": event.egid}
-        return self._tell("gid", event.process_tgid, event.process_pid, event, None, details)
+        return self._occurrences("gid", event.process_tgid, event.process_pid, event, None, details)
 
     def _sid(self, event: Sid) -> Iterable[Occurrence]:
-        return self._tell("sid", event.process_tgid, event.process_pid, event, True, {})
+        return self._occurrences("sid", event.process_tgid, event.process_pid, event, True, {})
 
     def _ptrace(self, event: Ptrace) -> Iterable[Occurrence]:
         details = {"tracer_pid": event.tracer_tgid, "tracer_tid": event.tracer_pid}
-        return self._tell("ptrace", event.process_tgid, event.process_pid, event, None, details)
+        return self._occurrences("ptrace", event.process_tgid, event.process_pid, event, None, details)
 
     def _comm(self, event: Comm) -> Iterable[Occurrence]:
         comm = event.comm.decode("utf-8", "surrogateescape")
         if self.tracking.table:
             self.table.rename(event, comm)
             self.newcomers.add(event.process_tgid)
-        found = self._tell("comm", event.process_tgid, event.process_pid, event, None, {})
+        found = self._occurrences("comm", event.process_tgid, event.process_pid, event, None, {})
         for occurrence in found:
             if occurrence.of_thread or event.process_pid == event.process_tgid:
                 # A copy: a thread's name must not become its process's in the table.
@@ -222,7 +214,7 @@ class Tracker:
         tgid = event.process_tgid
         first = event.timestamp_ns - self._cores.get(tgid, -(1 << 62)) > 1_000_000_000
         self._cores[tgid] = event.timestamp_ns
-        return self._tell(
+        return self._occurrences(
             "coredump", tgid, event.process_pid, event, True if first else None, {}, only_threads=not first
         )
 
@@ -250,8 +242,8 @@ class Tracker:
         tgid = event.process_tgid
         if "exit" in self.tracking.thread_kinds:
             yield self._thread_end(event, None)
-        so_far = self._codes.get(tgid)
-        self._codes[tgid] = so_far.after(event) if so_far is not None else Telling.of(event)
+        so_far = self._evidence.get(tgid)
+        self._evidence[tgid] = so_far.after(event) if so_far is not None else StatusEvidence.of(event)
         process = self.table.thread_exit(event)
         if process is not None and process.ended_ns is not None:
             return  # told already
@@ -260,7 +252,7 @@ class Tracker:
         if process is None:
             if event.process_pid == tgid:
                 self._leaderless[tgid] = event  # its threads go on, or our count is off: `sweep` will see
-            if self.table.get(tgid, event.timestamp_ns) is not None or self._reader.is_alive(tgid):
+            if self.table.get(tgid, event.timestamp_ns) is not None or self._procfs.is_alive(tgid):
                 return
             process = Process(tgid, event.parent_tgid or None)
             self.table.enter(process)  # so that it is told once, not for each of its threads
@@ -268,7 +260,7 @@ class Tracker:
 
     def _recounted(self, process: Process) -> bool:
         """Whether a process that had threads lives on against our count, which a scan in a storm can put off by one."""
-        fresh = self._reader.read(process.tgid, Wanted(), "procfs")
+        fresh = self._procfs.read(process.tgid, Wanted(), "procfs")
         if fresh is None or not fresh.threads or not same_process(process, fresh):
             return False
         process.threads, process.counted_ns = fresh.threads, fresh.counted_ns
@@ -277,8 +269,8 @@ class Tracker:
     def _counted_out(self, process: Process, event: Exit) -> Iterable[Occurrence]:
         self._leaderless.pop(process.tgid, None)
         self.table.end(process, event.timestamp_ns, certain=not process.threaded)
-        telling = self._codes.pop(process.tgid, None)
-        status = telling.status if telling is not None else event.exit_code
+        evidence = self._evidence.pop(process.tgid, None)
+        status = evidence.status if evidence is not None else event.exit_code
         if "exit" in self.tracking.kinds:
             occurrence = Occurrence("exit", process, event.process_pid, status, event.timestamp_ns, event.cpu)
             yield self._placed(occurrence, event.parent_tgid)
@@ -296,9 +288,10 @@ class Tracker:
         comm = leader.comm if leader is not None else known.comm if known is not None else None
         if "exit" not in self.tracking.kinds or not self._cares("exit", False, comm):
             if known is not None and leader is not None:
-                known.comm, known.comm_source = comm, "taskstats"  # it may be the parent of who dies next
+                known.take_comm(leader, "taskstats")  # it may be the parent of who dies next
             return []
-        process = self._identity_at_death(known or Process(death.tgid), death)
+        process = known or Process(death.tgid)
+        process.take_exit_records(record, leader, at_ns)
         tid = event.process_pid if event is not None else record.pid if record is not None else death.tgid
         occurrence = Occurrence(
             "exit", process, tid, death.status, at_ns, event.cpu if event is not None else None, usage=record
@@ -308,40 +301,25 @@ class Tracker:
         occurrence.reaped = event is not None and event.parent_tgid == 0 and event.process_pid == death.tgid
         return [self._placed(occurrence, event.parent_tgid if event is not None else 0)]
 
-    def _identity_at_death(self, process: Process, death: Death) -> Process:
-        """What the table knows, corrected by what the kernel accounted."""
-        event, last, leader = death.event, death.record, death.leader
-        identity = leader or last
-        if identity is not None:
-            process.uid, process.gid, process.ids_source = identity.uid, identity.gid, "taskstats"
-            process.ppid = (last or identity).ppid or process.ppid  # nobody tells when it changes
-        if leader is not None:
-            process.comm, process.comm_source = leader.comm, "taskstats"
-        if process.start_ns is None and last is not None and event is not None:
-            process.start_ns = event.timestamp_ns - last.lifetime_us * 1000
-        return process
-
     def _thread_end(self, event: Exit, record: TaskRecord | None) -> Occurrence:
         """The end of one thread; its comm is the thread's own."""
         known = self.table.get(event.process_tgid, event.timestamp_ns) if self.tracking.table else None
         process = Process(event.process_tgid, event.parent_tgid or None)
         if known is not None:
-            process.uid, process.gid, process.ids_source = known.uid, known.gid, known.ids_source
-            process.exe, process.cmdline, process.image_source = known.exe, known.cmdline, known.image_source
-            process.cgroup, process.cgroup_source = known.cgroup, known.cgroup_source
+            process.take_identity(known)
             process.start_ns = known.start_ns
-            if event.process_pid == event.process_tgid:
-                process.comm, process.comm_source = known.comm, known.comm_source
+            if event.process_pid != event.process_tgid:
+                process.comm, process.comm_source = None, "unknown"  # the table holds the leader's
         if record is not None:
-            process.comm, process.comm_source = record.comm, "taskstats"
-            process.uid, process.gid, process.ids_source = record.uid, record.gid, "taskstats"
+            process.take_comm(record, "taskstats")
+            process.take_ids(record, "taskstats")
         occurrence = Occurrence(
             "exit", process, event.process_pid, event.exit_code, event.timestamp_ns, event.cpu, usage=record
         )
         occurrence.of_thread = True
         return self._placed(occurrence, event.parent_tgid)
 
-    def _tell(
+    def _occurrences(
         self,
         kind: Kind,
         tgid: int,
@@ -381,16 +359,13 @@ class Tracker:
         known = self.table.get(tgid, at_ns) if self.tracking.table else None
         if known is not None:
             return known
-        return self._reader.read(tgid, self.tracking.wanted_anew, "procfs") or Process(tgid)
+        return self._procfs.read(tgid, self.tracking.wanted_anew, "procfs") or Process(tgid)
 
     def _fill(self, process: Process) -> None:
         """A child of a process that the table does not know: ask /proc."""
-        fresh = self._reader.read(process.tgid, self.tracking.wanted_anew, "procfs")
+        fresh = self._procfs.read(process.tgid, self.tracking.wanted_anew, "procfs")
         if fresh is not None:
-            process.comm, process.comm_source = fresh.comm, fresh.comm_source
-            process.uid, process.gid, process.ids_source = fresh.uid, fresh.gid, fresh.ids_source
-            process.exe, process.cmdline, process.image_source = fresh.exe, fresh.cmdline, fresh.image_source
-            process.cgroup, process.cgroup_source = fresh.cgroup, fresh.cgroup_source
+            process.take_identity(fresh)
 
     def _vanished(self, process: Process) -> Occurrence:
         occurrence = Occurrence("exit", process, process.tgid, recovered=True)
@@ -408,5 +383,5 @@ class Tracker:
         return occurrence
 
     def _parent_now(self, tgid: int) -> int | None:
-        fresh = self._reader.read(tgid, Wanted(), "procfs")
+        fresh = self._procfs.read(tgid, Wanted(), "procfs")
         return None if fresh is None else fresh.ppid

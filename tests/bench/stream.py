@@ -20,7 +20,7 @@ from cnprocd.connector.decode import SLOT_SIZE, Rejects, decode
 from cnprocd.connector.event import Event
 from cnprocd.connector.request import Features
 from cnprocd.connector.taskrecord import TaskRecord, decode_record
-from cnprocd.process.model import Process, Source, Wanted
+from cnprocd.process.model import Process, Provenance, Wanted
 from cnprocd.process.tracker import Tracker
 from cnprocd.rules.compile import Matcher
 from cnprocd.rules.language.schema import RuleFileModel
@@ -76,7 +76,7 @@ def stream(processes: int, records: bool = True) -> tuple[list[Batch], int]:
 class NoProc:
     """A /proc in which nobody is alive: what it costs to ask is not ours to measure."""
 
-    def read(self, tgid: int, wanted: Wanted, source: Source) -> Process | None:
+    def read(self, tgid: int, wanted: Wanted, source: Provenance) -> Process | None:
         return None
 
     def is_alive(self, tgid: int) -> bool:

@@ -10,7 +10,7 @@ import struct
 
 import pytest
 
-from cnprocd.connector.canary import kernel_speaks, make_kernel_speak
+from cnprocd.connector.canary import kernel_sends_events, raise_listener_count
 
 
 def request(sock, op):
@@ -38,13 +38,13 @@ def muted():
         request(listener, 1)
         taken = 0
         try:
-            while kernel_speaks() and taken < MOST:
+            while kernel_sends_events() and taken < MOST:
                 mute_once()
                 taken += 1
             yield taken
         finally:
             for _ in range(taken):
-                make_kernel_speak()
+                raise_listener_count()
             request(listener, 2)
 
 
@@ -52,13 +52,13 @@ def test_speaks_when_somebody_listens():
     with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, 11) as listener:
         listener.bind((0, 1))
         request(listener, 1)
-        assert kernel_speaks()
+        assert kernel_sends_events()
         request(listener, 2)
 
 
 def test_a_muted_kernel_is_noticed_and_revived(muted):
     if not muted:
         pytest.skip("this kernel's count of listeners cannot be brought down from outside")
-    assert not kernel_speaks()
-    make_kernel_speak()
-    assert kernel_speaks()
+    assert not kernel_sends_events()
+    raise_listener_count()
+    assert kernel_sends_events()

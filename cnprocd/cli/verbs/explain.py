@@ -33,7 +33,7 @@ def explain(options: Options) -> int:
             raise CnprocdError(f'"{options.rule}" is {"disabled" if known else "not a rule"}', hint)
     if options.job is not None or described(options):
         occurrence = _of_job(options) if options.job is not None else occurrence_from(options)
-        return _reasons([explain_all(rule, occurrence) for rule in rules], occurrence.process.sources(), options)
+        return _reasons([explain_all(rule, occurrence) for rule in rules], occurrence.process.provenance(), options)
     return _plan(rules, Matcher(loaded.rules), options)
 
 

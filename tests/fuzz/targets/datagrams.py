@@ -238,7 +238,7 @@ class Datagrams(Target):
         if rng.random() < 0.2:
             for occurrence in [*tracker.without_event(tracker.deaths.waiting()), *tracker.sweep(latest)]:
                 self._occurred(occurrence, tracking)
-        assert len(tracker.table.tgids()) <= len(self._heard)
+        assert len(tracker.table) <= len(self._heard)
 
     def _occurred(self, occurrence, tracking) -> None:
         kinds = tracking.thread_kinds if occurrence.of_thread else tracking.kinds

@@ -39,10 +39,10 @@ def test_what_was_in_hand_is_found_again(tmp_path):
 def test_what_was_settled_is_gone(tmp_path):
     slots = InFlight(tmp_path / "in-flight", "boot")
     put(slots, EVENT_SLOTS, 5)
-    slots.settle(2, 1)
+    slots.blank(2, 1)
     left = InFlight(tmp_path / "in-flight", "boot").leftover
     assert (len(left.events), len(left.records)) == ((EVENT_SLOTS - 2) * 80, 4)
-    slots.settle(EVENT_SLOTS, 5)
+    slots.blank(EVENT_SLOTS, 5)
     left = InFlight(tmp_path / "in-flight", "boot").leftover
     assert (left.events, left.records) == (b"", ())
 
@@ -57,7 +57,7 @@ def test_without_a_file_it_is_plain_memory(tmp_path):
     slots = InFlight(tmp_path / "missing" / "in-flight", "boot")
     put(slots, 1, 1)
     assert not slots.durable
-    slots.settle(1, 1)
+    slots.blank(1, 1)
 
 
 def test_a_damaged_file_is_only_what_it_is(tmp_path):
@@ -89,7 +89,7 @@ def test_only_partially_matched_exits_stay_in_order(tids, unsettled, more):
                 slots.events[(first[0] + i) * 80 : (first[0] + i + 1) * 80] = exited(tid)
                 at = (first[1] + i) * RECORD_SLOT_SIZE
                 slots.records[at : at + 596] = recorded(tid)
-            first = slots.settle(first[0] + len(batch), first[1] + len(batch), unsettled)
+            first = slots.blank(first[0] + len(batch), first[1] + len(batch), unsettled)
             kept = [tid for tid in (*kept, *batch) if tid in unsettled]
             assert first == (len(kept), len(kept))
         left = InFlight(path, "boot")
@@ -103,7 +103,7 @@ def test_of_too_many_halves_the_newest_stay(tmp_path):
     slots = InFlight(tmp_path / "in-flight", "boot")
     for i in range(EVENT_SLOTS):
         slots.events[i * 80 : (i + 1) * 80] = exited(i + 1)
-    assert slots.settle(EVENT_SLOTS, 0, range(1, EVENT_SLOTS + 1)) == (EVENT_SLOTS // 2, 0)
+    assert slots.blank(EVENT_SLOTS, 0, range(1, EVENT_SLOTS + 1)) == (EVENT_SLOTS // 2, 0)
     assert slots.leftover_slots == (0, 0)
     left = InFlight(tmp_path / "in-flight", "boot").leftover.events
     assert left == b"".join(exited(i + 1) for i in range(EVENT_SLOTS // 2, EVENT_SLOTS))

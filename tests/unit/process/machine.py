@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from cnprocd.connector.event import Comm, Coredump, Event, Exec, Exit, Fork, Gid, Ptrace, Sid, Uid
 from cnprocd.connector.taskrecord import TaskRecord
 from cnprocd.process.model import TICK_NS, Occurrence, Process, Wanted
+from cnprocd.process.table import Table
 
 WHAT = {
     Fork: 0x1, Exec: 0x2, Uid: 0x4, Gid: 0x40, Sid: 0x80, Ptrace: 0x100, Comm: 0x200, Coredump: 0x40000000,
@@ -295,7 +296,7 @@ class Machine:
             self.truth.append(Occurrence(kind, replace(process, comm=comm), tid, of_thread=True, **common))
 
 
-class Reader:
+class MachineProcFs:
     """/proc of a machine. Identity is answered as of the event in hand; who lives, as of when the batch was drained."""
 
     def __init__(self, proc: dict[int, Process]) -> None:
@@ -335,7 +336,7 @@ def shown(found: Process, wanted: Wanted, source) -> Process:
 class Unfolding(list):
     """A batch of events that moves the reader's view of /proc to each event as the tracker comes to it."""
 
-    def __init__(self, events: Iterable[Event], reader: Reader, views: dict[int, dict[int, Process]]) -> None:
+    def __init__(self, events: Iterable[Event], reader: MachineProcFs, views: dict[int, dict[int, Process]]) -> None:
         super().__init__(events)
         self._views, self._reader = views, reader
 
@@ -447,3 +448,8 @@ def batches(
         found.append((events, records, log[upto - 1].proc if upto else {}))
         events_from, records_from = end, upto
     return found
+
+
+def living(table: Table) -> set[int]:
+    """Return the PIDs of all processes that the table believes alive."""
+    return {tgid for tgid, process in table._processes.items() if process.ended_ns is None}

@@ -89,11 +89,11 @@ def told_by(deaths: Deaths, drains) -> list[Death]:
     for events, records, now_ns in [*((*drain, 50) for drain in drains), ([], [], HOLD_NS + 50)]:
         for entry in records:
             deaths.record(entry)
-        told += deaths.settle(now_ns)
+        told += deaths.release_held(now_ns)
         for one in events:
             _, death = deaths.exit(one)
             told += [death] if death else []
-    assert not deaths.holds
+    assert not deaths.has_held
     return told
 
 
@@ -181,38 +181,38 @@ def held_death(last: End) -> Deaths:
     deaths = Deaths(lambda tgid: True)
     deaths.record(record(last))
     assert deaths.exit(event(last, 1))[1] is None
-    assert deaths.holds
+    assert deaths.has_held
     return deaths
 
 
 def test_the_core_flag_is_waited_for():
     """The thread that dumps is busy with it, and its record comes a moment after the last one."""
     deaths = held_death(End(P, 6, last=True))
-    assert deaths.settle(2) == []
+    assert deaths.release_held(2) == []
     deaths.record(record(End(P + 1, 0x86, comm="t")))
-    (death,) = deaths.settle(3)
+    (death,) = deaths.release_held(3)
     assert death.status == 0x86
-    assert not deaths.holds
+    assert not deaths.has_held
 
 
 def test_the_leader_s_record_is_waited_for():
     deaths = held_death(End(P + 1, 3 << 8, last=True, comm="t"))
-    assert deaths.settle(HOLD_NS) == []
+    assert deaths.release_held(HOLD_NS) == []
     deaths.record(record(End(P, 3 << 8)))
-    (death,) = deaths.settle(HOLD_NS)
+    (death,) = deaths.release_held(HOLD_NS)
     assert death.leader.comm == "leader"
 
 
 @pytest.mark.parametrize("last", [End(P, 6, last=True), End(P + 1, 3 << 8, last=True)], ids=["core", "leader"])
 def test_what_never_comes_is_waited_for_only_so_long(last):
     deaths = held_death(last)
-    assert deaths.settle(HOLD_NS) == []
-    assert [death.status for death in deaths.settle(HOLD_NS + 1)] == [last.status]
-    assert not deaths.holds
+    assert deaths.release_held(HOLD_NS) == []
+    assert [death.status for death in deaths.release_held(HOLD_NS + 1)] == [last.status]
+    assert not deaths.has_held
 
 
 def test_without_a_clock_it_is_waited_for_by_one_drain():
-    assert [death.status for death in held_death(End(P, 6, last=True)).settle(None)] == [6]
+    assert [death.status for death in held_death(End(P, 6, last=True)).release_held(None)] == [6]
 
 
 def test_a_process_without_threads_never_waits():
@@ -220,13 +220,13 @@ def test_a_process_without_threads_never_waits():
     only = End(P, 6, last=True, threaded=False)
     deaths.record(record(only))
     assert deaths.exit(event(only, 1))[1].status == 6
-    assert not deaths.holds
+    assert not deaths.has_held
 
 
 def test_the_core_flag_of_another_signal_is_not_taken_over():
     deaths = held_death(End(P, 6, last=True))
     deaths.record(record(End(P + 1, 0x8B, comm="t")))
-    assert [death.status for death in deaths.settle(None)] == [6]
+    assert [death.status for death in deaths.release_held(None)] == [6]
 
 
 # --- losses
@@ -305,7 +305,7 @@ def test_a_death_without_its_event_is_found_after_an_empty_queue():
     (death,) = deaths.prune()
     assert (death.status, death.event, death.leader.comm) == (3 << 8, None, "leader")
     assert deaths.prune() == deaths.without_event(deaths.waiting()) == []
-    assert not deaths.unsettled
+    assert not deaths.incomplete_tids
 
 
 def test_a_process_freeing_its_memory_has_not_lost_its_event():
@@ -356,8 +356,8 @@ def test_a_record_is_owed_its_event_until_it_comes():
     """What a daemon that stops must wait for: the next one gets the event, and would not know whose it was."""
     deaths = Deaths(lambda tgid: False)
     end = End(P, 3 << 8, True, threaded=False)
-    assert not deaths.owed
+    assert not deaths.has_waiting
     deaths.record(record(end))
-    assert deaths.owed
+    assert deaths.has_waiting
     deaths.exit(event(end, 1))
-    assert not deaths.owed
+    assert not deaths.has_waiting

@@ -4,6 +4,7 @@ Times are in seconds here; processes are named by their PID.
 """
 
 import pytest
+from unit.process.machine import living
 
 from cnprocd.connector.event import Comm, Exit, Fork, Gid, Uid
 from cnprocd.process.model import TICK_NS, Process
@@ -249,7 +250,7 @@ def test_an_ended_process_is_kept_a_moment_and_then_forgotten(table):
 def test_an_ended_leader_with_live_threads_is_kept(table):
     table.end(table.get(100), at(5))
     table.sweep(at(20), everybody)
-    assert 100 in table.tgids()
+    assert 100 in living(table)
 
 
 def test_a_leaderless_process_without_an_end_is_forgotten_later(table):
@@ -257,7 +258,7 @@ def test_a_leaderless_process_without_an_end_is_forgotten_later(table):
     table.end(table.get(100), at(5))
     table.sweep(at(20), everybody)
     table.sweep(at(30), nobody)
-    assert 100 not in table.tgids()
+    assert 100 not in living(table)
     table.sweep(at(40), nobody)
     assert table.get(100) is not None, "the exit of its last thread may still be in the queue"
     table.sweep(at(50), nobody)
@@ -301,7 +302,7 @@ def test_the_size_is_the_number_of_the_living_whatever_ended(table):
     assert len(table) == 2
     table.clear()
     assert len(table) == 0
-    assert table.tgids() == set()
+    assert living(table) == set()
 
 
 # --- after a loss

@@ -6,7 +6,7 @@ once are in test_tracker_histories.py.
 from dataclasses import replace
 
 import pytest
-from unit.process.machine import INIT, MILLISECOND, SECOND, Entry, Machine, Reader, Unfolding
+from unit.process.machine import INIT, MILLISECOND, SECOND, Entry, Machine, MachineProcFs, Unfolding
 
 from cnprocd.connector.event import Coredump, Exec, Exit, Fork
 from cnprocd.process.model import EVERYTHING, Occurrence, Process, Wanted
@@ -25,7 +25,7 @@ class Scene:
         self.machine = Machine(own=OWN)
         self.machine.put(OWN, INIT, "cnprocd", exe="/usr/sbin/cnprocd")
         self.machine.put(60, INIT, "sh", exe="/bin/sh", uid=1000, gid=100)
-        self.reader = Reader(self.machine.proc())
+        self.reader = MachineProcFs(self.machine.proc())
         self.tracker = Tracker(Tracking(table, records, wanted, kinds, threads), self.reader, own)
         if table:
             self.tracker.adopt(self.reader.scan(wanted))
@@ -498,7 +498,7 @@ def test_an_image_that_cannot_be_read_any_more_is_unknown():
     entries[:] = [replace(entry, proc={}) if isinstance(entry.said, Exec) else entry for entry in entries]
     told = scene.run()
     assert [(o.process.comm, o.process.exe, o.process.uid) for o in told] == [(None, None, 1000)] * 2
-    assert told[0].process.sources()["exe"] == "unknown"
+    assert told[0].process.provenance()["exe"] == "unknown"
 
 
 def test_a_child_of_an_unknown_process_is_read_from_proc():

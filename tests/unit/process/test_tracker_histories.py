@@ -7,7 +7,18 @@ from random import Random
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from unit.process.machine import INIT, MILLISECOND, SECOND, Machine, Reader, Unfolding, batches, live, steps
+from unit.process.machine import (
+    INIT,
+    MILLISECOND,
+    SECOND,
+    Machine,
+    MachineProcFs,
+    Unfolding,
+    batches,
+    live,
+    living,
+    steps,
+)
 
 from cnprocd.process.deaths import HOLD_NS
 from cnprocd.process.model import EVERYTHING, Occurrence, Process
@@ -37,7 +48,7 @@ def said(occurrence: Occurrence) -> tuple:
     )  # fmt: skip
 
 
-def played(machine: Machine, tracker: Tracker, reader: Reader, cut, more, seed=0) -> list[tuple]:
+def played(machine: Machine, tracker: Tracker, reader: MachineProcFs, cut, more, seed=0) -> list[tuple]:
     """What the tracker told while the log came in batches, each shuffled as CPUs would."""
     told = []
     views = {entry.at_ns: entry.proc for entry in machine.log}
@@ -51,7 +62,7 @@ def played(machine: Machine, tracker: Tracker, reader: Reader, cut, more, seed=0
             told += map(said, tracker.take([], [], held_until))  # as the loop does: it comes back for what is held
         now_ns = max((entry.at_ns for entry in (*events, *records)), default=machine.now)
         told += map(said, tracker.take(batch, [entry.said for entry in records], now_ns))
-        held_until = now_ns + HOLD_NS if tracker.deaths.holds else None
+        held_until = now_ns + HOLD_NS if tracker.deaths.has_held else None
     reader.proc = reader.late = machine.proc()
     told += map(said, tracker.take([], [], machine.now + SECOND))
     return told
@@ -61,7 +72,7 @@ def played(machine: Machine, tracker: Tracker, reader: Reader, cut, more, seed=0
 @settings(max_examples=300)
 def test_with_records_the_tracker_tells_what_happened(operations, cut, more, seed, threads):
     machine = machine_before_us()
-    reader = Reader(machine.proc())
+    reader = MachineProcFs(machine.proc())
     tracking = Tracking(True, True, EVERYTHING, KINDS, KINDS if threads else frozenset())
     tracker = Tracker(tracking, reader, OWN)
     assert tracker.adopt(reader.scan(EVERYTHING)) == []
@@ -76,7 +87,7 @@ def test_with_records_the_tracker_tells_what_happened(operations, cut, more, see
 @given(steps, cuts, ahead, st.integers(0, 99))
 def test_afterwards_the_table_is_the_machine_s(operations, cut, more, seed):
     machine = machine_before_us()
-    reader = Reader(machine.proc())
+    reader = MachineProcFs(machine.proc())
     tracker = Tracker(Tracking(True, True, EVERYTHING, KINDS, frozenset()), reader, OWN)
     tracker.adopt(reader.scan(EVERYTHING))
     live(machine, operations, spare=[OWN])
@@ -84,7 +95,7 @@ def test_afterwards_the_table_is_the_machine_s(operations, cut, more, seed):
     tracker.sweep(machine.now + 5 * SECOND)
 
     alive = machine.alive()
-    assert tracker.table.tgids() == set(alive)
+    assert living(tracker.table) == set(alive)
     assert len(tracker.table) == len(alive)
     for tgid, task in alive.items():
         known = tracker.table.get(tgid)
@@ -100,7 +111,7 @@ def test_without_records_the_count_of_threads_tells_the_same(operations, cut, mo
     amid an exit_group() is nothing that a count can judge.
     """
     machine = machine_before_us()
-    reader = Reader(machine.proc())
+    reader = MachineProcFs(machine.proc())
     tracker = Tracker(Tracking(True, False, EVERYTHING, KINDS, frozenset()), reader, OWN)
     tracker.adopt(reader.scan(EVERYTHING))
     live(machine, operations, lone_codes=lone[0], pace_ns=lone[1], spare=[OWN])
@@ -109,6 +120,6 @@ def test_without_records_the_count_of_threads_tells_the_same(operations, cut, mo
 
     assert Counter(told) == Counter(said(o) for o in machine.truth if not o.of_thread)
     tracker.sweep(machine.now + 5 * SECOND)
-    assert tracker.table.tgids() == set(machine.alive())
+    assert living(tracker.table) == set(machine.alive())
     for tgid, task in machine.alive().items():
         assert tracker.table.get(tgid).threads == len(task.threads)

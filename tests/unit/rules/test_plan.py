@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from unit.process.machine import INIT, MILLISECOND, SECOND, Machine, Reader, Unfolding, batches, live, steps
+from unit.process.machine import INIT, MILLISECOND, SECOND, Machine, MachineProcFs, Unfolding, batches, live, steps
 from unit.rules.kernel import Kernel, event_message, record_message
 from unit.rules.trees import ENDING_KEYS, IDENTITY_KEYS, trees
 
@@ -108,7 +108,7 @@ class History:
 
     def matches(self, matcher: Matcher, plan: Plan, features: Features) -> Counter:
         """What the rules say under a plan."""
-        kernel, reader = Kernel(plan.request, features), Reader(self.before)
+        kernel, reader = Kernel(plan.request, features), MachineProcFs(self.before)
         tracker = Tracker(plan.tracking, reader, OWN, matcher.cares)
         if plan.tracking.table:
             tracker.adopt(reader.scan(plan.tracking.wanted_anew))
@@ -129,7 +129,7 @@ class History:
             if held_until is not None and min(came_ns, default=0) > held_until:
                 judge(tracker.take([], [], held_until))  # as the loop does: it comes back for what is held
             judge(tracker.take(Unfolding(heard, reader, self.views), told, now_ns))
-            held_until = now_ns + HOLD_NS if tracker.deaths.holds else None
+            held_until = now_ns + HOLD_NS if tracker.deaths.has_held else None
             if n in self.sweeps and now_ns - swept_ns > SECOND:
                 reader.proc, swept_ns = late, now_ns
                 judge(tracker.sweep(now_ns))

@@ -1,0 +1,51 @@
+"""Complete the attributes of a matched process: read from /proc what no event and no exit record has carried. PURE.
+
+Only matches are completed, so the price is paid per match. A PID may be reused at any moment, so what is read is taken
+only if it can be the process that is meant.
+"""
+
+from __future__ import annotations
+
+from cnprocd.process.model import Occurrence, Process, ProcLookup, Wanted
+from cnprocd.process.table import START_TOLERANCE_NS
+
+_NAME_AND_PARENT = Wanted()
+
+
+def complete(occurrence: Occurrence, procfs: ProcLookup) -> None:
+    """Fill the attributes of a record that are still unknown, as far as /proc still has them.
+
+    A recovered or reaped process is not looked for: it is known to be gone.
+    """
+    process = occurrence.process
+    if occurrence.ancestors is None and process.ppid:
+        parent = procfs.read(process.ppid, _NAME_AND_PARENT, "procfs")
+        latest_ns = (process.start_ns or occurrence.kernel_time_ns or 0) + START_TOLERANCE_NS
+        if parent is not None and (parent.start_ns or 0) <= latest_ns:
+            occurrence.ancestors = (parent,)
+    known = process.cmdline is not None and process.cgroup is not None and process.uid is not None
+    if occurrence.recovered or occurrence.reaped or known:
+        return
+    fresh = procfs.read(process.tgid, _missing(occurrence), "procfs")
+    if fresh is not None and _is_same(process, fresh, occurrence):
+        process.fill_unknown(fresh, comm=not occurrence.of_thread)
+
+
+def _missing(occurrence: Occurrence) -> Wanted:
+    """Return what to read: the attributes that are unknown. A zombie has no exe and no cmdline."""
+    process = occurrence.process
+    lives = occurrence.kind != "exit" or occurrence.of_thread
+    image = lives and process.cmdline is None and process.exe is None
+    return Wanted(ids=process.uid is None, exe=image, cmdline=image, cgroup=process.cgroup is None)
+
+
+def _is_same(process: Process, fresh: Process, occurrence: Occurrence) -> bool:
+    """Return whether what /proc shows now can be the process of an occurrence: it started before that happened.
+
+    A process that ended is a zombie at most, so a living one under that PID is another, however soon it got the PID.
+    """
+    if occurrence.kind == "exit" and not occurrence.of_thread and fresh.threads:
+        return False
+    if process.start_ns is not None and fresh.start_ns is not None:
+        return abs(process.start_ns - fresh.start_ns) <= START_TOLERANCE_NS
+    return (fresh.start_ns or 0) <= (occurrence.kernel_time_ns or 0)
