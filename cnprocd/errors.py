@@ -1,14 +1,13 @@
-"""One exception family for everything a person must hear about.
+"""The exceptions that are reported to the user.
 
-Each error carries two sentences and a status: what failed (on what object, and why), what to do about it, and the
-exit status a process should end with when nothing can be done. Nothing here prints or exits: `cli/` does both.
-Exit statuses are those of sysexits.h, which systemd names in its logs.
+Each error has a message, a hint, and the exit status of the process if the error ends it. Nothing here prints or exits:
+`cli/` does both. Exit statuses are those of sysexits.h, which systemd names in its logs.
 """
 
 from __future__ import annotations
 
 EX_OK = 0
-EX_UNAVAILABLE = 69  # the kernel has no proc connector, or it does not answer us
+EX_UNAVAILABLE = 69  # the kernel has no proc connector, or it sends no acknowledgement
 EX_SOFTWARE = 70  # a bug in cnprocd
 EX_OSERR = 71  # the system refused something it normally grants
 EX_NOPERM = 77  # CAP_NET_ADMIN is missing
@@ -16,10 +15,9 @@ EX_CONFIG = 78  # a rule file or an option is wrong
 
 
 class CnprocdError(Exception):
-    """A failure told as a fact plus a hint.
+    """A failure, with a hint.
 
-    `what` names the object and the reason in one line; `hint` says what the reader can do. Both end without a full
-    stop, so that they can be joined.
+    `what` is one line: "cannot VERB OBJECT: CAUSE". `hint` states what the user can do. Neither ends with a full stop.
     """
 
     exit_status = EX_OSERR
@@ -32,9 +30,17 @@ class CnprocdError(Exception):
     def __str__(self) -> str:
         return f"{self.what}: {self.hint}" if self.hint else self.what
 
+    def render(self, prefix: str = "") -> str:
+        """Return the error as text for a terminal. `prefix` names the program, such as "cnprocctl: "."""
+        return f"{prefix}{self}"
+
+    def value(self) -> dict[str, object]:
+        """Return the error as a JSON object."""
+        return {"what": self.what, "hint": self.hint, "status": self.exit_status}
+
 
 class ConfigError(CnprocdError):
-    """A rule file, drop-in or option cannot be used. `problems` lists every mistake found, not only the first."""
+    """A rule file, drop-in or option cannot be used."""
 
     exit_status = EX_CONFIG
 
@@ -46,7 +52,7 @@ class PrivilegeError(CnprocdError):
 
 
 class ConnectorUnavailableError(CnprocdError):
-    """The kernel lacks CONFIG_PROC_EVENTS, or ignores us because of our PID or user namespace."""
+    """The kernel lacks CONFIG_PROC_EVENTS, or ignores requests from this PID or user namespace."""
 
     exit_status = EX_UNAVAILABLE
 

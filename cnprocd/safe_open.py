@@ -1,10 +1,10 @@
-"""Opening a file that nobody but root (or ourselves, when we are not root) could have written or put there.
+"""Open a file that only root, or the user of this process, can have written, replaced or moved there.
 
-Strategy: walk the path from "/" one component at a time, each opened by descriptor relative to the one before
-(O_PATH|O_NOFOLLOW) and judged by fstat on that descriptor; symlinks are expanded by hand under the same judgement. What
-is finally opened for reading is the very inode that was judged (through /proc/self/fd), so nothing can be swapped in
-between. A directory that others may write is good only when it is sticky: then a component of a trusted owner
-in it cannot be replaced by anyone else.
+The path is walked from "/", one component at a time. Each component is opened relative to the one before
+(O_PATH|O_NOFOLLOW) and its owner and mode are checked by fstat(2) on that descriptor; symbolic links are expanded here,
+under the same checks. The file is then opened for reading through /proc/self/fd, which is the inode that was checked,
+so no component can be replaced in between. A directory that others can write is accepted only if it is sticky: in it,
+only its owner can replace a component (inode(7)).
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from pathlib import Path
 from cnprocd.errors import ConfigError
 
 MOST_LINKS = 40
+_HOMES = ("/home/", "/root/")
+_SYSTEM = ("/etc/", "/run/", "/usr/")
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
-_SORTS = {
+_KINDS = {
     stat.S_IFDIR: "a directory",
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
@@ -29,23 +31,24 @@ _SORTS = {
 }
 
 
-class UntrustedError(ConfigError):
-    """The file, or a directory on the way to it, could be changed by someone else, or it is not a regular file."""
+class UnsafeFileError(ConfigError):
+    """Another user can change the file or a directory of its path, or it is not a regular file."""
 
 
-def open_trusted(path: Path) -> int:
-    """Open a regular file for reading; the caller closes the descriptor.
+def safe_open(path: Path, move_hint: str = "move it to a directory that only root can write") -> int:
+    """Open a regular file for reading and return its descriptor, which the caller closes.
 
-    Raises UntrustedError when someone other than root (or our own user) could write it or anything on the way to it, or
-    when it is not a regular file; OSError as open(2) does.
+    `move_hint` is the hint of an error about a user's directory, or about a file in one: its owner must not be changed.
+    Raises UnsafeFileError if a user other than root and our own could write the file or a component of its path, or if
+    it is not a regular file; OSError as open(2) does.
     """
     with ExitStack() as opened:
-        target = _walk(Path.cwd().joinpath(path), opened)
+        target = _walk(Path.cwd().joinpath(path), opened, move_hint)
         return os.open(f"/proc/self/fd/{target}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
 
 
-def _walk(path: Path, opened: ExitStack) -> int:
-    """An O_PATH descriptor of the regular file at an absolute path, everything on the way judged."""
+def _walk(path: Path, opened: ExitStack, move_hint: str) -> int:
+    """Return an O_PATH descriptor of the regular file at an absolute path, each component checked."""
 
     def step(name: str, directory: int | None) -> int:
         fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
@@ -53,15 +56,15 @@ def _walk(path: Path, opened: ExitStack) -> int:
         return fd
 
     here = step("/", None)
-    _judge(here)
+    _check(here, move_hint)
     left = deque(path.parts[1:])
     links = 0
     while left:
         there = step(left.popleft(), here)
         mode = os.fstat(there).st_mode
         if not left and not stat.S_ISLNK(mode):
-            return _regular(there)
-        _judge(there)
+            return _regular(there, move_hint)
+        _check(there, move_hint)
         if stat.S_ISLNK(mode):
             links += 1
             if links > MOST_LINKS:
@@ -71,32 +74,39 @@ def _walk(path: Path, opened: ExitStack) -> int:
             here = step("/", None) if target.startswith("/") else here
         else:
             here = there
-    return _regular(here)
+    return _regular(here, move_hint)
 
 
-def _regular(fd: int) -> int:
-    # The sort comes first: of a device that everyone may write, nobody wants to hear "chmod go-w".
-    sort = _SORTS.get(stat.S_IFMT(os.fstat(fd).st_mode))
-    if sort is not None:
-        raise UntrustedError(f"{_name(fd)} is {sort}, not a regular file", "name a regular file")
-    _judge(fd)
+def _regular(fd: int, move_hint: str) -> int:
+    # The type comes first: the hint "chmod go-w" is wrong for a device that all users can write.
+    kind = _KINDS.get(stat.S_IFMT(os.fstat(fd).st_mode))
+    if kind is not None:
+        raise UnsafeFileError(f"{_name(fd)} is {kind}, not a regular file", "name a regular file")
+    _check(fd, move_hint)
     return fd
 
 
-def _judge(fd: int) -> None:
+def _check(fd: int, move_hint: str) -> None:
     found = os.fstat(fd)
     name = _name(fd)
     if found.st_uid not in (0, os.geteuid()):
-        raise UntrustedError(
-            f"{name} belongs to user {found.st_uid}, who could change it", f"chown -h root:root {name}"
+        raise UnsafeFileError(
+            f"{name} belongs to user {found.st_uid}, who can change it",
+            move_hint if _is_personal(name, found.st_mode) else f"chown -h root:root {name}",
         )
-    # A symlink's mode means nothing; in a sticky directory nobody can replace what a trusted owner put there.
+    # The mode of a symbolic link has no meaning. In a sticky directory only the owner of a file can replace it.
     exempt = stat.S_ISLNK(found.st_mode) or (stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX)
     if found.st_mode & _WRITABLE_BY_OTHERS and not exempt:
-        who = "everyone" if found.st_mode & stat.S_IWOTH else f"the members of group {found.st_gid}"
-        raise UntrustedError(
-            f"{name} can be written by {who}", f"chmod go-w {name}, or whoever can write it commands this machine"
-        )
+        writers = "everyone" if found.st_mode & stat.S_IWOTH else f"the members of group {found.st_gid}"
+        raise UnsafeFileError(f"{name} can be written by {writers}", f"remove the permission: chmod go-w {name}")
+
+
+def _is_personal(name: str, mode: int) -> bool:
+    """Return whether a file of another user is a user's own directory, or lies in one.
+
+    A directory that belongs to a user is that user's own, except in the system's directories.
+    """
+    return name.startswith(_HOMES) or (stat.S_ISDIR(mode) and not name.startswith(_SYSTEM))
 
 
 def _name(fd: int) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from cnprocd.cli.grammar import Options, parser
 from cnprocd.cli.terminal import Style, print_json
-from cnprocd.errors import EX_OSERR, CnprocdError
+from cnprocd.errors import CnprocdError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 
@@ -33,7 +33,7 @@ def run(arguments: list[str] | None = None) -> int:
     try:
         return _verb(options.run)(options)
     except CnprocdError as error:
-        return _say(error, options.json)
+        return _report(error, options.json)
     except BrokenPipeError:
         # Whoever read us has had enough (`| head`): nothing is wrong, and nothing more can be said.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -41,7 +41,7 @@ def run(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except OSError as error:
-        return _say(CnprocdError(f"{error.filename or 'the system'}: {error.strerror or error}"), options.json)
+        return _report(CnprocdError(f"{error.filename or 'the system'}: {error.strerror or error}"), options.json)
 
 
 def _verb(name: str) -> Callable[[Options], int]:
@@ -50,24 +50,13 @@ def _verb(name: str) -> Callable[[Options], int]:
     return found
 
 
-def _say(error: CnprocdError, as_json: bool) -> int:
-    """An error for a person on stderr, or for a program on stdout."""
-    details = getattr(error, "details", {})
-    rendered = getattr(error, "render", lambda: details.get("rendered"))()
-    status = error.exit_status or EX_OSERR
+def _report(error: CnprocdError, as_json: bool) -> int:
+    """Print an error: as text on stderr, or as JSON on stdout. Return the exit status."""
     if as_json:
-        problems = details.get("problems")
-        found = {"what": error.what, "hint": error.hint, "status": status}
-        print_json({"error": found | ({"problems": problems} if problems else {})})
-        return status
-    style = Style(sys.stderr)
-    if rendered:
-        print(rendered, file=sys.stderr)
-        if error.hint and "problems" in details:
-            print(f"{style('red', 'cnprocctl:')} {error.hint}", file=sys.stderr)
+        print_json({"error": error.value()})
     else:
-        print(f"{style('red', 'cnprocctl:')} {error}", file=sys.stderr)
-    return status
+        print(error.render(Style(sys.stderr)("red", "cnprocctl:") + " "), file=sys.stderr)
+    return error.exit_status
 
 
 if __name__ == "__main__":

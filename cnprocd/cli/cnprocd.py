@@ -14,7 +14,7 @@ from pathlib import Path
 from cnprocd import __version__
 from cnprocd.errors import EX_OK, CnprocdError
 from cnprocd.rules.loader_process import Reading
-from cnprocd.rules.problems import MAIN_FILE, LoadedRules, RulesError
+from cnprocd.rules.problems import MAIN_FILE, LoadedRules
 
 _FEATURES = ("event_mask", "taskstats", "socket_filter", "pidfd_info")
 
@@ -51,22 +51,19 @@ def run(arguments: list[str] | None = None) -> int:
     try:
         if options.check:
             return _report(_read(options.rules))
-        return _serve(options, _read_apart(options.rules))
-    except RulesError as error:
-        print(error.render(), file=sys.stderr)
-        return error.exit_status
+        return _serve(options, _start_loader(options.rules))
     except CnprocdError as error:
-        print(f"cnprocd: {error}", file=sys.stderr)
+        print(error.render("cnprocd: "), file=sys.stderr)
         return error.exit_status
 
 
 def _read(rules: Path | None) -> LoadedRules:
-    from cnprocd.rules.language.disabled import load_in_force  # brings pydantic, which only who reads rules needs
+    from cnprocd.rules.language.disabled import load_in_force  # imports pydantic, which the daemon does without
 
     return load_in_force(rules)
 
 
-def _read_apart(rules: Path | None) -> Reading:
+def _start_loader(rules: Path | None) -> Reading:
     return Reading(lambda: _read(rules), rules or MAIN_FILE)
 
 
@@ -95,7 +92,7 @@ def _serve(options: argparse.Namespace, reading: Reading) -> int:
         log("warning", "rules_warning", message=warning.render())
     refused = frozenset(options.refuse)
     settings = Options(options.rules, options.state_dir, options.runtime_dir, refused, options.runner)
-    asyncio.run(serve(settings, loaded, lambda: _read_apart(options.rules).wait(), manager, log, os.getpid()))
+    asyncio.run(serve(settings, loaded, lambda: _start_loader(options.rules).wait(), manager, log, os.getpid()))
     return EX_OK
 
 

@@ -25,7 +25,7 @@ from cnprocd.control.protocol import (
     pack,
     to_reply,
 )
-from cnprocd.errors import EX_NOPERM, EX_UNAVAILABLE, CnprocdError
+from cnprocd.errors import EX_NOPERM, EX_OSERR, EX_UNAVAILABLE, CnprocdError
 
 TIMEOUT_S = 15.0
 _CHUNK = 1 << 16
@@ -43,7 +43,19 @@ class RefusedError(CnprocdError):
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.what, failure.hint)
         self.details = failure.details
-        self.exit_status = failure.status
+        self.exit_status = failure.status or EX_OSERR
+
+    def render(self, prefix: str = "") -> str:
+        """Return the daemon's own rendering if it sent one (the problems of rule files), with its hint below."""
+        rendered = self.details.get("rendered")
+        if not isinstance(rendered, str):
+            return super().render(prefix)
+        return f"{rendered}\n{prefix}{self.hint}" if self.hint and self.details.get("problems") else rendered
+
+    def value(self) -> dict[str, object]:
+        """Return the error as a JSON object, with the problems of rule files."""
+        problems = self.details.get("problems")
+        return super().value() | ({"problems": problems} if problems else {})
 
 
 class Client:

@@ -34,13 +34,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cnprocd.errors import CnprocdError
-from cnprocd.safe_open import UntrustedError, open_trusted
+from cnprocd.safe_open import UnsafeFileError, safe_open
 
 SHEBANG_BYTES = 256  # BINPRM_BUF_SIZE
 MOST_INTERPRETERS = 5  # as fs/exec.c: a script may be the interpreter of a script
 COMM_KEPT_SINCE = (6, 14)
 _FOR_NOW = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 CHANGING_NS = 50_000_000  # change times are as coarse as a tick: what changed so lately may change again unseen
+
+
+_MOVE_HOOK = "move the hook to a root-owned directory such as /usr/local/lib/cnprocd"
+_OTHER_INTERPRETER = "use an interpreter in a root-owned directory such as /usr/bin"
 
 
 class HookRefusedError(CnprocdError):
@@ -132,8 +136,8 @@ def open_program(path: str, names: list[Name] | None = None, depth: int = MOST_I
     if not path.startswith("/"):
         raise HookRefusedError(f"{path} is not an absolute path", "name the program with its full path")
     try:
-        fd = open_trusted(Path(path))
-    except UntrustedError as error:
+        fd = safe_open(Path(path), _MOVE_HOOK if depth == MOST_INTERPRETERS else _OTHER_INTERPRETER)
+    except UnsafeFileError as error:
         raise HookRefusedError(error.what, error.hint) from error
     except OSError as error:
         if error.errno in _FOR_NOW:

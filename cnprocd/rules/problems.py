@@ -68,8 +68,8 @@ class RulesError(ConfigError):
         )
         self.problems = tuple(problems)
 
-    def render(self) -> str:
-        """All problems with their lines and carets, for a terminal."""
+    def render(self, prefix: str = "") -> str:
+        """Return all problems with their lines and carets. Each begins with its file instead of `prefix`."""
         return "\n".join(problem.render() for problem in self.problems)
 
 

@@ -1,9 +1,9 @@
-"""The rules as everything after load knows them: plain frozen values, and what makes them of the models.
+"""The loaded rules: plain frozen values, without pydantic or YAML.
 
-Why not the models themselves: the daemon reads its rules in a process of its own (apart.py), which ends when it has
-said what they are. So the daemon carries neither pydantic nor YAML, ten megabytes less of a process that never ends,
-and what a rule file costs to read is not taken from the events. Each class has the fields of the model of its name,
-which has checked them; what a field means is said there (schema.py, condition.py, dispatch.py). Left out is None or ().
+The daemon reads rules in a child process (loader_process.py), which sends these values and exits. So the daemon does
+not hold pydantic and YAML (10 MB), and reading a rule file takes no time from the events. Each class has the fields of
+the model of its name in rules/language, where each field is described and checked. A key that the file does not have is
+None or ().
 """
 
 from __future__ import annotations

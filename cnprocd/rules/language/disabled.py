@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cnprocd.rules.language.load import load
 from cnprocd.rules.problems import MAIN_FILE, LoadedRules, Problem, RulesError
-from cnprocd.safe_open import UntrustedError, open_trusted
+from cnprocd.safe_open import UnsafeFileError, safe_open
 
 NAME = "disabled"
 
@@ -52,11 +52,11 @@ def apply(loaded: LoadedRules, path: Path) -> LoadedRules:
 def read(path: Path) -> dict[str, int]:
     """The names and their lines; nothing if there is no file. Raises RulesError if it cannot be trusted or read."""
     try:
-        with os.fdopen(open_trusted(path), encoding="utf-8", errors="replace") as file:
+        with os.fdopen(safe_open(path), encoding="utf-8", errors="replace") as file:
             lines = file.read(1 << 20).splitlines()
     except FileNotFoundError:
         return {}
-    except UntrustedError as error:
+    except UnsafeFileError as error:
         raise RulesError([Problem(path, 0, 0, error.what, hint=error.hint)]) from error
     except OSError as error:
         raise RulesError([Problem(path, 0, 0, f"cannot be read: {error.strerror}")]) from error

@@ -1,10 +1,9 @@
-"""From rule files on disk to the typed rules the daemon works with; or every mistake in them, and nothing else.
+"""Load rule files: return the typed rules, or every problem in every file.
 
-Strategy: find the files, open each by descriptor with everything on the way judged (trusted.py), read it with positions
-(yaml12.py), validate it (schema.py) with the lists of all files at hand, and give every mistake its line and column.
-All files are read before anything is decided, so one run shows all mistakes and a half-good set is never applied.
-Drop-ins follow systemd: of several files with one name the directory of highest precedence wins, an empty file or
-a link to /dev/null masks, and the rest is taken in the order of names.
+Each file is opened with its whole path checked (safe_open.py), parsed with positions (yaml12.py), and validated
+(schema.py) with the lists of all files. All files are read before a decision: one run reports all problems, and if any
+file is invalid, no file is loaded. Drop-ins follow systemd: of several files with one name, the one in the directory of
+highest precedence counts; an empty file or a link to /dev/null masks it; the files apply in the order of their names.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from cnprocd.rules.language.schema import RuleFileModel
 from cnprocd.rules.language.yaml12 import Mark
 from cnprocd.rules.problems import MAIN_FILE, LoadedRules, Problem, RulesError
 from cnprocd.rules.ruleset import plain
-from cnprocd.safe_open import UntrustedError, open_trusted
+from cnprocd.safe_open import UnsafeFileError, safe_open
 
 __all__ = ["DROPIN_DIRS", "MAIN_FILE", "LoadedRules", "Problem", "RulesError", "load"]
 
@@ -162,9 +161,9 @@ def _read(source: _Source) -> None:
 
 def _content(source: _Source) -> bytes | None:
     try:
-        with os.fdopen(open_trusted(source.file), "rb") as file:
+        with os.fdopen(safe_open(source.file), "rb") as file:
             data = file.read(LARGEST + 1)
-    except UntrustedError as error:
+    except UnsafeFileError as error:
         source.reject(Mark(), Mistake(error.what, hint=error.hint))
         return None
     except FileNotFoundError:

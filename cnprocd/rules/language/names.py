@@ -99,7 +99,7 @@ def _regex(raw: str, longest: int) -> Pattern:
             f"the regular expression {shown(raw)} could hold the daemon for minutes: there are too many ways"
             f" to read a text of {longest} characters with it",
             "few repeats, none within another",
-            'begin it with ^, or write a glob, which is never dear: "*java*server*"',
+            'begin it with ^, or write a glob, which is always cheap: "*java*server*"',
         )
     return Pattern("regex", source)
 

@@ -86,6 +86,35 @@ def test_a_program_or_directory_of_someone_else_is_refused(script):
 
 
 @root_only
+def test_the_hint_never_changes_the_owner_of_a_home(tmp_path, monkeypatch):
+    """A home that belongs to root locks its user out, so the hint is to move the hook."""
+    homes = tmp_path / "home"
+    monkeypatch.setattr("cnprocd.safe_open._HOMES", (f"{homes}/",))
+    script = homes / "bob" / "clean"
+    script.parent.mkdir(parents=True)
+    script.write_text("#!/bin/sh\n")
+    script.chmod(0o755)
+    os.chown(script, 65534, 65534)
+    for path in (script, script.parent, homes):
+        with pytest.raises(HookRefusedError) as refused:
+            open_program(str(script))
+        assert f"{path} belongs to user 65534" in refused.value.what
+        assert refused.value.hint == "move the hook to a root-owned directory such as /usr/local/lib/cnprocd"
+        os.chown(path.parent, 65534, 65534)
+
+
+@root_only
+def test_the_hint_for_an_interpreter_is_another_one(script, tmp_path):
+    (tmp_path / "venv").mkdir()
+    shutil.copy("/bin/sh", tmp_path / "venv" / "python")
+    script.write_text(f"#!{tmp_path}/venv/python\n")
+    os.chown(tmp_path / "venv", 65534, 65534)
+    with pytest.raises(HookRefusedError) as refused:
+        open_program(str(script))
+    assert refused.value.hint == "use an interpreter in a root-owned directory such as /usr/bin"
+
+
+@root_only
 def test_a_link_that_someone_else_made_is_refused(script, tmp_path):
     link = tmp_path / "link"
     link.symlink_to(script)
@@ -122,8 +151,8 @@ def settled(script):
 def walks(monkeypatch):
     """Count how often a path is walked."""
     walked = []
-    real = program.open_trusted
-    monkeypatch.setattr(program, "open_trusted", lambda path: walked.append(str(path)) or real(path))
+    real = program.safe_open
+    monkeypatch.setattr(program, "safe_open", lambda path, hint: walked.append(str(path)) or real(path, hint))
     return walked
 
 

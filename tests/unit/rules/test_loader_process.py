@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cnprocd.errors import EX_OSERR
-from cnprocd.rules import loader_process as apart
+from cnprocd.rules import loader_process
 from cnprocd.rules.language.load import load
 from cnprocd.rules.loader_process import Reading, UnreadRulesError
 from cnprocd.rules.problems import Problem, RulesError
@@ -133,7 +133,7 @@ def test_who_is_cancelled_ends_the_child():
 
 
 def test_one_that_takes_for_ever_is_ended(monkeypatch):
-    monkeypatch.setattr(apart, "LIMIT_S", 0.05)
+    monkeypatch.setattr(loader_process, "LIMIT_S", 0.05)
 
     async def scene():
         with pytest.raises(RulesError, match=r"longer than 0\.05 s"):

@@ -10,7 +10,7 @@ import pytest
 from cnprocd.errors import EX_CONFIG
 from cnprocd.rules.language import load as load_module
 from cnprocd.rules.language.load import LARGEST, RulesError, load
-from cnprocd.safe_open import UntrustedError, open_trusted
+from cnprocd.safe_open import UnsafeFileError, safe_open
 
 SHIPPED = Path(__file__).parents[4] / "config" / "rules.yaml"
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="giving files away needs root")
@@ -354,7 +354,8 @@ def test_what_belongs_to_someone_else_is_refused(tmp_path, what):
     os.chown(given, 1234, 0, follow_symlinks=False)
     (problem,) = problems(tmp_path / "link")
     assert f"{given} belongs to user 1234" in problem.message
-    assert "chown" in problem.hint
+    moved = "move it to a directory that only root can write"
+    assert problem.hint == (moved if what == "directory" else f"chown -h root:root {given}")
 
 
 @as_root
@@ -364,21 +365,21 @@ def test_without_root_our_own_files_and_roots_are_good(tmp_path, monkeypatch):
     os.chown(foreign, 4321, 0)
     monkeypatch.setattr(os, "geteuid", lambda: 1234)
     assert load(own).rules
-    with pytest.raises(UntrustedError):
-        open_trusted(foreign)
+    with pytest.raises(UnsafeFileError):
+        safe_open(foreign)
 
 
 def test_the_descriptor_is_the_judged_file_and_none_is_left_open(tmp_path):
     file = written(tmp_path, RULE)
     before = os.listdir("/proc/self/fd")
-    fd = open_trusted(file)
+    fd = safe_open(file)
     assert os.fstat(fd).st_ino == file.stat().st_ino
     assert stat.S_ISREG(os.fstat(fd).st_mode)
     assert not os.get_inheritable(fd)
     os.close(fd)
     file.chmod(0o666)
-    with pytest.raises(UntrustedError):
-        open_trusted(file)
+    with pytest.raises(UnsafeFileError):
+        safe_open(file)
     assert os.listdir("/proc/self/fd") == before
 
 
