@@ -190,11 +190,10 @@ def documents(flavour: Flavour, tree: Path, epoch: int) -> None:
     """Licence and changelog, as Debian's policy 12.5 and 12.7 wants them."""
     where = "usr/share/doc/cnprocd"
     licence = (ROOT / "LICENSE").read_text()
-    for source, destination in examples():
+    for source, destination in (*examples(), *topics()):
         put(tree, f"{where}/{destination}", source.read_bytes())
     if flavour.packager == "rpm":
         put(tree, "usr/share/licenses/cnprocd/LICENSE", licence.encode())
-        put(tree, f"{where}/README.md", (ROOT / "README.md").read_bytes())
         return
     put(tree, f"{where}/copyright", copyright_file(flavour, licence).encode())
     entry = (
@@ -216,6 +215,13 @@ def examples() -> Iterator[tuple[Path, str]]:
             yield source, str(source.relative_to(ROOT / "config"))
     for name in ("alerts.yaml", "cnprocd.json"):
         yield HERE / "grafana" / name, f"grafana/{name}"
+
+
+def topics() -> Iterator[tuple[Path, str]]:
+    """README and the topic documents, with the paths that they have in the tree."""
+    yield ROOT / "README.md", "README.md"
+    for source in sorted((ROOT / "docs").glob("*.md")):
+        yield source, f"docs/{source.name}"
 
 
 def copyright_file(flavour: Flavour, licence: str) -> str:

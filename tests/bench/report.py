@@ -1,6 +1,8 @@
-"""From measurements to what people read: medians, ratios against targets, plots, one Markdown page.
+"""Turn measurements into documents: medians, ratios against targets, plots, tables.
 
-A target is a ratio within one run. One that was missed says MISSED; one whose figures are not there says so, and why.
+The targets and plots go into docs/performance.md, between two markers. The tables of all workloads go into
+results/README.md. So each figure stands in one document. A target is a ratio within one run. A missed target is marked
+MISSED; a target without figures is marked as not measured.
 """
 
 from __future__ import annotations
@@ -13,15 +15,22 @@ from pathlib import Path
 import svg
 
 Results = dict[str, object]
+RESULTS = Path(__file__).parent / "results"
+DOCUMENT = Path(__file__).parents[2] / "docs/performance.md"
+BEGIN = "<!-- bench: begin (written by tests/bench/report.py) -->\n"
+END = "<!-- bench: end -->\n"
 _TITLES = {
     "fork": "Fork and exit, one after the other: CPU per event",
     "exec": "Fork, exec and exit: CPU per event",
     "failing": "Four programs, 1% of exits failing: CPU per event that happened",
+    "rules": "How cost grows with rules",
+    "table": "How cost grows with live processes",
+    "memory": "How memory grows with live processes",
 }
 
 
 def values(results: Results, workload: str, competitor: str, key: str) -> list[float]:
-    """One figure of every round that has it."""
+    """Return one figure of every round that has it."""
     runs = [run for run in results["runs"] if run["workload"] == workload and run["competitor"] == competitor]
     return [run[key] for run in runs if run.get(key) is not None]
 
@@ -32,7 +41,7 @@ def median(results: Results, workload: str, competitor: str, key: str) -> float 
 
 
 def ratio(results: Results, workload: str, one: str, other: str, key: str = "cpu_s") -> float | None:
-    """Of medians, per event: not everybody survives the same storm."""
+    """Return the ratio of two medians per event. Listeners do not all survive storms of the same size."""
     above, below = (_each(results, workload, name, key) for name in (one, other))
     return above / below if above is not None and below else None
 
@@ -77,7 +86,7 @@ def _idle(results: Results, name: str) -> float | None:
 
 
 def _wrong(results: Results) -> float | None:
-    """Matches too many or too few, over every storm that had failures to match."""
+    """Return how many matches were too many or too few, over every storm with failures to match."""
     runs = [run for run in results["runs"] if run.get("to_match")]
     return sum(abs(run["matched"] - run["to_match"]) for run in runs) if runs else None
 
@@ -132,7 +141,7 @@ TARGETS: list[Target] = [
         "x",
         _cpu("failing", "cnprocd failures", "C listener", "wall_s"),
     ),
-    ("idle: wake-ups but the watchdog's, `nonzero_exit` + comm", 0, "", lambda r: _idle(r, "cnprocd failures")),
+    ("idle: wake-ups except the watchdog's, `nonzero_exit` + comm", 0, "", lambda r: _idle(r, "cnprocd failures")),
     ("resident memory at its peak, all events, 1,000 processes", 40, " MB", lambda r: _table_memory(r, 1_000)),
     ("resident memory at its peak, all events, 30,000 processes", 60, " MB", lambda r: _table_memory(r, 28_000)),
     ("decision of an isolated failure, p99", 0.3, " ms", lambda r: _isolated(r, "failures", "decision_ms", "p99")),
@@ -143,7 +152,7 @@ TARGETS: list[Target] = [
 
 
 def targets_table(results: Results) -> str:
-    """Every target with what was measured."""
+    """Return the table of all targets and what was measured."""
     lines = ["| Target | At most | Measured | |", "| --- | ---: | ---: | --- |"]
     for text, limit, unit, measured_by in TARGETS:
         measured = measured_by(results)
@@ -156,7 +165,7 @@ def targets_table(results: Results) -> str:
 
 
 def write(results: Results, path: Path, join: Results | None) -> None:
-    """JSON, plots and page. `join`: an earlier run, whose other workloads are kept."""
+    """Write JSON, plots and documents. `join`: an earlier run, whose other workloads are kept."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if join is not None:
         again = {run["workload"] for run in results["runs"]}
@@ -176,12 +185,23 @@ def path_of(results: Results, directory: Path) -> Path:
 
 
 def publish(results: Results, path: Path) -> None:
-    """The page and its plots, beside the JSON file."""
+    """Write plots and tables beside the JSON file and, for the project's own results, the summary in the document."""
     directory = path.parent
     plots = _plots(results)
     for name, text in plots.items():
         (directory / f"{name}.svg").write_text(text)
-    (directory / "README.md").write_text(_page(results, path.name, list(plots)))
+    (directory / "README.md").write_text(_page(results, path.name))
+    if directory.resolve() == RESULTS:
+        DOCUMENT.write_text(with_summary(DOCUMENT.read_text(), summary(results, path.name, list(plots))))
+
+
+def with_summary(document: str, text: str) -> str:
+    """Return the document with the text between its two markers. Raise ValueError if a marker is missing."""
+    before, begin, rest = document.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{DOCUMENT.name} has no markers for the summary")
+    return before + begin + text + end + after
 
 
 def _competitors(results: Results, workload: str) -> list[str]:
@@ -190,8 +210,8 @@ def _competitors(results: Results, workload: str) -> list[str]:
 
 def _plots(results: Results) -> dict[str, str]:
     plots = {}
-    bursts = {f"burst-{n}": f"{n:,} processes end at once: CPU per exit" for n in _sizes(results, "burst-")}
-    for workload, title in (_TITLES | bursts).items():
+    bursts = [f"burst-{n}" for n in _sizes(results, "burst-")]
+    for workload in ("fork", "exec", "failing", *bursts):
         rows = []
         for name in _competitors(results, workload):
             each = [cpu / events * 1e6 for cpu, events in _pairs(results, workload, name)]
@@ -199,12 +219,12 @@ def _plots(results: Results) -> dict[str, str]:
                 rows.append((name, statistics.median(each), min(each), max(each)))
         if rows:
             unit = "microseconds of the listener's CPU per event; whiskers: least and most of the rounds"
-            plots[workload] = svg.bars(title, unit, rows)
+            plots[workload] = svg.bars(_title(workload), unit, rows)
     counts = _sizes(results, "rules-")
     if counts:
         line = [(n, _each(results, f"rules-{n}", f"cnprocd {n} rules")) for n in counts]
         plots["rules"] = svg.lines(
-            "How cost grows with rules", "rules, every exit judged", "microseconds of CPU per event",
+            _title("rules"), "rules, every exit evaluated", "microseconds of CPU per event",
             {"cnprocd": [(a, b) for a, b in line if b]},
         )  # fmt: skip
     sizes = _sizes(results, "table-")
@@ -212,12 +232,12 @@ def _plots(results: Results) -> dict[str, str]:
         names = _competitors(results, f"table-{sizes[0]}")
         cost = {name: [(n, _each(results, f"table-{n}", name)) for n in sizes] for name in names}
         plots["table"] = svg.lines(
-            "How cost grows with live processes", "processes alive", "microseconds of CPU per event",
+            _title("table"), "processes alive", "microseconds of CPU per event",
             {name: [(a, b) for a, b in line if b] for name, line in cost.items()},
         )  # fmt: skip
         memory = {name: [(n, median(results, f"table-{n}", name, "peak_kib")) for n in sizes] for name in names}
         plots["memory"] = svg.lines(
-            "How memory grows with live processes", "processes alive", "MB resident, at the peak",
+            _title("memory"), "processes alive", "MB resident, at the peak",
             {name: [(a, b / 1024) for a, b in line if b] for name, line in memory.items()},
         )  # fmt: skip
     return plots
@@ -229,43 +249,57 @@ def _pairs(results: Results, workload: str, competitor: str, key: str = "cpu_s")
 
 
 def _each(results: Results, workload: str, competitor: str, key: str = "cpu_s") -> float | None:
-    """Microseconds per event, the median of the rounds."""
+    """Return microseconds per event, the median of the rounds."""
     found = [seconds / events * 1e6 for seconds, events in _pairs(results, workload, competitor, key)]
     return statistics.median(found) if found else None
 
 
-def _page(results: Results, json_name: str, plots: list[str]) -> str:
-    host = results["host"]
-    busy = results["others_busy_cpus"]
+def summary(results: Results, json_name: str, plots: list[str]) -> str:
+    """Return the part of docs/performance.md that comes from one run: host, targets, headline figures, plots."""
+    host, busy = results["host"], results["others_busy_cpus"]
     others = [run["listeners"] for run in results["runs"] if run["competitor"] == "nobody" and "listeners" in run]
+    place = "../tests/bench/results"
     lines = [
-        "# What cnprocd costs, and what others cost",
+        f"Made by `{results['command']}` on {results['date']} in {results['took_s']} s, at commit {host['commit']}. "
+        f"All figures: [{json_name}]({place}/{json_name}).",
         "",
-        f"Made by `{results['command']}` on {results['date']} in {results['took_s']} s; all figures: `{json_name}`.",
-        "",
-        f"{host['cpu']}, {host['cpus']} CPUs, Linux {host['kernel']}, Python {host['python']}, {host['commit']}. "
-        f"While the bench rested between its parts, others kept {min(busy):g} to {max(busy):g} CPUs busy. More than "
-        "a few hundredths mean that the machine was shared, which spoils wall times and latencies, and makes listeners "
-        "that wake up for every event look cheap: they find many when they get a CPU at last.",
-        "",
-        "## Targets",
+        f"{host['cpu']}, {host['cpus']} CPUs, Linux {host['kernel']}, Python {host['python']}. Between the parts of "
+        f"the bench, other programs kept {min(busy):g} to {max(busy):g} CPUs busy. More than a few hundredths mean "
+        "that the machine was shared. A shared machine distorts wall times and latencies. It also makes listeners "
+        "that wake up for every event look cheap: they find many events when they get a CPU.",
         "",
         targets_table(results),
         "",
     ]
-    if results["skipped"]:
-        lines += ["Skipped:", "", *(f"- {name}: {reason}" for name, reason in results["skipped"].items()), ""]
     if any(others):
         lines += [
-            f"While `nobody` of ours listened, up to {max(others)} listeners of others were there: the slow-down "
-            "against nobody is understated for all alike.",
+            f"In the runs without a listener (`nobody`), up to {max(others)} listeners of other programs were active. "
+            "The slow-down against these runs is understated for all listeners alike.",
             "",
         ]
+    lines += _million(results)
     for plot in plots:
-        lines += [f"![{plot}]({plot}.svg)", ""]
+        lines += [f"![{_title(plot)}]({place}/{plot}.svg)", ""]
+    return "\n".join(lines)
+
+
+def _title(plot: str) -> str:
+    prefix, _, number = plot.partition("-")
+    return f"{int(number):,} processes end at once: CPU per exit" if prefix == "burst" else _TITLES[plot]
+
+
+def _page(results: Results, json_name: str) -> str:
+    lines = [
+        "# Results of the bench",
+        "",
+        f"Medians of all rounds, from `{json_name}`. Targets, plots and their meaning: "
+        "[docs/performance.md](../../../docs/performance.md).",
+        "",
+    ]
+    if results["skipped"]:
+        lines += ["Skipped:", "", *(f"- {name}: {reason}" for name, reason in results["skipped"].items()), ""]
     for workload in dict.fromkeys(run["workload"] for run in results["runs"]):
         lines += _workload(results, workload)
-    lines += _million(results)
     lines += _latency(results) + _idle_table(results)
     return "\n".join(lines)
 
@@ -304,7 +338,7 @@ def _shown(value: float | None) -> str:
 
 
 def _million(results: Results) -> list[str]:
-    """Issue 3's figure in its own words."""
+    """Return the figures of a million processes with one rule on one of four names."""
     found = next((run for run in results["runs"] if run["workload"] == "million" and "delivered" in run), None)
     if found is None:
         return []
@@ -347,10 +381,10 @@ def _idle_table(results: Results) -> list[str]:
     lines = [
         "## Idle",
         "",
-        f"{found[0]['seconds']:g} seconds, all listeners side by side. Others on this machine made "
-        f"{found[0]['events']} events meanwhile, which wake whoever asked for them.",
+        f"{found[0]['seconds']:g} seconds, all listeners side by side. Other programs caused "
+        f"{found[0]['events']} events meanwhile, which wake every listener that subscribed to them.",
         "",
-        "| | wake-ups | of them to ping the watchdog | CPU ms | MB |",
+        "| | wake-ups | of them for the watchdog | CPU ms | MB |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
     for one in found:

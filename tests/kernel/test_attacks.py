@@ -346,7 +346,7 @@ def test_a_reused_pid_does_not_change_the_hooks_event(tmp_path, when):
 
 
 def test_a_claimed_hook_is_accepted_only_if_it_predates_daemon(tmp_path):
-    """The limit that the README admits: hooks that outlived a daemon are known by their environment alone."""
+    """A limit that the threat model names: hooks that outlived a daemon are known by their environment alone."""
     gate = os.pipe()
 
     def disguised():

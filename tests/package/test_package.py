@@ -34,7 +34,7 @@ pytestmark = pytest.mark.skipif(
 def source(tmp_path_factory):
     """A copy of what is packaged: the checkout may change under a test that takes a minute."""
     where = tmp_path_factory.mktemp("source")
-    for name in ("cnprocd", "packaging", "systemd", "config"):
+    for name in ("cnprocd", "packaging", "systemd", "config", "docs"):
         shutil.copytree(ROOT / name, where / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "LICENSE", "README.md", "CHANGELOG.md"):
         shutil.copy(ROOT / name, where)
@@ -80,6 +80,7 @@ def test_a_deb_holds_everything_and_nothing_else(source, packages, flavour):
     expected |= {f"/usr/lib/systemd/system/{unit}" for unit in builder.UNITS}
     expected |= {f"/usr/bin/{name}" for name in builder.PROJECT["scripts"]}
     expected |= {"/etc/cnprocd/rules.yaml", "/usr/share/cnprocd/rules.schema.json"}
+    expected |= {f"/usr/share/doc/cnprocd/docs/{path.name}" for path in (source / "docs").glob("*.md")}
     assert expected <= files.keys()
     assert not [name for name in files if "__pycache__" in name or name.endswith((".pyc", "/RECORD"))]
     assert {mode.split()[1] for mode in files.values()} == {"root/root"}
