@@ -14,7 +14,8 @@ import os
 import sys
 from collections.abc import Callable
 
-from cnprocd.cli.grammar import Options, parser
+from cnprocd.cli.command_line import parse
+from cnprocd.cli.grammar import Options
 from cnprocd.cli.terminal import Style, print_json
 from cnprocd.errors import CnprocdError
 
@@ -29,7 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str] | None = None) -> int:
     """Do what the command line says; returns the exit status."""
     words = sys.argv[1:] if arguments is None else arguments
-    options = parser(words).parse_args(words)
+    options = parse(words)
     try:
         return _verb(options.run)(options)
     except CnprocdError as error:

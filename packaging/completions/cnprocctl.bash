@@ -5,7 +5,7 @@ _cnprocctl() {
     for ((i = 1; i < COMP_CWORD; i++)); do
         word=${COMP_WORDS[i]}
         case "$word" in
-            --ancestor|--by|--cgroup|--cmdline|--comm|--count|--cpu-time|--event|--exe|--exit-code|--for|--group|--interval|--job|--kind|--kinds|--lifetime|--limit|--lines|--match|--max-rss|--max-size|--parent|--pid|--rate|--rule|--rules|--runtime-dir|--signal|--since|--state|--state-dir|--status|--unit|--user|--without) ((i++)) ;;
+            --ancestor|--by|--cgroup|--cmdline|--comm|--cpu-time|--event|--exe|--exit-code|--for|--group|--interval|--job|--json|--kind|--kinds|--lifetime|--match|--max-rss|--max-size|--parent|--pid|--rate|--rule|--rules|--runtime-dir|--signal|--since|--state|--state-dir|--status|--unit|--user|--without|-n|-o) ((i++)) ;;
             -*) ;;
             *) if [[ -z $verb ]]; then verb=$word; elif [[ " rules jobs " == *" $verb "* ]]; then verb="$verb $word"; fi ;;
         esac
@@ -16,7 +16,6 @@ _cnprocctl() {
         --cgroup) COMPREPLY=(); return ;;
         --cmdline) COMPREPLY=(); return ;;
         --comm) COMPREPLY=(); return ;;
-        --count) COMPREPLY=(); return ;;
         --cpu-time) COMPREPLY=(); return ;;
         --event) COMPREPLY=(); return ;;
         --exe) COMPREPLY=(); return ;;
@@ -25,11 +24,10 @@ _cnprocctl() {
         --group) COMPREPLY=(); return ;;
         --interval) COMPREPLY=(); return ;;
         --job) COMPREPLY=(); return ;;
+        --json) COMPREPLY=(); return ;;
         --kind) COMPREPLY=($(compgen -W "exit nonzero_exit fork exec uid gid sid ptrace comm coredump" -- "$cur")); return ;;
         --kinds) COMPREPLY=(); return ;;
         --lifetime) COMPREPLY=(); return ;;
-        --limit) COMPREPLY=(); return ;;
-        --lines) COMPREPLY=(); return ;;
         --match) COMPREPLY=(); return ;;
         --max-rss) COMPREPLY=(); return ;;
         --max-size) COMPREPLY=(); return ;;
@@ -47,75 +45,80 @@ _cnprocctl() {
         --unit) COMPREPLY=(); return ;;
         --user) COMPREPLY=(); return ;;
         --without) COMPREPLY=($(compgen -W "event_mask taskstats socket_filter" -- "$cur")); return ;;
+        -n) COMPREPLY=(); return ;;
+        -o) COMPREPLY=($(compgen -W "table json" -- "$cur")); return ;;
     esac
     case "$verb" in
-        "") COMPREPLY=($(compgen -W "status reload check explain test schema rules jobs history watch top metrics doctor record replay --rules --runtime-dir --state-dir --json" -- "$cur")) ;;
+        "") COMPREPLY=($(compgen -W "status reload check explain test schema rules jobs history watch top metrics doctor record replay help --rules --runtime-dir --state-dir -o --json" -- "$cur")) ;;
         rules) COMPREPLY=($(compgen -W "list enable disable" -- "$cur")) ;;
         jobs) COMPREPLY=($(compgen -W "list show retry drop" -- "$cur")) ;;
         "status")
-            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --json" -- "$cur"))
             ;;
         "reload")
-            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --json" -- "$cur"))
             ;;
         "check")
-            COMPREPLY=($(compgen -W "--strict --rules --runtime-dir --state-dir --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--strict --rules --runtime-dir --state-dir -o --json" -- "$cur"))
             ;;
         "explain")
-            COMPREPLY=($(compgen -W "--job --without --pid --kind --comm --exit-code --signal --status --core --lost --user --group --exe --cmdline --unit --cgroup --parent --ancestor --lifetime --max-rss --cpu-time --from-hook --thread --event --rules --runtime-dir --state-dir --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--job --without --pid --kind --comm --exit-code --signal --status --core --lost --user --group --exe --cmdline --unit --cgroup --parent --ancestor --lifetime --max-rss --cpu-time --from-hook --thread --event --rules --runtime-dir --state-dir -o --json" -- "$cur"))
             [[ $cur != -* ]] && COMPREPLY=($(compgen -W "$(_cnprocctl_rules)" -- "$cur"))
             ;;
         "test")
-            COMPREPLY=($(compgen -W "--pid --kind --comm --exit-code --signal --status --core --lost --user --group --exe --cmdline --unit --cgroup --parent --ancestor --lifetime --max-rss --cpu-time --from-hook --thread --event --rules --runtime-dir --state-dir --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--pid --kind --comm --exit-code --signal --status --core --lost --user --group --exe --cmdline --unit --cgroup --parent --ancestor --lifetime --max-rss --cpu-time --from-hook --thread --event --rules --runtime-dir --state-dir -o --json" -- "$cur"))
             ;;
         "schema")
-            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --json" -- "$cur"))
             ;;
         "rules list")
-            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --json" -- "$cur"))
             ;;
         "rules enable")
-            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --json" -- "$cur"))
             [[ $cur != -* ]] && COMPREPLY=($(compgen -W "$(_cnprocctl_rules)" -- "$cur"))
             ;;
         "rules disable")
-            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --json" -- "$cur"))
             [[ $cur != -* ]] && COMPREPLY=($(compgen -W "$(_cnprocctl_rules)" -- "$cur"))
             ;;
         "jobs list")
-            COMPREPLY=($(compgen -W "--state --rule --limit --rules --runtime-dir --state-dir --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--state --rule -n --rules --runtime-dir --state-dir -o --json" -- "$cur"))
             ;;
         "jobs show")
-            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --json" -- "$cur"))
             ;;
         "jobs retry")
-            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --json" -- "$cur"))
             ;;
         "jobs drop")
-            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --json" -- "$cur"))
             ;;
         "history")
-            COMPREPLY=($(compgen -W "--rule --comm --since --limit --rules --runtime-dir --state-dir --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--rule --comm --since -n --rules --runtime-dir --state-dir -o --json" -- "$cur"))
             ;;
         "watch")
-            COMPREPLY=($(compgen -W "--events --kinds --rule --match --rate --count --for --rules --runtime-dir --state-dir --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--events --kinds --rule --match --rate -n --for --rules --runtime-dir --state-dir -o --json" -- "$cur"))
             ;;
         "top")
-            COMPREPLY=($(compgen -W "--by --interval --lines --for --rules --runtime-dir --state-dir --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--by --interval -n --for --rules --runtime-dir --state-dir -o --json" -- "$cur"))
             ;;
         "metrics")
-            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --json" -- "$cur"))
             ;;
         "doctor")
-            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --json" -- "$cur"))
             ;;
         "record")
-            COMPREPLY=($(compgen -W "--for --max-size --rules --runtime-dir --state-dir --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--for --max-size --rules --runtime-dir --state-dir -o --json" -- "$cur"))
             [[ $cur != -* ]] && COMPREPLY=($(compgen -f -- "$cur"))
             ;;
         "replay")
-            COMPREPLY=($(compgen -W "--rule --rules --runtime-dir --state-dir --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--rule --rules --runtime-dir --state-dir -o --json" -- "$cur"))
             [[ $cur != -* ]] && COMPREPLY=($(compgen -f -- "$cur"))
+            ;;
+        "help")
+            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --json" -- "$cur"))
             ;;
     esac
 }

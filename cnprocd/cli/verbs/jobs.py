@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cnprocd.cli.grammar import Options
+from cnprocd.cli.quantities import window_ns
 from cnprocd.cli.terminal import Style, ago, clock, columns, duration, print_json, text
 from cnprocd.control.client import Client, NotRunningError
 from cnprocd.errors import EX_OK, CnprocdError, StateError
@@ -126,7 +127,7 @@ def _change(options: Options, verb: str, said: str) -> int:
 
 def history(options: Options) -> int:
     """Past matches, the newest last, as a log is read."""
-    since_ns = int((time.time() - options.since) * 1e9) if options.since is not None else 0
+    since_ns, _ = window_ns(options.since, None, time.time())
     found: Any = _ask_or_look(
         options,
         "history",

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cnprocd.cli.grammar import VERBS, parser
+from cnprocd.cli.command_line import parser
+from cnprocd.cli.grammar import VERBS
 
 ROOT = Path(__file__).parents[3]
 PACKAGING = ROOT / "packaging"

@@ -361,14 +361,3 @@ def on_terminal(words, env):
     os.close(main)
     assert process.wait() == 0
     return shown.decode()
-
-
-@pytest.mark.parametrize("words", [["statsu"], ["jobs"], ["jobs", "lst"], []])
-def test_an_unknown_verb_is_answered_with_the_known_verbs(words, capsys):
-    with pytest.raises(SystemExit) as ended:
-        run(words)
-    assert ended.value.code == 2
-    said = capsys.readouterr().err
-    assert "usage: cnprocctl" in said
-    if words == ["statsu"]:
-        assert all(f"'{verb}'" in said for verb in ("status", "reload", "jobs", "watch"))
