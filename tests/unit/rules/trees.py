@@ -113,7 +113,7 @@ def hide(occurrence: Occurrence, hiding) -> Occurrence:
     """The same with less known of it."""
     what, in_parents = hiding
     gone = {name: None for name in PROCESS_FIELDS if name in what}
-    if "start" in what:
+    if "start" in what or "usage" in what:  # a generated start need not agree with a generated lifetime
         gone["start_ns"] = None
     above = occurrence.ancestors
     if above and in_parents:
