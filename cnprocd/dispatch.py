@@ -177,9 +177,9 @@ class Actions:
         wanted = recorded.match.rule.rule.log
         if wanted is not None:
             self._log(wanted.level, "rule_matched", message=message(wanted.message, recorded.record), **recorded.record)
-            if recorded.sources is not None:
+            if recorded.provenance is not None:
                 record = recorded.record
-                self._log("debug", "identity_sources", rule=record["rule"], pid=record["pid"], **recorded.sources)
+                self._log("debug", "identity_sources", rule=record["rule"], pid=record["pid"], **recorded.provenance)
 
 
 def wants_hook(match: Match) -> bool:

@@ -79,10 +79,11 @@ def _serve(options: argparse.Namespace, reading: Reading) -> int:
     # Imported while the rules are being read by another process.
     import asyncio
 
-    from cnprocd.daemon import Options, serve
+    from cnprocd.daemon import serve
     from cnprocd.output.journal import is_journal_stream
     from cnprocd.output.log import make_log, make_output
     from cnprocd.service import ServiceManager
+    from cnprocd.wiring import Options, Outside
 
     loaded = reading.result()
     manager = ServiceManager(os.environ)
@@ -92,7 +93,8 @@ def _serve(options: argparse.Namespace, reading: Reading) -> int:
         log("warning", "rules_warning", message=warning.render())
     refused = frozenset(options.refuse)
     settings = Options(options.rules, options.state_dir, options.runtime_dir, refused, options.runner)
-    asyncio.run(serve(settings, loaded, lambda: _start_loader(options.rules).wait(), manager, log, os.getpid()))
+    outside = Outside(lambda: _start_loader(options.rules).wait(), manager, log, output.set_level, os.getpid())
+    asyncio.run(serve(settings, loaded, outside))
     return EX_OK
 
 

@@ -1,6 +1,6 @@
 """The control room: everything that lets people see and steer a running daemon, as the daemon holds it.
 
-One object, made before the pipeline (whose matches pass its tap), opened when the daemon is ready and closed first when
+One object, opened when the daemon is ready and closed first when
 it stops. Nothing in here can fail the daemon: a socket that cannot be had and a metrics file that cannot be written are
 said once and done without.
 """
@@ -16,7 +16,6 @@ from cnprocd.control.tap import Tap
 from cnprocd.control.verbs import verbs_of
 from cnprocd.log import Log
 from cnprocd.output import metrics
-from cnprocd.pipeline import Delivery
 
 METRICS_EVERY_S = 15.0  # Prometheus' usual scrape interval
 
@@ -24,17 +23,14 @@ METRICS_EVERY_S = 15.0  # Prometheus' usual scrape interval
 class ControlRoom:
     """The socket, the tap and the metrics file."""
 
-    def __init__(self, daemon: view.Daemon, runtime_dir: Path, log: Log) -> None:
+    def __init__(self, daemon: view.Daemon, tap: Tap, runtime_dir: Path, log: Log) -> None:
         self._daemon = daemon
         self._log = log
         self._loop = asyncio.get_running_loop()
         self._metrics_timer: asyncio.TimerHandle | None = None
         self._metrics_failed = False
         self.server = ControlServer(runtime_dir, verbs_of(daemon), log)
-
-    def tapped(self, delivery: Delivery) -> Delivery:
-        """`delivery`, with our ear on what goes through it."""
-        return Tap(delivery, self.server.publish, self.server.wanted)
+        tap.observe(self.server.publish, self.server.wanted)
 
     async def open(self) -> None:
         await self.server.start()

@@ -1,7 +1,7 @@
-"""Between the pipeline and the actions: whoever watches hears of a match, and it costs nothing while nobody does.
+"""Between the pipeline and the actions: `cnprocctl watch` sees every match, and costs nothing while it does not run.
 
-The actions come first: a job is durable and its record written before anybody watches the match go by. What a throttle
-held back is shown as well, and says so (`held_by`): a person who watches wants to see what the rules see.
+The actions come first: a job is durable and its record written before a client sees the match. A match that a throttle
+held back is shown as well, with `held_by`, because a person who watches wants to see what the rules see.
 """
 
 from __future__ import annotations
@@ -15,16 +15,20 @@ MATCHES = "matches"
 
 
 class Tap:
-    """A Delivery in front of another one."""
+    """A Delivery in front of another one. Complete without observers; the control room becomes one."""
 
-    def __init__(self, inner: Delivery, publish: Callable[[str, object], None], wanted: Callable[[str], bool]) -> None:
+    def __init__(self, inner: Delivery) -> None:
         self._inner = inner
-        self._publish = publish
-        self._wanted = wanted
+        self._observers: list[tuple[Callable[[str, object], None], Callable[[str], bool]]] = []
+
+    def observe(self, publish: Callable[[str, object], None], wanted: Callable[[str], bool]) -> None:
+        """Publish every match from now on, while `wanted` returns true for the topic MATCHES."""
+        self._observers.append((publish, wanted))
 
     def deliver(self, matches: list[RecordedMatch]) -> None:
         self._inner.deliver(matches)
-        if self._wanted(MATCHES):
-            now_ns = time.time_ns()
-            for recorded in matches:
-                self._publish(MATCHES, {"time_ns": now_ns, **recorded.record})
+        for publish, wanted in self._observers:
+            if wanted(MATCHES):
+                now_ns = time.time_ns()
+                for recorded in matches:
+                    publish(MATCHES, {"time_ns": now_ns, **recorded.record})

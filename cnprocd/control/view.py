@@ -23,17 +23,22 @@ NS = 1_000_000_000
 
 
 class Daemon(Protocol):
-    """What the control room needs of daemon.py."""
-
-    loaded: LoadedRules
-    plan: Plan
-    pipeline: Pipeline
-    actions: Actions
-    started_ns: int
-    kept_by_manager: bool
+    """What the control room needs of the daemon (wiring.DaemonView)."""
 
     @property
+    def loaded(self) -> LoadedRules: ...
+    @property
+    def plan(self) -> Plan: ...
+    @property
     def features(self) -> Features: ...
+    @property
+    def pipeline(self) -> Pipeline: ...
+    @property
+    def actions(self) -> Actions: ...
+    @property
+    def started_ns(self) -> int: ...
+    @property
+    def kept_by_manager(self) -> bool: ...
 
     async def reload(self) -> RulesError | None: ...
 
@@ -90,8 +95,8 @@ def _events(daemon: Daemon) -> dict[str, Value]:
         "records_delivered": source.records_seen,
         "occurrences": dict(counts.kinds),
         "matches": counts.matches,
-        "recovered": counts.recovered,
-        "resyncs": counts.resyncs,
+        "recovered": daemon.pipeline.recovery.recovered,
+        "resyncs": daemon.pipeline.recovery.resyncs,
         "rejected": {
             "foreign_sender": source.rejects.foreign_sender,
             "wrong_length": source.rejects.wrong_length,

@@ -1,11 +1,10 @@
-"""Where records go: JSON lines, a console, or the journal; chosen once, at start.
+"""Write log records as JSON lines, to a console, or to the journal; chosen once, at start.
 
-All that is said goes through one callable, `Log`: a level, a stable snake_case event class, and fields. structlog
-carries it: its processor adds the time and puts the contract's fields first. `notice` is not one of structlog's levels
-but is syslog's, and is what a normal but significant record is.
+structlog carries the records: `RecordLogger` is its bound logger and the `Log` of all parts (cnprocd/log.py). The
+levels are those of syslog, because structlog has no `notice`.
 
-A reader that is gone (a closed pipe) or a full disk must not take the daemon and its cleanups down: a record that
-cannot be written is counted and dropped.
+A closed pipe or a full disk must not stop the daemon and its hooks. A record that cannot be written is counted and
+dropped.
 """
 
 from __future__ import annotations
@@ -25,12 +24,17 @@ Format = Literal["auto", "json", "console", "journal"]
 Emit = Callable[[Mapping[str, object]], None]
 
 
-class Output:
-    """The end of the processor chain: takes whole records, counts those it could not write."""
+class LogOutput:
+    """The end of structlog's chain: writes whole records, and counts those that it could not write."""
 
     def __init__(self, emit: Emit) -> None:
         self._emit = emit
         self.lost = 0
+        self.lowest = LEVELS.index("info")
+
+    def set_level(self, level: Level) -> None:
+        """Write only records that are at least as severe as `level`, from now on."""
+        self.lowest = LEVELS.index(level)
 
     def write(self, record: Mapping[str, object]) -> None:
         try:
@@ -39,21 +43,21 @@ class Output:
             self.lost += 1
 
 
-def make_output(wanted: Format, stream: TextIO, under_journal: bool) -> Output:
-    """The output for `wanted`; `auto` is the journal under systemd, the console on a terminal, else JSON lines."""
+def make_output(wanted: Format, stream: TextIO, under_journal: bool) -> LogOutput:
+    """Return the output for `wanted`; `auto`: the journal under systemd, the console on a terminal, else JSON lines."""
     chosen = wanted
     if wanted == "auto":
         chosen = "journal" if under_journal else "console" if stream.isatty() else "json"
     if chosen == "journal":
-        return Output(_journal_or(lambda record: _print_json(record, stream)))
+        return LogOutput(_journal_or(lambda record: _print_json(record, stream)))
     if chosen == "console":
         colour = stream.isatty()
-        return Output(lambda record: _print(console.line(record, colour), stream))
-    return Output(lambda record: _print_json(record, stream))
+        return LogOutput(lambda record: _print(console.line(record, colour), stream))
+    return LogOutput(lambda record: _print_json(record, stream))
 
 
 def _journal_or(fallback: Emit) -> Emit:
-    """The journal, and while it cannot be reached (journald restarting) the fallback."""
+    """Return a function that writes to the journal, or to `fallback` while journald cannot be reached."""
     sink = JournalSink()
 
     def emit(record: Mapping[str, object]) -> None:
@@ -65,37 +69,39 @@ def _journal_or(fallback: Emit) -> Emit:
     return emit
 
 
-def make_log(output: Output, threshold: Level = "info") -> Log:
-    """A Log that writes to `output` whatever is at least as severe as `threshold`."""
-    lowest = LEVELS.index(threshold)
-    logger = structlog.wrap_logger(
-        output,
-        processors=[_stamp],
-        wrapper_class=structlog.BoundLoggerBase,
-    ).bind()  # once: the lazy proxy binds anew for every record
+class RecordLogger(structlog.BoundLoggerBase):
+    """structlog's bound logger with the signature of `Log`."""
 
-    def log(level: Level, event: str, **fields: object) -> None:
-        if LEVELS.index(level) >= lowest:
-            # As one value: structlog copies its keywords twice, and a match has thirty fields.
-            logger._proxy_to_logger("write", event, level=level, fields=fields)
+    def __call__(self, level: Level, event: str, **fields: object) -> None:
+        if LEVELS.index(level) >= self._logger.lowest:
+            self._proxy_to_logger("write", event, level=level, **fields)
 
+
+def make_log(output: LogOutput, threshold: Level = "info") -> Log:
+    """Return a Log that writes to `output` the records that are at least as severe as `threshold`."""
+    output.set_level(threshold)
+    # Bound once: structlog's lazy proxy binds anew for every record.
+    log: Log = structlog.wrap_logger(output, processors=[_stamp], wrapper_class=RecordLogger).bind()
     return log
 
 
 def _stamp(
-    logger: object, method: str, said: structlog.typing.EventDict
+    logger: object, method: str, event: structlog.typing.EventDict
 ) -> tuple[tuple[dict[str, object]], dict[str, object]]:
-    """The record as the one argument of Output.write: time, RFC 3339 in UTC to the microsecond, and contract first."""
+    """Return the record as the argument of LogOutput.write: time (RFC 3339, UTC, microseconds), level, event, fields.
+
+    One processor, because each costs a copy of a match's thirty fields.
+    """
     now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-    return ({"timestamp": now, "level": said["level"], "event": said["event"], **said["fields"]},), {}
+    return ({"timestamp": now, "level": event.pop("level"), "event": event.pop("event"), **event},), {}
 
 
-# One encoder for all records: json.dumps() with arguments makes a new one each time.
+# One encoder for all records, because json.dumps() with arguments makes a new one each time.
 _encode = json.JSONEncoder(separators=(",", ":"), default=str).encode
 
 
 def _print_json(record: Mapping[str, object], stream: TextIO) -> None:
-    # ensure_ascii: a lone surrogate or a C1 control must not reach a terminal or break a reader
+    # ensure_ascii, so that no lone surrogate and no C1 control reaches a terminal or a parser.
     _print(_encode(record), stream)
 
 

@@ -3,7 +3,7 @@
 A root is the daemon itself, or the runner service. Its children are hooks, or spares that stand ready to become one
 (launch/starter.py); nothing but the announcement tells them apart, and it may come before the fork is read. So both are
 of the family, and a spare is no hook that runs. Grandchildren are known by the forks that are asked for while hooks run
-(daemon.follow), wherever they daemonize to: descent does not end with a session or with a parent.
+(subscription.HookFollower), wherever they daemonize to: descent does not end with a session or with a parent.
 """
 
 from __future__ import annotations

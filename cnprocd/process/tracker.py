@@ -131,7 +131,7 @@ class Tracker:
         self._dead_leaderless = gone
         return found
 
-    # Recovery: see pipeline.resync for the order of these calls.
+    # Recovery: see recovery.py for the order of these calls.
 
     def adopt(self, snapshot: list[Process]) -> list[Occurrence]:
         """Take in a /proc scan; the occurrences are of processes whose PID has a new owner already."""

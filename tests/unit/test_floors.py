@@ -31,10 +31,15 @@ FLOORS = {
     "runner": "the root service that starts hooks, and its client in the daemon",
     "spool": "the jobs, and which of them runs next",
     "output": "say what happened, in the words of rules and process",
+    "subscription": "what is asked of the kernel for the rules in force and for hooks",
+    "recovery": "what the pipeline does after an overrun",
     "pipeline": "the only place that knows connector, process, rules and output together",
     "dispatch": "the pipeline's way out: hooks and records of a match",
-    "control": "shows and steers pipeline and actions; the daemon hands itself to it",
-    "daemon": "puts all of it together, once",
+    "reload": "the rules in force; knows all that a reload replaces",
+    "control": "shows and steers the rules in force, the pipeline and the jobs",
+    "event_loop": "turns the pipeline, and does the housekeeping of all parts",
+    "wiring": "builds and connects the parts, once",
+    "daemon": "start, signals, stop",
     "cli": "what a person types; nothing imports it",
 }
 

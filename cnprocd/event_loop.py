@@ -1,0 +1,183 @@
+"""When the pipeline turns: waking, batching windows, the budget, ticks, and the watchdog.
+
+An event wakes `_drain`, which turns the pipeline until nothing is left or BUDGET_S is spent. Then the loop serves
+hooks, control and the watchdog. Under load the sockets are left alone for a while, so that the next wake-up brings many
+events (connector/gathering.py). An isolated event never waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from cnprocd.connector.canary import kernel_sends_events, raise_listener_count
+from cnprocd.connector.gathering import Gathering
+from cnprocd.dispatch import Actions
+from cnprocd.log import Log
+from cnprocd.pipeline import Pipeline
+from cnprocd.process.deaths import HOLD_NS
+from cnprocd.reload import RulesInForce
+from cnprocd.service import ServiceManager
+from cnprocd.subscription import HookFollower
+
+BUDGET_S = 0.01  # of draining before the loop serves the others
+TICK_S = 1.0
+LAST_DEATHS_S = 0.1  # record and event of one death are microseconds apart
+CANARY_AFTER_S = 60.0  # of silence, then ask the kernel whether it still sends events
+MOST_REVIVALS = 100  # how far below zero the kernel's count of listeners may have been brought
+
+
+class Ticker:
+    """Runs the housekeeping once, TICK_S after it was asked for. An idle daemon does not tick."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._timer: asyncio.TimerHandle | None = None
+        self.handlers: list[Callable[[], None]] = []
+
+    def arm(self) -> None:
+        """Make sure that a tick will come."""
+        if self._timer is None:
+            self._timer = self._loop.call_later(TICK_S, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        for handler in self.handlers:
+            handler()
+
+
+class EventLoop:
+    """Turns the pipeline as events come, on asyncio's loop."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        ticker: Ticker,
+        rules: RulesInForce,
+        pipeline: Pipeline,
+        actions: Actions,
+        follower: HookFollower,
+        manager: ServiceManager,
+        log: Log,
+        stopping: asyncio.Event,
+    ) -> None:
+        self._loop = loop
+        self._ticker = ticker
+        self._rules = rules
+        self._pipeline = pipeline
+        self._actions = actions
+        self._follower = follower
+        self._manager = manager
+        self._log = log
+        self._stopping = stopping
+        self._gathering = Gathering()
+        self._active_at_s = time.monotonic()
+        self._listening = False
+        self._timer: asyncio.TimerHandle | None = None  # when to drain without being woken
+        ticker.handlers.append(self._tick)
+
+    def start(self) -> None:
+        """Be woken by events from now on, and watch over the kernel and the watchdog."""
+        self._listen()
+        self._watch()
+
+    async def stop(self) -> None:
+        """Read the last events: until no half of a death is in hand that a later daemon could not join."""
+        self._stop_listening()
+        deaths, deadline_s = self._pipeline.tracker.deaths, time.monotonic() + LAST_DEATHS_S
+        self._pipeline.drain()
+        while (deaths.has_held or deaths.has_waiting) and time.monotonic() < deadline_s:
+            await asyncio.sleep(0.001)
+            self._pipeline.drain()
+
+    def _listen(self) -> None:
+        if self._listening or self._stopping.is_set():
+            return
+        self._listening = True
+        for fd in self._pipeline.source.filenos():
+            self._loop.add_reader(fd, self._drain)
+
+    def _stop_listening(self) -> None:
+        if not self._listening:
+            return
+        self._listening = False
+        for fd in self._pipeline.source.filenos():
+            self._loop.remove_reader(fd)
+
+    def _drain(self) -> None:
+        if self._stopping.is_set():
+            return  # `stop` reads what is queued; after that the sockets are closed
+        try:
+            self._turn_for_a_while()
+        except BaseException:
+            self._listen()  # asyncio logs the error; keep listening after it
+            raise
+
+    def _turn_for_a_while(self) -> None:
+        """Turn the pipeline within the budget; under load let events gather before the next time."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        began_s = time.monotonic()
+        deadline_s, quiet_s = began_s + BUDGET_S, began_s - self._active_at_s
+        seen, more = self._pipeline.turn()
+        most = seen
+        while more and time.monotonic() < deadline_s:
+            seen, more = self._pipeline.turn()
+            most = max(most, seen)
+        self._active_at_s = time.monotonic()
+        self._ticker.arm()
+        if more:
+            self._listen()  # the budget is spent: the others are served, and the sockets wake us at once
+            return
+        looks_up, gather_s = self._pipeline.tracker.tracking.looks_up, self._rules.loaded.settings.gather_s
+        window_s = self._gathering.window_s(most, quiet_s, gather_s, looks_up)
+        if window_s:
+            self._stop_listening()  # while window follows window only the timer wakes us
+            self._timer = self._loop.call_later(window_s, self._drain)
+            return
+        self._listen()
+        if self._pipeline.tracker.deaths.has_held:
+            self._timer = self._loop.call_later(HOLD_NS / 1e9, self._drain)
+
+    def _tick(self) -> None:
+        """Do the housekeeping, and go on ticking while there is activity or something waits for a tick."""
+        if self._stopping.is_set():
+            return
+        self._pipeline.tick()
+        self._actions.tick()
+        self._follower.stop_if_over(self._actions.busy)
+        self._manager.status(self._rules.status_line())
+        if (
+            time.monotonic() - self._active_at_s < 3 * TICK_S
+            or self._follower.following
+            or self._actions.busy
+            or self._actions.holds_back
+            or self._pipeline.has_pending_counts
+        ):
+            self._ticker.arm()
+
+    def _watch(self) -> None:
+        """Ping the watchdog from the loop that drains: if that hangs, so does this. Check the canary.
+
+        Exit records whose event was not asked for come without waking the loop: here they are read at the latest.
+        """
+        if not self._stopping.is_set():
+            self._pipeline.drain()
+        interval_s = self._manager.watchdog_interval_s
+        if interval_s is not None:
+            self._manager.watchdog()
+        if time.monotonic() - self._active_at_s >= CANARY_AFTER_S:
+            self._active_at_s = time.monotonic()
+            self._check_canary()
+        self._loop.call_later(interval_s or CANARY_AFTER_S, self._watch)
+
+    def _check_canary(self) -> None:
+        """After a long silence, check that the kernel still sends events, and make it send them (see canary.py)."""
+        for _ in range(MOST_REVIVALS):
+            if kernel_sends_events():
+                return
+            raise_listener_count()
+            self._log("warning", "muted", message="the kernel had stopped sending events: subscribed again")
+        self._log("critical", "muted", message="the kernel sends no events: see `cnprocctl doctor`")

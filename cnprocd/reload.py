@@ -1,0 +1,133 @@
+"""The rules in force, and how a reload replaces them: load everything, then swap. A failed reload changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from cnprocd.connector.source import Source
+from cnprocd.connector.uapi import QUEUED_EVENT_BYTES
+from cnprocd.dispatch import Actions
+from cnprocd.log import Level, Log
+from cnprocd.pipeline import Pipeline
+from cnprocd.rules.compile import Matcher
+from cnprocd.rules.problems import LoadedRules, RulesError
+from cnprocd.service import ServiceManager
+from cnprocd.subscription import Subscription
+
+
+class RulesInForce:
+    """What the files say, as far as it is in force."""
+
+    def __init__(
+        self,
+        loaded: LoadedRules,
+        load: Callable[[], Awaitable[LoadedRules]],
+        subscription: Subscription,
+        pipeline: Pipeline,
+        actions: Actions,
+        manager: ServiceManager,
+        log: Log,
+        set_log_level: Callable[[Level], None],
+        stopping: asyncio.Event,
+    ) -> None:
+        self.loaded = loaded
+        self.on_swap: list[Callable[[], None]] = []
+        self._load = load
+        self._subscription = subscription
+        self._pipeline = pipeline
+        self._actions = actions
+        self._manager = manager
+        self._log = log
+        self._set_log_level = set_log_level
+        self._stopping = stopping
+        self._turn = asyncio.Lock()
+        self._tasks: set[asyncio.Task[RulesError | None]] = set()
+        self._use_log_level(loaded.settings.log_level)
+
+    def reload_soon(self) -> None:
+        """Reload in a task of its own, as a signal asks for."""
+        task = asyncio.get_running_loop().create_task(self.reload())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def reload(self) -> RulesError | None:
+        """Load the rules again. Return the error that rejected them, in which case nothing has changed.
+
+        The old rules match until the new ones are loaded. A request that comes meanwhile waits, and then loads anew, so
+        its answer is about files that were read after it came.
+        """
+        async with self._turn:
+            self._manager.reloading()
+            problem: RulesError | None = None
+            try:
+                loaded = await self._load()
+                if not self._stopping.is_set():
+                    self._swap(loaded)
+            except RulesError as error:
+                problem = error
+                if not self._stopping.is_set():  # the loader process may have got the signal to stop as well
+                    self._log(
+                        "error",
+                        "rules_rejected",
+                        problems=len(error.problems),
+                        message=f"reload failed; keeping the current rules\n{error.render()}",
+                    )
+            finally:
+                if not self._stopping.is_set():
+                    self._manager.ready(self.status_line())
+            return problem
+
+    def status_line(self) -> str:
+        """Return the state of the daemon in one line."""
+        counts, source = self._pipeline.counts, self._pipeline.source
+        rules = len(self._pipeline.matcher.rules)
+        return (
+            f"Watching with {rules} rule{'' if rules == 1 else 's'}: {source.events_seen} events, "
+            f"{counts.matches} matches, {source.losses.total()} lost, {self._actions.status_phrase()}"
+        )
+
+    def summary(self) -> dict[str, object]:
+        """Return the fields of `started` and `rules_loaded` records."""
+        features = self._subscription.features
+        return {
+            "rules": len(self._pipeline.matcher.rules),
+            "files": [str(path) for path in self.loaded.files],
+            "event_mask": features.event_mask,
+            "taskstats": features.taskstats,
+            "table": self._subscription.plan.tracking.table,
+        }
+
+    def _swap(self, loaded: LoadedRules) -> None:
+        """Put loaded rules in force without losing an event or matching it twice: the order decides."""
+        matcher = Matcher(loaded.rules)
+        self._pipeline.drain()  # what is queued is evaluated by the rules it happened under
+        self._pipeline.use(matcher, self._subscription.use(matcher))
+        resized = loaded.settings.receive_buffer_bytes != self.loaded.settings.receive_buffer_bytes
+        self.loaded = loaded
+        self._use_log_level(loaded.settings.log_level)
+        if resized:
+            self._pipeline.source.resize(loaded.settings.receive_buffer_bytes)
+            log_receive_buffer(self._pipeline.source, loaded.settings.receive_buffer_bytes, self._log)
+        self._actions.use(loaded)
+        for handler in self.on_swap:
+            handler()
+        self._log("notice", "rules_loaded", **self.summary())
+
+    def _use_log_level(self, level: Level) -> None:
+        self._set_log_level(level)
+        self._pipeline.logs_provenance = level == "debug"
+
+
+def log_receive_buffer(source: Source, wanted_bytes: int, log: Log) -> None:
+    """Log the size of the receive buffer; as a warning if the kernel granted less than was asked for."""
+    granted = source.granted_buffer_bytes
+    events = granted // QUEUED_EVENT_BYTES
+    short = f"; {wanted_bytes} bytes were asked for, which needs CAP_NET_ADMIN" if granted < wanted_bytes else ""
+    log(
+        "warning" if short else "info",
+        "receive_buffer",
+        bytes=granted,
+        events=events,
+        message=f"the receive buffer holds {events} events{short}",
+    )

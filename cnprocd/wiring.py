@@ -1,0 +1,157 @@
+"""Build the parts of the daemon and connect them, in order. No part sees another before that one is complete.
+
+Where two parts need each other, the earlier one keeps a list that the later one adds a function to: the tap its
+observers, the ticker and the rules in force their handlers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cnprocd.connector.inflight import InFlight
+from cnprocd.connector.listener import Listener
+from cnprocd.connector.request import Features
+from cnprocd.connector.source import Source
+from cnprocd.control.room import ControlRoom
+from cnprocd.control.tap import Tap
+from cnprocd.dispatch import Actions
+from cnprocd.event_loop import EventLoop, Ticker
+from cnprocd.log import Level, Log
+from cnprocd.pipeline import Pipeline
+from cnprocd.process.holder import Holder, kernel_reports_exit_status
+from cnprocd.process.procfs import ProcFs, boot_id
+from cnprocd.process.tracker import Tracker
+from cnprocd.recovery import Recovery
+from cnprocd.reload import RulesInForce
+from cnprocd.rules.compile import Matcher
+from cnprocd.rules.plan import Plan
+from cnprocd.rules.problems import LoadedRules, RulesError
+from cnprocd.service import ServiceManager
+from cnprocd.subscription import HookFollower, Subscription
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line decides."""
+
+    rules: Path | None
+    state_dir: Path
+    runtime_dir: Path
+    refused: frozenset[str] = frozenset()
+    runner: Path | None = None  # the runner service's socket; None: hooks are children of the daemon
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """What the daemon is given by main: how to load rules, how to log, the service manager."""
+
+    load: Callable[[], Awaitable[LoadedRules]]
+    manager: ServiceManager
+    log: Log
+    set_log_level: Callable[[Level], None]
+    own_tgid: int
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonView:
+    """What control/ shows and steers (control.view.Daemon)."""
+
+    rules_in_force: RulesInForce
+    subscription: Subscription
+    pipeline: Pipeline
+    actions: Actions
+    kept_by_manager: bool
+    started_ns: int = field(default_factory=time.time_ns)
+
+    @property
+    def loaded(self) -> LoadedRules:
+        return self.rules_in_force.loaded
+
+    @property
+    def plan(self) -> Plan:
+        return self.subscription.plan
+
+    @property
+    def features(self) -> Features:
+        return self.subscription.features
+
+    async def reload(self) -> RulesError | None:
+        return await self.rules_in_force.reload()
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The complete daemon, not started yet."""
+
+    rules: RulesInForce
+    pipeline: Pipeline
+    actions: Actions
+    control: ControlRoom
+    event_loop: EventLoop
+    stopping: asyncio.Event
+    kept_by_manager: bool  # the sockets stay subscribed after a stop, and a later daemon reads what is queued in them
+
+
+def connect(options: Options, loaded: LoadedRules, outside: Outside) -> Parts:
+    """Subscribe to the kernel's events and build everything on top. Needs a running asyncio loop.
+
+    Raises CnprocdError (no connector, no privilege) or OSError.
+    """
+    loop, manager, log = asyncio.get_running_loop(), outside.manager, outside.log
+    stopping, ticker = asyncio.Event(), Ticker(loop)
+    source, kept_by_manager = open_source(options, loaded, manager)
+    features = source.subscribe()
+    matcher = Matcher(loaded.rules)
+    subscription = Subscription(source, features, matcher)
+    procfs = ProcFs()
+    tracker = Tracker(subscription.plan.tracking, procfs, outside.own_tgid, matcher.cares)
+    follower = HookFollower(subscription, tracker.family, ticker.arm)
+    actions = Actions(options.state_dir, loaded, log, follower, options.runner)
+    tap = Tap(actions)
+    holder = Holder() if "pidfd_info" not in options.refused and kernel_reports_exit_status() else None
+    recovery = Recovery(source, tracker, procfs, holder, log)
+    pipeline = Pipeline(source, tracker, matcher, tap, recovery, procfs, log)
+    rules = RulesInForce(
+        loaded, outside.load, subscription, pipeline, actions, manager, log, outside.set_log_level, stopping
+    )
+    view = DaemonView(rules, subscription, pipeline, actions, kept_by_manager)
+    control = ControlRoom(view, tap, options.runtime_dir, log)
+    rules.on_swap.append(control.reloaded)
+    event_loop = EventLoop(loop, ticker, rules, pipeline, actions, follower, manager, log, stopping)
+    return Parts(rules, pipeline, actions, control, event_loop, stopping, kept_by_manager)
+
+
+def open_source(options: Options, loaded: LoadedRules, manager: ServiceManager) -> tuple[Source, bool]:
+    """Return both kernel sockets, not subscribed yet, and whether the service manager keeps them after a stop.
+
+    Sockets that the manager kept are adopted with what is queued in them. New ones are given to it to keep: exit
+    records as well as events, because an event without its record has no comm.
+    """
+    adopted = manager.adopted("connector")
+    buffer_bytes = loaded.settings.receive_buffer_bytes
+    listener = Listener.adopt(adopted[0]) if adopted else Listener.open(buffer_bytes)
+    if not adopted:
+        manager.store_fd("connector", listener.fileno())
+
+    def keep_taskstats(fd: int | None) -> None:
+        if fd is None:
+            manager.forget_fd("taskstats")
+        else:
+            manager.store_fd("taskstats", fd)
+
+    with contextlib.suppress(OSError):  # the spool reports what is wrong with the directory
+        options.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    source = Source(
+        listener,
+        buffer_bytes,
+        options.refused,
+        taskstats_fd=next(iter(manager.adopted("taskstats")), None),
+        keep_taskstats=keep_taskstats,
+        in_flight=InFlight(options.state_dir / "in-flight", boot_id()),
+    )
+    return source, bool(adopted) or manager.present
