@@ -22,6 +22,10 @@ FLOORS = {
     "escape": "text that is safe to print; like errors, for everybody",
     "json_value": "JSON values with types; needs only the exception family",
     "safe_open": "opens only what root alone can write: rule files, and the programs of hooks",
+    "worker": "a thread or child process that does work for an edge",
+    "edge": "work that another program can make slow, done beside the event loop",
+    "owner_lock": "one daemon for one state directory and one runtime directory",
+    "stall_meter": "how long the event loop did not wait for events",
     "service": "the service manager's sockets and watchdog; needs nothing of ours",
     "connector": "the kernel's two sockets; what they say is what all others are made of",
     "process": "who it was: made of events and records",
@@ -50,7 +54,7 @@ process/tracker process/completion
 rules/language/schema rules/ruleset rules/values rules/language/fields rules/language/condition
 rules/language/mistakes rules/language/names rules/language/syntax rules/compile rules/predicate rules/plan
 rules/language/actions rules/language/advice rules/language/regex_cost spool/job spool/throttle escape errors log
-json_value output/record output/console
+json_value output/record output/console stall_meter
 """.split()
 
 # What touches the world: the system, files, time, the network, other processes, threads, or the log.

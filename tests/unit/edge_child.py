@@ -1,0 +1,11 @@
+"""A worker process for test_edge.py: answers with what it was sent, waits for ever on `hang`, ends on `exit`."""
+
+import os
+import time
+
+while message := os.read(0, 1 << 17):
+    if message == b"hang":
+        time.sleep(1000)
+    if message == b"exit":
+        os._exit(3)
+    os.write(0, b"<" + message + b">")
