@@ -10,6 +10,7 @@ EX_OK = 0
 EX_UNAVAILABLE = 69  # the kernel has no proc connector, or it sends no acknowledgement
 EX_SOFTWARE = 70  # a bug in cnprocd
 EX_OSERR = 71  # the system refused something it normally grants
+EX_TEMPFAIL = 75  # another cnprocd holds the state or runtime directory
 EX_NOPERM = 77  # CAP_NET_ADMIN is missing
 EX_CONFIG = 78  # a rule file or an option is wrong
 
