@@ -7,6 +7,7 @@ Each error has a message, a hint, and the exit status of the process if the erro
 from __future__ import annotations
 
 EX_OK = 0
+EX_NO = 1  # cnprocctl: the answer is no, or there is no such thing
 EX_UNAVAILABLE = 69  # the kernel has no proc connector, or it sends no acknowledgement
 EX_SOFTWARE = 70  # a bug in cnprocd
 EX_OSERR = 71  # the system refused something it normally grants
@@ -38,6 +39,12 @@ class CnprocdError(Exception):
     def value(self) -> dict[str, object]:
         """Return the error as a JSON object."""
         return {"what": self.what, "hint": self.hint, "status": self.exit_status}
+
+
+class NotFoundError(CnprocdError):
+    """There is no rule, job or process of this name or number."""
+
+    exit_status = EX_NO
 
 
 class ConfigError(CnprocdError):

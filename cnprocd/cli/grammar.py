@@ -139,6 +139,8 @@ VERBS = (
             arg(
                 "files",
                 nargs="*",
+                type=Path,
+                default=[],
                 metavar="FILE",
                 help="Rule files to check together, the first as the main file; - reads standard input",
             ),

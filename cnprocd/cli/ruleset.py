@@ -1,8 +1,9 @@
-"""Rule files for commands: load them as the daemon would, with every warning at its line and column."""
+"""Rule files for commands: load them as the daemon does, with every warning at its line and column."""
 
 from __future__ import annotations
 
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,11 +12,22 @@ from pathlib import Path
 from cnprocd.rules.language import yaml12
 from cnprocd.rules.language.disabled import apply, path_beside
 from cnprocd.rules.language.lint import Warned, lint
-from cnprocd.rules.language.load import load
+from cnprocd.rules.language.load import LARGEST, load
 from cnprocd.rules.problems import LoadedRules, Problem, RulesError
 from cnprocd.rules.ruleset import Rule
 
+STANDARD_INPUT = Path("-")
 _LINE_END = re.compile(r"\r\n|\r|\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """The outcome of checking rule files. `warnings` are (kind, problem); with problems there are none."""
+
+    files: tuple[Path, ...]
+    rules: int
+    problems: tuple[Problem, ...]
+    warnings: tuple[tuple[str, Problem], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +47,42 @@ def loaded_rules(
 ) -> LoadedRules:
     """The rules in force for this --rules. Raises RulesError."""
     return apply(load(rules, user=user, group=group), path_beside(rules))
+
+
+def check(rules: Path | None, files: Sequence[Path]) -> Checked:
+    """Check `files` together, the first as the main file and the others as drop-ins; without any, those of --rules."""
+    if STANDARD_INPUT not in files:
+        return _check(lambda: load(files[0], also=files[1:]) if files else loaded_rules(rules))
+    with tempfile.TemporaryDirectory(prefix="cnprocctl-") as directory:
+        copy = Path(directory) / "standard-input"
+        copy.write_bytes(sys.stdin.buffer.read(LARGEST + 1))
+        paths = [copy if file == STANDARD_INPUT else file for file in files]
+        found = _check(lambda: load(paths[0], also=paths[1:]))
+    return Checked(
+        tuple(STANDARD_INPUT if file == copy else file for file in found.files),
+        found.rules,
+        tuple(_renamed(problem, copy) for problem in found.problems),
+        tuple((kind, _renamed(problem, copy)) for kind, problem in found.warnings),
+    )
+
+
+def _check(read: Callable[[], LoadedRules]) -> Checked:
+    try:
+        loaded = read()
+    except RulesError as error:
+        return Checked((), 0, error.problems, ())
+    return Checked(loaded.files, len(loaded.rules), (), tuple(warnings(loaded)))
+
+
+def _renamed(problem: Problem, copy: Path) -> Problem:
+    """The problem as of standard input: no text may name the copy, which is gone when it is read."""
+    name, shown = str(copy), str(STANDARD_INPUT)
+    return replace(
+        problem,
+        file=STANDARD_INPUT if problem.file == copy else problem.file,
+        message=problem.message.replace(name, shown),
+        hint=problem.hint.replace(name, shown),
+    )
 
 
 def rule_of_match(match: str | None, events: Sequence[str]) -> Rule:

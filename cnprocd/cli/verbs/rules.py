@@ -7,63 +7,56 @@ from pathlib import Path
 from typing import Any
 
 from cnprocd.cli.grammar import Options
-from cnprocd.cli.ruleset import loaded_rules, places, warnings
+from cnprocd.cli.ruleset import check as check_files
+from cnprocd.cli.ruleset import loaded_rules, places
 from cnprocd.cli.terminal import Style, columns, print_json
 from cnprocd.control.client import Client, NotRunningError
 from cnprocd.control.problems import problem_value
-from cnprocd.errors import EX_CONFIG, EX_NOPERM, EX_OK, CnprocdError
+from cnprocd.errors import EX_CONFIG, EX_NOPERM, EX_OK, CnprocdError, NotFoundError
 from cnprocd.rules.language import disabled
+from cnprocd.rules.language.mistakes import nearest
 from cnprocd.rules.language.schema import json_schema
-from cnprocd.rules.problems import Problem, RulesError
+from cnprocd.rules.problems import Problem
 
 
 def check(options: Options) -> int:
-    """Every mistake, then every warning; 78 if there is a mistake (or, strictly, a warning)."""
-    try:
-        loaded = loaded_rules(options.rules)
-    except RulesError as error:
-        return _rejected(error, options)
-    found = warnings(loaded)
-    status = EX_CONFIG if found and options.strict else EX_OK
+    """Show every error, then every warning. The exit status is 78 with an error, or if `strict` with a warning."""
+    found = check_files(options.rules, options.files)
+    ok = not found.problems and not (found.warnings and options.strict)
     if options.json:
         print_json(
             {
-                "ok": status == EX_OK,
-                "files": [str(file) for file in loaded.files],
-                "rules": len(loaded.rules),
-                "problems": [],
-                "warnings": [{"kind": kind, **problem_value(problem)} for kind, problem in found],
+                "ok": ok,
+                "files": [str(file) for file in found.files],
+                "rules": found.rules,
+                "problems": [problem_value(problem) for problem in found.problems],
+                "warnings": [{"kind": kind, **problem_value(problem)} for kind, problem in found.warnings],
             }
         )
-        return status
+        return EX_OK if ok else EX_CONFIG
     style = Style(sys.stderr)
-    for kind, problem in found:
-        print(_painted(problem, "yellow", f"warning ({kind})", style), file=sys.stderr)
-    count = len(loaded.rules)
-    said = f"{count} rule{'' if count == 1 else 's'}, no mistakes" + (f", {len(found)} warnings" if found else "")
-    print(f"{', '.join(map(str, loaded.files))}: {said}")
-    return status
-
-
-def _rejected(error: RulesError, options: Options) -> int:
-    if options.json:
-        problems = [problem_value(problem) for problem in error.problems]
-        print_json({"ok": False, "problems": problems, "warnings": []})
-        return error.exit_status
-    style = Style(sys.stderr)
-    for problem in error.problems:
+    for problem in found.problems:
         print(_painted(problem, "red", "", style), file=sys.stderr)
-    count = len(error.problems)
-    print(f"{count} mistake{'' if count == 1 else 's'}; these rules would not be put in force", file=sys.stderr)
-    return error.exit_status
+    for kind, problem in found.warnings:
+        print(_painted(problem, "yellow", f"warning ({kind})", style), file=sys.stderr)
+    if found.problems:
+        print(f"{_count(len(found.problems), 'error')}: the daemon would reject these files", file=sys.stderr)
+        return EX_CONFIG
+    warned = f", {_count(len(found.warnings), 'warning')}" if found.warnings else ""
+    print(f"{', '.join(map(str, found.files))}: {_count(found.rules, 'rule')}, no errors{warned}")
+    return EX_OK if ok else EX_CONFIG
 
 
-def _painted(problem: Problem, colour: str, sort: str, style: Style) -> str:
-    """A problem as it renders, its place in bold and its caret in colour."""
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _painted(problem: Problem, colour: str, label: str, style: Style) -> str:
+    """Return a problem as it renders, its place in bold and its caret in colour."""
     first, *rest = problem.render().split("\n")
     where, message = problem.position, first[len(problem.position) :]
-    if sort:
-        message = f": {style(colour, sort)}{message}"
+    if label:
+        message = f": {style(colour, label)}{message}"
     marked = [style(colour, line) if line.strip() == "^" else line for line in rest]
     return "\n".join([f"{style('bold', where)}{message}", *marked])
 
@@ -146,7 +139,7 @@ def _switch(options: Options, *, on: bool) -> int:
 
 def _check_name(name: str, rules: dict[str, bool], off: set[str], on: bool) -> None:
     if name not in rules and not (on and name in off):
-        raise CnprocdError(f'there is no rule named "{name}"', "`cnprocctl rules list` shows them")
+        raise NotFoundError(f'no rule named "{name}"', nearest(name, rules) or "`cnprocctl rules list` shows the rules")
     if on and name not in off and not rules[name]:
         raise CnprocdError(f'"{name}" is disabled in its own file', "take `enabled: false` out of it")
 

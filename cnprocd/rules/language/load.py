@@ -63,18 +63,19 @@ class _Source:
 def load(
     path: Path | None,
     *,
+    also: Sequence[Path] = (),
     main_file: Path = MAIN_FILE,
     dropin_dirs: Sequence[Path] = DROPIN_DIRS,
     user: Callable[[str], int | None] | None = None,
     group: Callable[[str], int | None] | None = None,
 ) -> LoadedRules:
-    """Load exactly the file `path`, or with None the main file and its drop-ins.
+    """Load exactly the file `path` with the files `also` as drop-ins, or with None the main file and its drop-ins.
 
     `dropin_dirs` are given with the highest precedence first; `user` and `group` turn a name into an id or None (by
     default through the system's tables). Raises RulesError with every mistake found in all files.
     """
     warnings: list[Problem] = []
-    sources = [_Source(path or main_file, is_dropin=False)]
+    sources = [_Source(path or main_file, is_dropin=False), *(_Source(one, is_dropin=True) for one in also)]
     if path is None:
         sources += _dropins(dropin_dirs, warnings)
     for source in sources:

@@ -1,8 +1,5 @@
 """check, schema, rules, test and explain as a person types them: real rule files, real processes, no daemon."""
 
-import contextlib
-import io
-import json
 import os
 import subprocess
 import sys
@@ -10,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cnprocd.cli.cnprocctl import run
+from ctlkit import command, ctl, ctl_json
+
 from cnprocd.errors import EX_CONFIG, EX_OK, EX_UNAVAILABLE
 
 GOOD = """
@@ -33,30 +31,6 @@ rules:
 """
 
 
-def command(*words, rules=None):
-    """Run cnprocctl as a process; (exit status, stdout, stderr)."""
-    options = ["--rules", str(rules)] if rules is not None else []
-    done = subprocess.run(
-        [sys.executable, "-m", "cnprocd.cli.cnprocctl", *options, *words], capture_output=True, text=True
-    )
-    return done.returncode, done.stdout, done.stderr
-
-
-def ctl(*words, rules=None):
-    """The same within this process, which spares the second that importing pydantic takes."""
-    options = ["--rules", str(rules)] if rules is not None else []
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = run([*options, *words])
-    return status, out.getvalue(), err.getvalue()
-
-
-def ctl_json(*words, rules=None):
-    status, out, err = ctl("--json", *words, rules=rules)
-    assert err == ""
-    return status, json.loads(out)
-
-
 @pytest.fixture
 def rules(tmp_path):
     file = tmp_path / "rules.yaml"
@@ -73,7 +47,7 @@ def warned(tmp_path, text):
 
 
 def test_check_of_good_rules_says_so(rules):
-    assert command("check", rules=rules) == (EX_OK, f"{rules}: 2 rules, no mistakes\n", "")
+    assert command("check", rules=rules) == (EX_OK, f"{rules}: 2 rules, no errors\n", "")
 
 
 def test_check_shows_every_mistake_with_its_place_and_a_caret(tmp_path):
@@ -84,7 +58,7 @@ def test_check_shows_every_mistake_with_its_place_and_a_caret(tmp_path):
     assert f"{file}:3:14: " in err
     assert f'{file}:4:5: unknown key "mtch"' in err
     assert err.splitlines()[1:3] == ["        events: [died]", " " * 17 + "^"]
-    assert "2 mistakes" in err
+    assert "2 errors" in err
 
 
 def test_check_as_json_has_the_same(tmp_path):

@@ -1,0 +1,80 @@
+"""`cnprocctl check FILE...` and `-`: files anywhere, checked together, with places that the reader can find."""
+
+import io
+import subprocess
+import sys
+
+import pytest
+from ctlkit import ctl, ctl_json
+
+from cnprocd.errors import EX_CONFIG, EX_OK
+
+GOOD = "rules:\n  - {name: a, events: [exit], match: {user: 5}}\n"
+BAD = "rules:\n  - name: a\n    events: [died]\n"
+
+
+def checked(*words, text):
+    """`check` as a process that reads `text` from its standard input: (status, stdout, stderr)."""
+    command = [sys.executable, "-m", "cnprocd.cli.cnprocctl", "check", *words]
+    done = subprocess.run(command, input=text, capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_check_of_standard_input_names_it_with_a_dash():
+    assert checked("-", text=GOOD) == (EX_OK, "-: 1 rule, no errors\n", "")
+    status, out, err = checked("-", text=BAD)
+    assert (status, out) == (EX_CONFIG, "")
+    assert err.splitlines()[0].startswith("-:3:14: ")
+    assert "standard-input" not in err
+
+
+def test_warnings_of_standard_input_have_their_place(monkeypatch):
+    hooked = "rules:\n  - {name: a, events: [exit], run: {command: [/bin/true], user: 5}}\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(hooked.encode())))
+    status, found = ctl_json("check", "-")
+    assert (status, found["files"], found["rules"]) == (EX_OK, ["-"], 1)
+    (warning,) = found["warnings"]
+    assert (warning["file"], warning["line"], warning["kind"]) == ("-", 2, "timeout")
+
+
+def test_a_clash_with_standard_input_names_it_with_a_dash(tmp_path):
+    main = tmp_path / "rules.yaml"
+    main.write_text(GOOD)
+    status, _, err = checked("-", str(main), text=GOOD)
+    assert status == EX_CONFIG
+    assert f'{main}:2:12: the rule name "a" is taken: -:2:12 has it' in err
+
+
+def test_check_of_a_file_needs_no_rules_option(tmp_path):
+    file = tmp_path / "new.yaml"
+    file.write_text(GOOD)
+    assert ctl("check", str(file)) == (EX_OK, f"{file}: 1 rule, no errors\n", "")
+
+
+def test_files_are_checked_together_as_main_file_and_drop_ins(tmp_path):
+    """A list of the main file is known in a drop-in; settings belong in the first file only."""
+    main, dropin = tmp_path / "rules.yaml", tmp_path / "10-oracle.yaml"
+    main.write_text("lists: {oracle: ['ora_*']}\nrules: []\n")
+    dropin.write_text("rules:\n  - {name: a, events: [exec], match: {comm: $oracle, user: 5}}\n")
+    assert ctl("check", str(main), str(dropin)) == (EX_OK, f"{main}, {dropin}: 1 rule, no errors\n", "")
+    assert ctl("check", str(dropin))[0] == EX_CONFIG
+    dropin.write_text("settings: {hook_slots: 2}\n")
+    status, _, err = ctl("check", str(main), str(dropin))
+    assert (status, "settings belong in the main file only" in err) == (EX_CONFIG, True)
+
+
+def test_every_error_of_every_file_is_shown(tmp_path):
+    files = [tmp_path / "a.yaml", tmp_path / "b.yaml"]
+    for file in files:
+        file.write_text(BAD.replace("name: a", f"name: {file.stem}"))
+    status, _, err = ctl("check", *map(str, files))
+    assert status == EX_CONFIG
+    assert all(f"{file}:3:14: " in err for file in files)
+    assert "2 errors" in err
+
+
+@pytest.mark.parametrize("strict", [[], ["--strict"]])
+def test_a_file_that_does_not_exist_is_an_error(tmp_path, strict):
+    status, out, err = ctl("check", *strict, str(tmp_path / "none.yaml"))
+    assert (status, out) == (EX_CONFIG, "")
+    assert "the file does not exist" in err
