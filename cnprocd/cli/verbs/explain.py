@@ -8,12 +8,13 @@ from typing import Any
 from cnprocd.cli.grammar import FEATURES, Options
 from cnprocd.cli.plans import rule_plan, whole_plan
 from cnprocd.cli.reasons import Explained, explain_all
+from cnprocd.cli.rule_names import no_such_rule
 from cnprocd.cli.ruleset import loaded_rules
 from cnprocd.cli.terminal import Style, print_json
 from cnprocd.cli.verbs.trial import NAMES, described, occurrence_from
 from cnprocd.connector.request import Features
 from cnprocd.control.client import Client
-from cnprocd.errors import EX_OK, CnprocdError
+from cnprocd.errors import EX_OK, CnprocdError, NotFoundError
 from cnprocd.process.model import Occurrence
 from cnprocd.rules.compile import CompiledRule, Matcher, compile_rule
 from cnprocd.rules.plan import make_plan
@@ -28,9 +29,10 @@ def explain(options: Options) -> int:
     if options.rule is not None:
         rules = [rule for rule in rules if rule.name == options.rule]
         if not rules:
-            known = any(rule.name == options.rule for rule in loaded.rules)
-            hint = "`cnprocctl rules enable` switches it on" if known else "`cnprocctl rules list` shows them"
-            raise CnprocdError(f'"{options.rule}" is {"disabled" if known else "not a rule"}', hint)
+            names = [rule.name for rule in loaded.rules]
+            if options.rule not in names:
+                raise no_such_rule(options.rule, names)
+            raise NotFoundError(f'the rule "{options.rule}" is disabled', f"cnprocctl rules enable {options.rule}")
     if options.job is not None or described(options):
         occurrence = _of_job(options) if options.job is not None else occurrence_from(options)
         return _reasons([explain_all(rule, occurrence) for rule in rules], occurrence.process.provenance(), options)

@@ -18,7 +18,7 @@ from cnprocd.cli.grammar import Options
 from cnprocd.cli.quantities import window_ns
 from cnprocd.cli.terminal import Style, ago, clock, columns, duration, print_json, text
 from cnprocd.control.client import Client, NotRunningError
-from cnprocd.errors import EX_OK, CnprocdError, StateError
+from cnprocd.errors import EX_OK, NotFoundError, StateError
 
 _COLOURS = {"waiting": "yellow", "running": "cyan", "done": "green", "dead": "red"}
 _SPOOL = "spool.sqlite3"
@@ -96,10 +96,10 @@ def show(options: Options) -> int:
 
 
 def find_job(options: Options, job_id: int) -> dict[str, Any]:
-    """One job as JSON, from the daemon or its spool. Raises CnprocdError if there is none."""
+    """One job as JSON, from the daemon or its spool. Raises NotFoundError."""
     job: Any = _ask_or_look(options, "job", {"job_id": job_id}, lambda store: store.job(job_id))
     if job is None:
-        raise CnprocdError(f"there is no job {job_id}", "`cnprocctl jobs list` shows those that are kept")
+        raise NotFoundError(f"no job {job_id}", "`cnprocctl jobs list` shows the jobs that are kept")
     found: dict[str, Any] = job
     return found
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cnprocd.cli.grammar import Options
+from cnprocd.cli.rule_names import no_such_rule
 from cnprocd.cli.ruleset import check as check_files
 from cnprocd.cli.ruleset import loaded_rules, places
 from cnprocd.cli.terminal import Style, columns, print_json
@@ -14,7 +15,6 @@ from cnprocd.control.client import Client, NotRunningError
 from cnprocd.control.problems import problem_value
 from cnprocd.errors import EX_CONFIG, EX_NOPERM, EX_OK, CnprocdError, NotFoundError
 from cnprocd.rules.language import disabled
-from cnprocd.rules.language.mistakes import nearest
 from cnprocd.rules.language.schema import json_schema
 from cnprocd.rules.problems import Problem
 
@@ -139,9 +139,9 @@ def _switch(options: Options, *, on: bool) -> int:
 
 def _check_name(name: str, rules: dict[str, bool], off: set[str], on: bool) -> None:
     if name not in rules and not (on and name in off):
-        raise NotFoundError(f'no rule named "{name}"', nearest(name, rules) or "`cnprocctl rules list` shows the rules")
+        raise no_such_rule(name, rules)
     if on and name not in off and not rules[name]:
-        raise CnprocdError(f'"{name}" is disabled in its own file', "take `enabled: false` out of it")
+        raise NotFoundError(f'the rule "{name}" is disabled in its own file', "remove `enabled: false` from it")
 
 
 def _tell_daemon(options: Options, main_file: Path) -> bool:

@@ -14,7 +14,7 @@ from cnprocd.cli.reasons import afterwards
 from cnprocd.cli.ruleset import loaded_rules
 from cnprocd.cli.terminal import Style, print_json
 from cnprocd.dispatch import hook_spec
-from cnprocd.errors import EX_OK, CnprocdError
+from cnprocd.errors import EX_NO, EX_OK, NotFoundError
 from cnprocd.launch import render
 from cnprocd.output.record import match_record, message
 from cnprocd.process import procfs
@@ -23,7 +23,6 @@ from cnprocd.rules.compile import Match, Matcher
 from cnprocd.rules.language.load import _system_group, _system_user
 from cnprocd.spool.job import Job, State
 
-NONE_FIRES = 1
 NAMES = Names(_system_user, _system_group)
 _MOST_ANCESTORS = 64
 
@@ -41,7 +40,7 @@ def test(options: Options) -> int:
         print(f"none of {rules} rules would fire; `cnprocctl explain` with the same options says why")
     else:
         _show(found)
-    return EX_OK if found else NONE_FIRES
+    return EX_OK if found else EX_NO
 
 
 def occurrence_from(options: Options) -> Occurrence:
@@ -105,7 +104,7 @@ def _of_process(pid: int, said: Mapping[str, object]) -> Occurrence:
     """A process that runs now, as if what is said had happened to it now."""
     process = procfs.read_process(pid)
     if process is None:
-        raise CnprocdError(f"there is no process {pid}", "its PID as `ps` shows it")
+        raise NotFoundError(f"no process {pid}", "`ps -e` shows the processes that run")
     occurrence = occurrence_of(said, NAMES)
     described = occurrence.process
     for field in ("uid", "gid", "exe", "cmdline", "cgroup"):

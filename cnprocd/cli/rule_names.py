@@ -1,0 +1,62 @@
+"""The names of rules on a command line: globs, and names that no rule has.
+
+A glob may match nothing. A literal name that no rule has is a mistake, which an empty answer would hide.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+from cnprocd.cli.grammar import Options
+from cnprocd.control.client import Client
+from cnprocd.errors import CnprocdError, NotFoundError
+from cnprocd.json_value import as_dict, get_list, get_str
+
+
+def is_glob(name: str) -> bool:
+    """Whether a name has a wildcard of the rule language: `*`, `?` or `[`."""
+    return re.search(r"[*?\[]", name) is not None
+
+
+def wanted(rule: str, name: str | None) -> bool:
+    """Whether `rule` is what the option `--rule` asks for; without the option every rule is."""
+    return name is None or fnmatchcase(rule, name)
+
+
+def require_rule(options: Options, name: str | None) -> None:
+    """Raise NotFoundError if no rule has the literal `name`. Do nothing if the rules cannot be read."""
+    if name is None or is_glob(name):
+        return
+    try:
+        known = in_force(options)
+    except CnprocdError:
+        known = in_files(options)
+    if known is not None and name not in known:
+        raise no_such_rule(name, known)
+
+
+def no_such_rule(name: str, known: Iterable[str]) -> NotFoundError:
+    """Return the error for a name that is none of `known`."""
+    from cnprocd.rules.language.mistakes import nearest  # not above: only a mistake needs it
+
+    return NotFoundError(f'no rule named "{name}"', nearest(name, known) or "`cnprocctl rules list` shows the rules")
+
+
+def in_force(options: Options) -> list[str]:
+    """Return the names of the daemon's rules. Raises CnprocdError."""
+    with Client(options.runtime_dir) as client:
+        status = as_dict(client.ask("status"))
+    return get_list(status, "rules", lambda rule: get_str(as_dict(rule), "name"))
+
+
+def in_files(options: Options) -> list[str] | None:
+    """Return the names of the rules in the files, or None if the files cannot be used."""
+    from cnprocd.cli.ruleset import loaded_rules  # brings pydantic
+    from cnprocd.rules.problems import RulesError
+
+    try:
+        return [rule.name for rule in loaded_rules(options.rules).rules]
+    except RulesError:
+        return None
