@@ -8,11 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from typing import cast
 
 from cnprocd.cli.grammar import Options
 from cnprocd.control.client import Client
 from cnprocd.errors import CnprocdError, NotFoundError
-from cnprocd.json_value import as_dict, get_list, get_str
+from cnprocd.json_value import JsonValue, as_dict, get_list, get_str
 
 
 def is_glob(name: str) -> bool:
@@ -29,12 +30,17 @@ def require_rule(options: Options, name: str | None) -> None:
     """Raise NotFoundError if no rule has the literal `name`. Do nothing if the rules cannot be read."""
     if name is None or is_glob(name):
         return
-    try:
-        known = in_force(options)
-    except CnprocdError:
-        known = in_files(options)
+    known = known_names(options)
     if known is not None and name not in known:
         raise no_such_rule(name, known)
+
+
+def known_names(options: Options) -> list[str] | None:
+    """Return the names of the rules in force, without a daemon those in the files, and None if neither can be read."""
+    try:
+        return in_force(options)
+    except CnprocdError:
+        return in_files(options)
 
 
 def no_such_rule(name: str, known: Iterable[str]) -> NotFoundError:
@@ -47,7 +53,7 @@ def no_such_rule(name: str, known: Iterable[str]) -> NotFoundError:
 def in_force(options: Options) -> list[str]:
     """Return the names of the daemon's rules. Raises CnprocdError."""
     with Client(options.runtime_dir) as client:
-        status = as_dict(client.ask("status"))
+        status = as_dict(cast(JsonValue, client.ask("status")))
     return get_list(status, "rules", lambda rule: get_str(as_dict(rule), "name"))
 
 

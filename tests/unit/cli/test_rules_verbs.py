@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from ctlkit import command, ctl, ctl_json
 
 from cnprocd.errors import EX_CONFIG, EX_OK, EX_UNAVAILABLE

@@ -91,7 +91,8 @@ def test_any_text_survives_being_written(tmp_path_factory, text):
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(30, "30s"), (60, "1m"), (86400, "1d"), (90, "90s"), (0.5, "500ms"), (1.5, "1500ms"), (0, "0ms")]
+    ("value", "text"),
+    [(30, "30s"), (60, "1m"), (86400, "1d"), (90, "90s"), (0.5, "500ms"), (1.5, "1500ms"), (0, "0ms")],
 )
 def test_durations_have_the_largest_whole_unit(value, text):
     assert duration(value) == text
