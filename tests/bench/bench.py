@@ -1,12 +1,13 @@
-"""`make bench`: cnprocd and what else there is, measured in turn in one run, so that only ratios need be believed.
+"""`make bench`: measure cnprocd and other listeners in turn in one run, so that ratios are comparable.
 
     python tests/bench/bench.py [--full] [--rounds N] [--only PART...] [--scale X]
 
-Rounds go A B C A B C, and a figure is the median of its rounds with the least and the most beside it: what disturbs
-this machine for a minute disturbs everybody. How loaded it was is part of the results. Nothing here passes or fails;
-the table of targets says what was met and what was not.
+Rounds go A B C A B C. A figure is the median of its rounds, with minimum and maximum: a disturbance of this machine for
+a minute affects all listeners. The load of the machine is part of the results. No result fails the run; the table of
+targets shows which were met.
 
-Results: tests/bench/results/<date>-<kernel>.json, one SVG per workload, and README.md with the targets.
+Results: tests/bench/results/<date>-<kernel>.json, one SVG for each plot, README.md beside them, and
+docs/performance.md.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from competitors import Competitor, Running
 from workloads import NAMES, Crowd, Generator, Storm
 
 PARTS = ("storms", "burst", "rules", "table", "latency", "idle", "ready", "minute", "million")
-ROOM_FOR_PIDS = 2200  # of pid_max, for everybody else on this machine
+ROOM_FOR_PIDS = 2200  # of pid_max, for other programs on this machine
 
 
 class Bench:
@@ -59,14 +60,14 @@ class Bench:
         print(f"skipped: {what}: {reason}", flush=True)
 
     def size(self, normal: int, full: int | None = None) -> int:
-        """A multiple of 400, so that four names and one in a hundred divide it."""
+        """Return a multiple of 400, which four names and one failure in a hundred divide."""
         wanted = (full if self.full and full is not None else normal) * self.scale
         return max(400, int(wanted) // 400 * 400)
 
     def note(
         self, workload: str, competitor: str, round_: int, measured: Callable[[], dict[str, object]]
     ) -> dict[str, object]:
-        """Run one measurement; what breaks is a result too."""
+        """Run one measurement. An error is recorded as a result."""
         try:
             result = measured()
         except (OSError, RuntimeError, ValueError) as error:  # TimeoutError is an OSError
@@ -82,7 +83,7 @@ class Bench:
     # The parts.
 
     def storms(self) -> None:
-        """(b), (c) and (g): every competitor, and nobody."""
+        """Measure every competitor, and the machine without a listener, in three storms."""
         those = [
             Storm("fork", "fork and exit, one after the other", "fork", self.size(10_000, 50_000), NAMES[:1], 0, 2),
             Storm("exec", "fork, exec and exit", "exec", self.size(2_000, 10_000), NAMES[:1], 0, 3),
@@ -94,7 +95,7 @@ class Bench:
                 self._in_turn(one, round_, those)
 
     def _in_turn(self, one: Competitor | None, round_: int, those: list[Storm]) -> None:
-        """Every storm before the same listener; one that breaks is started again for the next."""
+        """Run every storm with the same listener. Restart a listener that breaks for the next storm."""
         listener: Running | None = None
         for storm in those:
             if one is not None and one.most is not None:
@@ -119,7 +120,7 @@ class Bench:
             listener.stop()
 
     def burst(self) -> None:
-        """(a): 8K processes that end at once, and 32K where there are so many PIDs."""
+        """Measure 8,000 processes that end at once, and 32,000 if there are enough PIDs."""
         if not self.load.can("burst"):
             self.skip("burst", "no C compiler")
             return
@@ -146,7 +147,7 @@ class Bench:
                     )
 
     def rules(self) -> None:
-        """(e): every exit judged by more and more rules, none of which fits."""
+        """Measure exits with more and more rules, none of which matches."""
         storm = Storm("rules", "", "fork", self.size(10_000), NAMES[:1], 0, 2)
         for round_ in range(self.rounds):
             for count in (1, 10, 100, 1_000, 10_000):
@@ -162,7 +163,7 @@ class Bench:
             listener.stop()
 
     def table(self) -> None:
-        """(f): who is alive already, and what a storm costs beside them."""
+        """Measure the cost of a storm beside more and more live processes."""
         if not self.load.can("burst"):
             self.skip("table", "no C compiler")
             return
@@ -174,7 +175,7 @@ class Bench:
                         self.note(f"table-{crowd.count}", one.name, round_, lambda one=one: self._with(one, storm))
 
     def latency(self) -> None:
-        """Isolated failures: to the record, and to the hook's first instruction."""
+        """Measure isolated failures: until the record, and until the hook's first instruction."""
         if not self.load.can("pace"):
             self.skip("latency", "no C compiler")
             return
@@ -189,7 +190,7 @@ class Bench:
         print("isolated", self.found["isolated"], flush=True)
 
     def idle(self) -> None:
-        """(d)"""
+        """Measure all listeners while nothing happens."""
         seconds = 100.0 if self.full else 10.0
         self.found["idle"] = workloads.idle([one for one in self.those if one.name != "bpftrace"], seconds)
         print("idle", *self.found["idle"], sep="\n  ", flush=True)
@@ -199,14 +200,14 @@ class Bench:
         print("ready", self.found["ready"], flush=True)
 
     def minute(self) -> None:
-        """Four generators at once, as fast as they go, for about a minute (a few seconds without --full)."""
+        """Run four generators at once, as fast as possible, for about a minute (a few seconds without --full)."""
         storm = Storm("minute", "", "fork", self.size(5_000, 150_000), NAMES, 100, 2)
         for one in (competitors.C_LISTENER, competitors.ALL, competitors.FAILURES):
             if one in self.those:
                 self.note("minute", one.name, 0, lambda one=one: self._with(one, storm))
 
     def million(self) -> None:
-        """Issue 3's figure: a million processes of four names, one in a hundred failing, one name asked for."""
+        """Measure a million processes of four names, one failure in a hundred, one rule on one of the names."""
         storm = Storm("million", "", "fork", 250_000, NAMES, 100, 2)
         self.note("million", "cnprocd failures", 0, lambda: self._million(storm))
 
@@ -237,18 +238,18 @@ class Bench:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--full", action="store_true", help="whole sizes, among them a million processes")
+    parser.add_argument("--full", action="store_true", help="use the full sizes, with a million processes")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--scale", type=float, default=1.0, help="of the sizes, to try the bench itself")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor of all sizes, to try the bench itself")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=None)
-    parser.add_argument("--join", action="store_true", help="keep what today's results have of other workloads")
-    parser.add_argument("--publish", type=Path, help="make the page and plots of a JSON file again, measuring nothing")
+    parser.add_argument("--join", action="store_true", help="keep today's results of other workloads")
+    parser.add_argument("--publish", type=Path, help="write documents and plots of a JSON file without measuring")
     parser.add_argument("--results", type=Path, default=competitors.HERE / "results")
     options = parser.parse_args()
     if os.geteuid() != 0:
-        print("the bench needs root: every listener does")
+        print("the bench needs root, like every listener")
         return 77
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # a package brings its bytecode; the first start here makes it
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # packages contain bytecode; here the first start makes it
     if options.publish is not None:
         print(report.targets_table(json.loads(options.publish.read_text())))
         report.publish(json.loads(options.publish.read_text()), options.publish)
@@ -269,7 +270,7 @@ def main() -> int:
     for part in wanted:
         others.append(machine.busy_cpus(2.0))
         getattr(bench, part)()
-        # After each part: whoever stops a long run keeps what there is.
+        # Write after each part, so that an interrupted run keeps its results.
         report.write(results | bench.found | {"took_s": round(time.time() - began)}, path, join)
     print(f"\n{report.targets_table(json.loads(path.read_text()))}\n\nresults: {path}")
     return 0

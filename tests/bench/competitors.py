@@ -1,7 +1,7 @@
-"""Who is measured: how each is got, started, known to be listening, and stopped.
+"""The measured listeners: how each is installed, started, known to be ready, and stopped.
 
-A competitor that cannot be had or does not run here gives its reason, which goes into the results: a gap in a table
-must never look like a win. Output of those that print goes to /dev/null, the cheapest place there is.
+A competitor that cannot be installed or does not run here returns the reason, which is part of the results: a gap in a
+table must not look like a win. The output of competitors that print goes to /dev/null, the cheapest destination.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ HERE = Path(__file__).parent
 TOP = HERE.parents[1]
 BUILD = TOP / ".bench"
 PATIENCE_S = 60.0
-# As cnprocd's unit has it, and for everybody alike: who reads late loses events, and on two CPUs a storm of four
-# generators leaves a listener on equal terms no time to read.
+# The priority of cnprocd's unit, for all listeners: a late reader loses events, and on two CPUs a storm of four
+# generators leaves a listener of equal priority no time to read.
 NICE = -10
 QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
@@ -38,7 +38,7 @@ class Running:
         self.output = directory / "output"
         self.began = time.monotonic()
         with self.output.open("wb") as output:
-            command = ["nice", "-n", str(NICE), *argv]  # execs: the PID is the listener's
+            command = ["nice", "-n", str(NICE), *argv]  # nice execs, so the PID is the listener's
             self.process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **env})
 
     @property
@@ -46,22 +46,22 @@ class Running:
         return self.process.pid
 
     def wait_for(self, holds: Callable[[], bool], patience_s: float = PATIENCE_S) -> None:
-        """Raises TimeoutError, or RuntimeError if it died."""
+        """Wait until `holds`. Raise TimeoutError, or RuntimeError if the listener died."""
         deadline = time.monotonic() + patience_s
         while not holds():
             self.must_live()
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{self.process.args[3]} did not do what was waited for in {patience_s:g} s")
+                raise TimeoutError(f"{self.process.args[3]}: timed out after {patience_s:g} s")
             time.sleep(0.005)
 
     def must_live(self) -> None:
-        """Raises RuntimeError with its last words, if it has any: a listener that died is a result, too."""
+        """Raise RuntimeError with the last line of output if the listener died: that is a result, too."""
         if self.process.poll() is not None:
             words = self.output.read_text(errors="replace").strip().splitlines()[-1:]
-            raise RuntimeError(f"it died with {self.process.returncode}: {' '.join(words)[:200]}")
+            raise RuntimeError(f"died with status {self.process.returncode}: {' '.join(words)[:200]}")
 
     def stop(self) -> str:
-        """What it had printed at its end."""
+        """Stop the listener and return its output."""
         self.process.send_signal(signal.SIGTERM)
         try:
             self.process.wait(PATIENCE_S)
@@ -75,15 +75,15 @@ class Running:
 
 @dataclass
 class Competitor:
-    """One of them. `why_not` installs it if need be, and says why it cannot take part."""
+    """One competitor. `why_not` installs it if need be, and returns the reason if it cannot run."""
 
     name: str
     argv: list[str]
     why_not: Callable[[], str | None] = lambda: None
-    says_ready: bool = True  # prints so; else its socket tells
-    prints: bool = False  # a line per event, which nobody wants to keep
+    says_ready: bool = True  # prints "ready"; else its socket is looked up
+    prints: bool = False  # a line for each event, which is discarded
     rules: str | None = None
-    most: int | None = None  # processes of a storm that it survives
+    most: int | None = None  # the largest storm that it survives, in processes
 
     def start(self, env: dict[str, str] | None = None) -> Running:
         directory = Path(tempfile.mkdtemp(prefix="cnprocd-bench-"))
@@ -106,7 +106,7 @@ class Competitor:
 
 
 def _compiled(name: str) -> str | None:
-    """Compile one of our C programs; static where that can be, which makes its exec cheap."""
+    """Compile one of the C programs here; statically if possible, which makes its exec cheap."""
     compiler = shutil.which("cc")
     if compiler is None:
         return "no C compiler (cc) here"
@@ -157,7 +157,7 @@ def _bpftrace() -> str | None:
     return f"does not run on this kernel: {errors[-1].strip()}" if trial.returncode or errors else None
 
 
-# Rules. cnpb-b is who fails and is asked for; cnpb-mark tells that everything before it was judged.
+# Rules. cnpb-b fails and matches. A match of cnpb-mark shows that all events before it were evaluated.
 MARK = "  - {name: mark, events: [nonzero_exit], match: {comm: cnpb-mark, exit_code: 3}}\n"
 FAILED = "  - {name: failed, events: [nonzero_exit], match: {comm: cnpb-b}}\n"
 EVERYTHING = "  - {name: everything, events: all, match: {comm: cnpb-none}}\n"
@@ -169,7 +169,7 @@ def rules(*texts: str) -> str:
 
 
 def many_rules(count: int) -> str:
-    """`count` rules on every exit, so that none is filtered in the kernel: literal names, globs and lists; one fits."""
+    """Return `count` rules on every exit, so that the kernel filters none: names, globs and lists; one matches."""
     lines = []
     for i in range(1, count):
         comm = (f"svc{i}", f"svc{i}", f"ora{i}_*", f"[w{i}, 'x{i}-*']")[i % 4]
@@ -198,16 +198,16 @@ COMPETITORS = [
 
 
 def load_program() -> list[str] | None:
-    """The C workload generator, or None where there is no compiler: then tests/kernel/storm.py must do."""
+    """Return the C workload generator, or None without a compiler; tests/kernel/storm.py replaces it then."""
     return [str(BUILD / "load")] if _compiled("load") is None else None
 
 
 def pidfds() -> str | None:
-    """Why the pidfd program cannot take part."""
+    """Return the reason if the pidfd program cannot run."""
     return _compiled("pidfds")
 
 
 def records(running: Running) -> list[dict[str, object]]:
-    """What a cnprocd has written so far; the last line may be half."""
+    """Return the records that a cnprocd has written so far. The last line can be incomplete."""
     lines = running.output.read_text(errors="replace").split("\n")[:-1]
     return [json.loads(line) for line in lines if line.startswith("{")]

@@ -1,8 +1,8 @@
-"""What the kernel says of a running program and of itself: the only sources of the bench's figures.
+"""Figures from the kernel about a running program and the machine: the only sources of the bench.
 
-CPU time is read from the process's own CPU clock (clock_gettime of another process, clock_getcpuclockid(3)), which is
-exact to the nanosecond, user and system together; /proc/PID/stat counts in ticks of 10 ms. Losses are the `Drops` of
-the process's own netlink sockets, found by inode.
+CPU time comes from the CPU clock of the process (clock_gettime of another process, clock_getcpuclockid(3)), exact to
+the nanosecond, user and system together; /proc/PID/stat counts ticks of 10 ms. Losses are the `Drops` of the process's
+own netlink sockets, found by inode.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 _LISTENING_PROTOCOLS = (11, 16)  # connector, generic netlink (taskstats)
-_DEAF_AFTER = 20  # tenths of a second at rest before a queue that is not empty
+_DEAF_AFTER = 20  # tenths of a second idle with a queue that is not empty
 _CLOCK_SCHED = 2  # CPUCLOCK_SCHED of include/linux/posix-timers.h
 
 
 def cpu_ns(pid: int) -> int:
-    """User and system time of all threads of a process, dead ones included."""
+    """Return user and system time of all threads of a process, including dead threads."""
     return time.clock_gettime_ns(~pid << 3 | _CLOCK_SCHED)
 
 
 def memory_kib(pid: int) -> tuple[int, int]:
-    """Resident now, and at the highest."""
+    """Return resident memory: now, and at the peak."""
     found = dict(re.findall(r"^(VmRSS|VmHWM):\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.M))
     return int(found.get("VmRSS", 0)), int(found.get("VmHWM", 0))  # a zombie has none
 
 
 def wakeups(pid: int) -> int:
-    """How often any thread of it slept and was woken: voluntary context switches."""
+    """Return how often a thread of the process slept and was woken: voluntary context switches."""
     texts = (path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/status"))
     return sum(int(re.search(r"^voluntary_ctxt_switches:\s+(\d+)", text, re.M)[1]) for text in texts)
 
 
 def sockets(pid: int) -> list[tuple[int, int]]:
-    """(bytes queued, datagrams dropped) of each connector and generic netlink socket of a process."""
+    """Return (bytes queued, datagrams dropped) of each connector and generic netlink socket of a process."""
     inodes = set()
     for path in Path(f"/proc/{pid}/fd").iterdir():
         try:
@@ -57,13 +57,13 @@ def dropped(pid: int) -> int:
 
 
 def listeners() -> int:
-    """Members of the proc connector's group on this machine, ours included."""
+    """Return the number of members of the proc connector's group on this machine."""
     rows = (line.split() for line in Path("/proc/net/netlink").read_text().splitlines()[1:])
     return sum(int(row[1]) == 11 and int(row[3], 16) & 1 for row in rows)
 
 
-def settle(pid: int, patience_s: float = 60.0) -> bool:
-    """Wait until a listener has read all and does nothing more; False if it leaves its queue unread."""
+def wait_until_idle(pid: int, patience_s: float = 60.0) -> bool:
+    """Wait until a listener has read everything and is idle. Return False if it leaves its queue unread."""
     deadline = time.monotonic() + patience_s
     before, idle = cpu_ns(pid), 0
     while time.monotonic() < deadline and idle < _DEAF_AFTER:
@@ -77,7 +77,7 @@ def settle(pid: int, patience_s: float = 60.0) -> bool:
 
 
 def busy_cpus(seconds: float) -> float:
-    """How many CPUs were busy for the next so many seconds: with the bench asleep, what others use."""
+    """Return how many CPUs other programs keep busy while the bench sleeps."""
     before = _idle_ticks()
     time.sleep(seconds)
     return round(os.cpu_count() - (_idle_ticks() - before) / os.sysconf("SC_CLK_TCK") / seconds, 2)
@@ -89,12 +89,12 @@ def _idle_ticks() -> int:
 
 
 def wall_minus_monotonic_ns() -> int:
-    """What turns a record's wall clock into the clock of the kernel's events; the least of a few readings."""
+    """Return the offset from the clock of kernel events to the records' wall clock: the least of 50 readings."""
     return min(time.time_ns() - time.monotonic_ns() for _ in range(50))
 
 
 def quantiles(values: Iterable[float]) -> dict[str, float]:
-    """p50, p99, p99.9 (nearest rank) and how many there were."""
+    """Return p50, p99, p99.9 (nearest rank), the maximum and the count."""
     ordered = sorted(values)
     if not ordered:
         return {"count": 0}
@@ -104,5 +104,5 @@ def quantiles(values: Iterable[float]) -> dict[str, float]:
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, least and most."""
+    """Return median, minimum and maximum."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "rounds": len(values)}

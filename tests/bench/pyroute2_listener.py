@@ -1,7 +1,7 @@
-"""pyroute2's own connector socket, counting: `python pyroute2_listener.py`, in a virtual environment that has it.
+"""Count events with pyroute2's connector socket: `python pyroute2_listener.py`, in a virtual environment that has it.
 
-It is given the receive buffer that cnprocd has, and is kept alive over an overrun, which it raises as an OSError out of
-get(): what it then goes on with is the next event, the lost ones are counted by the kernel.
+It gets the receive buffer of the bench's other listeners. An overrun raises OSError out of get(); the loop continues
+with the next event, and the kernel counts the lost ones.
 """
 
 import errno

@@ -113,7 +113,7 @@ TARGETS: list[Target] = [
     ),
     ("events lost, all events, as fast as this machine forks", 0, "", _lost("cnprocd all", "minute")),
     ("events lost, `nonzero_exit` + comm, the same", 0, "", _lost("cnprocd failures", "minute", "million")),
-    ("matches too many or too few, all storms (recovered ones apart)", 0, "", _wrong),
+    ("missing or extra matches, all storms, without recovered ones", 0, "", _wrong),
     ("10,000 rules against one: CPU", 1.5, "x", _rules_ratio),
     (
         "slow-down of the workload beyond the C listener's, CPU time, all events",

@@ -1,9 +1,9 @@
-"""What each stage of the hot path costs, by the CPU clock, on the fixed stream of stream.py.
+"""Measure each stage of the hot path by the CPU clock, on the fixed stream of stream.py.
 
     python tests/bench/stages.py [--processes N] [--profile]
 
-Stages are run one after the other over the whole stream, so that each can be told from the rest; the sum is what one
-event costs between the system call and the match. `--profile` prints cProfile's ranking of all of it instead.
+Stages run one after the other over the whole stream, so that each is measured alone. The sum is the cost of one event
+between the system call and the match. `--profile` prints the ranking of cProfile for all stages instead.
 """
 
 from __future__ import annotations
@@ -45,29 +45,29 @@ def stages(processes: int, rules: tuple[dict[str, object], ...], records: bool, 
         return
     gc.collect()
     rejects = Rejects()
-    _tell("decode events", events, lambda: [decode(batch.slots, rejects) for batch in batches])
+    _measured("decode events", events, lambda: [decode(batch.slots, rejects) for batch in batches])
     if records:
-        _tell(
+        _measured(
             "decode exit records",
             events,
             lambda: [decode_record(m, stream.FAMILY) for b in batches for m in b.messages],
         )
     whole = list(stream.decoded(batches))
     tracker = stream.tracker_for(found, records)
-    occurrences = _tell(
+    occurrences = _measured(
         "tracker (table, deaths)", events, lambda: [o for e, r in whole for o in tracker.take(e, r, None)]
     )
-    fired = _tell("matcher", events, lambda: [found.match(one) for one in occurrences])
+    fired = _measured("matcher", events, lambda: [found.match(one) for one in occurrences])
     print(f"  {events} events, {len(occurrences)} occurrences, {sum(map(len, fired))} matches")
     for title, work in (("all in one", False), ("all in one, without the garbage collector", True)):
         tracker = stream.tracker_for(found, records)
         if work:
             gc.disable()
-        _tell(title, events, lambda tracker=tracker: stream.judge(batches, tracker, found))
+        _measured(title, events, lambda tracker=tracker: stream.judge(batches, tracker, found))
         gc.enable()
 
 
-def _tell(title: str, events: int, work: Callable[[], list]) -> list:
+def _measured(title: str, events: int, work: Callable[[], list]) -> list:
     began = time.thread_time_ns()
     result = work()
     print(f"  {title:45} {(time.thread_time_ns() - began) / events / 1000:8.3f} microseconds per event")

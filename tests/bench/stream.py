@@ -1,8 +1,8 @@
-"""A fixed stream of what the kernel would send, generated: the same bytes on every machine and every time.
+"""A fixed stream of kernel events, generated: the same bytes on every machine and in every run.
 
-Shells of four names fork children one after the other; every tenth execs, every 101st fails, all are reaped at once.
-Batches are as full as the receive slots. The bytes are laid out by the tests' own C structs (unit/connector/wire.py),
-so that neither the stages nor the instruction guard measure what this file does.
+Shells of four names fork children one after the other. Every tenth execs, every 101st fails, all are reaped at once.
+Batches are as full as the receive slots. The bytes are laid out by the C structs of the tests (unit/connector/wire.py),
+so that stages and instruction guard do not measure this file.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Batch:
 
 
 def stream(processes: int, records: bool = True) -> tuple[list[Batch], int]:
-    """The batches of so many processes, and how many events are in them."""
+    """Return the batches of `processes` processes, and the number of events in them."""
     batches, slots, messages, events = [], [], [], 0
     for i in range(processes):
         at = _BEGAN_NS + i * 50_000
@@ -74,7 +74,7 @@ def stream(processes: int, records: bool = True) -> tuple[list[Batch], int]:
 
 
 class NoProc:
-    """A /proc in which nobody is alive: what it costs to ask is not ours to measure."""
+    """A /proc without processes: the cost of reading it is not measured."""
 
     def read(self, tgid: int, wanted: Wanted, source: Provenance) -> Process | None:
         return None
@@ -95,7 +95,7 @@ FAILURES = EVERYTHING[1:]
 
 
 def tracker_for(found: Matcher, taskstats: bool = True) -> Tracker:
-    """A tracker with the plan of these rules, which knows the shells."""
+    """Return a tracker with the plan of these rules that knows the shells."""
     tracker = Tracker(make_plan(found, Features(taskstats=taskstats)).tracking, NoProc(), 1, found.cares)
     shells = [Process(_SHELLS + i, 1, 0, name, "procfs", 0, 0, "procfs") for i, name in enumerate(NAMES)]
     if tracker.tracking.table:
@@ -104,14 +104,14 @@ def tracker_for(found: Matcher, taskstats: bool = True) -> Tracker:
 
 
 def decoded(batches: list[Batch]) -> Iterator[tuple[list[Event], list[TaskRecord]]]:
-    """Every batch as events and records."""
+    """Return every batch as events and records."""
     rejects = Rejects()
     for batch in batches:
         yield decode(batch.slots, rejects), [decode_record(one, FAMILY) for one in batch.messages]
 
 
 def judge(batches: list[Batch], tracker: Tracker, found: Matcher) -> int:
-    """Decode and match all; how many rules fired."""
+    """Decode and match all batches. Return the number of matches."""
     fired = 0
     for events, records in decoded(batches):
         for occurrence in tracker.take(events, records, None):

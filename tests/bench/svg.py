@@ -1,7 +1,7 @@
-"""Plots as SVG text, without a plotting library: bars with whiskers for competitors, lines for how cost grows.
+"""Plots as SVG text without a plotting library: bars with whiskers for competitors, lines for growing cost.
 
-Scales are logarithmic, because competitors differ by a thousand. Every mark carries its number as text, so that a plot
-can be read without its axis; ours are blue, the others grey.
+Scales are logarithmic, because competitors differ by a factor of a thousand. Every mark has its number as text, so a
+plot can be read without its axis. cnprocd is blue, the others are grey.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _LEFT, _WIDTH, _ROW = 190, 760, 26
 
 
 def number(value: float) -> str:
-    """Three significant digits, without exponent."""
+    """Format with three significant digits, without exponent."""
     if value == 0:
         return "0"
     digits = max(0, 2 - math.floor(math.log10(abs(value))))
@@ -24,7 +24,7 @@ def number(value: float) -> str:
 
 
 def bars(title: str, unit: str, rows: Sequence[tuple[str, float, float, float]]) -> str:
-    """One bar per row of (name, median, least, most), shortest first."""
+    """Draw one bar for each row of (name, median, minimum, maximum), shortest first."""
     rows = sorted((row for row in rows if row[1] > 0), key=lambda row: row[1])
     if not rows:
         return _document(60, title, ["nothing was measured"])
@@ -52,7 +52,7 @@ def bars(title: str, unit: str, rows: Sequence[tuple[str, float, float, float]])
 
 
 def lines(title: str, across: str, unit: str, series: dict[str, list[tuple[float, float]]]) -> str:
-    """One line per series of (x, y), both axes logarithmic."""
+    """Draw one line for each series of (x, y), both axes logarithmic."""
     points = [point for line in series.values() for point in line if min(point) > 0]
     if not points:
         return _document(60, title, ["nothing was measured"])

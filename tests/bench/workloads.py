@@ -1,8 +1,9 @@
-"""What is made to happen, and what is measured of a listener while it does.
+"""The workloads, and the measurements of a listener during each.
 
-A listener is started once per round and sees each storm in turn. Around a storm its CPU clock, drops and wake-ups
-are read; a storm is over when a last process of a known name has failed, and the listener has read all and rests. The
-kernel's own price of telling (it is paid by the process that forks or exits) is in the storm's CPU time.
+A listener is started once in a round and gets each storm in turn. Its CPU clock, drops and wake-ups are read before and
+after a storm. A storm is over when a last process of a known name has failed, and the listener has read everything and
+is idle. The kernel's cost of sending events is in the CPU time of the storm: the process that forks or exits pays for
+it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ STORM_PY = Path(__file__).parents[1] / "kernel/storm.py"
 
 @dataclass(frozen=True)
 class Storm:
-    """`each` processes under each of `names`, one generator per name at once."""
+    """`each` processes under each of `names`, one generator for each name, all at once."""
 
     name: str
     title: str
@@ -37,7 +38,7 @@ class Storm:
     each: int
     names: tuple[str, ...]
     failing_every: int
-    events_each: int  # per process, as the kernel tells them
+    events_each: int  # of one process, as the kernel sends them
 
     @property
     def processes(self) -> int:
@@ -49,7 +50,7 @@ class Storm:
 
 
 class Generator:
-    """The C program where it could be compiled, else the slow Python one (no exec, no bursts)."""
+    """The C program if it could be compiled, else the slow Python one (no exec, no bursts)."""
 
     def __init__(self) -> None:
         self.program = competitors.load_program()
@@ -65,7 +66,7 @@ class Generator:
         return subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def run(self, storm: Storm) -> dict[str, float]:
-        """Wall time of the slowest, CPU time and failures of all."""
+        """Run all generators. Return the wall time of the slowest, CPU time and failures of all."""
         began = time.monotonic()
         running = [self.start(storm.mode, storm.each, storm.failing_every, name) for name in storm.names]
         told = [process.communicate()[0] for process in running]
@@ -80,7 +81,7 @@ class Generator:
         }
 
     def mark(self) -> None:
-        """One process of a known name that fails with 3."""
+        """Start one process of a known name that fails with 3."""
         if self.program is not None:
             self.start("pace", 1, 0, "cnpb-mark").communicate()
         else:
@@ -88,7 +89,7 @@ class Generator:
 
 
 def measure(load: Generator, listener: Running | None, storm: Storm, judges: bool) -> dict[str, object]:
-    """One storm, with one listener or none. `judges`: it is a cnprocd, whose matches can be counted."""
+    """Run one storm with one listener or none. `judges`: the listener is a cnprocd, and its matches are counted."""
     result: dict[str, object] = {"processes": storm.processes, "events": storm.events, "listeners": machine.listeners()}
     if listener is None:
         return result | load.run(storm)
@@ -100,9 +101,9 @@ def measure(load: Generator, listener: Running | None, storm: Storm, judges: boo
         _judged_all(load, listener, before.marks)
     else:
         load.mark()
-    if not machine.settle(listener.pid):
+    if not machine.wait_until_idle(listener.pid):
         drops = machine.dropped(listener.pid) - before.dropped
-        raise RuntimeError(f"it went deaf: leaves its queue unread after losing {drops} events")
+        raise RuntimeError(f"leaves its queue unread after losing {drops} events")
     result |= before.since(listener)
     if judges:
         seen, recovered = _matched(listener)
@@ -138,23 +139,23 @@ def _marks(listener: Running) -> int:
 
 
 def _matched(listener: Running) -> tuple[int, int]:
-    """Matches of the failing ones that were seen, and of those that vanished unseen (status unknown, only logged)."""
+    """Return (matches with a seen exit, recovered matches) of the failing processes."""
     lines = [line for line in listener.output.read_bytes().splitlines() if b'"rule":"failed"' in line]
     recovered = sum(b'"recovered":true' in line for line in lines)
     return len(lines) - recovered, recovered
 
 
 def _judged_all(load: Generator, listener: Running, marks: int) -> None:
-    """Return when a cnprocd has judged everything before this call. A mark can be lost, like any event: try again."""
+    """Return when a cnprocd has evaluated all events before this call. Try again if a mark is lost."""
     for patience_s in (5.0, 10.0, 20.0, 40.0):
         load.mark()
         with contextlib.suppress(TimeoutError):
             return listener.wait_for(lambda: _marks(listener) > marks, patience_s)
-    raise RuntimeError("it does not match the mark")
+    raise RuntimeError("does not match the mark")
 
 
 def burst(load: Generator, competitor: Competitor | None, count: int) -> dict[str, object]:
-    """`count` processes that wait, then all end at once. `done_s`: from the release until the listener knew of all."""
+    """Run `count` processes that end at once. `done_s`: from the release until the listener has seen all."""
     result: dict[str, object] = {"events": count, "processes": count, "listeners": machine.listeners()}
     with Crowd(load, count) as crowd:
         if competitor is None:
@@ -162,7 +163,7 @@ def burst(load: Generator, competitor: Competitor | None, count: int) -> dict[st
         listener = competitor.start()
         text = ""
         try:
-            machine.settle(listener.pid, 2.0)
+            machine.wait_until_idle(listener.pid, 2.0)
             before = _Reading(listener)
             told = crowd.release()
             if competitor.rules is None:
@@ -171,7 +172,7 @@ def burst(load: Generator, competitor: Competitor | None, count: int) -> dict[st
                 _judged_all(load, listener, before.marks)
                 (*_, mark) = (one for one in competitors.records(listener) if one.get("rule") == "mark")
                 told["done_s"] = (decided_ns(mark, machine.wall_minus_monotonic_ns()) - told["began_ns"]) / 1e9
-            machine.settle(listener.pid)
+            machine.wait_until_idle(listener.pid)
             result |= before.since(listener)
         finally:
             text = listener.stop()
@@ -181,7 +182,7 @@ def burst(load: Generator, competitor: Competitor | None, count: int) -> dict[st
 
 
 def burst_with_pidfds(load: Generator, count: int) -> dict[str, object]:
-    """The same burst, awaited by a pidfd on each; its CPU time is of waiting alone, `open_cpu_s` is of opening."""
+    """Run the burst with a pidfd for each process. `cpu_s` is of waiting, `open_cpu_s` of opening."""
     with Crowd(load, count) as crowd:
         argv = [str(competitors.BUILD / "pidfds")]
         holder = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -215,7 +216,7 @@ class Crowd:
         self.count = len(self.pids.split()) - 1
 
     def release(self) -> dict[str, object]:
-        """Let all end, and reap them."""
+        """Let all processes end, and reap them."""
         told = json.loads(self._process.communicate("go\n")[0])
         return {"began_ns": told["began_ns"], "wall_s": told["wall_s"], "load_cpu_s": told["cpu_s"]}
 
@@ -229,13 +230,13 @@ class Crowd:
 
 
 def decided_ns(record: dict[str, object], wall_minus_monotonic_ns: int) -> int:
-    """When a record was written, by the clock of the kernel's events. Records tell microseconds."""
+    """Return when a record was written, by the clock of kernel events. Records have microseconds."""
     at = datetime.fromisoformat(str(record["timestamp"]))
     return int(at.timestamp() * 1e6) * 1000 - wall_minus_monotonic_ns
 
 
 def decisions_ms(listener: Running, rule: str) -> list[float]:
-    """From the kernel's timestamp to the record, of every match of a rule."""
+    """Return the time from the kernel's timestamp to the record, for every match of a rule."""
     offset = machine.wall_minus_monotonic_ns()
     return [
         (decided_ns(one, offset) - int(str(one["kernel_time_ns"]))) / 1e6
@@ -245,12 +246,12 @@ def decisions_ms(listener: Running, rule: str) -> list[float]:
 
 
 def isolated(load: Generator, competitor: Competitor, count: int, pause_us: int) -> dict[str, object]:
-    """Failing processes one by one with a pause: how soon each is decided, and its hook's first instruction if any."""
+    """Let processes fail one by one with a pause. Measure the time to each record and to its hook."""
     listener = competitor.start()
     try:
         load.start("pace", count, pause_us, "cnpb-b").communicate()
         _judged_all(load, listener, 0)
-        machine.settle(listener.pid, 5.0)
+        machine.wait_until_idle(listener.pid, 5.0)
         hooks = [one for one in competitors.records(listener) if one.get("event") == "hook_finished"]
         return {
             "processes": count,
@@ -262,7 +263,7 @@ def isolated(load: Generator, competitor: Competitor, count: int, pause_us: int)
 
 
 class Manager:
-    """A service manager's ear: counts the watchdog's pings, which are wake-ups that were asked for."""
+    """A service manager that counts watchdog pings, which are expected wake-ups."""
 
     def __init__(self, watchdog_s: float) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="cnprocd-bench-")
@@ -271,7 +272,7 @@ class Manager:
         self.env = {"NOTIFY_SOCKET": f"{self._directory.name}/notify", "WATCHDOG_USEC": str(round(watchdog_s * 1e6))}
 
     def pings(self) -> int:
-        """Since the last time it was asked."""
+        """Return the number of pings since the last call."""
         found = 0
         with contextlib.suppress(BlockingIOError):
             while True:
@@ -284,21 +285,21 @@ class Manager:
 
 
 def idle(those: list[Competitor], seconds: float) -> list[dict[str, object]]:
-    """All at once, since they only wait: what each does while nothing happens, and what did happen here meanwhile.
+    """Run all listeners at once and idle. Measure each, and count the events of other programs meanwhile.
 
-    cnprocd runs as under systemd, with the watchdog of its unit; a wake-up to ping is told apart from the others.
+    cnprocd runs as under systemd, with the watchdog of its unit. Wake-ups for a ping are counted apart.
     """
     managers = {one.name: Manager(WATCHDOG_S) for one in those if one.rules is not None}
     running = {one.name: one.start(managers[one.name].env if one.name in managers else {}) for one in those}
     try:
-        time.sleep(3.0)  # a tick of cnprocd's housekeeping follows whatever came last
+        time.sleep(3.0)  # a housekeeping tick of cnprocd follows the last event
         witness = competitors.C_LISTENER.start()
         for manager in managers.values():
             manager.pings()
         before = {name: _Reading(listener) for name, listener in running.items()}
         pings, until = dict.fromkeys(managers, 0), time.monotonic() + seconds
         while time.monotonic() < until:
-            time.sleep(min(5.0, seconds))  # a manager that does not read would hold up who pings it
+            time.sleep(min(5.0, seconds))  # a manager that does not read would block the daemon's pings
             for name, manager in managers.items():
                 pings[name] += manager.pings()
         found = [{"competitor": name, **before[name].since(listener)} for name, listener in running.items()]
@@ -315,9 +316,9 @@ def idle(those: list[Competitor], seconds: float) -> list[dict[str, object]]:
 
 
 def ready(rounds: int) -> dict[str, object]:
-    """From exec to READY, in turn with a bare `import pydantic` by the same Python."""
+    """Measure from exec to READY, in turn with `import pydantic` by the same Python."""
     seconds: dict[str, list[float]] = {"cnprocd": [], "import pydantic": []}
-    competitors.FAILURES.start().stop()  # once before, so that the bytecode is there, as a package has it
+    competitors.FAILURES.start().stop()  # once before, to make the bytecode that a package contains
     for _ in range(rounds):
         listener = competitors.FAILURES.start()
         seconds["cnprocd"].append(time.monotonic() - listener.began)

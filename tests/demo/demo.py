@@ -1,7 +1,8 @@
-"""The headline scenario, for real: a database's background process dies, and what it held is freed at once.
+"""The headline scenario with real processes: a background process of a database dies, and its resources are freed.
 
-A process called ora_pmon_DEMO takes a shared memory segment and a lock file and is killed with SIGKILL. A second one,
-ora_smon_DEMO, holds the same kinds of things and lives on: what it holds must stay. Exits 0 only if all that happened.
+A process called ora_pmon_DEMO takes a shared memory segment and a lock file and is killed with SIGKILL. A second
+process, ora_smon_DEMO, has the same kinds of resources and keeps running: its resources must stay. Exit 0 only if all
+this holds.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ rules:
 
 
 def background_process(name: str, locks: Path) -> int:
-    """Fork a process of this name that holds a segment and a lock file, and waits. Returns when it holds them."""
-    ready, told = os.pipe()
+    """Fork a process of this name that takes a segment and a lock file, and waits. Return when it has them."""
+    ready, done = os.pipe()
     pid = os.fork()
     if pid == 0:
         LIBC.prctl(PR_SET_NAME, name.encode(), 0, 0, 0)
@@ -48,7 +49,7 @@ def background_process(name: str, locks: Path) -> int:
         LIBC.shmat.restype = ctypes.c_void_p
         LIBC.shmat(segment, None, 0)
         (locks / f"{name}.lock").write_text(str(os.getpid()))
-        os.write(told, b"x")
+        os.write(done, b"x")
         signal.pause()
         os._exit(0)
     os.read(ready, 1)
@@ -56,7 +57,7 @@ def background_process(name: str, locks: Path) -> int:
 
 
 def held_by(pid: int, locks: Path) -> list[str]:
-    """What a process holds, by the kernel's own account and the lock files."""
+    """Return the segments (by the kernel's cpid) and lock files of a process."""
     rows = [line.split() for line in Path("/proc/sysvipc/shm").read_text().splitlines()[1:]]
     segments = [f"shared memory segment {row[1]}" for row in rows if int(row[4]) == pid]
     return segments + [str(lock) for lock in locks.glob("*.lock") if lock.read_text() == str(pid)]
@@ -75,9 +76,9 @@ def wait_for(lines: subprocess.Popen[str], event: str) -> dict[str, object]:
 
 def main() -> int:
     if os.geteuid() != 0:
-        print("make demo needs root: it listens to the kernel and frees shared memory", file=sys.stderr)
+        print("make demo needs root: it subscribes to kernel events and frees shared memory", file=sys.stderr)
         return 77
-    signal.alarm(int(PATIENCE_S) + 1)  # a demo that hangs has not worked
+    signal.alarm(int(PATIENCE_S) + 1)  # a demo that hangs has failed
     with tempfile.TemporaryDirectory(prefix="cnprocd-demo-") as name, contextlib.ExitStack() as cleanup:
         place = Path(name)
         hook = Path(shutil.copy(Path(__file__).with_name("free-what-it-held"), place))
@@ -111,12 +112,12 @@ def main() -> int:
         finished = wait_for(daemon, "hook_finished")
         took_ms = (time.monotonic() - killed_at) * 1000
         print(f"--- the record\n{json.dumps(match, indent=2)}")
-        print(f"--- the hook ended with {finished['exit_code']}; from kill to clean {took_ms:.1f} ms")
+        print(f"--- the hook exited with {finished['exit_code']}; {took_ms:.1f} ms from kill to cleanup")
 
         left = held_by(victim, place)
         untouched = held_by(bystander, place) == kept
-        print(f"--- left of what ora_pmon_DEMO held: {', '.join(left) or 'nothing'}")
-        print(f"--- what ora_smon_DEMO holds is {'untouched' if untouched else 'GONE'}")
+        print(f"--- resources left of ora_pmon_DEMO: {', '.join(left) or 'none'}")
+        print(f"--- resources of ora_smon_DEMO: {'untouched' if untouched else 'GONE'}")
         worked = (
             len(held) == len(kept) == 2
             and not left
@@ -133,7 +134,7 @@ def stop(daemon: subprocess.Popen[str]) -> None:
 
 
 def free(pid: int) -> None:
-    """End the bystander and remove what it held: nobody else will."""
+    """End the bystander and remove its resources."""
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     for line in Path("/proc/sysvipc/shm").read_text().splitlines()[1:]:

@@ -1,8 +1,8 @@
-"""A terminal's screen as SVG: `tmux capture-pane -ep | python tests/demo/picture.py > packaging/screenshot.svg`.
+"""Convert a terminal screen to SVG: `tmux capture-pane -ep | python tests/demo/picture.py > screenshot.svg`.
 
-How packaging/screenshot.svg was made: in a tmux window of 134 columns, with the daemon running on the examples
-oracle-shared-memory, core-dump-notice and crash-loop, `cnprocctl watch --count 9` while processes died, then
-`cnprocctl status`. Only the colours that cnprocctl uses are known here.
+packaging/screenshot.svg was made in a tmux window of 134 columns. The daemon ran with the examples
+oracle-shared-memory, core-dump-notice and crash-loop. The commands were `cnprocctl watch --count 9` while processes
+died, then `cnprocctl status`. Only the colours of cnprocctl are supported.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SEQUENCE = re.compile(r"\x1b\[([\d;]*)m")
 
 
 def spans(line: str, codes: set[int]) -> str:
-    """The text of one line; `codes` are the attributes in force, which a line hands on to the next."""
+    """Return the text of one line. `codes` are the current attributes, which carry over to the next line."""
     marks = [(0, 0, ""), *[(one.start(), one.end(), one[1]) for one in SEQUENCE.finditer(line)]]
     drawn, column = [], 0
     for (_, begin, code), (end, _, _) in pairwise([*marks, (len(line), 0, "")]):

@@ -1,13 +1,13 @@
-"""`make fuzz`: throws damaged inputs at everything that reads what others wrote, and says what came of it.
+"""`make fuzz`: check every parser of foreign data with damaged inputs, and report the findings.
 
-    python tests/fuzz/fuzz.py                          every target, as often as it says itself (over ten million)
+    python tests/fuzz/fuzz.py                          all targets with their own counts (over ten million)
     python tests/fuzz/fuzz.py rules --seconds 60       one target for a minute
     python tests/fuzz/fuzz.py --executions 1000 --seed 7
     python tests/fuzz/fuzz.py --guided --seconds 60    the same checks, inputs chosen by coverage (needs atheris)
 
-A finding is an exception that a check let through, a check that took more CPU than its target allows, or memory beyond
-the limit. Its input is kept in .fuzz/, told once for each place in the code, and the exit status is 1. Once it is
-fixed, the input belongs into tests/fuzz/corpus/<target>/, which is checked first every time, or into a unit test.
+A finding is an exception that a check does not allow, a check that used more CPU than its target allows, or memory
+above the limit. Its input is kept in .fuzz/ and reported once for each place in the code; the exit status is 1. After
+the fix, the input belongs in tests/fuzz/corpus/<target>/, which is checked first in every run, or in a unit test.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from types import FrameType
 
 TESTS = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
-    sys.path[0] = str(TESTS)  # not our own directory: this file must not hide the package it is in
+    sys.path[0] = str(TESTS)  # not this directory: fuzz.py must not hide the package fuzz
     sys.path.insert(1, str(TESTS.parent))
 
 from fuzz.target import Target  # noqa: E402
@@ -36,16 +36,16 @@ from fuzz.targets import TARGETS  # noqa: E402
 
 FOUND = TESTS.parent / ".fuzz"
 MOST_MEMORY = 4 << 30
-MOST_TOLD = 20  # places in the code per target
+MOST_REPORTED = 20  # places in the code per target
 
 
 class TooSlowError(Exception):
-    """A check took more CPU time than its target allows."""
+    """A check used more CPU time than its target allows."""
 
 
 @dataclass(slots=True)
 class Result:
-    """What came of one target."""
+    """The result of one target."""
 
     name: str
     executions: int = 0
@@ -56,7 +56,7 @@ class Result:
 
 @contextmanager
 def cpu_guard() -> Iterator[None]:
-    """Turn the timer's signal into an exception."""
+    """Raise TooSlowError when the timer signal arrives."""
 
     def ring(number: int, frame: FrameType | None) -> None:
         raise TooSlowError("took more CPU time than its target allows")
@@ -70,7 +70,7 @@ def cpu_guard() -> Iterator[None]:
 
 
 def fuzz(target: Target, executions: int, seconds: float, seed: int, *, keep: Path | None = None) -> Result:
-    """Run one target; its kept inputs come first."""
+    """Run one target. Check its kept inputs first."""
     rng = random.Random(f"{target.name} {seed}")
     result = Result(target.name)
     began = told = time.monotonic()
@@ -107,7 +107,7 @@ def _found(target: Target, error: Exception, result: Result, keep: Path | None) 
     ]
     place = f"{type(error).__name__} at {Path(ours[-1].filename).name}:{ours[-1].lineno}"
     result.findings[place] = result.findings.get(place, 0) + 1
-    if result.findings[place] > 1 or len(result.findings) > MOST_TOLD:
+    if result.findings[place] > 1 or len(result.findings) > MOST_REPORTED:
         return
     where = ""
     if keep is not None:

@@ -1,7 +1,7 @@
-"""The same checks with inputs chosen by coverage: atheris (libFuzzer for Python), one process per target.
+"""The same checks with inputs chosen by coverage: atheris (libFuzzer for Python), one process for each target.
 
-What it found worth keeping stays in .fuzz/guided/<target>/ and is where the next run begins. The datagrams, records and
-/proc targets gain nothing from it: their own mutation already reaches every line at a hundred times the rate.
+Useful inputs are kept in .fuzz/guided/<target>/, where the next run starts. The targets datagrams, records and
+procfiles gain nothing: their own mutations already reach every line at a hundred times the rate.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ INSTALL = "atheris is not installed: .venv/bin/pip install atheris"
 
 
 def guided(names: Sequence[str], seconds: int, found: Path) -> int:
-    """Run each target for `seconds`; 1 if any found something. Without atheris: say so, and that is no failure."""
+    """Run each target for `seconds`. Return 1 if there was a finding. Without atheris, print that and return 0."""
     if importlib.util.find_spec("atheris") is None:
         print(f"skipped: {INSTALL}")
         return 0
@@ -34,7 +34,7 @@ def guided(names: Sequence[str], seconds: int, found: Path) -> int:
 
 
 def main() -> None:
-    """One target, in a process of its own: libFuzzer never comes back."""
+    """Run one target in a process of its own: libFuzzer does not return."""
     import atheris
 
     tests = Path(__file__).resolve().parents[1]

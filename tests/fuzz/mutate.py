@@ -1,6 +1,6 @@
-"""Random damage to bytes: the mutations that every target shares.
+"""Random damage to bytes: the mutations that all targets share.
 
-All chance comes from one random.Random, so a seed and a target name give the same run again.
+All randomness comes from one random.Random, so the same seed and target repeat the same run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _NUMBERS = (
 
 
 class Mutator:
-    """Makes one input from others. `tokens` are words of the target's language, worth more than random bytes."""
+    """Make inputs from others. `tokens` are words of the target's language; they reach further than random bytes."""
 
     def __init__(self, rng: random.Random, tokens: Sequence[bytes] = ()) -> None:
         self.rng = rng
@@ -27,7 +27,7 @@ class Mutator:
         )  # fmt: skip
 
     def damaged(self, data: bytes, others: Sequence[bytes] = (), most: int = 4) -> bytes:
-        """`data` after one to `most` mutations; now and then its head with the tail of another."""
+        """Return `data` after one to `most` mutations, sometimes with the tail of another input."""
         rng = self.rng
         raw = bytearray(data)
         if others and rng.random() < 0.05:
@@ -49,7 +49,7 @@ class Mutator:
             raw[int(self.rng.random() * len(raw))] = self.rng.getrandbits(8)
 
     def _number(self, raw: bytearray) -> None:
-        """An integer at the edge of something, of any width and either byte order."""
+        """Return an integer near a limit, of any width and either byte order."""
         rng = self.rng
         width = 1 << rng.getrandbits(2)
         value = (_NUMBERS[int(rng.random() * len(_NUMBERS))] + rng.getrandbits(1)) & ((1 << 8 * width) - 1)
@@ -94,7 +94,7 @@ _LEAVES = (
 
 
 def json_damaged(rng: random.Random, value: object, words: Sequence[str] = ()) -> object:
-    """A JSON value with something in it replaced, taken out, put in, doubled or nested."""
+    """Return a JSON value with a part replaced, removed, added, doubled or nested."""
     chance = rng.random()
     if isinstance(value, dict) and value and chance < 0.85:
         changed = dict(value)
@@ -128,14 +128,14 @@ def _leaf(rng: random.Random, words: Sequence[str]) -> object:
 
 
 def _nested(rng: random.Random, value: object) -> object:
-    """Brackets around brackets: shallow, and near every limit that a recursive reader or writer may have."""
+    """Return nested brackets: shallow, or near a limit that a recursive parser or writer can have."""
     for _ in range(rng.choice((3, 60, 200, 300, 450, 600, 900, 960 + rng.getrandbits(5)))):
         value = [value] if rng.getrandbits(1) else {"a": value}
     return value
 
 
 def json_text(value: object) -> bytes:
-    """JSON by a writer of our own without limits: json.dumps itself gives up on what is nested deep."""
+    """Write JSON without limits of depth. json.dumps fails on deep nesting."""
     out: list[str] = []
     stack: list[object] = [value]
 
@@ -159,6 +159,6 @@ def json_text(value: object) -> bytes:
 
 
 class _Raw(str):
-    """Text that is JSON already."""
+    """Text that is already JSON."""
 
     __slots__ = ()

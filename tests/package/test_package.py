@@ -1,6 +1,6 @@
-"""The packages as files: reproducible, complete, clean. What they do when installed is tests/vm's to prove.
+"""The packages as files: reproducible, complete, clean. tests/vm checks their behaviour when installed.
 
-Runs where nfpm is installed (`make package` installs it); lintian and rpm are used where they are.
+Runs if nfpm is installed (`make package` installs it). lintian and rpm are used if present.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = importlib.util.spec_from_file_location("packaging_build", ROOT / "packaging/build.py")
 builder = importlib.util.module_from_spec(SPEC)
-sys.modules["packaging_build"] = builder  # dataclasses look their module up
+sys.modules["packaging_build"] = builder  # dataclasses look up their module
 SPEC.loader.exec_module(builder)
 
 FLAVOURS = list(builder.FLAVOURS)
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="session")
 def source(tmp_path_factory):
-    """A copy of what is packaged: the checkout may change under a test that takes a minute."""
+    """Copy the packaged files: the checkout can change during a test that takes a minute."""
     where = tmp_path_factory.mktemp("source")
     for name in ("cnprocd", "packaging", "systemd", "config", "docs"):
         shutil.copytree(ROOT / name, where / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -43,7 +43,7 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def packages(source, tmp_path_factory):
-    """Each package built twice, the second time as if by someone else on another machine."""
+    """Build each package twice, the second time with another environment, directory and umask."""
     first, second = tmp_path_factory.mktemp("first"), tmp_path_factory.mktemp("second")
     build = [sys.executable, str(source / "packaging/build.py"), "--dist"]
     environ = os.environ | {"SOURCE_DATE_EPOCH": str(builder.source_epoch())}
@@ -61,7 +61,7 @@ def find(directory: Path, flavour: str) -> Path:
 
 
 def listing(package: Path) -> dict[str, str]:
-    """Name -> mode and owner, of a .deb."""
+    """Return name -> mode and owner, of a .deb."""
     text = subprocess.run(["dpkg-deb", "-c", str(package)], capture_output=True, text=True, check=True).stdout
     return {line.split()[5].removeprefix("."): " ".join(line.split()[:2]) for line in text.splitlines()}
 
@@ -110,7 +110,7 @@ def test_the_pure_package_bundles_nothing(packages):
 
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the bundled wheels are for CPython 3.11")
 def test_the_self_contained_package_needs_only_python(packages, tmp_path):
-    """Its modules import in an interpreter that sees nothing else."""
+    """Import its modules in an interpreter that sees nothing else."""
     subprocess.run(["dpkg-deb", "-x", str(find(packages[0], "debian12")), str(tmp_path)], check=True)
     program = (
         "import sys; sys.path.insert(0, sys.argv[1]); "
@@ -126,7 +126,7 @@ def test_the_self_contained_package_needs_only_python(packages, tmp_path):
 @pytest.mark.skipif(not shutil.which("lintian"), reason="lintian is not installed")
 @pytest.mark.parametrize("flavour", DEBS)
 def test_lintian_finds_nothing(packages, flavour):
-    # Debian's own checks of the archive; the profile is named, since lintian here may be a derivative's.
+    # The checks of the Debian archive. The profile is named because this lintian can be that of a derivative.
     command = ["lintian", "--profile", "debian", "--fail-on", "error,warning", str(find(packages[0], flavour))]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

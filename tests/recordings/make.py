@@ -1,13 +1,13 @@
-"""Makes the recordings again: real deaths on this machine's real kernel, one small scenario for each example.
+"""Make the recordings again: real deaths on the real kernel of this machine, one small scenario for each example.
 
     sudo .venv/bin/python tests/recordings/make.py [NAME ...]
 
-Strategy: each scenario is a shell script in which copies of ordinary programs play the part of a database, a cron and
-so on, under the names and users that the rules of config/examples/NAME.yaml ask for. Beside what the rule is for, it
-does what the rule must not answer to. PostgreSQL is the real one. `cnprocctl record` listens meanwhile; a recording
-holds the arguments of every process of the machine, so what is kept is the scenario's own processes and nobody else.
+Strategy: each scenario is a shell script. Copies of ordinary programs play a database, a cron and so on, under the
+names and users that the rules of config/examples/NAME.yaml match. A scenario also has processes that the rules must not
+match. PostgreSQL is the real one. `cnprocctl record` runs meanwhile. A recording contains the arguments of every
+process of the machine, so only the processes of the scenario are kept.
 
-All happens in a mount namespace of its own, so users and programs that the examples name need not exist here.
+Everything runs in a mount namespace of its own, so users and programs of the examples need not exist here.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ SETTLE_S = 0.5
 USERS = "oracle:x:54321:54321::/:/bin/sh\n"
 LIBC = ctypes.CDLL(None, use_errno=True)
 
-# What every script can use: `$as USER PROGRAM ...`, `named NAME PROGRAM` (a copy of it), `./in_unit UNIT PROGRAM ...`.
-# A process that is to be read at its exec lives for a moment, so that the recording does not depend on luck.
+# For every script: `$as USER PROGRAM ...`, `named NAME PROGRAM` (a copy of it), `./in_unit UNIT PROGRAM ...`.
+# A process that must be read at its exec lives for a moment, so that the recording is not a race.
 TOOLS = r"""
 set -u
 as='setpriv --clear-groups --reuid'
@@ -142,7 +142,7 @@ END
 
 def main() -> int:
     if os.geteuid() != 0:
-        print("this needs root: it listens to the kernel, and plays several users", file=sys.stderr)
+        print("needs root: it subscribes to kernel events and changes users", file=sys.stderr)
         return 77
     with tempfile.TemporaryDirectory(prefix="cnprocd-recording-") as place:
         own_mounts(Path(place))
@@ -185,7 +185,7 @@ def make(name: str) -> None:
 
 
 def own_mounts(place: Path) -> None:
-    """From here on, a user `oracle`, and mounts that nobody else sees."""
+    """Enter a mount namespace with a user `oracle` and private mounts."""
     assert LIBC.unshare(CLONE_NEWNS) == 0
     assert LIBC.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None) == 0
     passwd = place / "passwd"
@@ -195,7 +195,7 @@ def own_mounts(place: Path) -> None:
 
 
 def write(file, recording: Recording, root: int) -> None:
-    """The recording of one process and all that came of it."""
+    """Write the recording of one process and all its descendants."""
     ours = descendants(recording, root)
     writer = Writer(file)
     writer.values(b"H", recording.header)
@@ -231,7 +231,7 @@ def trimmed(drain: Drain, family: int, ours: set[int]) -> Drain:
 
 
 def events(drain: Drain) -> Iterator[tuple[bytes, object]]:
-    """Each datagram with what it says."""
+    """Yield each datagram with its decoded event."""
     for at in range(0, len(drain.datagrams), DATAGRAM_SIZE):
         raw = drain.datagrams[at : at + DATAGRAM_SIZE]
         for event in decode(raw.ljust(SLOT_SIZE, b"\0"), Rejects()):

@@ -1,17 +1,17 @@
-"""`make soak`: hours of storms, a reload every second, people who watch and go; nothing lost, doubled, or growing.
+"""`make soak`: hours of storms with a reload every second and watch clients; nothing is lost, doubled, or growing.
 
     python tests/soak/soak.py [--seconds 3600]
 
 Strategy: two generators fork as fast as this machine can, in rounds that mix fork+exit, fork+exec+exit, crowds that end
-at once, processes with threads, and deaths by signal. What failed under the name that a rule asks for is counted by
-waitpid() in the generators, and is the truth; the daemon's records are read as they come, and each is told by its PID
-and the kernel's time, so that one too many shows as well as one too few. Rules change every second between a set that
-costs nothing per success and one that needs every event and a table. A hook runs for every tenth failure or so.
+at once, processes with threads, and deaths by signal. waitpid() in the generators counts the failures under the name
+that a rule matches. The daemon's records are read as they come and identified by PID and kernel time, so that both
+missing and extra matches are found. Rules change every second between a set that costs nothing for a success and a set
+that needs every event and a table. A hook runs for about every tenth failure.
 
-Printed every minute, and kept: memory, descriptors, table, losses, matches so far. The verdict looks at the second half
-of the run: the first fills what has a bound, such as the spool's history of 10,000 jobs. Growth of memory is the slope
-of a line through the figures; of descriptors, a higher peak than in the third before. Exit status 0 if nothing was lost
-or doubled and neither grew.
+Printed every minute, and kept: memory, descriptors, table, losses, matches so far. The verdict uses the second half of
+the run, because the first half fills what has a bound, such as the history of 10,000 jobs. Growth of memory is the
+slope of a line through the samples. Growth of descriptors is a higher peak than in the third before. Exit status 0 if
+nothing was lost or doubled and neither grew.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ HOOKED = (
 PARENT = "  - {name: child-of-nobody, events: [fork, exec], match: {parent: {comm: cnps-nobody}}}\n"
 RULE_SETS = [f"rules:\n{FAILED}{HOOKED}", f"rules:\n{FAILED}{HOOKED}{PARENT}"]
 SAMPLE_S = 5.0
-GROWTH_KIB_PER_HOUR = 2048  # below this a slope is the noise of when samples were taken
+GROWTH_KIB_PER_HOUR = 2048  # below this, the slope is noise of the sampling times
 PYTHON_ROUND = """
 import ctypes, os, signal, sys, threading
 def name(): ctypes.CDLL(None).prctl(15, b"cnps-fail", 0, 0, 0)
@@ -68,7 +68,7 @@ print(failed)
 
 @dataclass
 class Truth:
-    """What waitpid() told the generators."""
+    """The results of waitpid() in the generators."""
 
     processes: int = 0
     failed: Counter[str] = field(default_factory=Counter)
@@ -81,7 +81,7 @@ class Truth:
 
 
 def generate(truth: Truth, program: list[str], stop: threading.Event, seed: int) -> None:
-    """One generator: rounds of different kinds, one after the other."""
+    """Run one generator: rounds of different kinds, one after the other."""
     rounds = [
         ("fork", "20000", "1000", "cnps-fail"), ("exec", "2000", "0", "cnps-good"),
         ("fork", "20000", "2000", "cnps-other"),
@@ -101,7 +101,7 @@ def generate(truth: Truth, program: list[str], stop: threading.Event, seed: int)
 
 
 def watch(runtime: Path, stop: threading.Event, seen: Counter[str]) -> None:
-    """A person who looks for a moment, goes away, and comes again."""
+    """Run a watch client that connects for a moment, disconnects and connects again."""
     while not stop.is_set():
         with contextlib.suppress(CnprocdError, OSError), Client(runtime) as client:
             until = time.monotonic() + 2.0
@@ -159,7 +159,7 @@ def sample(pid: int, began: float, status: dict[str, object]) -> dict[str, float
 
 
 def slope_per_hour(samples: list[dict[str, float]], what: str) -> float:
-    """Of the line through the second half of the samples."""
+    """Return the slope of the line through the second half of the samples."""
     late = samples[len(samples) // 2 :]
     if len(late) < 3:
         return 0.0
@@ -167,7 +167,7 @@ def slope_per_hour(samples: list[dict[str, float]], what: str) -> float:
 
 
 def thirds(samples: list[dict[str, float]]) -> list[list[dict[str, float]]]:
-    """Descriptors go up and down by dozens (pidfds, clients): what can be compared is how many there were at most."""
+    """Return the peaks of the thirds of the run: descriptors go up and down by dozens (pidfds, clients)."""
     third = max(1, len(samples) // 3)
     return [samples[:third], samples[third : 2 * third] or samples, samples[2 * third :] or samples]
 
@@ -178,7 +178,7 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="write the samples and the verdict here, as JSON")
     options = parser.parse_args()
     if os.geteuid() != 0:
-        print("make soak needs root: every listener does")
+        print("make soak needs root, like every listener")
         return 77
     program = competitors.load_program()
     if program is None:
@@ -193,7 +193,7 @@ def main() -> int:
 
 
 def soak(directory: Path, program: list[str], seconds: float) -> dict[str, object]:
-    """The whole run; the figures and whether they are as they must be."""
+    """Run everything. Return the figures and whether they are as required."""
     rules, runtime = directory / "rules.yaml", directory / "run"
     rules.write_text(RULE_SETS[0])
     command = [
@@ -205,13 +205,13 @@ def soak(directory: Path, program: list[str], seconds: float) -> dict[str, objec
     if not records.ready.wait(30):
         raise SystemExit("cnprocd did not start")
     threads = [threading.Thread(target=generate, args=(truth, program, stop, n * 3)) for n in range(2)]
-    # Daemon threads: one that waits for the next match is not waited for.
+    # Daemon threads: the end does not wait for a thread that waits for the next match.
     watchers = [threading.Thread(target=watch, args=(runtime, stop, watched), daemon=True) for _ in range(2)]
     for thread in (*threads, *watchers):
         thread.start()
     began, samples, reloads = time.monotonic(), [], 0
     while time.monotonic() - began < seconds and process.poll() is None:
-        time.sleep(1.0)  # the pace of the reloads
+        time.sleep(1.0)  # the interval of the reloads
         reloads += 1
         rules.write_text(RULE_SETS[reloads % 2])
         process.send_signal(signal.SIGHUP)
@@ -238,7 +238,7 @@ def finish(
     reloads: int,
     took_s: float,
 ) -> dict[str, object]:
-    """Let everything be judged and every hook end; then count."""
+    """Wait until all events are evaluated and all hooks have ended; then count."""
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         status = status_of(runtime)
@@ -286,7 +286,7 @@ def finish(
 
 
 def status_of(runtime: Path) -> dict[str, object]:
-    """The few figures of `status` that the soak looks at."""
+    """Return the figures of `status` that the soak test uses."""
     with Client(runtime, 60) as client:
         told = client.ask("status")
     assert isinstance(told, dict)

@@ -1,4 +1,4 @@
-"""The targets, by name: one for each thing that reads bytes others wrote."""
+"""The targets by name, one for each parser of foreign data."""
 
 from fuzz.target import Target
 from fuzz.targets.control import Control

@@ -1,8 +1,8 @@
-"""Frames of the control socket, either way: control/protocol.py.
+"""Frames of the control socket in both directions: control/protocol.py.
 
-Invariant: ProtocolError or JSON objects, nothing else, and the same ones however the stream was cut. The decoder never
-holds more than one frame and what came with it. A request has a verb that is text and args that are an object; what a
-verb answers with any args of it can be packed, and unpacks to the same.
+Invariant: ProtocolError or JSON objects, nothing else, and the same objects for every way to cut the stream. The
+decoder never holds more than one frame and the bytes that came with it. A request has a verb that is text and args that
+are an object. The answer to any args can be packed, and unpacks to the same value.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Control(Target):
     def check(self, data: bytes) -> None:
         whole = self._objects([data])
         cut = self._objects(pieces(random.Random(len(data)), data))
-        assert repr(whole) == repr(cut)  # by repr, because NaN is not itself
+        assert repr(whole) == repr(cut)  # by repr, because NaN is not equal to itself
         for value in whole[0]:
             assert isinstance(value, dict)
             request, _ = outcome(lambda value=value: to_request(value), ProtocolError)
@@ -102,7 +102,7 @@ class Control(Target):
 
     @staticmethod
     def _answered(request: Request) -> None:
-        """A verb that repeats what it was asked: nothing that a client says can make the answer fail."""
+        """Echo the request: no argument of a client can make the answer fail."""
         frame, _ = outcome(lambda: pack(Answer(dict(request.args))), ProtocolError)
         if frame is not None:
             decoder = Decoder()

@@ -1,13 +1,13 @@
 """Datagrams of the proc connector: receive slots -> eventslots.py -> decode -> tracker.take.
 
-Invariant: a datagram whose sender is not the kernel, whose length is not 76, that was cut, or any of whose fixed header
-words (netlink length, type, flags; connector id; payload length and flags) differs, gives no event and is counted in
-exactly one counter. Every other one gives exactly the event that struct reads at the header's offsets, in order, or is
-counted as unknown. The tracker raises nothing, tells only kinds that the rules asked for, and never a status that no
-event of that process showed; what it remembers is bounded by the processes it heard of.
+Invariant: a datagram gives no event and is counted in exactly one counter if its sender is not the kernel, its length
+is not 76, it was truncated, or a fixed header word differs (netlink length, type, flags; connector id; payload length
+and flags). Every other datagram gives exactly the event that struct reads at the offsets of the C header, in order, or
+is counted as unknown. The tracker does not raise. It returns only kinds that the rules need, and never a status that no
+event of that process had. Its memory is bounded by the number of processes in the events.
 
-One execution is one datagram: each is mutated by itself, and its own expected event or counter is worked out by itself
-and compared. They go through recvmmsg's stand-in and decode in batches, because batches are what the code takes.
+One execution is one datagram: each is mutated on its own, and its expected event or counter is computed independently
+and compared. They pass a replacement of recvmmsg and decode in batches, because the code takes batches.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _ALL_KINDS = "fork exec uid gid sid ptrace comm coredump exit".split()
 
 
 def expected(slot: bytes) -> tuple[type, tuple] | str:
-    """What decode must make of one slot: a type and its fields, or the name of the counter."""
+    """Return the result that decode must give for a slot: a type and its fields, or the name of the counter."""
     if any(slot[at : at + len(fixed)] != fixed for at, fixed in _FIXED):
         return "wrong_id"
     found = _LAYOUT.get(int.from_bytes(slot[36:40], sys.byteorder))
@@ -76,7 +76,7 @@ def expected(slot: bytes) -> tuple[type, tuple] | str:
 
 
 class Proc:
-    """A /proc that answers at random."""
+    """A /proc with random answers."""
 
     def __init__(self, rng: random.Random) -> None:
         self._random = rng.random
@@ -102,7 +102,7 @@ class Datagrams(Target):
         self._clean_headers = bytes(inner.headers)
         self._clean_names = _NAME.pack(socket.AF_NETLINK, 0, 0, 1) * BATCH
         self._batch: tuple[bytes, dict[int, tuple[int, int, int]]] = (b"", {})
-        inner._recvmmsg = self._received  # the kernel, played
+        inner._recvmmsg = self._received  # in place of the kernel
         rules = [
             {"name": "processes", "events": "all"},
             {"name": "threads", "events": "all", "threads": True},
@@ -125,7 +125,7 @@ class Datagrams(Target):
 
     def mutated(self, rng: random.Random) -> bytes:
         chance, bits = rng.random(), rng.getrandbits
-        if chance < 0.45:  # a valid one: few processes, so that their histories meet
+        if chance < 0.45:  # a valid one; few PIDs, so that histories overlap
             pids = [bits(32) if rng.random() < 0.02 else 1 + bits(5) for _ in range(4)]
             if chance < 0.2:
                 pids[1] = pids[0]
@@ -173,13 +173,13 @@ class Datagrams(Target):
 
     @staticmethod
     def _odd(rng: random.Random) -> tuple[int, int, int]:
-        """Sender, flags and length of a datagram that is not as the kernel's are (or, by chance, is)."""
+        """Return sender, flags and length of a datagram that (usually) differs from those of the kernel."""
         sender = rng.getrandbits(32) if rng.getrandbits(1) else 0
         flags = _MSG_TRUNC if rng.random() < 0.3 else 0
         return sender, flags, int(rng.random() * (SLOT_SIZE + 1)) if rng.getrandbits(1) else 76
 
     def _received(self, fd, headers, count, flags, timeout) -> int:
-        """recvmmsg(): writes data, names, lengths and flags of all slots that it fills, and nothing else."""
+        """Replace recvmmsg(): write data, names, lengths and flags of the filled slots only."""
         data, odd = self._batch
         filled = len(data) // SLOT_SIZE
         self._view[: len(data)] = data

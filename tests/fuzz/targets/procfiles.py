@@ -1,8 +1,8 @@
-"""Bytes of /proc files: process/stat.py.
+"""Contents of /proc files: process/stat.py.
 
-Invariant: parse_stat and parse_ids raise ValueError or give integers; the others never raise. Whatever comm holds,
-brackets and newlines too, the fields behind it are those behind the last ")". Text comes back as the same bytes, a
-command line is cut at 4096 bytes, a unit is a component of the path, a container's name is in it.
+Invariant: parse_stat and parse_ids raise ValueError or return integers; the others never raise. For any comm, including
+brackets and newlines, the fields behind it are those after the last ")". Text keeps its bytes, a command line is
+truncated at 4096 bytes, a unit is a component of the path, and the path contains the name of the container.
 """
 
 from __future__ import annotations

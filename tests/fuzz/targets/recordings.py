@@ -1,7 +1,7 @@
-"""Recordings: cli/recording.py reads them, cli/replaying.py plays them.
+"""Recordings: cli/recording.py reads them, cli/replaying.py replays them.
 
-Invariant: RecordingError or a recording, nothing else. Any recording that is read can be replayed, in time that grows
-with its size, with the same matches every time; each match is of a rule there is. What a file unpacks to is bounded.
+Invariant: RecordingError or a recording, nothing else. Any recording that was read can be replayed, in time that grows
+with its size, with the same matches every time. Each match belongs to an existing rule. The unpacked size is bounded.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _death(pid: int, at_ns: int, status: int) -> tuple[bytes, bytes]:
 
 
 def chunks(taskstats: bool) -> Chunks:
-    """A shell starts two programs: one is killed, one succeeds; then a thread, a rename and a core dump."""
+    """Return a recording: a shell starts two programs; one is killed, one succeeds; a thread, a rename, a core dump."""
     start, second = 10**10, 10**9
     shell = {
         "tgid": 100,

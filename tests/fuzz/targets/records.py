@@ -1,8 +1,8 @@
 """Exit records of taskstats: connector/taskrecord.py.
 
-Invariant: UnreadableRecordError or a record, nothing else. A message that is too short, of another family or command,
-of a version with another layout, or whose attributes are not those of one exit record in their order, is refused. A
-record that is made has in every field what struct taskstats of the C header has there.
+Invariant: UnreadableRecordError or a record, nothing else. A message is rejected if it is too short, of another family
+or command, of a version with another layout, or if its attributes are not those of one exit record in their order.
+Every field of a record has the value at the offset of struct taskstats in the C header.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Records(Target):
         if chance < 0.1:
             return self.mutator(rng).damaged(seed, self.seeds)
         raw = bytearray(seed)
-        # The head decides, so it gets its share; the rest are values.
+        # Headers decide about acceptance, so they are damaged more often; the rest are values.
         for _ in range(1 + rng.getrandbits(1)):
             at = int(rng.random() * (48 if chance < 0.4 else len(raw)))
             length = 1 << int(rng.random() * (4 if chance < 0.7 else 6))
@@ -96,7 +96,7 @@ class Records(Target):
 
     @staticmethod
     def _group(data: bytes) -> int | None:
-        """The CPU time of the second struct, if the second attribute is AGGR_TGID and has one."""
+        """Return the CPU time of the second struct, if the second attribute is AGGR_TGID and has one."""
         at = 20 + (int.from_bytes(data[20:22], sys.byteorder) + 3) // 4 * 4
         if len(data) < at + 16 + 80 or int.from_bytes(data[at + 2 : at + 4], sys.byteorder) & _TYPE_MASK != 5:
             return None

@@ -1,8 +1,8 @@
-"""Rule files: rules/language/load.py, yaml12.py, schema.py, then compile.py and plan.py with what was accepted.
+"""Rule files: rules/language/load.py, yaml12.py, schema.py, then compile.py and plan.py with accepted files.
 
-Invariant: RulesError or rules, nothing else, in time that grows with the size of the file. Every problem lies in a line
-of the file, and what is printed of it cannot drive a terminal. What was accepted compiles, has a plan, and can be asked
-about any occurrence without an exception; every match of a rule is of an event it named.
+Invariant: RulesError or rules, nothing else, in time that grows with the size of the file. Every problem is in a line
+of the file, and its printed text cannot control a terminal. Accepted rules compile, have a plan, and can be evaluated
+for any occurrence without an exception. Every match of a rule is of an event that the rule names.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ rules:
 class RuleFiles(Target):
     name = "rules"
     executions = 60_000
-    most_cpu_s = 20.0  # a file of a megabyte, every line of it wrong
+    most_cpu_s = 20.0  # a file of a megabyte with an error in every line
     tokens = _TOKENS
 
     def made(self) -> list[bytes]:
@@ -89,14 +89,14 @@ class RuleFiles(Target):
             data = self._edited(rng, data)
         if rng.random() < 0.6:
             data = self.mutator(rng).damaged(data, self.seeds, most=2)
-        if rng.random() < 0.002:  # up to the largest file that is read
+        if rng.random() < 0.002:  # up to the size limit
             piece = data[rng.randrange(len(data) + 1) :][: 1 + int(rng.random() * 200)] or b"a"
             data += (b"\n" if rng.getrandbits(1) else b"") + piece * (LARGEST // len(piece))
         return data[:LARGEST]
 
     @staticmethod
     def _edited(rng: random.Random, data: bytes) -> bytes:
-        """Words for words and lines for lines: what is still YAML gets further."""
+        """Swap words for words and lines for lines: input that is still YAML gets further."""
         words = re.split(rb"([\w$./*-]+:?)", data)
         for _ in range(1 + rng.getrandbits(2)):
             at = rng.randrange(len(words))

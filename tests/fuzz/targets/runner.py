@@ -1,9 +1,9 @@
-"""Frames between the reader and the runner service: runner/wire.py, and what serve.Session does with them.
+"""Frames between the daemon and the runner: runner/wire.py, and what the session of runner/service.py does with them.
 
-Invariant: WireError or messages, nothing else, and the same ones however the stream was cut. Whatever a reader sends,
-a session starts only hooks of the rules that the runner itself knows, with that rule's own spec and user, never for
-longer than the rule says, each try once; what a hook is told (render.py) has no NUL, keeps to the limits of execve and
-has every variable that the runner itself sets as the runner set it.
+Invariant: WireError or messages, nothing else, and the same messages for every way to cut the stream. For any input, a
+session starts only hooks of the rules that the runner knows, with the settings and the user of the rule, for at most
+the time of the rule, and each attempt once. The input of a hook (render.py) has no NUL, keeps the limits of execve, and
+has every variable that the runner sets with the value that the runner set.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _SPECS = {
 
 
 class FakeTry:
-    """A hook that ends as soon as it is looked at."""
+    """A hook that ends at the first look."""
 
     latency_ms = 1.0
 
@@ -71,7 +71,7 @@ class FakeTry:
 
 
 class FakeHere:
-    """Judges what it is told to start, and starts nothing."""
+    """Check the requests and start nothing."""
 
     def __init__(self) -> None:
         self.launched = 0

@@ -1,9 +1,9 @@
 """The spool's file and its WAL: spool/store.py, database.py, salvage.py, spool.py.
 
-Invariant: whatever stands in the file, the spool opens, takes jobs in, gives them out and finishes them, without an
-exception. What it gives out runs: a job that was finished is not given out again, and after as many rounds as there are
-jobs nothing is due. The jobs taken in since it was opened are all run, whatever the file does to the others. What a
-damaged record tells a hook can be handed to execve.
+Invariant: for any contents of the file, the spool opens, accepts jobs, returns and finishes them without an exception.
+A finished job is not returned again, and after as many rounds as there are jobs nothing is due. All jobs that were
+accepted since it was opened run, whatever happens to the others. The hook input from a damaged record can be passed to
+execve.
 
 An input is the length of the database file (4 bytes, big-endian), the file, and its WAL.
 """
@@ -73,7 +73,7 @@ class SpoolFiles(Target):
             file.unlink()
 
     def made(self) -> list[bytes]:
-        """A file at rest, and one as a kill -9 leaves it, with most of it in the WAL."""
+        """Return a file at rest, and one as kill -9 leaves it, with most data in the WAL."""
         found = []
         for at_rest in (True, False):
             self._emptied()
@@ -109,13 +109,13 @@ class SpoolFiles(Target):
             if chance < 0.35:
                 length = rng.choice((1, 1, 2, 4, 8))
                 raw[at : at + length] = rng.randbytes(length)[: len(raw) - at]
-            elif chance < 0.55:  # the head of a page, where its structure is
+            elif chance < 0.55:  # the header of a page
                 at = min(at // _PAGE * _PAGE + rng.getrandbits(5), len(raw) - 1)
                 raw[at] = rng.getrandbits(8)
             elif chance < 0.65:
                 length = rng.randrange(3000)
                 raw[at : at + length] = rng.randbytes(length)[: len(raw) - at]
-            elif chance < 0.75:  # a page in another's place, or of zeros
+            elif chance < 0.75:  # a page replaced by another or by zeros
                 page, other = at // _PAGE * _PAGE, rng.randrange(len(raw)) // _PAGE * _PAGE
                 raw[page : page + _PAGE] = raw[other : other + _PAGE] if rng.getrandbits(1) else bytes(_PAGE)
             elif chance < 0.97:
@@ -146,7 +146,7 @@ class SpoolFiles(Target):
         assert None not in new.job_ids
         spool.counts(), spool.jobs(), spool.matches(), spool.next_due_in_s()
         ran: list[int] = []
-        for _ in range(4):  # damage that shows only now brings back what had been overlooked
+        for _ in range(4):  # damage that is found only now can bring back jobs
             due = spool.due(99)
             if not due:
                 break
