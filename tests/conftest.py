@@ -1,7 +1,7 @@
-"""One hypothesis profile for every test: moderate, and never judged by time, because the machine may be busy.
+"""One hypothesis profile for all tests: moderate, without time limits, because the machine may be busy.
 
-In CI the examples are the same every time: a change is judged by what it changes. Elsewhere they are new every time,
-which is how a rare history is found; what was found becomes a test of its own.
+In CI the examples are the same in every run, so that only a change can break it. Elsewhere they are new in every run,
+which finds rare histories. Every finding becomes a test of its own.
 """
 
 import os

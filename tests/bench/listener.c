@@ -1,7 +1,7 @@
-/* The listener everybody writes: epoll, one recv() per event, a counter per event type. What cnprocd is measured against.
+/* The usual listener: epoll, one recv() per event, a counter per event type. cnprocd is compared with it.
  *
- * Subscribes to the proc connector with the 4-byte LISTEN, which every kernel takes, and a receive buffer of 8 MB like
- * cnprocd's. Prints "ready" when subscribed; on SIGTERM its counts and the time of the last event, as one JSON line.
+ * Subscribe to the proc connector with the 4-byte LISTEN, which every kernel accepts, and a receive buffer of 8 MB. Print
+ * "ready" when subscribed; on SIGTERM print the counts and the time of the last event, as one JSON line.
  */
 #include <linux/cn_proc.h>
 #include <linux/connector.h>

@@ -1,14 +1,14 @@
-/* The workloads: processes that begin and end as fast as this machine can make them.
+/* The workloads: processes that start and exit as fast as this machine can.
  *
  *     load fork COUNT FAILING_EVERY NAME       vfork and _exit, one after the other, reaped at once
  *     load exec COUNT FAILING_EVERY NAME       the same with an exec of this very program in between
  *     load pace COUNT PAUSE_US NAME            like fork, every one failing with 3, with a pause after each
  *     load burst COUNT FAILING_EVERY NAME      COUNT processes that wait; released at once by a line on standard input
  *
- * The processes are called NAME, which they inherit: no COMM event disturbs the count. Every FAILING_EVERY-th exits with
- * 1, the first one not; 0: none. All are vfork()ed but the burst's, which must live side by side. Prints one JSON line:
- * wall time, CPU time of us and our children (where the kernel makes the events), and how many failed as waitpid() says.
- * A burst prints the PIDs first, and when it was released.
+ * The processes inherit the name NAME, so that no COMM event disturbs the count. Every FAILING_EVERY-th exits with 1, but
+ * not the first; with 0, none does. All are made by vfork(), except those of a burst, which must live side by side. Print
+ * one JSON line: wall time, CPU time of this process and its children (where the kernel sends the events), and the number of
+ * failures by waitpid(). A burst first prints the PIDs, and prints the time of its release.
  */
 #define _GNU_SOURCE
 #include <signal.h>
@@ -50,7 +50,7 @@ static pid_t start(const char *program, int execs, int code)
 
 int main(int count_of, char **arguments)
 {
-    if (count_of == 3) /* we are an exec's child */
+    if (count_of == 3) /* started by exec of this program */
         _exit(arguments[2][0] - '0');
     if (count_of < 5)
         return 2;

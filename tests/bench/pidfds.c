@@ -1,7 +1,8 @@
-/* The other way that needs no parent: a pidfd per process and epoll. For the workload of many that exit at once.
+/* The alternative without a parent: a pidfd per process and epoll. For the workload of many exits at once.
  *
- * Reads PIDs from standard input, one line, opens a pidfd on each, prints "ready", waits until all are readable, and prints
- * how many that were, when, and the CPU time of opening and of waiting, as one JSON line. What it cannot do: see a process nobody told it of, or what it was.
+ * Read PIDs from standard input, one line. Open a pidfd for each, print "ready", and wait until all are readable. Print their
+ * number, the time, and the CPU time of opening and of waiting, as one JSON line. It cannot detect processes whose PIDs it
+ * did not get, and does not know their identity.
  */
 #include <stdio.h>
 #include <sys/epoll.h>

@@ -1,7 +1,7 @@
 """Count events with pyroute2's connector socket: `python pyroute2_listener.py`, in a virtual environment that has it.
 
-It gets the receive buffer of the bench's other listeners. An overrun raises OSError out of get(); the loop continues
-with the next event, and the kernel counts the lost ones.
+It has the receive buffer of listener.c. An overrun raises OSError out of get(); the loop continues with the next event,
+and the kernel counts the lost ones.
 """
 
 import errno

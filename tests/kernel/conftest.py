@@ -1,4 +1,4 @@
-"""Kernel tests need root and a proc connector that answers; elsewhere they are skipped, with the reason."""
+"""Kernel tests need root and a working proc connector; elsewhere they are skipped with the reason."""
 
 from __future__ import annotations
 

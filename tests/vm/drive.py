@@ -1,9 +1,9 @@
-"""`make test-vm`: installs the packages in booted machines and takes them through a life of a service.
+"""`make test-vm`: install the packages in virtual machines and take them through the life of a service.
 
-Strategy: for each guest build its package twice (this version and the next), put packages, agent, steps and
-tests/kernel on the payload disk, boot, have the agent run every step in order, print what each said, and at the end the
-table: step, each guest's verdict and seconds. A failed step does not end the run: the next ones still tell something.
-Exit status 0 only if every step of every guest passed.
+Strategy: for each guest, build its package twice (this version and the next), put packages, agent, steps and
+tests/kernel on the payload disk, boot, and let the agent run every step in order. Print the result of each step, and a
+table of steps, verdicts and seconds at the end. A failed step does not end the run, because the next steps can still
+give information. Exit status 0 only if every step of every guest passed.
 
     python tests/vm/drive.py [--guest debian12] [--step boot --step install ...] [--keep-console DIR]
 """
@@ -29,13 +29,13 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 TITLES = {"debian12": "Debian 12", "debian13": "Debian 13"}
 STEP_LIMIT_S = 420.0
-MOST_DIAGNOSES = 3  # of failed steps; what follows from them is mostly the same
-LIMITS_S = {"kernel_suite": 1200.0}  # half a minute where the CPU is not emulated
+MOST_DIAGNOSES = 3  # of failed steps; later failures mostly have the same cause
+LIMITS_S = {"kernel_suite": 1200.0}  # half a minute on a CPU that is not emulated
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One step in one guest."""
+    """The result of one step in one guest."""
 
     ok: bool
     seconds: float
@@ -43,7 +43,7 @@ class Verdict:
 
 
 def package_builder() -> ModuleType:
-    """packaging/build.py as a module; it is a script beside what it packs, not part of a package."""
+    """Return packaging/build.py as a module. It is a script and not part of a Python package."""
     spec = importlib.util.spec_from_file_location("packaging_build", ROOT / "packaging/build.py")
     assert spec is not None
     assert spec.loader is not None
@@ -54,7 +54,7 @@ def package_builder() -> ModuleType:
 
 
 def packages(guest: str, scratch: Path) -> dict[str, Path]:
-    """This version and the next, named as the steps look for them."""
+    """Build this version and the next, under the names that the steps expect."""
     builder = package_builder()
     flavour, epoch = builder.FLAVOURS[guest], builder.source_epoch()
     found = {}
@@ -78,7 +78,7 @@ def payload(guest: str, scratch: Path) -> Path:
 
 
 def steps_of(guest: Machine, names: list[str]) -> Iterator[tuple[str, Verdict]]:
-    """Run `names` in order; a reboot ends with the agent's next hello."""
+    """Run `names` in order. A reboot ends with the agent's next hello."""
     for name in names:
         started = time.monotonic()
         try:
@@ -95,7 +95,7 @@ def steps_of(guest: Machine, names: list[str]) -> Iterator[tuple[str, Verdict]]:
 
 
 def take_through(name: str, names: list[str], console: Path | None) -> dict[str, Verdict]:
-    """One guest from image to last step."""
+    """Run one guest from image to last step."""
     built = time.monotonic()
     disk = image.obtain(image.RECIPES[name])
     verdicts: dict[str, Verdict] = {}
@@ -126,7 +126,7 @@ def take_through(name: str, names: list[str], console: Path | None) -> dict[str,
 
 
 def table(names: list[str], results: dict[str, dict[str, Verdict]]) -> str:
-    """Step, one column a guest, seconds."""
+    """Return a table of steps, with one column for each guest, in seconds."""
     width = max(map(len, names))
     lines = ["step".ljust(width) + "".join(f"  {TITLES[guest]:>18}" for guest in results)]
     for name in names:

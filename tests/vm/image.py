@@ -1,16 +1,16 @@
-"""Makes the guest images: a Debian suite as one ext4 file, its kernel, and an initrd of a few modules.
+"""Make the guest images: a Debian suite as one ext4 file, its kernel, and an initrd of a few modules.
 
-Strategy: an image holds the distribution and nothing of ours. What a run tests (packages, agent, steps) comes in on a
-second disk, so an image depends on its recipe alone and is cached under the recipe's hash. Three files result:
+Strategy: an image contains the distribution and no file of this project. Packages, agent and steps are on a second
+disk, so an image depends on its recipe only and is cached under the hash of the recipe. Three files result:
 
     root.ext4   mmdebstrap's tree, written by mke2fs -d (no loop device, no mount)
     vmlinuz     the cloud flavour of the suite's kernel: same version and proc connector, a third of the modules
-    initrd      busybox, the modules that lead to the root disk, and a nine-line init: Debian's own initrd starts udev
-                and takes 15 s longer under TCG
+    initrd      busybox, the modules for the root disk, and a nine-line init: Debian's own initrd starts udev and takes
+                15 s longer under TCG
 
-Facts relied on: Debian builds virtio_blk and ext4 as modules in every flavour, so a direct kernel boot needs an
-initrd; linux-image-cloud-amd64 depends on exactly one linux-image-VERSION package; modules are .ko (bookworm) or
-.ko.xz (trixie). The Debian mirror is the one this machine's apt uses.
+Facts relied on: Debian builds virtio_blk and ext4 as modules in every flavour, so a direct kernel boot needs an initrd.
+linux-image-cloud-amd64 depends on exactly one linux-image-VERSION package. Modules are .ko (bookworm) or .ko.xz
+(trixie). The Debian mirror is the one that apt of this machine uses.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-IMAGE_SIZE = "1600M"  # sparse: only what is written takes space
+IMAGE_SIZE = "1600M"  # sparse: only written blocks take space
 
-# What every guest has beyond apt's own needs; pytest and hypothesis for tests/kernel on the guest's kernel.
+# Packages of every guest. pytest and hypothesis are for tests/kernel on the guest's kernel.
 COMMON_PACKAGES = (
     "systemd", "systemd-sysv", "udev", "dbus", "kmod", "passwd", "procps", "python3", "python3-pytest",
     "python3-hypothesis",
 )  # fmt: skip
 
-# The path to the root disk, in an order modules.dep would give too; names a kernel has built in are skipped.
+# Modules for the root disk, in the order of modules.dep. Names that are built into a kernel are skipped.
 ROOT_DISK_MODULES = ("virtio_pci", "virtio_blk", "ext4")
 
 INIT = """#!/bin/busybox sh
@@ -55,7 +55,7 @@ while [ ! -b /dev/vda ] && [ $n -lt 100 ]; do n=$((n+1)); /bin/busybox usleep 50
 exec /bin/busybox switch_root /root /sbin/init
 """
 
-# The guest's only unit of ours: unpack the payload disk (a plain tar on /dev/vdb) and run the agent in it.
+# The only unit added to the guest: unpack the payload disk (a plain tar on /dev/vdb) and run the agent in it.
 AGENT_UNIT = """[Unit]
 Description=cnprocd test agent
 After=dev-vdb.device systemd-user-sessions.service
@@ -77,7 +77,7 @@ WantedBy=multi-user.target
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides what an image contains."""
+    """Everything that determines the contents of an image."""
 
     name: str
     suite: str
@@ -87,7 +87,7 @@ class Recipe:
 
 RECIPES = {
     "debian12": Recipe("debian12", "bookworm", COMMON_PACKAGES),
-    # python3-*: what the distribution-pure package depends on; the guest has no network to fetch it from.
+    # python3-*: dependencies of the distribution-pure package; the guest has no network to fetch them.
     "debian13": Recipe(
         "debian13",
         "trixie",
@@ -98,7 +98,7 @@ RECIPES = {
 
 @dataclass(frozen=True)
 class Image:
-    """A built image: what qemu is given."""
+    """A built image: the files for qemu."""
 
     root: Path
     kernel: Path
@@ -106,22 +106,22 @@ class Image:
 
 
 class ImageError(Exception):
-    """An image cannot be made here; the text says what is missing."""
+    """An image cannot be made here; the text names what is missing."""
 
 
 def cache_root() -> Path:
-    """Where images live: CNPROCD_VM_CACHE, or .vm/ in the checkout."""
+    """Return the directory of images: CNPROCD_VM_CACHE, or .vm/ in the checkout."""
     return Path(os.environ.get("CNPROCD_VM_CACHE") or REPOSITORY / ".vm")
 
 
 def recipe_key(recipe: Recipe) -> str:
-    """The hash of the recipe and of this file: whatever changes what an image contains also changes its name."""
+    """Return the hash of the recipe and of this file: any change of the contents changes the name."""
     parts = json.dumps(asdict(recipe)).encode() + Path(__file__).read_bytes()
     return hashlib.sha256(parts).hexdigest()[:16]
 
 
 def obtain(recipe: Recipe) -> Image:
-    """The image of `recipe`: from the cache, or built now. Safe against two runs at once."""
+    """Return the image of `recipe` from the cache, or build it. Two runs at once are safe."""
     where = cache_root() / f"{recipe.name}-{recipe_key(recipe)}"
     with locked(cache_root() / f"{recipe.name}.lock"):
         if not where.is_dir():
@@ -139,14 +139,14 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def drop_stale(recipe: Recipe, keep: Path) -> None:
-    """Remove this guest's images of older recipes: each is several hundred megabytes."""
+    """Remove this guest's images of older recipes: each has several hundred megabytes."""
     for old in cache_root().glob(f"{recipe.name}-*"):
         if old != keep:
             shutil.rmtree(old, ignore_errors=True)
 
 
 def build(recipe: Recipe, where: Path) -> None:
-    """Make the three files in a temporary directory beside `where`, then rename: a half-built image is never used."""
+    """Make the three files in a temporary directory beside `where`, then rename: no incomplete image is ever used."""
     missing = [tool for tool in ("mmdebstrap", "mke2fs", "dpkg-deb") if not shutil.which(tool)]
     if missing:
         raise ImageError(f"cannot build {recipe.name}: no {', '.join(missing)} (apt packages mmdebstrap e2fsprogs)")
@@ -167,7 +167,7 @@ def build(recipe: Recipe, where: Path) -> None:
 
 
 def bootstrap(recipe: Recipe, tree: Path) -> None:
-    """The suite's packages, and by way of a hook that runs while apt still has its lists, the kernel."""
+    """Install the packages of the suite and, in a hook that runs while apt still has its lists, the kernel."""
     slim = ["path-exclude=/usr/share/man/*", "path-exclude=/usr/share/locale/*", "path-exclude=/usr/share/doc/*"]
     run([
         "mmdebstrap", "--variant=apt", f"--include={','.join(recipe.packages)}",
@@ -179,8 +179,10 @@ def bootstrap(recipe: Recipe, tree: Path) -> None:
 
 
 def unpack_kernel(flavour: str, tree: Path) -> None:
-    """The kernel and busybox, unpacked rather than installed: installing a kernel package pulls in initramfs-tools and
-    builds an initrd nobody uses. Runs in mmdebstrap's hook, whose apt sees the guest's suite."""
+    """Unpack kernel and busybox. Installing a kernel package would pull in initramfs-tools and build an unused initrd.
+
+    Runs in mmdebstrap's hook, whose apt sees the suite of the guest.
+    """
     os.environ["APT_CONFIG"] = os.environ["MMDEBSTRAP_APT_CONFIG"]
     depends = run(["apt-cache", "depends", flavour])
     package = re.findall(r"Depends: (linux-image-\d\S*)", depends)[0]
@@ -192,7 +194,7 @@ def unpack_kernel(flavour: str, tree: Path) -> None:
         (tree / "boot").mkdir(exist_ok=True)
         shutil.move(next(unpacked.glob("boot/vmlinuz-*")), tree / "boot")
         shutil.move(next(path for path in unpacked.glob("**/bin/busybox") if path.is_file()), tree / "boot/busybox")
-        # /lib/modules in bookworm's package, /usr/lib/modules in trixie's: one place in a merged /usr.
+        # /lib/modules in bookworm's package, /usr/lib/modules in trixie's: the same directory in a merged /usr.
         modules = next(path for path in unpacked.glob("**/lib/modules/*") if path.is_dir())
         (tree / "usr/lib/modules").mkdir(parents=True, exist_ok=True)
         shutil.move(modules, tree / "usr/lib/modules")
@@ -200,7 +202,7 @@ def unpack_kernel(flavour: str, tree: Path) -> None:
 
 
 def configure(tree: Path) -> None:
-    """Root without a password on the console, our agent, and no timers that wake a small guest."""
+    """Set up root without a password on the console, the agent, and no timers that would wake a small guest."""
     (tree / "etc/hostname").write_text("guest\n")
     (tree / "etc/fstab").write_text("/dev/vda / ext4 rw,noatime 0 0\n")
     unit = tree / "etc/systemd/system/cnprocd-vm-agent.service"
@@ -214,7 +216,7 @@ def configure(tree: Path) -> None:
         (tree / "etc/systemd/system" / noise).symlink_to("/dev/null")
     journal = tree / "etc/systemd/journald.conf.d"
     journal.mkdir(parents=True)
-    # Persistent, so that a step can read what happened before a reboot; unlimited, so that a storm is not dropped.
+    # Persistent: a step can read records from before a reboot. Unlimited: no record of a storm is dropped.
     (journal / "vm.conf").write_text("[Journal]\nStorage=persistent\nRateLimitIntervalSec=0\nForwardToConsole=no\n")
     (tree / "etc/machine-id").write_text("")
 
@@ -224,7 +226,7 @@ def kernel_version(tree: Path) -> str:
 
 
 def initrd(tree: Path, version: str) -> bytes:
-    """A gzip-compressed newc archive: busybox, the modules to the root disk, /init."""
+    """Write a gzip-compressed newc archive: busybox, the modules for the root disk, /init."""
     base = tree / "usr/lib/modules" / version
     modules = list(closure(base / "modules.dep", ROOT_DISK_MODULES))
     archive = Cpio()
@@ -243,7 +245,7 @@ def initrd(tree: Path, version: str) -> bytes:
 
 
 def closure(modules_dep: Path, wanted: Iterable[str]) -> Iterator[str]:
-    """`wanted` and what they need, dependencies first, from depmod's own table. Built-in names are not in it."""
+    """Return `wanted` and their dependencies first, from depmod's table. Built-in names are not in it."""
     table: dict[str, list[str]] = {}
     for line in modules_dep.read_text().splitlines():
         path, _, needs = line.partition(":")
@@ -258,14 +260,14 @@ def closure(modules_dep: Path, wanted: Iterable[str]) -> Iterator[str]:
                 yield from walk(need)
             yield path
 
-    # ext4 asks the crypto layer for crc32c at run time, which no table of symbols shows.
+    # ext4 requests crc32c from the crypto layer at run time; no table of symbols shows this.
     for name in (*(n for n in ("crc32c_generic", "crc32c_cryptoapi") if n in by_name), *wanted):
         if name in by_name:
             yield from walk(by_name[name])
 
 
 class Cpio:
-    """The newc format, as Documentation/driver-api/early-userspace/buffer-format.rst gives it."""
+    """The newc format of Documentation/driver-api/early-userspace/buffer-format.rst."""
 
     def __init__(self) -> None:
         self.out = io.BytesIO()
@@ -288,7 +290,7 @@ class Cpio:
 
 
 def host_mirror() -> str:
-    """The archive that this machine's apt gets Debian from."""
+    """Return the Debian archive that apt of this machine uses."""
     fields = "$(REPO_URI)|$(ORIGIN)|$(LABEL)"
     text = run(["apt-get", "indextargets", "--format", fields, "Created-By: Packages"])
     for line in text.splitlines():
@@ -299,7 +301,7 @@ def host_mirror() -> str:
 
 
 def host_apt_options() -> list[str]:
-    """Proxies and date checks as this machine's apt has them: the guest's packages come the same way."""
+    """Return proxies and date checks of this machine's apt; the guest's packages come the same way."""
     keep = re.compile(r'Acquire::((https?|Retries|Check-[A-Za-z-]+)(::[^ ]*)?) "[^"]+";')
     return [line.rstrip(";") for line in run(["apt-config", "dump"]).splitlines() if keep.fullmatch(line)]
 

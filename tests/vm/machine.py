@@ -1,10 +1,9 @@
-"""One guest: starts qemu on an image, talks to the agent in it, ends it.
+"""One guest: start qemu on an image, talk to the agent in it, end it.
 
-Facts relied on: KVM does not start a guest here, so TCG (one host thread a virtual CPU); a direct kernel boot needs no
-boot loader. Writes go to a sparse copy of the image, which so stays as it was for the next run. A reboot ends qemu
-(-no-reboot) and starts another on the same copy: a reset inside one qemu leaves a 6.1 kernel under TCG in soft lockups.
-Waiting is always on the agent's socket
-(select with a deadline), never a sleep.
+Facts relied on: KVM does not start a guest here, so TCG is used (one host thread for each virtual CPU). A direct kernel
+boot needs no boot loader. Writes go to a sparse copy of the image, which itself stays unchanged for the next run. A
+reboot ends qemu (-no-reboot) and starts another on the same copy: a reset inside one qemu leaves a 6.1 kernel under TCG
+in soft lockups. All waiting is on the agent's socket (select with a deadline), never a sleep.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ from typing import Any, Self
 from image import Image
 
 ACCELERATOR = os.environ.get("CNPROCD_VM_ACCEL", "tcg,thread=multi")
-# console=ttyS0 for the log; mitigations cost TCG dearly and are not what is tested.
+# console=ttyS0 for the log. mitigations are expensive under TCG and not under test.
 COMMAND_LINE = "root=/dev/vda rw console=ttyS0 quiet mitigations=off systemd.show_status=false tsc=reliable panic=0"
 BOOT_LIMIT_S = 240.0
 
 
 class MachineError(Exception):
-    """The guest did not answer; the text carries the end of its console."""
+    """The guest did not answer; the text has the end of its console."""
 
 
 class Machine:
@@ -50,7 +49,7 @@ class Machine:
         return self
 
     def start(self) -> None:
-        """Switch it on."""
+        """Start the guest."""
         errors = self.console.with_suffix(".qemu")
         self.channel_path.unlink(missing_ok=True)
         with errors.open("wb") as file:
@@ -63,7 +62,7 @@ class Machine:
         while self.channel.connect_ex(str(self.channel_path)):
             if self.qemu.poll() is not None or time.monotonic() > deadline:
                 raise MachineError(f"qemu did not start: {errors.read_text()}")
-            time.sleep(0.05)  # qemu offers no event for "my socket is there"; bounded by the deadline above
+            time.sleep(0.05)  # qemu sends no event when its socket exists; bounded by the deadline above
 
     def __exit__(self, *_: object) -> None:
         self.qemu.kill()
@@ -85,7 +84,7 @@ class Machine:
         ]  # fmt: skip
 
     def wait_boot(self) -> float:
-        """Until the agent of a boot not seen before says hello; the guest's own uptime at that moment."""
+        """Wait for the agent's hello of a new boot. Return the guest's uptime at that moment."""
         while True:
             message = self.receive(time.monotonic() + BOOT_LIMIT_S)
             if message.get("hello") not in (None, self.boot_id):
@@ -93,7 +92,7 @@ class Machine:
                 return float(message["uptime"])
 
     def step(self, name: str, timeout: float) -> dict[str, Any]:
-        """Have the agent run one step. The host waits a little longer than the agent does."""
+        """Let the agent run one step. The host waits a little longer than the agent."""
         self.counter += 1
         self.channel.sendall(json.dumps({"id": self.counter, "step": name, "timeout": timeout}).encode() + b"\n")
         while True:
@@ -102,13 +101,13 @@ class Machine:
                 return answer
 
     def reboot(self) -> float:
-        """Ask for it, and wait for the next boot: whether the answer still gets out is chance."""
+        """Request a reboot and wait for the next boot. The answer to the request may be lost."""
         self.counter += 1
         self.channel.sendall(json.dumps({"id": self.counter, "step": "reboot", "timeout": 60}).encode() + b"\n")
         try:
             self.qemu.wait(BOOT_LIMIT_S)
         except subprocess.TimeoutExpired:
-            raise MachineError(f"the guest did not go down; its console ends:\n{self.console_tail()}") from None
+            raise MachineError(f"the guest did not shut down; end of its console:\n{self.console_tail()}") from None
         self.channel.close()
         self.start()
         return self.wait_boot()
@@ -118,7 +117,7 @@ class Machine:
             ready, _, _ = select.select([self.channel], [], [], max(0.0, deadline - time.monotonic()))
             data = self.channel.recv(65536) if ready else b""
             if not data:
-                raise MachineError(f"the guest fell silent; its console ends:\n{self.console_tail()}")
+                raise MachineError(f"the guest does not answer; end of its console:\n{self.console_tail()}")
             self.buffer += data
         line, _, self.buffer = self.buffer.partition(b"\n")
         message: dict[str, Any] = json.loads(line)
@@ -129,12 +128,12 @@ class Machine:
 
 
 def qemu_missing() -> str:
-    """Why no guest can run here, or an empty string."""
+    """Return why no guest can run here, or an empty string."""
     return "" if shutil.which("qemu-system-x86_64") else "qemu-system-x86_64 is missing (apt package qemu-system-x86)"
 
 
 def pack_payload(where: Path, files: dict[str, Path]) -> Path:
-    """The second disk: a plain tar of `files` (name in the guest -> file here), padded by tarfile to whole records."""
+    """Write the second disk: a plain tar of `files` (name in the guest -> file here), padded to whole records."""
     with tarfile.open(where, "w") as tar:
         for name, path in sorted(files.items()):
             tar.add(path, name)

@@ -1,8 +1,8 @@
-"""Runs inside the guest: reads one JSON request a line from the virtio port, answers one JSON line each.
+"""Run inside the guest: read one JSON request a line from the virtio port, answer one JSON line each.
 
-Standard library only, and no knowledge of cnprocd: a step is a function in steps.py beside this file, run in a process
-of its own so that a step that crashes, hangs or kills its children is an answer like any other. Python runs as the
-guest's own python3 (3.11 and 3.13).
+Standard library only, and without knowledge of cnprocd. A step is a function in steps.py beside this file. It runs in a
+process of its own, so that a step that crashes, hangs or kills its children still gives an answer. Python is the
+guest's python3 (3.11 and 3.13).
 
     {"id": 1, "step": "install", "timeout": 120}  ->  {"id": 1, "ok": true, "seconds": 8.1, "detail": "..."}
     on connection                                 ->  {"hello": BOOT_ID, "uptime": SECONDS}
@@ -25,7 +25,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def perform(step: str, timeout: float) -> dict[str, Any]:
-    """One step in a child of its own session: its verdict is its exit status, its last line of output the detail."""
+    """Run one step in a child with its own session: exit status is the verdict, last line of output the detail."""
     started = time.monotonic()
     child = subprocess.Popen(
         [sys.executable, str(HERE / "steps.py"), step],
@@ -41,7 +41,7 @@ def perform(step: str, timeout: float) -> dict[str, Any]:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
         output, _ = child.communicate()
-        output += f"\nno end within {timeout} s".encode()
+        output += f"\ntimed out after {timeout} s".encode()
         ok = False
     return {
         "ok": ok,
@@ -63,7 +63,7 @@ def serve(port: BinaryIO) -> None:
 
 
 def main() -> None:
-    # Unbuffered: the port is a character device, and a buffered reader would wait for a full block.
+    # Unbuffered: the port is a character device, and a buffered read would wait for a full block.
     with PORT.open("r+b", buffering=0) as port:
         serve(port)
 

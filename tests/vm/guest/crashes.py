@@ -1,4 +1,4 @@
-"""Steps about loss: a storm of failing processes while something of ours is killed, restarted, upgraded or hung."""
+"""Steps about loss: a storm of failing processes while daemon or runner is killed, restarted, upgraded or hung."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LOAD = Path("/run/systemd/system/cnprocd.service.d")
 
 
 def storm(count: int, comm: str, at: dict[int, Callable[[], object]]) -> list[int]:
-    """`count` processes that end with 1 to 127, one after the other; at the given numbers something happens."""
+    """Run `count` processes that exit with 1 to 127, one after the other; call the function at the given numbers."""
     pids = []
     for number in range(count):
         if number in at:
@@ -31,13 +31,13 @@ def compare(expected: list[int], seen: list[int]) -> str:
     twice = len(seen) - len(set(seen))
     expect(
         not missing and not extra,
-        f"{len(expected)} died, {len(missing)} not matched ({missing[:10]}), {len(extra)} too many",
+        f"{len(expected)} died, {len(missing)} not matched ({missing[:10]}), {len(extra)} extra",
     )
     return f"{len(expected)} expected, {len(set(seen))} seen" + (f", {twice} twice" if twice else "")
 
 
-def kill_reader() -> str:
-    """kill -9 twice in the storm: systemd holds the socket, the next daemon reads what it missed."""
+def kill_daemon() -> str:
+    """Kill the daemon twice in the storm: systemd holds the socket, the next daemon reads the missed events."""
     prepare()
     after = cursor()
 
@@ -60,7 +60,7 @@ def ready() -> bool:
 
 
 def kill_runner() -> str:
-    """kill -9 of the runner while hooks run: the reader still has their jobs."""
+    """Kill the runner while hooks run: the daemon still has their jobs."""
     prepare()
     (SCRATCH / "noted").unlink(missing_ok=True)
 
@@ -89,7 +89,7 @@ def restart_under_load() -> str:
 
 
 def upgrade_under_load() -> str:
-    """The next version of the package while processes die; the edited rules are kept."""
+    """Install the next version of the package while processes die. The edited rules are kept."""
     (deb,) = HERE.glob("packages/2/*.deb")
     edited = RULES.read_text()
     before = main_pid()
@@ -110,7 +110,7 @@ def upgrade_under_load() -> str:
 
 
 def watchdog() -> str:
-    """A hung daemon (SIGSTOP) is killed by systemd and replaced; what died meanwhile is matched."""
+    """Stop the daemon (SIGSTOP): systemd kills and replaces it, and the processes that died meanwhile match."""
     LOAD.mkdir(parents=True, exist_ok=True)
     (LOAD / "vm.conf").write_text("[Service]\nWatchdogSec=6s\n")
     run("systemctl", "daemon-reload")

@@ -1,4 +1,4 @@
-"""Steps about hooks: run as the named user outside the sandbox; jobs that a reboot finds waiting run after it."""
+"""Steps about hooks: they run as the named user outside the sandbox, and jobs waiting at a reboot run after it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ HOOKS_TEXT = (
 
 
 def prepare() -> None:
-    """A user with a home, a root-owned hook, a place to write to, and rules that use them."""
+    """Create a user with a home, a root-owned hook, a directory to write to, and rules that use them."""
     if run("getent", "passwd", "oper", ok=False).returncode:
         run("useradd", "--create-home", "--shell", "/bin/sh", "oper")
     SCRATCH.mkdir(exist_ok=True)
@@ -82,7 +82,7 @@ def hook_as_user() -> str:
 
 
 def queue_jobs() -> str:
-    """Hooks that cannot end before the reboot: some run, some wait for a slot."""
+    """Start hooks that cannot end before the reboot: some run, some wait for a slot."""
     prepare()
     after = cursor()
     pids = [die("vmwait", 1) for _ in range(20)]
@@ -101,5 +101,5 @@ def jobs_after_reboot() -> str:
         return set((SCRATCH / "waited").read_text().split()) if (SCRATCH / "waited").exists() else set()
 
     seconds = until("every job ran", lambda: bool(run("sync")) and ran() >= wanted, limit_s=180)
-    expect(ran() == wanted, f"hooks of {ran() - wanted} ran too")
+    expect(ran() == wanted, f"hooks of {ran() - wanted} ran as well")
     return f"{len(wanted)} of {len(wanted)} ran, {seconds:.0f} s after"

@@ -1,4 +1,4 @@
-"""Steps of an installation's life: boot, install, enable, stop, reboot, remove, purge."""
+"""Steps of the life of an installation: boot, install, enable, stop, reboot, remove, purge."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def boot() -> str:
 
 
 def install() -> str:
-    """From a file, offline: everything it needs is in it, or in the distribution's packages already there."""
+    """Install from a file, offline: all dependencies are in it or already installed from the distribution."""
     (deb,) = HERE.glob("packages/1/*.deb")
     run("apt-get", "install", "-y", "--no-install-recommends", str(deb), timeout=300)
     expect(pwd.getpwnam("cnprocd").pw_shell == "/usr/sbin/nologin", "the user cnprocd may log in")
@@ -32,13 +32,13 @@ def install() -> str:
     return run("dpkg-query", "-W", "-f", "${Version} ${Architecture}", "cnprocd").stdout
 
 
-# What depends on the kernel; the rest of tests/kernel needs its root, and is as true on any.
+# Tests that depend on the kernel. The result of the others is the same on any kernel.
 KERNEL_TESTS = ("canary", "events", "identity", "loss", "semantics", "storm")
-AS_IT_IS = "not (oldest or no-taskstats or no-event-mask)"  # nothing refused: what it lacks, this kernel lacks for real
+AS_IT_IS = "not (oldest or no-taskstats or no-event-mask)"  # nothing refused: this kernel lacks the features for real
 
 
 def kernel_suite() -> str:
-    """tests/kernel of the checkout, on this kernel, as root, with the package's modules (not yet installed)."""
+    """Run tests/kernel of the checkout on this kernel, as root, with the package's modules (not yet installed)."""
     (deb,) = HERE.glob("packages/1/*.deb")
     unpacked = Path("/run/cnprocd-vm/unpacked")
     run("dpkg-deb", "-x", str(deb), str(unpacked))
@@ -48,7 +48,7 @@ def kernel_suite() -> str:
     files.append("tests/unit/cli/test_recorded_examples.py")  # recorded on another machine
     log = HERE / "kernel_suite.log"
     command = ["python3", "-m", "pytest", "-v", "-ra", "--tb=short", "-p", "no:cacheprovider", "-k", AS_IT_IS, *files]
-    # Into a file, not a pipe: a process that a test left behind would hold that open. If it hangs, the last line tells.
+    # A file, not a pipe: a process left behind by a test would keep a pipe open. Its last line shows where a run hangs.
     with log.open("w") as output:
         pytest = subprocess.Popen(
             command, cwd=HERE, env=os.environ | {"PYTHONPATH": path}, stdout=output, stderr=subprocess.STDOUT
@@ -72,7 +72,7 @@ def enable() -> str:
 
 
 def sandbox() -> str:
-    """It runs as its user, with two capabilities, filtered; and systemd's own figure for it."""
+    """Check that the daemon runs as its user with two capabilities and a filter; check systemd's exposure figure."""
     status = Path(f"/proc/{main_pid()}/status").read_text()
     field = dict(re.findall(r"^(\w+):\s+(.*)$", status, re.M))
     expect(field["Uid"].split()[0] == str(pwd.getpwnam("cnprocd").pw_uid), f"runs as uid {field['Uid']}")
@@ -81,12 +81,12 @@ def sandbox() -> str:
     expect(field["NoNewPrivs"] == "1" and field["Seccomp"] == "2", "not sandboxed")
     text = run("systemd-analyze", "security", "--no-pager", "cnprocd.service").stdout
     figure = re.findall(r"Overall exposure level for cnprocd.service: ([0-9.]+)", text)[0]
-    expect(float(figure) <= 1.5, f"systemd-analyze security says {figure}, above 1.5")
+    expect(float(figure) <= 1.5, f"systemd-analyze security reports {figure}, above 1.5")
     return f"systemd-analyze security {figure}"
 
 
 def stop_start() -> str:
-    """A stop is a stop: the socket goes too, and no process event starts it again."""
+    """Stop the service: the socket is closed as well, and no process event starts it again."""
     run("systemctl", "stop", "cnprocd.service")
     expect(show("cnprocd-connector.socket", "ActiveState") == "inactive", "the connector socket outlived a stop")
     for _ in range(20):
@@ -108,7 +108,7 @@ def reboot() -> str:
 def remove() -> str:
     RULES.write_text(RULES.read_text() + "# edited\n")
     run("apt-get", "remove", "-y", "cnprocd", timeout=300)
-    expect(run("pgrep", "-f", "/usr/bin/cnprocd", ok=False).returncode == 1, "something of ours still runs")
+    expect(run("pgrep", "-f", "/usr/bin/cnprocd", ok=False).returncode == 1, "a process of cnprocd still runs")
     expect(RULES.read_text().endswith("# edited\n"), "the edited rules are gone")
     expect(not Path("/usr/bin/cnprocd").exists(), "/usr/bin/cnprocd is still there")
     return "the rules stay"
@@ -119,8 +119,8 @@ def purge() -> str:
     found = run(
         "find", "/etc", "/usr", "/var", "/run", "/home", "-xdev", "-name", "*cnprocd*",
         "-not", "-path", "/run/cnprocd-vm*", "-not", "-path", "/var/tmp/cnprocd-vm*", "-not", "-name", "*cnprocd-vm*",
-        "-not", "-path", "/run/udev/*",  # our port
-        # apt's own memory of what it did, and where the guest's disk of packages lies.
+        "-not", "-path", "/run/udev/*",  # the agent's port
+        # apt's logs, and the guest's disk of packages.
         "-not", "-path", "/var/log/*", "-not", "-path", "/var/cache/apt/*",
     ).stdout.split()  # fmt: skip
     expect(not found, "left behind: " + " ".join(found))

@@ -1,4 +1,4 @@
-"""Steps about rules: a match in the journal, a good reload, a refused one."""
+"""Steps about rules: a match in the journal, a good reload, a refused reload."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ rules:
 
 
 def failing_process() -> str:
-    """With the rules as shipped: one failed process, one record, its fields native."""
+    """With the shipped rules: one failed process, one record, native fields."""
     after = cursor()
     pid = die("vmfirst", 3)
     record = first(after, "_SYSTEMD_UNIT=cnprocd.service", f"CNPROCD_PID={pid}")
@@ -55,24 +55,24 @@ def good_reload() -> str:
     after = cursor()
     pid = die("vmfail", 7)
     record = first(after, f"CNPROCD_PID={pid}", "CNPROCD_RULE=vm-fail")
-    expect(show("cnprocd.service", "MainPID") == before, "a reload made a new process")
+    expect(show("cnprocd.service", "MainPID") == before, "a reload started a new process")
     return record["MESSAGE"]
 
 
 def bad_reload() -> str:
-    """Refused at once, told with file:line:column, and the old rules stay in force."""
+    """Reload an invalid file: refused at once with file:line:column, and the current rules are kept."""
     after = cursor()
     write_rules(RULES_TEXT.replace("comm: vmfail", "com: vmfail"))
     refused = run("systemctl", "reload", "cnprocd.service", ok=False)
     expect(refused.returncode != 0, "systemctl reload accepted a bad rule file")
-    told = first(after, "_SYSTEMD_UNIT=cnprocd.service", "CNPROCD_EVENT=rules_rejected")["MESSAGE"]
-    expect("rules.yaml:5:13" in told, f"the place of the mistake is not told: {told}")
+    message = first(after, "_SYSTEMD_UNIT=cnprocd.service", "CNPROCD_EVENT=rules_rejected")["MESSAGE"]
+    expect("rules.yaml:5:13" in message, f"no place of the error in {message}")
     expect(show("cnprocd.service", "ActiveState") == "active", "a bad reload stopped the service")
     pid = die("vmfail", 8)
     first(after, f"CNPROCD_PID={pid}", "CNPROCD_RULE=vm-fail")
     write_rules(RULES_TEXT)
     run("systemctl", "reload", "cnprocd.service")
-    return next(line for line in told.splitlines() if "rules.yaml" in line)
+    return next(line for line in message.splitlines() if "rules.yaml" in line)
 
 
 HOUR_S = 3600
@@ -90,7 +90,7 @@ RETRIED = """
 
 
 def clock_steps() -> str:
-    """The machine's clock goes back and forth by hours: no retry, deadline or cooldown notices, no match is lost."""
+    """Step the machine's clock back and forth by hours: no retry, deadline or cooldown changes, no match is lost."""
     write_rules(RULES_TEXT + RETRIED)
     run("systemctl", "reload", "cnprocd.service")
     after = cursor()

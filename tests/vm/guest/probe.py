@@ -1,7 +1,7 @@
-"""What the steps are made of: run a command, make a process die, read the journal until it says what must be said.
+"""The parts of all steps: run a command, make a process die, read the journal until it has a record.
 
-Nothing here sleeps: waiting is asking the journal or a unit again, until a deadline. Where it must be shown that no
-more comes, a marker process dies last: its record is behind all that was to come.
+Nothing here sleeps: waiting queries the journal or a unit again until a deadline. To show that no more records come, a
+marker process dies last: its record is behind all others.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LIMIT_S = 60.0
 
 
 class StepFailedError(Exception):
-    """The step's verdict, in words."""
+    """The verdict of a step, as text."""
 
 
 def expect(good: object, otherwise: str) -> None:
@@ -29,7 +29,7 @@ def expect(good: object, otherwise: str) -> None:
 
 
 def run(*argv: str, timeout: float = 120, ok: bool = True) -> subprocess.CompletedProcess[str]:
-    """A command with its output; with `ok`, its failure is the step's."""
+    """Run a command and return its output. With `ok`, its failure fails the step."""
     done = subprocess.run(argv, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL)
     expect(not ok or done.returncode == 0, f"{' '.join(argv)}: status {done.returncode}\n{done.stdout}{done.stderr}")
     return done
@@ -44,7 +44,7 @@ def main_pid(unit: str = "cnprocd.service") -> int:
 
 
 def die(comm: str, code: int) -> int:
-    """A process of ours with this name ends with this code; its pid, reaped."""
+    """Run a process with this name that exits with this code. Return its PID after reaping it."""
     child = os.fork()
     if child == 0:
         try:
@@ -56,12 +56,12 @@ def die(comm: str, code: int) -> int:
 
 
 def cursor() -> str:
-    """Where the journal ends now."""
+    """Return the cursor of the end of the journal."""
     return str(json.loads(run("journalctl", "-q", "-n", "1", "-o", "json").stdout)["__CURSOR"])
 
 
 def follow(after: str, *matches: str, limit_s: float = LIMIT_S) -> Iterator[dict[str, str]]:
-    """Records from `after` on, as they come; the step has failed when the deadline passes.
+    """Yield the records from `after` on, as they come. The step fails at the deadline.
 
     Matches are compared here: journalctl of systemd 252 skips one matching entry too many after --after-cursor.
     """
@@ -81,7 +81,7 @@ def first(after: str, *matches: str, limit_s: float = LIMIT_S) -> dict[str, str]
 
 
 def matched_pids(after: str, rule: str, marker: str = "vm-marker", limit_s: float = LIMIT_S) -> list[int]:
-    """The pids that `rule` matched, up to the marker process that dies now."""
+    """Return the PIDs that `rule` matched, up to the marker process that dies now."""
     last = die("vmmarker", 1)
     seen = []
     for record in follow(after, "CNPROCD_EVENT=rule_matched", limit_s=limit_s):
@@ -93,7 +93,7 @@ def matched_pids(after: str, rule: str, marker: str = "vm-marker", limit_s: floa
 
 
 def until(what: str, question: Callable[[], bool], limit_s: float = LIMIT_S) -> float:
-    """Ask a command again and again (each takes time of its own) until it says yes; how long that took."""
+    """Run a check again and again (each takes time of its own) until it is true. Return the time that it took."""
     started = time.monotonic()
     while not question():
         expect(time.monotonic() - started < limit_s, f"not within {limit_s} s: {what}")
@@ -105,7 +105,7 @@ def write_rules(text: str) -> None:
 
 
 def diagnose() -> str:
-    """What a person would look at first after a failed step."""
+    """Return the output of the commands that help most after a failed step."""
     units = ("cnprocd.service", "cnprocd-connector.socket", "cnprocd-runner.socket", "cnprocd-runner.service")
     commands = (
         ("systemctl", "--no-pager", "--full", "status", *units),

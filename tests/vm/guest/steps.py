@@ -1,6 +1,6 @@
-"""The guest's side of each step: `python3 steps.py NAME` prints one line of detail, or says what failed and exits 1.
+"""Run one step in the guest: `python3 steps.py NAME` prints one line of detail, or the failure, and exits with 1 then.
 
-Steps run in the order of STEPS, each on what the ones before left, as an administrator would go through them.
+Steps run in the order of STEPS. Each uses the state that the steps before have left, as for an administrator.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STEPS = {
         matching.bad_reload,
         matching.clock_steps,
         hooks.hook_as_user,
-        crashes.kill_reader,
+        crashes.kill_daemon,
         crashes.kill_runner,
         crashes.restart_under_load,
         crashes.upgrade_under_load,
