@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cnprocd import __version__
 from cnprocd.errors import EX_OK, CnprocdError
-from cnprocd.rules.loader_process import Reading
+from cnprocd.rules.loader_process import RuleLoader
 from cnprocd.rules.problems import MAIN_FILE, LoadedRules
 
 _FEATURES = ("event_mask", "taskstats", "socket_filter", "pidfd_info")
@@ -63,8 +63,8 @@ def _read(rules: Path | None) -> LoadedRules:
     return load_in_force(rules)
 
 
-def _start_loader(rules: Path | None) -> Reading:
-    return Reading(lambda: _read(rules), rules or MAIN_FILE)
+def _start_loader(rules: Path | None) -> RuleLoader:
+    return RuleLoader(lambda: _read(rules), rules or MAIN_FILE)
 
 
 def _report(loaded: LoadedRules) -> int:
@@ -75,7 +75,7 @@ def _report(loaded: LoadedRules) -> int:
     return EX_OK
 
 
-def _serve(options: argparse.Namespace, reading: Reading) -> int:
+def _serve(options: argparse.Namespace, reading: RuleLoader) -> int:
     # Imported while the rules are being read by another process.
     import asyncio
 

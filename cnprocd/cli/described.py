@@ -20,8 +20,8 @@ from cnprocd.errors import CnprocdError
 from cnprocd.launch.render import exact
 from cnprocd.output.record import MATCH_FIELDS
 from cnprocd.process.model import Kind, Occurrence, Process
-from cnprocd.rules.language.mistakes import nearest
 from cnprocd.rules.language.syntax import signal_numbers
+from cnprocd.rules.language.value_problem import did_you_mean
 
 Description = Mapping[str, object]
 FIELDS = (
@@ -77,7 +77,7 @@ def occurrence_of(said: Description, names: Names) -> Occurrence:
 def _check_fields(said: Description) -> None:
     for name in said:
         if name not in FIELDS and not name.endswith("_hex"):
-            raise DescriptionError(f"an event has no field {name!r}", nearest(name, FIELDS) or ", ".join(FIELDS))
+            raise DescriptionError(f"an event has no field {name!r}", did_you_mean(name, FIELDS) or ", ".join(FIELDS))
     kind = said.get("kind")
     known = (*_EXITS, "fork", "exec", "uid", "gid", "sid", "ptrace", "comm", "coredump")
     if kind is not None and kind not in known:

@@ -1,4 +1,4 @@
-"""Rule files for commands: load them as the daemon does, with every warning at its line and column."""
+"""Load rule files for commands, as the daemon does, with every warning at its line and column."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cnprocd.rules.language import yaml12
 from cnprocd.rules.language.disabled import apply, path_beside
-from cnprocd.rules.language.lint import Warned, lint
+from cnprocd.rules.language.lint import LintWarning, lint
 from cnprocd.rules.language.load import LARGEST, load
 from cnprocd.rules.problems import LoadedRules, Problem, RulesError
 from cnprocd.rules.ruleset import Rule
@@ -32,7 +32,7 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a rule stands."""
+    """The position of a rule."""
 
     file: Path
     root: yaml12.Mapping
@@ -45,7 +45,7 @@ def loaded_rules(
     user: Callable[[str], int | None] | None = None,
     group: Callable[[str], int | None] | None = None,
 ) -> LoadedRules:
-    """The rules in force for this --rules. Raises RulesError."""
+    """Return the rules of this --rules, with the disabled ones marked. Raises RulesError."""
     return apply(load(rules, user=user, group=group), path_beside(rules))
 
 
@@ -86,11 +86,11 @@ def _renamed(problem: Problem, copy: Path) -> Problem:
 
 
 def rule_of_match(match: str | None, events: Sequence[str]) -> Rule:
-    """A rule made on the command line: `match` is YAML or JSON of the rule language. Raises RulesError."""
+    """Return a rule of the command line: `match` is YAML or JSON of the rule language. Raises RulesError."""
     text = f"rules:\n  - name: command-line\n    events: [{', '.join(events)}]\n"
     if match is not None:
         text += f"    match: {match}\n"
-    # Through the loader as a file: a mistake is then told as in a rule file, with the place and a caret.
+    # Load it as a file: its problems then have a position and a caret.
     with tempfile.TemporaryDirectory(prefix="cnprocctl-") as directory:
         file = Path(directory) / "--match"
         file.write_text(text)
@@ -101,27 +101,23 @@ def rule_of_match(match: str | None, events: Sequence[str]) -> Rule:
 
 
 def warnings(loaded: LoadedRules) -> list[tuple[str, Problem]]:
-    """The loader's and the linter's warnings, as (kind, problem)."""
-    places = _places(loaded.files)
+    """Return the warnings of the loader and of lint, as (kind, problem)."""
+    known = places(loaded)
     found = [("advice", problem) for problem in loaded.warnings]
-    return found + [(warned.kind, _problem(warned, places)) for warned in lint(loaded.rules)]
+    return found + [(warning.kind, _problem(warning, known)) for warning in lint(loaded.rules)]
 
 
 def places(loaded: LoadedRules) -> dict[str, Place]:
-    """Where each rule stands."""
-    return _places(loaded.files)
+    """Return the position of each rule."""
+    return {name: place for file in loaded.files for name, place in _of_file(file)}
 
 
-def _problem(warned: Warned, known: dict[str, Place]) -> Problem:
-    place = known[warned.rule]
-    mark = yaml12.locate(place.root, ("rules", place.index, *warned.at), False)
+def _problem(warning: LintWarning, known: dict[str, Place]) -> Problem:
+    place = known[warning.rule]
+    mark = yaml12.locate(place.root, ("rules", place.index, *warning.at), False)
     line = place.lines[mark.line - 1] if 0 < mark.line <= len(place.lines) else ""
-    message = f'rule "{warned.rule}": {warned.message}'
-    return Problem(place.file, mark.line, mark.column, message, hint=warned.hint, source_line=line)
-
-
-def _places(files: tuple[Path, ...]) -> dict[str, Place]:
-    return {name: place for file in files for name, place in _of_file(file)}
+    message = f'rule "{warning.rule}": {warning.message}'
+    return Problem(place.file, mark.line, mark.column, message, hint=warning.hint, source_line=line)
 
 
 def _of_file(file: Path) -> Iterator[tuple[str, Place]]:

@@ -1,12 +1,12 @@
-"""Rules to a matcher: an index by event and comm, and a predicate per rule. No rule text is looked at per event.
+"""Compile rules into a matcher: an index by event and comm, and a predicate per rule. No rule text is parsed per event.
 
-The index answers "which rules could this be?" from what every event has at hand: its kind and the process's comm. A
-literal comm is a dictionary entry; a glob is filed under the literal text before its first wildcard, so an unseen comm
-costs at most 16 look-ups however many rules there are; regular expressions and rules without comm are always
-candidates. The answer for a comm is kept, bounded, because a machine runs few programs many times: ten thousand rules
-then cost what one costs. Bounded also against a process that renames itself in a loop.
+The index returns the candidate rules by the kind of an event and the comm of its process. A literal comm is a
+dictionary entry. A glob is filed under the literal text before its first wildcard, so an unseen comm costs at most 16
+look-ups for any number of rules. Regular expressions and rules without comm are always candidates. The candidates of a
+comm are cached, because a machine runs few programs many times: then ten thousand rules cost as much as one. The cache
+is bounded, because a process can rename itself in a loop.
 
-A rule looks either at processes or, with `threads: true`, at threads; never at both, so one death is one match.
+A rule matches either processes or, with `threads: true`, threads; never both, so one exit is one match. PURE.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _REMEMBERED_COMMS = 4096
 
 @dataclass(frozen=True, slots=True)
 class CompiledRule:
-    """A rule as the hot path sees it. `statuses` is a superset of the wait statuses it can match."""
+    """A rule with its predicates. `statuses` is a superset of the wait statuses that it can match."""
 
     rule: Rule
     order: int
     kinds: frozenset[Kind]
-    any_exit: bool  # `exit` is among its events, so success counts too
+    any_exit: bool  # its events include `exit`, so it can match a success
     test: Test
-    test_unknown: Test  # the same, with an unknown status taken for a match
-    comm: tuple[Pattern, ...] | None  # what the comm must be like, if the rule needs one in every case
+    test_unknown: Test  # the same, but an unknown status counts as a match
+    comm: tuple[Pattern, ...] | None  # the patterns of comm, if every match of the rule needs one of them
     needs: frozenset[Need]
     statuses: StatusSet
 
@@ -59,7 +59,7 @@ class Match:
 
 
 def compile_rule(rule: Rule, order: int) -> CompiledRule:
-    """One rule, compiled."""
+    """Return a compiled rule. `order` is its position among the rules."""
     exits = not EXIT_EVENTS.isdisjoint(rule.events)
     kinds: set[Kind] = {event for event in rule.events if event != "nonzero_exit"}
     base = EVERY_STATUS if "exit" in rule.events else FAILURES
@@ -77,7 +77,7 @@ def compile_rule(rule: Rule, order: int) -> CompiledRule:
 
 
 def possible_statuses(condition: Condition | None) -> StatusSet:
-    """A superset of the wait statuses with which `condition` can hold: what may be filtered in the kernel."""
+    """Return a superset of the wait statuses for which `condition` can hold. The kernel may filter out all others."""
     if condition is None:
         return EVERY_STATUS
     result = EVERY_STATUS
@@ -107,7 +107,7 @@ def _required_comm(condition: Condition | None) -> tuple[Pattern, ...] | None:
 
 
 def _needs(condition: Condition | ProcessCondition | None) -> Iterable[Need]:
-    """The attributes that decide `condition`."""
+    """Return the attributes that `condition` depends on."""
     if condition is None:
         return
     keys: tuple[tuple[str, Need], ...] = (
@@ -125,7 +125,7 @@ def _needs(condition: Condition | ProcessCondition | None) -> Iterable[Need]:
 
 
 class Matcher:
-    """Every enabled rule, indexed. Immutable but for its memory of comms: a reload makes a new one."""
+    """An index of all enabled rules. Immutable except for its cache of comms: a reload makes a new one."""
 
     def __init__(self, rules: Iterable[Rule]) -> None:
         self.rules = tuple(compile_rule(rule, order) for order, rule in enumerate(rules) if rule.enabled)
@@ -137,12 +137,12 @@ class Matcher:
         }
 
     def wants(self, kind: Kind, threads: bool) -> bool:
-        """Whether any rule looks at this kind of event, of processes or of threads."""
+        """Return whether any rule has this kind of event, of processes or of threads."""
         index = self._indices.get((kind, threads))
         return index is not None and index.used
 
     def cares(self, kind: Kind, of_thread: bool, comm: str | None) -> bool:
-        """Whether any rule could match such an event. An unknown name is always worth a look: see pipeline.py."""
+        """Return whether any rule could match such an event. An unknown comm always could."""
         index = self._indices.get((kind, of_thread))
         if index is None or comm is None:
             return index is not None
@@ -150,7 +150,7 @@ class Matcher:
         return bool(index.find(comm) if found is None else found)
 
     def candidates(self, occurrence: Occurrence) -> tuple[CompiledRule, ...]:
-        """The rules whose events and comm fit, in file order."""
+        """Return the rules whose events and comm fit, in file order."""
         index = self._indices.get((occurrence.kind, occurrence.of_thread))
         return index.find(occurrence.process.comm) if index is not None else ()
 
@@ -177,7 +177,7 @@ def evaluate(compiled: CompiledRule, occurrence: Occurrence) -> Match | None:
         failed = status != 0 and "nonzero_exit" in compiled.rule.events
         return Match(compiled, occurrence, "nonzero_exit" if failed else "exit") if compiled.test(occurrence) else None
     if compiled.any_exit and compiled.test(occurrence):
-        return Match(compiled, occurrence, "exit")  # an exit of unknown status is an exit all the same
+        return Match(compiled, occurrence, "exit")  # `exit` needs no status
     policy = compiled.rule.on_unknown_exit
     if policy == "ignore" or not compiled.test_unknown(occurrence):
         return None
@@ -185,7 +185,7 @@ def evaluate(compiled: CompiledRule, occurrence: Occurrence) -> Match | None:
 
 
 class _CommIndex:
-    """Rules of one kind of event, by comm."""
+    """The rules of one kind of event, by comm."""
 
     def __init__(self, rules: list[CompiledRule]) -> None:
         self.used = bool(rules)
@@ -211,7 +211,7 @@ class _CommIndex:
                 self._always.append((rule, text_test((pattern,))))
 
     def find(self, comm: str | None) -> tuple[CompiledRule, ...]:
-        """The rules that could match a process of this name. An unknown name fits only rules that name none."""
+        """Return the rules that could match a process of this comm. An unknown comm fits only rules without comm."""
         if comm is None:
             return self._without_comm
         found = self.remembered.get(comm)

@@ -1,13 +1,13 @@
-"""Rules read in a process of their own, which ends when it has said what they are.
+"""Load rules in a child process, which sends them and exits.
 
-What a rule file needs to be read (pydantic, YAML, the models, its own text and tree) is needed for a tenth of a second
-and would stay for ever: a third of the daemon's memory. And a file of ten thousand rules takes a second or two to
-check, in which nobody would read events. So a child reads and checks, and hands over plain values (ruleset.py).
+Reading a rule file needs pydantic, YAML, the models, and the text and tree of the file, for a tenth of a second; in the
+daemon they would take a third of its memory for ever. Ten thousand rules take a second or two to check, in which the
+daemon would read no events. So a child reads and checks the files and sends plain values (ruleset.py).
 
-fork() and not a fresh interpreter: at start the parent goes on with its own imports beside the child, and a reload
-finds most modules there. Facts: the child has one thread, as the daemon has; it leaves by _exit(), so that nothing
-of the parent's is flushed or closed a second time; it lets go of every descriptor but the pipe first, so that no socket
-of ours outlives us in it. What comes through the pipe is unpickled: it comes of our own code under our own user.
+It is fork(2) and not a new interpreter: at start the parent continues with its own imports meanwhile, and at a reload
+most modules are loaded already. The child has one thread, as the daemon has. It leaves by _exit(2), so nothing of the
+parent is flushed or closed twice. It first closes every descriptor but the pipe, so it keeps no socket of the daemon
+open. Only this child, with the same code and the same user, writes to the pipe, so its data may be unpickled.
 """
 
 from __future__ import annotations
@@ -26,53 +26,53 @@ from cnprocd.connector.status import describe
 from cnprocd.errors import EX_OSERR
 from cnprocd.rules.problems import LoadedRules, Problem, RulesError
 
-LIMIT_S = 60.0  # for files on a disk that does not answer; systemd gives a start or reload 90 s
+LIMIT_S = 60.0  # for files on a disk that does not respond; systemd allows 90 s for a start or reload
 _CHUNK = 1 << 18
-_Told = LoadedRules | tuple[Problem, ...]
+_Result = LoadedRules | tuple[Problem, ...]
 
 
-class UnreadRulesError(RulesError):
-    """Nobody could read the rules just now. They may be right, so a start is worth trying again: not EX_CONFIG."""
+class LoaderFailedError(RulesError):
+    """The loader process failed. The rules may be valid, so a new start may succeed: the status is not EX_CONFIG."""
 
     exit_status = EX_OSERR
 
 
-class Reading:
-    """One child that reads. Ask for its result once."""
+class RuleLoader:
+    """One loader process. Call `result` or `wait` once."""
 
     def __init__(self, read: Callable[[], LoadedRules], file: Path) -> None:
-        """`read` is carried out in the child, and raises RulesError; `file` is what to name if the child fails.
+        """Start the child, which calls `read`. `file` is the file of the error if the child fails.
 
-        Raises RulesError if there can be no child now.
+        Raises LoaderFailedError if no child can be started.
         """
         self._file = file
         self._data = bytearray()
         self._end, writing = os.pipe()
-        sys.stdout.flush()  # or the child would have our unwritten text as well
+        sys.stdout.flush()  # else the child has a copy of the unwritten text
         sys.stderr.flush()
         try:
             self._pid = os.fork()
         except OSError as error:
             os.close(self._end)
-            raise self._failed(f"no process to read them with: {error.strerror}") from error
+            raise self._failed(f"cannot start the loader process: {error.strerror}") from error
         finally:
             if getattr(self, "_pid", -1) != 0:
                 os.close(writing)
         if self._pid == 0:
-            os._exit(_tell(read, writing))
+            os._exit(_run_child(read, writing))
 
     def result(self) -> LoadedRules:
-        """Wait for it. Raises RulesError."""
+        """Wait for the rules and return them. Raises RulesError."""
         try:
             while chunk := os.read(self._end, _CHUNK):
                 self._data += chunk
         finally:
             self._reap()
-        return self._judge()
+        return self._decode()
 
     async def wait(self) -> LoadedRules:
-        """The same, while the event loop goes on. Raises RulesError; if cancelled, the child ends with us."""
-        import asyncio  # not above: it takes longer than the child's own imports, and the child is to begin first
+        """Return the rules, without blocking the event loop. Raises RulesError. If cancelled, kill the child."""
+        import asyncio  # here, because it takes longer than the imports of the child, which should start first
 
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
@@ -87,11 +87,11 @@ class Reading:
         try:
             await asyncio.wait_for(done, LIMIT_S)
         except TimeoutError:
-            raise self._failed(f"that took longer than {LIMIT_S:g} s") from None
+            raise self._failed(f"it took longer than {LIMIT_S:g} s") from None
         finally:
             loop.remove_reader(self._end)
             self._reap(kill=not done.done() or done.cancelled())
-        return self._judge()
+        return self._decode()
 
     def _reap(self, kill: bool = False) -> None:
         if kill:
@@ -100,41 +100,41 @@ class Reading:
         os.close(self._end)
         self._status = os.waitpid(self._pid, 0)[1]
 
-    def _judge(self) -> LoadedRules:
+    def _decode(self) -> LoadedRules:
         if self._status != 0:
-            raise self._failed(f"the process that read them ended with {describe(self._status)}")
+            raise self._failed(f"the loader process ended with {describe(self._status)}")
         try:
-            told: _Told = pickle.loads(self._data)  # noqa: S301  # of our own code, by a pipe that nobody else has
+            result: _Result = pickle.loads(self._data)  # noqa: S301  # only the child has the other end of the pipe
         except (EOFError, pickle.UnpicklingError) as error:
-            raise self._failed("the process that read them said nothing") from error
-        if isinstance(told, tuple):
-            raise RulesError(told)
-        return told
+            raise self._failed("the loader process exited without output") from error
+        if isinstance(result, tuple):
+            raise RulesError(result)
+        return result
 
-    def _failed(self, why: str) -> UnreadRulesError:
+    def _failed(self, cause: str) -> LoaderFailedError:
         hint = "try again; `cnprocctl check` reads the same files"
-        return UnreadRulesError([Problem(self._file, 0, 0, f"the rules could not be read: {why}", hint=hint)])
+        return LoaderFailedError([Problem(self._file, 0, 0, f"cannot load the rules: {cause}", hint=hint)])
 
 
-def _tell(read: Callable[[], LoadedRules], writing: int) -> int:
-    """The child's whole life; returns its exit status."""
+def _run_child(read: Callable[[], LoadedRules], writing: int) -> int:
+    """Read the rules, write them to the pipe, and return the exit status of the child."""
     try:
-        signal.set_wakeup_fd(-1)  # the parent's loop must not hear of our signals
+        signal.set_wakeup_fd(-1)  # signals of the child must not wake the loop of the parent
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
-        gc.disable()  # it would write to pages that we share with the parent, for memory that is gone in a moment
+        gc.disable()  # a collection writes to pages that are shared with the parent, for memory that is freed at once
         os.closerange(3, writing)
         os.closerange(writing + 1, os.sysconf("SC_OPEN_MAX"))
-        told: _Told
+        result: _Result
         try:
-            told = read()
+            result = read()
         except RulesError as error:
-            told = error.problems
+            result = error.problems
         with os.fdopen(writing, "wb") as pipe:
-            pickle.dump(told, pipe, pickle.HIGHEST_PROTOCOL)
-    except BrokenPipeError:  # the parent is gone; it has said why, or was told to go
+            pickle.dump(result, pipe, pickle.HIGHEST_PROTOCOL)
+    except BrokenPipeError:  # the parent ended, for a reason that it reports itself
         return 1
-    except BaseException:  # whatever it is, it must not go on in here as if it were the daemon
+    except BaseException:  # an exception must not continue in the child as if it were the daemon
         with contextlib.suppress(OSError):
             os.write(2, traceback.format_exc().encode(errors="backslashreplace"))
         return 1

@@ -1,18 +1,18 @@
-"""From what the rules need to what is asked of the kernel: the least that gives the same matches.
+"""Derive the plan from the rules: the least to ask of the kernel that gives the same matches.
 
-The ladder of identity sources, cheapest first; a rule set is served from the lowest rung that can tell all it needs:
+These are the sources of identity, cheapest first. The cheapest one that has every attribute of the rules serves them:
 
-  none         no rule needs to know who it was
-  taskstats    exit rules that need comm, ids, usage or lifetime: records of the wanted statuses only; a successful
-               exit costs nothing, and neither fork nor exec is asked for
-  procfs       exec and comm rules that need no more than a living process can show
-  table        everything else: a table fed by fork, exec, comm, uid, gid and exit events
+  none         no rule needs an attribute
+  taskstats    exit rules that need comm, ids, usage or lifetime: exit records of the wanted statuses only. A successful
+               exit costs nothing, and no fork or exec events are requested
+  procfs       exec and comm rules that need only attributes of a running process
+  table        all other rules: a table of processes, from fork, exec, comm, uid, gid and exit events
 
-Deaths are told by taskstats records (one is marked as the process's last), or, without taskstats, by counting threads,
-which needs every fork and exit of threads too. Loss is always seen by ENOBUFS and counted by `Drops`; gaps in the
-sequence show silent loss as well, but only while every event is asked for and no filter is attached.
+The end of a process is known from taskstats (the exit record of its last thread is marked), or, without taskstats, by
+counting threads, which needs every fork and exit of threads. ENOBUFS reports loss and `Drops` counts it. Gaps in the
+sequence also show silent loss, but only if all events are requested and no filter is attached.
 
-Hooks widen the plan while they run: their descendants are known by fork events.
+Running hooks widen the plan: fork events identify their descendants. PURE.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _TABLE_BITS = (
 )
 _EVERY_BIT = uapi.PROC_EVENT_ALL & ~uapi.PROC_EVENT_NONZERO_EXIT
 _IN_RECORDS: frozenset[Need] = frozenset({"comm", "ids", "usage", "lifetime"})
-_MAX_RANGES = 16  # more than so many tests per message cost more than the message they save
+_MAX_RANGES = 16  # more tests per message than this cost more than the message that they save
 
 Deaths = Literal["none", "records", "threads"]
 Identity = Literal["none", "taskstats", "procfs", "table"]
@@ -57,16 +57,16 @@ Identity = Literal["none", "taskstats", "procfs", "table"]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to ask for, and how to make sense of it."""
+    """The request to the kernel, and how the tracker interprets the events."""
 
     request: Request
     tracking: Tracking
 
 
 def make_plan(matcher: Matcher, features: Features, follow_hooks: bool = False) -> Plan:
-    """The least to ask of a kernel with these features for these rules.
+    """Return the least to ask of a kernel with these features for these rules.
 
-    `follow_hooks`: hooks may be running, so forks and leaders' exits are needed to know their descendants.
+    `follow_hooks`: hooks may be running, so fork events and the exits of leaders are needed to know their descendants.
     """
     kinds = frozenset(kind for kind in _KIND_BITS if matcher.wants(kind, threads=False))
     thread_kinds = frozenset(kind for kind in _KIND_BITS if matcher.wants(kind, threads=True))
@@ -110,7 +110,7 @@ def make_plan(matcher: Matcher, features: Features, follow_hooks: bool = False) 
 
 
 def identity_of(rule: CompiledRule, features: Features) -> Identity:
-    """The cheapest source that can tell everything this rule needs to know."""
+    """Return the cheapest source that has every attribute that the rule needs."""
     if rule.kinds == {"exit"}:
         if features.taskstats:
             return "none" if not rule.needs else "taskstats" if rule.needs <= _IN_RECORDS else "table"
@@ -125,7 +125,7 @@ def identity_of(rule: CompiledRule, features: Features) -> Identity:
 
 
 def _union(matcher: Matcher) -> StatusSet:
-    """Every status some rule can match, coarsened if it has too many pieces to test in the kernel."""
+    """Return every status that some rule can match, as one range if it has too many ranges to test in the kernel."""
     statuses = NO_STATUS
     for rule in matcher.rules:
         statuses |= rule.statuses
@@ -135,7 +135,7 @@ def _union(matcher: Matcher) -> StatusSet:
 
 
 def _mask(bits: int, connector: ConnectorFilter, features: Features) -> int:
-    """The event mask for LISTEN. Failed exits alone have a bit of their own; 0 would mean everything."""
+    """Return the event mask for LISTEN. Failed exits alone have their own bit. The mask 0 means all events."""
     if not features.event_mask or bits == _EVERY_BIT:
         return uapi.PROC_EVENT_ALL
     if bits & uapi.PROC_EVENT_EXIT and not connector.leader_exits and 0 not in connector.exits:

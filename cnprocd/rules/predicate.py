@@ -1,9 +1,9 @@
-"""`match:` to a function of an occurrence, in three-valued logic.
+"""Compile a condition into a function of an occurrence, in three-valued logic.
 
-A predicate answers True, False, or None: not known. None is not False: `not` of unknown is unknown, so an attribute
-that could not be had never matches by accident, neither plainly nor negated (Kleene's strong logic). Only True fires.
+A predicate returns True, False, or None for unknown. None is not False: `not` of unknown is unknown, so an unknown
+attribute never matches by accident, not even negated (Kleene's strong logic). A rule matches only on True.
 
-All text has become compiled patterns here. A predicate reads attributes and computes; it does no I/O.
+All patterns are compiled before. A predicate reads attributes and computes; it does no I/O. PURE.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ProcessTest = Callable[[Process, "tuple[Process, ...] | None"], Verdict]
 
 
 def all_of(verdicts: Iterable[Verdict]) -> Verdict:
-    """True if all are, False if one is, else unknown."""
+    """Return True if all are True, False if one is False, else None."""
     result: Verdict = True
     for verdict in verdicts:
         if verdict is False:
@@ -35,7 +35,7 @@ def all_of(verdicts: Iterable[Verdict]) -> Verdict:
 
 
 def any_of(verdicts: Iterable[Verdict]) -> Verdict:
-    """True if one is, False if all are, else unknown."""
+    """Return True if one is True, False if all are False, else None."""
     result: Verdict = False
     for verdict in verdicts:
         if verdict:
@@ -50,7 +50,7 @@ def negate(verdict: Verdict) -> Verdict:
 
 
 def text_test(patterns: tuple[Pattern, ...]) -> Callable[[str], bool]:
-    """Whether a text is like any of the patterns. Globs match whole, regular expressions anywhere."""
+    """Return the test whether a text matches any of the patterns. Globs match whole, regular expressions anywhere."""
     literals = frozenset(p.text for p in patterns if p.kind == "literal")
     expressions = [translate(p.text) if p.kind == "glob" else p.text for p in patterns if p.kind != "literal"]
     searches = [
@@ -63,16 +63,16 @@ def text_test(patterns: tuple[Pattern, ...]) -> Callable[[str], bool]:
 
 
 def compile_condition(condition: Condition | None, assume_status: bool = False) -> Test:
-    """The predicate of a rule's `match`; None matches everything.
+    """Return the predicate of a rule's condition; None matches everything.
 
-    With `assume_status` an exit status that is unknown is taken for one that matches: what `on_unknown_exit: match`
-    asks for, where only who the process was can decide.
+    With `assume_status`, an unknown exit status counts as a match: for `on_unknown_exit: match`, only the identity of
+    the process decides.
     """
     return _compile(condition, True if assume_status else None)
 
 
 def _compile(condition: Condition | None, unknown: Verdict) -> Test:
-    """`unknown`: what a key about the exit status says when that is unknown; the opposite under `not`."""
+    """`unknown` is the result of a key about the exit status if the status is unknown; `not` inverts it."""
     if condition is None:
         return lambda occurrence: True
     tests = [*_identity_tests(condition), *_ending_tests(condition, unknown)]
@@ -98,7 +98,7 @@ def _identity_tests(condition: Condition) -> list[Test]:
 
 
 def compile_process(condition: ProcessCondition) -> ProcessTest:
-    """The predicate of `parent:` and `ancestor:`: of a process and its ancestors, nearest first."""
+    """Return the predicate of `parent:` and `ancestor:`, for a process and its ancestors, nearest first."""
     tests = _process_tests(condition)
     tests += [_negated_process(compile_process(part)) for part in condition.not_]
     tests += [compile_process(part) for part in condition.all]

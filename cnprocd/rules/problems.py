@@ -1,6 +1,6 @@
-"""What comes of loading rule files: the rules, or every mistake as people read it.
+"""The result of loading rule files: the rules, or all problems in a form for people.
 
-A mistake is shown as `file:line:column: what`, the line, a caret, what would be accepted, and a hint.
+A problem is shown as `file:line:column: message`, then the line, a caret, the accepted values, and a hint.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ WIDEST = 160
 
 @dataclass(frozen=True, slots=True)
 class LoadedRules:
-    """What the files say, all of it valid. `warnings` are things allowed but probably not meant."""
+    """The rules and settings of valid files. `warnings` are about valid rules that are probably not intended."""
 
     rules: tuple[Rule, ...]
     settings: Settings
@@ -30,7 +30,7 @@ class LoadedRules:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One mistake in one file. Line and column count from 1; line 0 means the file as a whole."""
+    """One problem in one file. Line and column count from 1; line 0 means the whole file."""
 
     file: Path
     line: int
@@ -42,11 +42,11 @@ class Problem:
 
     @property
     def position(self) -> str:
-        """`file:line:column`, or the file alone."""
+        """Return `file:line:column`, or only the file if line is 0."""
         return f"{self.file}:{self.line}:{self.column}" if self.line else str(self.file)
 
     def render(self) -> str:
-        """The problem as several lines of text, without a final newline. What the file holds is shown escaped."""
+        """Return the problem as lines of text, without a final newline. Unprintable characters are escaped."""
         lines = [f"{self.position}: {_printable(self.message)}"]
         if self.line:
             lines += [f"    {part}" for part in _pointed(self.source_line, self.column)]
@@ -58,7 +58,7 @@ class Problem:
 
 
 class RulesError(ConfigError):
-    """The rule files cannot be used; nothing of them was applied. `problems` has every mistake, in file order."""
+    """The rule files are invalid, and none was loaded. `problems` has every problem, in file order."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         first = problems[0]
@@ -74,14 +74,14 @@ class RulesError(ConfigError):
 
 
 def _printable(text: str) -> str:
-    """Text that cannot drive a terminal: what does not print is shown escaped."""
+    """Return text with unprintable characters escaped, so it cannot control a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _pointed(line: str, column: int) -> tuple[str, str]:
-    """The line and its caret line; a long line is cut to a window around the column."""
+    """Return the line and its caret line. A long line is cut to a window around the column."""
     start = max(0, column - WIDEST // 2) if len(line) > WIDEST else 0
-    cut = line[start : start + WIDEST]  # first of all: a line of a megabyte may have a hundred thousand mistakes
+    cut = line[start : start + WIDEST]  # first: a line of a megabyte may have a hundred thousand problems
     window = "".join(c if c.isprintable() or c == "\t" else "\N{REPLACEMENT CHARACTER}" for c in cut)
     padding = "".join("\t" if c == "\t" else " " for c in window[: column - 1 - start])
     return window, padding + "^"

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from cnprocd.rules.values import Comparison, IntSet, Pattern, Template
 
 EventName = Literal["fork", "exec", "uid", "gid", "sid", "ptrace", "comm", "nonzero_exit", "coredump", "exit"]
 EVENT_NAMES: tuple[EventName, ...] = get_args(EventName)
-# The events that carry how a process ended.
+# The events that have an exit status.
 EXIT_EVENTS: frozenset[EventName] = frozenset({"exit", "nonzero_exit"})
 LogLevel = Literal["debug", "info", "notice", "warning", "error", "critical"]
 Serialize = Literal["rule", "comm", "none"]
@@ -37,7 +37,7 @@ class _Identity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessCondition(_Identity):
-    """What must hold of a related process. Every given key must."""
+    """A condition on a related process. Every given key must hold."""
 
     not_: tuple[ProcessCondition, ...] = ()
     any: tuple[ProcessCondition, ...] = ()
@@ -46,7 +46,7 @@ class ProcessCondition(_Identity):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Condition(_Identity):
-    """What must hold of an event and its process. `exit_code` and `signal` together mean either."""
+    """A condition on an event and its process. If both `exit_code` and `signal` are given, either must hold."""
 
     exit_code: IntSet | None = None
     signal: frozenset[int] | None = None
@@ -168,36 +168,3 @@ class Settings:
 def given_keys(condition: Condition | ProcessCondition) -> tuple[str, ...]:
     """Return the keys that a condition has, as attribute names."""
     return tuple(one.name for one in fields(condition) if getattr(condition, one.name) not in (None, ()))
-
-
-_CLASSES: Mapping[str, type] = {  # by the name of the model
-    "LogModel": RuleLog,
-    **{
-        f"{one.__name__}Model": one
-        for one in (
-            Backoff,
-            ResourceLimits,
-            Hook,
-            RateLimit,
-            After,
-            ProcessCondition,
-            Condition,
-            Coalesce,
-            Rule,
-            Settings,
-        )
-    },
-}
-
-
-def plain(value: Any) -> Any:  # noqa: ANN401  # whatever a model holds
-    """Return a model as the plain value of its class here, recursively; anything else unchanged."""
-    if isinstance(value, tuple):
-        return tuple(plain(one) for one in value)
-    if isinstance(value, dict):
-        return {key: plain(one) for key, one in value.items()}
-    made = _CLASSES.get(type(value).__name__) if hasattr(value, "model_fields_set") else None
-    if made is None:
-        return value
-    known = {one.name: plain(getattr(value, one.name)) for one in fields(made) if one.name != "given"}
-    return made(**known, given=frozenset(value.model_fields_set)) if made is Hook else made(**known)

@@ -1,7 +1,6 @@
-"""The parsed values of the rule language: what is left of configuration text after load.
+"""The parsed values of the rule language: patterns, sets of exit codes, comparisons and templates.
 
-Strategy: every small language in a rule file (patterns, code sets, comparisons, templates) has one frozen type here,
-and syntax.py is the only way from text to it. Times are float seconds, sizes are bytes. Nothing here knows about YAML.
+Each has one frozen type, which syntax.py makes of text. Times are float seconds, sizes are bytes. PURE.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ Operator = Literal["<", "<=", ">", ">=", "==", "!="]
 
 
 class Octal(int):
-    """An integer that the file wrote as 0o17: the only number whose notation matters (umask)."""
+    """An integer that the file has in the form 0o17. Only for umask does the notation matter."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """What a text attribute must look like.
+    """A pattern for a text attribute.
 
     `literal` is compared whole. `glob` is matched whole, case-sensitively, with fnmatch's `* ? [a-z] [!a-z]`, where `*`
     also crosses "/". `regex` is searched anywhere (anchor it with ^ and $); a trailing flag i in the file has become a
@@ -49,7 +48,7 @@ class Comparison:
     value: float
 
     def holds(self, measured: float) -> bool:
-        """Whether `measured` (same unit as `value`) satisfies the comparison."""
+        """Return whether `measured` (same unit as `value`) satisfies the comparison."""
         below, equal = measured < self.value, measured == self.value
         return {
             "<": below,
@@ -63,28 +62,28 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A place in a template where a field of the event goes; `name` is one of FIELD_NAMES."""
+    """A part of a template that is replaced by a field of the event; `name` is one of FIELD_NAMES."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """Text with event fields in it. Adjacent texts are joined; an empty template has no parts."""
+    """Text with event fields. Adjacent texts are joined; an empty template has no parts."""
 
     parts: tuple[str | Field, ...]
 
     @property
     def fields(self) -> frozenset[str]:
-        """The names of the event fields that this template needs."""
+        """Return the names of the event fields in this template."""
         return frozenset(part.name for part in self.parts if isinstance(part, Field))
 
     def render(self, values: Mapping[str, str]) -> str:
-        """The text with every field replaced by its entry in `values`; raises KeyError when one is missing."""
+        """Return the text with every field replaced by its entry in `values`. Raises KeyError if one is missing."""
         return "".join(values[part.name] if isinstance(part, Field) else part for part in self.parts)
 
 
-# Fields whose text a process chooses for itself: never to be handed to anything that parses text as commands.
+# Fields whose text a process can choose. A program that parses commands must never get them.
 FREE_TEXT_FIELDS = frozenset({"comm", "parent_comm", "exe", "cmdline", "unit", "cgroup"})
 
 FIELD_NAMES = (

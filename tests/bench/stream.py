@@ -23,9 +23,9 @@ from cnprocd.connector.taskrecord import TaskRecord, decode_record
 from cnprocd.process.model import Process, Provenance, Wanted
 from cnprocd.process.tracker import Tracker
 from cnprocd.rules.compile import Matcher
+from cnprocd.rules.language.plain import plain
 from cnprocd.rules.language.schema import RuleFileModel
 from cnprocd.rules.plan import make_plan
-from cnprocd.rules.ruleset import plain
 
 FAMILY = 27
 BATCH_EVENTS = 512

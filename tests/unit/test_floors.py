@@ -50,11 +50,11 @@ FLOORS = {
 PURE = """
 connector/uapi connector/event connector/decode connector/sequence connector/filter connector/status connector/request
 connector/gathering connector/taskrecord process/model process/stat process/table process/deaths process/family
-process/tracker process/completion
-rules/language/schema rules/ruleset rules/written rules/values rules/language/fields rules/language/condition
-rules/language/mistakes rules/language/names rules/language/syntax rules/compile rules/predicate rules/plan
-rules/language/actions rules/language/advice rules/language/regex_cost spool/job spool/throttle escape errors log
-json_value output/record output/console stall_meter
+process/tracker process/completion rules/language/schema rules/ruleset rules/written rules/values
+rules/language/fields rules/language/condition rules/language/value_problem rules/language/names rules/language/syntax
+rules/compile rules/predicate rules/plan rules/language/actions rules/language/advice rules/language/lint
+rules/language/plain rules/language/regex_cost spool/job spool/throttle escape errors log json_value output/record
+output/console stall_meter
 """.split()
 
 # What touches the world: the system, files, time, the network, other processes, threads, or the log.

@@ -1,8 +1,8 @@
-"""`match:` of a rule: what must hold of an event and of its process, as a tree of frozen models.
+"""The `match:` of a rule: a tree of conditions on an event and its process, as frozen models.
 
-Strategy: every key of a mapping must hold (and), a list within a key means any of its items (or). A key about how the
-process ended holds only for an exit; `never_matches` finds the trees that no event of a rule can satisfy, because a
-rule that silently never fires is the worst mistake a rule file can hold.
+Every key of a mapping must hold (and); a list in a key means any of its items (or). A key about the end of a process
+holds only for an exit. `never_matches` rejects the trees that no event of a rule can satisfy: the worst problem of a
+rule file is a rule that silently never matches.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from cnprocd.rules.language.fields import (
     Users,
     words,
 )
-from cnprocd.rules.language.mistakes import Mistake, mistake
+from cnprocd.rules.language.value_problem import ValueProblem, invalid
 from cnprocd.rules.ruleset import EXIT_EVENTS, EventName
 
 ExitStatus = Annotated[Literal["unknown", "known"], *words("unknown", "known")]
 
-# The keys that speak of an end, by their YAML names (which are their attribute names too).
+# The keys about the end of a process, by their YAML names (which are also their attribute names).
 EXIT_KEYS = ("exit_code", "signal", "core_dumped", "exit_status", "lifetime", "max_rss", "cpu_time")
 
 
 class _Identity(Model):
-    """The keys that say who a process is. Every given key must hold."""
+    """The keys about the identity of a process. Every given key must hold."""
 
     comm: CommPatterns | None = Field(
         default=None,
-        description="The command name: what the kernel keeps of it, at most 15 bytes. Any of the patterns.",
+        description="The command name (comm), which the kernel cuts at 15 bytes. Any of the patterns.",
     )
     exe: PathPatterns | None = Field(default=None, description="The path of the executable. Any of the patterns.")
     cmdline: TextPatterns | None = Field(
@@ -54,27 +54,30 @@ class _Identity(Model):
     unit: TextPatterns | None = Field(
         default=None, description='The systemd unit, like "nginx.service". Any of the patterns.'
     )
-    user: Users | None = Field(default=None, description="The user: name or number; any of them.")
-    group: Groups | None = Field(default=None, description="The primary group: name or number; any of them.")
-    parent: ProcessConditionModel | None = Field(default=None, description="What must hold of the parent process.")
+    user: Users | None = Field(default=None, description="The user, by name or number. Any of them.")
+    group: Groups | None = Field(default=None, description="The primary group, by name or number. Any of them.")
+    parent: ProcessConditionModel | None = Field(default=None, description="A condition on the parent process.")
     ancestor: ProcessConditionModel | None = Field(
-        default=None, description="What must hold of the parent, or of its parent, and so on up."
+        default=None,
+        description="A condition on the parent, or its parent, and so on: at least one of them must satisfy it.",
     )
 
     @model_validator(mode="after")
     def _not_empty(self) -> _Identity:
         if not self.model_fields_set:
-            raise mistake(
-                "the match is empty", "at least one key: " + ", ".join(keys_of(type(self))), "leave it out to match all"
+            raise invalid(
+                "the match is empty",
+                "at least one key: " + ", ".join(keys_of(type(self))),
+                "remove it to match every process",
             )
         return self
 
 
 class ProcessConditionModel(_Identity):
-    """What must hold of a related process: its identity."""
+    """A condition on the identity of a related process."""
 
     not_: Annotated[tuple[ProcessConditionModel, ...], OneAsList, OneOrListOf()] = Field(
-        default=(), alias="not", min_length=1, description="None of these may hold: one match or a list."
+        default=(), alias="not", min_length=1, description="None of these may hold: one condition or a list."
     )
     any: tuple[ProcessConditionModel, ...] = Field(
         default=(), min_length=1, description="At least one of these must hold."
@@ -85,29 +88,31 @@ class ProcessConditionModel(_Identity):
 
 
 class ConditionModel(_Identity):
-    """What must hold of an event and its process.
+    """A condition on an event and its process.
 
-    `exit_code` and `signal` given together in one mapping mean either. An attribute that is not known does not match,
-    neither plainly nor under `not`.
+    If one mapping has both `exit_code` and `signal`, either must hold. An unknown attribute never matches, not even
+    under `not`.
     """
 
     exit_code: ExitCodes | None = Field(
         default=None, description='The exit code: 3, "!= 0", "> 3", "1-127", or a list. With signal: either.'
     )
     signal: SignalSet | None = Field(
-        default=None, description='The signal that killed it: SIGKILL, 9, "any", or a list. With exit_code: either.'
+        default=None,
+        description='The signal that killed the process: SIGKILL, 9, "any", or a list. With exit_code: either.',
     )
-    core_dumped: Flag | None = Field(default=None, description="Whether it left a core dump.")
+    core_dumped: Flag | None = Field(default=None, description="Whether the process dumped core.")
     exit_status: ExitStatus | None = Field(
-        default=None, description="unknown: it vanished while events were lost; known: the kernel reported its end."
+        default=None,
+        description="unknown: the process ended while events were lost; known: the kernel reported its exit status.",
     )
     lifetime: TimeComparison | None = Field(
-        default=None, description='From start to end of the process: "< 5s" finds what dies young.'
+        default=None, description='The time from start to end of the process: "< 5s".'
     )
     max_rss: SizeComparison | None = Field(default=None, description='Peak resident memory: "> 500M".')
     cpu_time: TimeComparison | None = Field(default=None, description='User and system CPU time together: "> 10s".')
     not_: Annotated[tuple[ConditionModel, ...], OneAsList, OneOrListOf()] = Field(
-        default=(), alias="not", min_length=1, description="None of these may hold: one match or a list."
+        default=(), alias="not", min_length=1, description="None of these may hold: one condition or a list."
     )
     any: tuple[ConditionModel, ...] = Field(default=(), min_length=1, description="At least one of these must hold.")
     all: tuple[ConditionModel, ...] = Field(default=(), min_length=1, description="Every one of these must hold.")
@@ -116,25 +121,25 @@ class ConditionModel(_Identity):
     def _no_contradiction(self) -> ConditionModel:
         given = [key for key in ("exit_code", "signal", "core_dumped") if key in self.model_fields_set]
         if self.exit_status == "unknown" and given:
-            raise mistake(
-                f"{given[0]} can never hold together with exit_status: unknown",
-                hint="an unknown status has no code, signal or core flag; use an any: list for either",
+            raise invalid(
+                f"{given[0]} never holds together with exit_status: unknown",
+                hint="an unknown status has no code, signal or core flag; use an any: list to match either",
                 key=given[0],
             )
         return self
 
 
 def keys_of(model: type[Model]) -> list[str]:
-    """The keys of a model as a rule file writes them."""
+    """Return the keys of a model as in a rule file."""
     return [info.alias or name for name, info in model.model_fields.items()]
 
 
-def never_matches(condition: ConditionModel, events: tuple[EventName, ...]) -> Iterator[Mistake]:
-    """The mistakes of a match that no event among `events` can satisfy, each at its key."""
+def never_matches(condition: ConditionModel, events: tuple[EventName, ...]) -> Iterator[ValueProblem]:
+    """Return the problems of a condition that no event in `events` can satisfy, each at its key."""
     if EXIT_EVENTS.isdisjoint(events):
         for path in _exit_keys(condition):
-            yield Mistake(
-                f"{path[-1]} is only known when a process ends, and the rule has no such event",
+            yield ValueProblem(
+                f"{path[-1]} is known only when a process ends, and the rule has no exit event",
                 hint="add nonzero_exit or exit to events",
                 at=path,
                 on_key=True,
@@ -142,15 +147,15 @@ def never_matches(condition: ConditionModel, events: tuple[EventName, ...]) -> I
     elif "exit" not in events:
         for path, part in _required(condition):
             if part.exit_code is not None and part.exit_code.ranges == ((0, 0),) and part.signal is None:
-                yield Mistake(
-                    "exit code 0 never comes with a nonzero_exit event",
+                yield ValueProblem(
+                    "a nonzero_exit event never has exit code 0",
                     hint="use events: [exit] for successful exits",
                     at=(*path, "exit_code"),
                 )
 
 
 def _exit_keys(condition: ConditionModel) -> Iterator[tuple[str | int, ...]]:
-    """The paths of the keys that need an exit event, anywhere in the tree."""
+    """Return the paths of all keys in the tree that need an exit event."""
     yield from ((key,) for key in EXIT_KEYS if key in condition.model_fields_set)
     for name, branch in (("not", condition.not_), ("any", condition.any), ("all", condition.all)):
         for index, child in enumerate(branch):
@@ -158,7 +163,7 @@ def _exit_keys(condition: ConditionModel) -> Iterator[tuple[str | int, ...]]:
 
 
 def _required(condition: ConditionModel) -> Iterator[tuple[tuple[str | int, ...], ConditionModel]]:
-    """The parts of the tree that every matching event must satisfy: itself and what stands under `all`."""
+    """Return the parts of the tree that every matching event must satisfy: the root and the parts under `all`."""
     yield (), condition
     for index, child in enumerate(condition.all):
         yield from ((("all", index, *path), part) for path, part in _required(child))

@@ -1,7 +1,7 @@
-"""The field types of the models: each pairs a parser of syntax.py with the JSON schema of what it reads.
+"""The field types of the models: each has a parser of syntax.py and the JSON schema of its YAML form.
 
-Strategy: one PlainValidator a type, so that pydantic never tries the branches of a union and a mistake is one sentence.
-The JSON schema describes the YAML form (what a person writes), not the parsed value.
+Each type has one PlainValidator, so pydantic never tries the branches of a union and a problem is one sentence. The
+JSON schema describes the YAML form, not the parsed value.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pydantic.annotated_handlers import GetJsonSchemaHandler
 from pydantic_core import CoreSchema
 
 from cnprocd.rules.language import names, syntax
-from cnprocd.rules.language.mistakes import mistake, nearest, shown
 from cnprocd.rules.language.names import Context
+from cnprocd.rules.language.value_problem import did_you_mean, invalid, shown
 from cnprocd.rules.ruleset import EVENT_NAMES, EventName
 from cnprocd.rules.values import Comparison, IntSet, Pattern, Template
 
@@ -27,25 +27,26 @@ Schema = dict[str, Any]
 
 
 class Model(BaseModel):
-    """What every model here shares: unknown keys are mistakes, and nothing changes after load."""
+    """The base of all models: unknown keys are problems, and values are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def context_of(info: ValidationInfo) -> Context:
-    """The context given to validation, or an empty one: no lists, no users, no groups."""
+    """Return the context of the validation, or an empty one: no lists, no users, no groups."""
     return info.context if isinstance(info.context, Context) else Context()
 
 
 def one_or_list(item: Schema) -> Schema:
-    """The JSON schema of one item or a list of at least one."""
+    """Return the JSON schema of one item or a list of at least one."""
     return {"anyOf": [item, {"type": "array", "items": item, "minItems": 1}]}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class YamlForm:
-    """The JSON schema of what a person writes. pydantic's WithJsonSchema, but up to 2.10 that one lets every field
-    that shares it write its own default into it.
+    """The JSON schema of the YAML form.
+
+    pydantic's WithJsonSchema is not enough: up to 2.10, the fields that share one write their defaults into it.
     """
 
     schema: Schema
@@ -56,7 +57,7 @@ class YamlForm:
 
 @dataclass(frozen=True, slots=True)
 class OneOrListOf:
-    """Marks a tuple field that may also be written as a single item, for the JSON schema."""
+    """Mark a tuple field that may be written as a single item, for the JSON schema."""
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> Schema:
         array = handler(core)
@@ -65,31 +66,31 @@ class OneOrListOf:
 
 @dataclass(frozen=True, slots=True)
 class OrBoolean:
-    """Marks a model field that may also be switched with true or false, for the JSON schema."""
+    """Mark a model field that may be true or false instead, for the JSON schema."""
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> Schema:
         return {"anyOf": [{"type": "boolean"}, handler(core)]}
 
 
 def as_list(value: object) -> object:
-    """A single item as a list of one."""
+    """Return a single item as a list of one."""
     return value if isinstance(value, list | tuple) else [value]
 
 
-# --- events
+# Events.
 
 ACCEPT_EVENTS = f"{', '.join(EVENT_NAMES)}, or a list of these, or all"
 
 
 def parse_events(value: object) -> tuple[EventName, ...]:
-    """Event names, in the order of EVENT_NAMES; `all`, alone, stands for every one."""
+    """Return event names in the order of EVENT_NAMES. `all` must be alone and means every event."""
 
     def one(item: object) -> EventName:
         for name in EVENT_NAMES:
             if item == name:
                 return name
-        hint = nearest(item, EVENT_NAMES) if isinstance(item, str) else ""
-        raise mistake(f"{shown(item)} is not an event", ACCEPT_EVENTS, hint)
+        hint = did_you_mean(item, EVENT_NAMES) if isinstance(item, str) else ""
+        raise invalid(f"unknown event: {shown(item)}", ACCEPT_EVENTS, hint)
 
     if value in ("all", ["all"]):
         return EVENT_NAMES
@@ -104,11 +105,11 @@ Events = Annotated[
 ]
 
 
-# --- text to compare with
+# Patterns.
 
 
 def _patterns(kind: names.AttributeKind) -> Callable[[Any, ValidationInfo], tuple[Pattern, ...]]:
-    def parse(value: Any, info: ValidationInfo) -> tuple[Pattern, ...]:  # noqa: ANN401 (whatever YAML gave)
+    def parse(value: Any, info: ValidationInfo) -> tuple[Pattern, ...]:  # noqa: ANN401 (a YAML value)
         return names.patterns(value, context_of(info), kind)
 
     return parse
@@ -121,17 +122,17 @@ TextPatterns = Annotated[tuple[Pattern, ...], PlainValidator(_patterns("text")),
 
 
 def parse_list(value: object) -> tuple[Pattern, ...]:
-    """A named list: patterns only, for a list cannot name another."""
+    """Return the patterns of a named list. A list cannot refer to another list."""
     if not isinstance(value, list):
-        raise mistake(f"expected a list, found {shown(value)}", 'a list of texts: ["ora_*", tnslsnr]')
+        raise invalid(f"expected a list, found {shown(value)}", 'a list of texts: ["ora_*", tnslsnr]')
     return tuple(syntax.each(value, names.pattern, "a list of at least one text"))
 
 
 def parse_list_name(value: object) -> str:
-    """The name of a list: what can follow the $ that refers to it."""
+    """Return the name of a list: the text that follows $ in a reference."""
     if isinstance(value, str) and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]{0,63}", value, re.ASCII):
         return value
-    raise mistake(f"{shown(value)} is not a name for a list", "a letter, then letters, digits, _ or -, at most 64")
+    raise invalid(f"invalid list name: {shown(value)}", "a letter or _, then letters, digits, _ or -, at most 64")
 
 
 ListName = Annotated[
@@ -146,7 +147,7 @@ NamedList = Annotated[
 ]
 
 
-# --- people
+# Users and groups.
 
 
 def _users(value: Any, info: ValidationInfo) -> tuple[int, ...]:  # noqa: ANN401
@@ -165,14 +166,14 @@ def _group(value: Any, info: ValidationInfo) -> str | int:  # noqa: ANN401
     return names.principal(value, context_of(info), "group")
 
 
-_WHO_SCHEMA: Schema = {"type": ["string", "integer"], "minimum": 0, "maximum": names.HIGHEST_ID}
-Users = Annotated[tuple[int, ...], PlainValidator(_users), YamlForm(one_or_list(_WHO_SCHEMA))]
-Groups = Annotated[tuple[int, ...], PlainValidator(_groups), YamlForm(one_or_list(_WHO_SCHEMA))]
-User = Annotated[str | int, PlainValidator(_user), YamlForm(_WHO_SCHEMA)]
-Group = Annotated[str | int, PlainValidator(_group), YamlForm(_WHO_SCHEMA)]
+_PRINCIPAL_SCHEMA: Schema = {"type": ["string", "integer"], "minimum": 0, "maximum": names.HIGHEST_ID}
+Users = Annotated[tuple[int, ...], PlainValidator(_users), YamlForm(one_or_list(_PRINCIPAL_SCHEMA))]
+Groups = Annotated[tuple[int, ...], PlainValidator(_groups), YamlForm(one_or_list(_PRINCIPAL_SCHEMA))]
+User = Annotated[str | int, PlainValidator(_user), YamlForm(_PRINCIPAL_SCHEMA)]
+Group = Annotated[str | int, PlainValidator(_group), YamlForm(_PRINCIPAL_SCHEMA)]
 
 
-# --- how a process ended
+# Exit statuses.
 
 _CODE_PATTERN = r"^\s*(((!=|==|>=|<=|>|<)\s*)?[0-9]+|[0-9]+\s*-\s*[0-9]+)\s*$"
 _CODE_SCHEMA: Schema = {
@@ -190,7 +191,7 @@ _SIGNAL_SCHEMA: Schema = {
 SignalSet = Annotated[frozenset[int], PlainValidator(syntax.signal_numbers), YamlForm(one_or_list(_SIGNAL_SCHEMA))]
 
 
-# --- quantities
+# Durations, sizes and numbers.
 
 
 def _pattern_schema(pattern: str, example: str) -> Schema:
@@ -222,7 +223,7 @@ SizeComparison = Annotated[
 
 
 def words(*known: str) -> tuple[PlainValidator, YamlForm]:
-    """The metadata of a field that takes one of a closed set of words."""
+    """Return the metadata of a field that takes one of a closed set of words."""
     return PlainValidator(syntax.word_of(*known)), YamlForm({"type": "string", "enum": list(known)})
 
 
@@ -245,7 +246,7 @@ Umask = Annotated[
 Flag = Annotated[bool, PlainValidator(syntax.flag), YamlForm({"type": "boolean"})]
 
 
-# --- text that is written, and lists of one
+# Templates, and lists of one.
 
 
 TemplateText = Annotated[Template, PlainValidator(syntax.template), YamlForm({"type": "string"})]

@@ -1,12 +1,12 @@
-"""Rules that are allowed and probably not meant: what `check` warns of beyond the loader (rules/language/advice.py).
+"""Warnings about the whole rule set: valid, but probably not intended. advice.py has those about one rule.
 
-    never        no event can satisfy the rule: the keys contradict each other
-    duplicate    another rule does the same to the same events
-    shadowed     whatever this rule's hook runs for, another rule's hook runs for too
-    fakeable     a hook runs as root, and nothing but the comm decides: any user can call a process what they like
-    timeout      a hook without a timeout of its own gets 30 s, which a person should have thought about
+    never        no event can satisfy the rule: its keys contradict each other
+    duplicate    another rule has the same events and the same match
+    shadowed     every event that runs this rule's hook also runs another rule's hook
+    fakeable     a hook runs as root for a comm or command line, which any user can fake
+    timeout      a hook has no timeout, so the default of 30 s applies
 
-PURE. "Can satisfy" is answered on the safe side: a warning is only given where it is certain.
+PURE. There are no false warnings: if it is not certain, there is no warning.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from cnprocd.rules.predicate import text_test
 from cnprocd.rules.ruleset import Condition, ProcessCondition, Rule, given_keys
 from cnprocd.rules.values import IntSet, Pattern
 
-_NOT_CHOSEN = ("user", "group", "exe", "cgroup", "unit")  # what a process cannot simply claim for itself
+_NOT_CHOSEN = ("user", "group", "exe", "cgroup", "unit")  # a process cannot choose these freely
 _PATTERNS = ("comm", "exe", "cmdline", "cgroup", "unit")
 _ROOT = (None, "root", 0)
 
 
 @dataclass(frozen=True, slots=True)
-class Warned:
+class LintWarning:
     """A warning about a rule, with the path of the key below it."""
 
     rule: str
@@ -37,8 +37,8 @@ class Warned:
     hint: str
 
 
-def lint(rules: Sequence[Rule]) -> Iterator[Warned]:
-    """All warnings, in the order of the rules."""
+def lint(rules: Sequence[Rule]) -> Iterator[LintWarning]:
+    """Return all warnings, in the order of the rules."""
     enabled = [rule for rule in rules if rule.enabled]
     for number, rule in enumerate(enabled):
         yield from _never(rule)
@@ -47,17 +47,21 @@ def lint(rules: Sequence[Rule]) -> Iterator[Warned]:
             yield from _hook(rule)
 
 
-def _never(rule: Rule) -> Iterator[Warned]:
+def _never(rule: Rule) -> Iterator[LintWarning]:
     compiled, condition = compile_rule(rule, 0), rule.match
-    hint = "keys of one mapping must all hold; either of two things is an any: list"
+    hint = "all keys of one mapping must hold; use an any: list for alternatives"
     unknown_too = condition is not None and _mentions_unknown(condition)
     if compiled.kinds == {"exit"} and compiled.statuses == NO_STATUS and not unknown_too:
-        yield Warned(rule.name, ("match",), "never", "no exit status satisfies this match: it can never fire", hint)
+        yield LintWarning(
+            rule.name, ("match",), "never", "no exit status satisfies this match: the rule never acts", hint
+        )
         return
     for key in _PATTERNS if condition is not None else ():
         assert condition is not None
         if _impossible(condition, key):
-            yield Warned(rule.name, ("match", key), "never", f"no {key} satisfies this match: it can never fire", hint)
+            yield LintWarning(
+                rule.name, ("match", key), "never", f"no {key} satisfies this match: the rule never acts", hint
+            )
 
 
 def _mentions_unknown(condition: Condition) -> bool:
@@ -65,18 +69,18 @@ def _mentions_unknown(condition: Condition) -> bool:
 
 
 def _impossible(condition: Condition, key: str) -> bool:
-    """Whether every literal that `key` allows is refused by a `not` or an `all` beside it."""
+    """Return whether a `not` or an `all` beside `key` rejects every literal that `key` accepts."""
     patterns: tuple[Pattern, ...] | None = getattr(condition, key)
     if patterns is None:
         return False
-    refused = [text_test(getattr(part, key)) for part in condition.not_ if _only_key(part, key)]
+    rejected = [text_test(getattr(part, key)) for part in condition.not_ if _only_key(part, key)]
     if set(patterns) <= {p for part in condition.not_ if _only_key(part, key) for p in getattr(part, key)}:
         return True
     if any(pattern.kind != "literal" for pattern in patterns):
         return False
-    demanded = [text_test(getattr(part, key)) for part in condition.all if getattr(part, key) is not None]
+    required = [text_test(getattr(part, key)) for part in condition.all if getattr(part, key) is not None]
     return all(
-        any(test(pattern.text) for test in refused) or not all(test(pattern.text) for test in demanded)
+        any(test(pattern.text) for test in rejected) or not all(test(pattern.text) for test in required)
         for pattern in patterns
     )
 
@@ -85,16 +89,16 @@ def _only_key(part: Condition, key: str) -> bool:
     return given_keys(part) == (key,)
 
 
-def _covered(rule: Rule, earlier: Sequence[Rule], others: Sequence[Rule]) -> Iterator[Warned]:
+def _covered(rule: Rule, earlier: Sequence[Rule], others: Sequence[Rule]) -> Iterator[LintWarning]:
     twin = next((other for other in earlier if _same_events(other, rule) and other.match == rule.match), None)
     if twin is not None:
-        both = " and runs a hook as well" if rule.run is not None and twin.run is not None else ""
-        yield Warned(
+        both = ", and both run a hook" if rule.run is not None and twin.run is not None else ""
+        yield LintWarning(
             rule.name,
             ("name",),
             "duplicate",
-            f'"{twin.name}" looks at the same events with the same match{both}',
-            "every rule that matches acts; join the two, or make them differ",
+            f'"{twin.name}" has the same events and the same match{both}',
+            "every rule that matches acts: merge the two, or make them differ",
         )
         return
     if rule.run is None:
@@ -103,12 +107,12 @@ def _covered(rule: Rule, earlier: Sequence[Rule], others: Sequence[Rule]) -> Ite
         (other for other in others if other is not rule and other.run is not None and _covers(other, rule)), None
     )
     if wider is not None:
-        yield Warned(
+        yield LintWarning(
             rule.name,
             ("name",),
             "shadowed",
-            f'whatever it matches, "{wider.name}" matches too, and both hooks run',
-            f"if that is not meant, put a not: into {wider.name}",
+            f'"{wider.name}" matches everything that this rule matches, and both hooks run',
+            f"if this is not intended, add a not: to {wider.name}",
         )
 
 
@@ -127,10 +131,10 @@ def _events(rule: Rule) -> set[str]:
 
 
 def _covers_condition(wide: Condition, narrow: Condition) -> bool:
-    """Whether every key of `wide` is one of `narrow` that allows no more."""
+    """Return whether `narrow` has every key of `wide` and accepts no more in it."""
     ending = {"exit_code", "signal"}
     for key in set(given_keys(wide)) - ending:
-        if key not in given_keys(narrow) or not _allows_no_more(getattr(wide, key), getattr(narrow, key)):
+        if key not in given_keys(narrow) or not _accepts_no_more(getattr(wide, key), getattr(narrow, key)):
             return False
     if not ending.intersection(given_keys(wide)):
         return True
@@ -144,7 +148,7 @@ def _codes(condition: Condition) -> set[int]:
     return {code for low, high in ranges for code in range(low, high + 1)}
 
 
-def _allows_no_more(wide: Any, narrow: Any) -> bool:  # noqa: ANN401  # values of any key of the rule language
+def _accepts_no_more(wide: Any, narrow: Any) -> bool:  # noqa: ANN401  # values of any key of the rule language
     if wide == narrow:
         return True
     if not (isinstance(wide, tuple) and isinstance(narrow, tuple) and wide and narrow):
@@ -155,28 +159,28 @@ def _allows_no_more(wide: Any, narrow: Any) -> bool:  # noqa: ANN401  # values o
     return all(one in wide or (one.kind == "literal" and test(one.text)) for one in narrow)
 
 
-def _hook(rule: Rule) -> Iterator[Warned]:
+def _hook(rule: Rule) -> Iterator[LintWarning]:
     assert rule.run is not None
     if rule.run.user in _ROOT and rule.match is not None and _only_comm(rule.match):
-        yield Warned(
+        yield LintWarning(
             rule.name,
             ("match",),
             "fakeable",
-            "the hook runs as root, and only what a process calls itself decides: any user can fake that",
+            "the hook runs as root for a comm or command line, which any user can fake",
             "add user:, exe:, unit: or cgroup: to the match, or run the hook as another user",
         )
     if "timeout_s" not in rule.run.given:
-        yield Warned(
+        yield LintWarning(
             rule.name,
             ("run",),
             "timeout",
-            f"the hook has no timeout of its own and is ended after {rule.run.timeout_s:g} s",
-            "say how long it may take: timeout: 30s",
+            f"the hook has no timeout: the default of {rule.run.timeout_s:g} s applies",
+            "set one, such as timeout: 30s",
         )
 
 
 def _only_comm(condition: Condition) -> bool:
-    """Whether comm or cmdline, which any process chooses for itself, is all that tells one process from another."""
+    """Return whether the condition depends only on comm or cmdline, which any process can choose."""
     chosen = condition.comm is not None or condition.cmdline is not None
     return chosen and not _has_evidence(condition)
 

@@ -22,13 +22,13 @@ from pydantic import ValidationError
 from cnprocd.rules.language import yaml12
 from cnprocd.rules.language.advice import advise
 from cnprocd.rules.language.fields import parse_list
-from cnprocd.rules.language.mistakes import Mistake, MistakeError
 from cnprocd.rules.language.names import Context
-from cnprocd.rules.language.report import Found, found_in
+from cnprocd.rules.language.plain import plain
+from cnprocd.rules.language.report import problems_in
 from cnprocd.rules.language.schema import RuleFileModel
+from cnprocd.rules.language.value_problem import InvalidValueError, ValueProblem
 from cnprocd.rules.language.yaml12 import Mark
 from cnprocd.rules.problems import MAIN_FILE, LoadedRules, Problem, RulesError
-from cnprocd.rules.ruleset import plain
 from cnprocd.safe_open import UnsafeFileError, safe_open
 
 __all__ = ["DROPIN_DIRS", "MAIN_FILE", "LoadedRules", "Problem", "RulesError", "load"]
@@ -43,7 +43,7 @@ _MINIMAL_HINT = 'a minimal file is "rules: []", or with one rule "rules: [{name:
 
 @dataclass(slots=True)
 class _Source:
-    """One file on its way: its text once read, its tree once parsed, and what was found wrong so far."""
+    """One file: its lines once read, its tree once parsed, and its problems so far."""
 
     file: Path
     is_dropin: bool
@@ -52,12 +52,12 @@ class _Source:
     broken: bool = False
     problems: list[Problem] = field(default_factory=list)
 
-    def problem(self, mark: Mark, mistake: Mistake) -> Problem:
+    def problem(self, mark: Mark, found: ValueProblem) -> Problem:
         line = self.lines[mark.line - 1] if 0 < mark.line <= len(self.lines) else ""
-        return Problem(self.file, mark.line, mark.column, mistake.message, mistake.accepted, mistake.hint, line)
+        return Problem(self.file, mark.line, mark.column, found.message, found.accepted, found.hint, line)
 
-    def reject(self, mark: Mark, mistake: Mistake) -> None:
-        self.problems.append(self.problem(mark, mistake))
+    def reject(self, mark: Mark, found: ValueProblem) -> None:
+        self.problems.append(self.problem(mark, found))
 
 
 def load(
@@ -69,10 +69,10 @@ def load(
     user: Callable[[str], int | None] | None = None,
     group: Callable[[str], int | None] | None = None,
 ) -> LoadedRules:
-    """Load exactly the file `path` with the files `also` as drop-ins, or with None the main file and its drop-ins.
+    """Load only the file `path`, with the files `also` as drop-ins; or with None the main file and its drop-ins.
 
-    `dropin_dirs` are given with the highest precedence first; `user` and `group` turn a name into an id or None (by
-    default through the system's tables). Raises RulesError with every mistake found in all files.
+    `dropin_dirs` begin with the highest precedence. `user` and `group` return the id of a name or None; by default they
+    use the system's databases. Raises RulesError with every problem in every file.
     """
     warnings: list[Problem] = []
     sources = [_Source(path or main_file, is_dropin=False), *(_Source(one, is_dropin=True) for one in also)]
@@ -83,7 +83,7 @@ def load(
     sources = [source for source in sources if source.root is not None or source.problems]
     context = Context(_list_texts(sources), user or cache(_system_user), group or cache(_system_group))
     files = [(source, _validate(source, context)) for source in sources]
-    _refuse_across_files(sources)
+    _check_across_files(sources)
     problems = [problem for source in sources for problem in sorted(source.problems, key=_place)]
     if problems:
         raise RulesError(problems)
@@ -115,11 +115,11 @@ def _system_group(name: str) -> int | None:
         return None
 
 
-# --- which files
+# Which files.
 
 
 def _dropins(directories: Sequence[Path], warnings: list[Problem]) -> list[_Source]:
-    """The drop-in files that count, in the order of their names; masked ones are left out when they are read."""
+    """Return the drop-in files that apply, in the order of their names. Masked files are skipped when they are read."""
     chosen: dict[str, Path] = {}
     unreadable = []
     for directory in directories:
@@ -129,23 +129,23 @@ def _dropins(directories: Sequence[Path], warnings: list[Problem]) -> list[_Sour
             continue
         except OSError as error:
             source = _Source(directory, is_dropin=True)
-            source.reject(Mark(), Mistake(f"the directory cannot be read: {error.strerror}"))
+            source.reject(Mark(), ValueProblem(f"cannot read the directory: {error.strerror}"))
             unreadable.append(source)
             continue
         for name in names:
             if name.endswith(".yaml"):
                 chosen.setdefault(name, directory / name)
             elif name.endswith((".yml", ".json")):
-                said = "ignored: only files whose names end in .yaml are read"
-                warnings.append(Problem(directory / name, 0, 0, said))
+                message = "ignored: only files whose names end in .yaml are read"
+                warnings.append(Problem(directory / name, 0, 0, message))
     return unreadable + [_Source(chosen[name], is_dropin=True) for name in sorted(chosen)]
 
 
-# --- from file to tree
+# From file to tree.
 
 
 def _read(source: _Source) -> None:
-    """Fill the source's lines and root, or its problems. A masked drop-in gets neither."""
+    """Fill in the lines and root of a source, or its problems. A masked drop-in gets neither."""
     if source.problems or (source.is_dropin and os.path.realpath(source.file) == "/dev/null"):
         return
     data = _content(source)
@@ -155,8 +155,8 @@ def _read(source: _Source) -> None:
     source.lines = _LINE_END.split(text)
     document = yaml12.read(text)
     source.broken = document.broken
-    for flaw in document.flaws:
-        source.reject(flaw.mark, flaw.mistake)
+    for problem in document.problems:
+        source.reject(problem.mark, problem.problem)
     _take_root(source, document.root)
 
 
@@ -165,17 +165,17 @@ def _content(source: _Source) -> bytes | None:
         with os.fdopen(safe_open(source.file), "rb") as file:
             data = file.read(LARGEST + 1)
     except UnsafeFileError as error:
-        source.reject(Mark(), Mistake(error.what, hint=error.hint))
+        source.reject(Mark(), ValueProblem(error.what, hint=error.hint))
         return None
     except FileNotFoundError:
         hint = "create it, or name another with --rules FILE; " + _MINIMAL_HINT
-        source.reject(Mark(), Mistake("the file does not exist", hint=hint))
+        source.reject(Mark(), ValueProblem("the file does not exist", hint=hint))
         return None
     except OSError as error:
-        source.reject(Mark(), Mistake(f"the file cannot be read: {error.strerror}", hint="check its permissions"))
+        source.reject(Mark(), ValueProblem(f"cannot read the file: {error.strerror}", hint="check its permissions"))
         return None
     if len(data) > LARGEST:
-        source.reject(Mark(), Mistake("the file is too large", "at most 1 MiB", "split it into files in rules.d"))
+        source.reject(Mark(), ValueProblem("the file is too large", "at most 1 MiB", "split it into files in rules.d"))
         return None
     return data
 
@@ -187,8 +187,8 @@ def _decoded(source: _Source, data: bytes) -> str | None:
         before = data[: error.start].decode()
         source.lines = _LINE_END.split(data.decode(errors="replace"))
         mark = Mark(before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1)
-        said = f"the byte 0x{data[error.start]:02x} is not UTF-8"
-        source.reject(mark, Mistake(said, "UTF-8 text", "convert the file: iconv -f latin1 -t utf-8"))
+        message = f"the byte 0x{data[error.start]:02x} is not UTF-8"
+        source.reject(mark, ValueProblem(message, "UTF-8 text", "convert the file: iconv -f latin1 -t utf-8"))
         return None
 
 
@@ -198,14 +198,14 @@ def _take_root(source: _Source, root: yaml12.Node | None) -> None:
     elif source.problems:
         return
     elif root is None or (isinstance(root, yaml12.Scalar) and root.value is None) or isinstance(root, yaml12.Mapping):
-        if not source.is_dropin:  # a drop-in of nothing but comments says nothing, like an empty one
-            source.reject(Mark(), Mistake("the file is empty", hint=_MINIMAL_HINT))
+        if not source.is_dropin:  # a drop-in that has only comments is empty: it masks
+            source.reject(Mark(), ValueProblem("the file is empty", hint=_MINIMAL_HINT))
     else:
         hint = "put the rules under a key: rules:" if isinstance(root, yaml12.Sequence) else _MINIMAL_HINT
-        source.reject(root.mark, Mistake("the file is not a mapping", "the keys settings, lists and rules", hint))
+        source.reject(root.mark, ValueProblem("the file is not a mapping", "the keys settings, lists and rules", hint))
 
 
-# --- from trees to rules
+# From trees to rules.
 
 
 def _section(source: _Source, key: str) -> yaml12.Node | None:
@@ -213,7 +213,7 @@ def _section(source: _Source, key: str) -> yaml12.Node | None:
 
 
 def _list_texts(sources: Sequence[_Source]) -> dict[str, tuple[str, ...]]:
-    """The good entries of all lists; a bad one is reported where it stands, not again where it is used."""
+    """Return the valid entries of all lists. An invalid entry is reported in its list, not again where it is used."""
     texts: dict[str, tuple[str, ...]] = {}
     for source in sources:
         section = _section(source, "lists")
@@ -221,58 +221,54 @@ def _list_texts(sources: Sequence[_Source]) -> dict[str, tuple[str, ...]]:
             continue
         for name, (_, node) in section.entries.items():
             entries = yaml12.plain_data(node)
-            texts.setdefault(name, tuple(filter(_is_good, entries)) if isinstance(entries, list) else ())
+            texts.setdefault(name, tuple(filter(_is_valid, entries)) if isinstance(entries, list) else ())
     return texts
 
 
-def _is_good(entry: object) -> bool:
+def _is_valid(entry: object) -> bool:
     try:
         parse_list([entry])
-    except MistakeError:
+    except InvalidValueError:
         return False
     return True
 
 
 def _validate(source: _Source, context: Context) -> RuleFileModel | None:
-    if source.root is None or source.broken:  # of half a file, half of what could be said is wrong
+    if source.root is None or source.broken:  # the problems of a partial file are misleading
         return None
     refused = {(problem.line, problem.column) for problem in source.problems}
     try:
         return RuleFileModel.model_validate(yaml12.plain_data(source.root), context=context)
     except ValidationError as error:
-        for found in found_in(error.errors(include_url=False)):
-            mark = _mark(source.root, found)
-            # What the reader refused has no value, so whatever a model says of it is only an echo.
+        for problem in problems_in(error.errors(include_url=False)):
+            mark = yaml12.locate(source.root, problem.at, problem.on_key)
+            # A value that the parser rejected is None: what a model reports about it is a consequence.
             if (mark.line, mark.column) not in refused:
-                source.reject(mark, found.mistake)
+                source.reject(mark, problem)
     return None
 
 
-def _mark(root: yaml12.Mapping, found: Found) -> Mark:
-    return yaml12.locate(root, found.path, found.on_key)
-
-
-def _refuse_across_files(sources: Sequence[_Source]) -> None:
-    """What only shows when all files are seen: settings outside the main file, names taken twice."""
+def _check_across_files(sources: Sequence[_Source]) -> None:
+    """Report the problems of all files together: settings outside the main file, and duplicate names."""
     rules: dict[str, tuple[_Source, Mark]] = {}
     lists: dict[str, tuple[_Source, Mark]] = {}
     for source in sources:
         if source.root is not None and source.is_dropin and "settings" in source.root.entries:
-            said = Mistake(
-                "settings belong in the main file only", "lists and rules", f"move them to {sources[0].file}"
+            problem = ValueProblem(
+                "settings are allowed only in the main file", "lists and rules", f"move them to {sources[0].file}"
             )
-            source.reject(source.root.entries["settings"][0], said)
+            source.reject(source.root.entries["settings"][0], problem)
         for name, mark in _rule_names(source):
-            _refuse_taken("rule", name, source, mark, rules)
+            _check_duplicate("rule", name, source, mark, rules)
         for name, mark in _list_names(source):
-            _refuse_taken("list", name, source, mark, lists)
+            _check_duplicate("list", name, source, mark, lists)
 
 
-def _refuse_taken(what: str, name: str, source: _Source, mark: Mark, taken: dict[str, tuple[_Source, Mark]]) -> None:
+def _check_duplicate(what: str, name: str, source: _Source, mark: Mark, taken: dict[str, tuple[_Source, Mark]]) -> None:
     first, where = taken.setdefault(name, (source, mark))
     if (first, where) != (source, mark):
-        said = f'the {what} name "{name}" is taken: {first.file}:{where.line}:{where.column} has it'
-        source.reject(mark, Mistake(said, "a name of its own"))
+        message = f'duplicate {what} name "{name}": also at {first.file}:{where.line}:{where.column}'
+        source.reject(mark, ValueProblem(message, "a unique name"))
 
 
 def _rule_names(source: _Source) -> Iterator[tuple[str, Mark]]:
@@ -289,7 +285,7 @@ def _list_names(source: _Source) -> Iterator[tuple[str, Mark]]:
         yield from ((name, mark) for name, (mark, _) in section.entries.items())
 
 
-# --- warnings
+# Warnings.
 
 
 def _warnings(valid: Sequence[tuple[_Source, RuleFileModel]]) -> Iterator[Problem]:
@@ -298,7 +294,9 @@ def _warnings(valid: Sequence[tuple[_Source, RuleFileModel]]) -> Iterator[Proble
         assert source.root is not None
         for name, mark in _list_names(source):
             if name not in used:
-                yield source.problem(mark, Mistake(f'the list "{name}" is not used', hint=f'"${name}" would use it'))
+                yield source.problem(
+                    mark, ValueProblem(f'the list "{name}" is not used', hint=f'use it as "${name}", or remove it')
+                )
         for index, rule in enumerate(rule_file.rules):
             for advice in advise(rule):
                 mark = yaml12.locate(source.root, ("rules", index, *advice.at), advice.on_key)
@@ -306,7 +304,7 @@ def _warnings(valid: Sequence[tuple[_Source, RuleFileModel]]) -> Iterator[Proble
 
 
 def _references(node: yaml12.Node) -> Iterator[str]:
-    """Every text that begins with $."""
+    """Return every text that begins with $."""
     if isinstance(node, yaml12.Mapping):
         for _, value in node.entries.values():
             yield from _references(value)

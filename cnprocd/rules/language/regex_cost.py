@@ -1,14 +1,14 @@
-"""How many ways a regular expression may have to read one text: what it can cost before it says no. PURE.
+"""Estimate what a regular expression can cost: the number of ways in which it can read one text. PURE.
 
-Python's `re` tries one way after the other, and the texts are chosen by whoever runs a process: an expression with
-thousands of millions of ways, met by the text that fails last, would hold the daemon for hours. So the ways are counted
-when the rules are loaded, for the longest text there can be, and an expression with too many is refused. What is left
-costs milliseconds for the worst text. Globs need no such bound: fnmatch gives every `*` in them one try (an atomic
-group), so their cost grows with the text and no faster than that text's length times the number of their stars.
+Python's `re` tries one way after another, and any process can choose the text. An expression with 10^9 ways, on a text
+that matches none of them, would block the daemon for hours. So the ways are counted when the rules are loaded, for the
+longest possible text, and an expression with too many is rejected. An accepted expression takes milliseconds for the
+worst text. Globs need no bound: fnmatch makes every `*` an atomic group, so the cost of a glob is at most the length of
+the text times the number of its stars.
 
-The count is an upper bound: everything that can match in more than one way is taken to be free to do so, everywhere,
-independently of what stands beside it. Repeats multiply, alternatives add up; only alternatives that begin with
-different characters cannot be two ways for one text.
+The count is an upper bound. It assumes that every part that can match in more than one way does so independently of
+its neighbours. Repetitions multiply and alternatives add up; alternatives that begin with different characters count as
+one way.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from collections.abc import Iterable
 from re import _constants, _parser  # type: ignore[attr-defined]  # stable since 3.11; there is no public parser
 from typing import Any
 
-MOST_WAYS = 1 << 25  # one way is a few nanoseconds to a hundred: under a second in all for the worst of texts
-_BEYOND = MOST_WAYS + 1  # counts end here: what is too much need not be told how much
+MOST_WAYS = 1 << 25  # one way takes a few to a hundred nanoseconds: under a second for the worst text
+_BEYOND = MOST_WAYS + 1  # counting stops here
 
 _REPEATS = (_constants.MAX_REPEAT, _constants.MIN_REPEAT)
 _ATOMIC = getattr(_constants, "ATOMIC_GROUP", None)
@@ -27,8 +27,8 @@ _POSSESSIVE = getattr(_constants, "POSSESSIVE_REPEAT", None)
 _AT_START = (_constants.AT_BEGINNING, _constants.AT_BEGINNING_STRING)
 
 
-def ways(expression: str, longest: int) -> int:
-    """An upper bound of the ways in which a search may try a text of `longest` characters; at most MOST_WAYS + 1."""
+def regex_cost(expression: str, longest: int) -> int:
+    """Return an upper bound of the ways to search a text of `longest` characters; at most MOST_WAYS + 1."""
     parsed = _parser.parse(expression)
     items = list(parsed)
     anchored = bool(items) and items[0][0] is _constants.AT and items[0][1] in _AT_START
@@ -49,22 +49,22 @@ def _sequence(items: Iterable[tuple[Any, Any]], longest: int) -> int:
 
 
 def _item(item: tuple[Any, Any], longest: int) -> int:
-    sort, detail = item
-    if sort in _REPEATS or sort is _POSSESSIVE:
+    kind, detail = item
+    if kind in _REPEATS or kind is _POSSESSIVE:
         least, most, body = detail
-        # A possessive repeat is not taken up again, but its body is tried in every way on the way there.
+        # A possessive repetition does not backtrack, but its body is tried in every way before.
         return _repeat(int(least), min(int(most), longest), list(body), longest)
-    if sort is _constants.SUBPATTERN:
+    if kind is _constants.SUBPATTERN:
         return _sequence(detail[-1], longest)
-    if sort is _constants.BRANCH:
+    if kind is _constants.BRANCH:
         return _branch([list(one) for one in detail[1]], longest)
-    if sort in (_constants.ASSERT, _constants.ASSERT_NOT):
+    if kind in (_constants.ASSERT, _constants.ASSERT_NOT):
         return _sequence(detail[1], longest)
-    if sort is _ATOMIC:
+    if kind is _ATOMIC:
         return _sequence(detail, longest)
-    if sort is _constants.GROUPREF_EXISTS:
+    if kind is _constants.GROUPREF_EXISTS:
         return _capped(sum(_sequence(one or (), longest) for one in detail[1:]))
-    return 1  # one character, or none: LITERAL, NOT_LITERAL, ANY, IN, AT, GROUPREF
+    return 1  # one character or none: LITERAL, NOT_LITERAL, ANY, IN, AT, GROUPREF
 
 
 def _repeat(least: int, most: int, body: list[tuple[Any, Any]], longest: int) -> int:

@@ -1,80 +1,71 @@
-"""What pydantic finds itself in a rule file, in our words.
+"""pydantic's validation errors as problems with a path.
 
-Strategy: most mistakes come from our own parsers and are sentences already. What pydantic finds itself (a missing or
-unknown key, a list where a mapping belongs) is put into words here, and the JSON schema says what would be accepted
-there, so that the words never differ from what the editor offers.
+Most problems come from the parsers of this package and are sentences already. The errors that pydantic finds itself (a
+missing or unknown key, a list instead of a mapping) are put into words here. The JSON schema gives the accepted values,
+so these words agree with the editor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 from pydantic_core import ErrorDetails
 
-from cnprocd.rules.language.mistakes import Mistake, MistakeError, nearest, shown
 from cnprocd.rules.language.schema import json_schema
+from cnprocd.rules.language.value_problem import InvalidValueError, ValueProblem, did_you_mean, shown
 
 Path_ = tuple[str | int, ...]
 
 
-# --- pydantic's own findings in words
+def problems_in(errors: Iterable[ErrorDetails]) -> Iterator[ValueProblem]:
+    """Return the problems of pydantic's errors, with their paths from the top of the file.
 
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A mistake and the whole path to it from the top of the file; `on_key` points at the key, not the value."""
-
-    path: Path_
-    mistake: Mistake
-    on_key: bool = False
-
-
-def found_in(errors: Iterable[ErrorDetails]) -> Iterator[Found]:
-    """Every mistake behind pydantic's report. What the reader refused already (a None) is not reported again."""
+    A value that the YAML parser rejected is None and is not reported again.
+    """
     for error in errors:
         if error["input"] is not None:
-            yield from _found(error)
+            yield from _problems(error)
 
 
-def _found(error: ErrorDetails) -> Iterator[Found]:
+def _problems(error: ErrorDetails) -> Iterator[ValueProblem]:
     path: Path_ = tuple(error["loc"])
     on_key = path[-1:] == ("[key]",)
     path = path[:-1] if on_key else path
     cause = error.get("ctx", {}).get("error")
-    if isinstance(cause, MistakeError):
-        yield from (Found((*path, *m.at), replace(m, at=()), on_key or m.on_key) for m in cause.mistakes)
+    if isinstance(cause, InvalidValueError):
+        yield from (replace(one, at=(*path, *one.at), on_key=on_key or one.on_key) for one in cause.problems)
         return
     value = error["input"]
     schema = _schema_at(path)
     match error["type"]:
         case "missing":
             described = f"{path[-1]}: {schema.get('description', '')}"
-            yield Found(path[:-1], Mistake(f'the key "{path[-1]}" is missing', hint=described), on_key=True)
+            yield ValueProblem(f'the key "{path[-1]}" is missing', hint=described, at=path[:-1], on_key=True)
         case "extra_forbidden":
             known = list(_properties(_schema_at(path[:-1])))
-            hint = nearest(str(path[-1]), known)
-            yield Found(path, Mistake(f'unknown key "{path[-1]}"', ", ".join(known), hint), on_key=True)
+            hint = did_you_mean(str(path[-1]), known)
+            yield ValueProblem(f'unknown key "{path[-1]}"', ", ".join(known), hint, path, on_key=True)
         case "too_short":
-            if not value:  # else its items are wrong, and each says so
-                yield Found(path, Mistake("the list is empty", _accepted(schema)))
+            if not value:  # else its items are invalid, and each is reported
+                yield ValueProblem("the list is empty", _accepted(schema), at=path)
         case "model_type" | "model_attributes_type" | "dict_type":
-            yield Found(path, Mistake(f"expected a mapping, found {shown(value)}", _accepted(schema)))
+            yield ValueProblem(f"expected a mapping, found {shown(value)}", _accepted(schema), at=path)
         case "tuple_type" | "list_type":
-            yield Found(path, Mistake(f"expected a list, found {shown(value)}", _accepted(schema)))
+            yield ValueProblem(f"expected a list, found {shown(value)}", _accepted(schema), at=path)
         case _:
-            yield Found(path, Mistake(f"{shown(value)}: {error['msg']}", _accepted(schema)))
+            yield ValueProblem(f"{shown(value)}: {error['msg']}", _accepted(schema), at=path)
 
 
-# --- the JSON schema as the source of what is accepted
+# The JSON schema as the source of the accepted values.
 
 _root_schema = cache(json_schema)
 
 
 def _choices(schema: dict[str, Any]) -> list[dict[str, Any]]:
-    """The schema with its reference followed, or the branches of its anyOf (up to pydantic 2.8 a lone allOf)."""
+    """Return the schema with its reference resolved, or the branches of its anyOf (up to pydantic 2.8 a lone allOf)."""
     if "$ref" in schema:
         return _choices(_root_schema()["$defs"][schema["$ref"].rsplit("/", 1)[-1]])
     branches = schema.get("anyOf") or schema.get("allOf")
@@ -82,7 +73,7 @@ def _choices(schema: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _schema_at(path: Path_) -> dict[str, Any]:
-    """The schema of the value at a path, or an empty one where the schema has no such place."""
+    """Return the schema of the value at a path, or an empty schema if the path does not exist."""
     schema = _root_schema()
     for step in path:
         for choice in _choices(schema):
@@ -92,7 +83,7 @@ def _schema_at(path: Path_) -> dict[str, Any]:
                 schema = below
                 break
         else:
-            if not isinstance(step, int):  # an index the file does not have: a single item read as a list of one
+            if not isinstance(step, int):  # a single item is validated as a list of one: the index is not in the file
                 return {}
     return schema
 
@@ -102,7 +93,7 @@ def _properties(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _accepted(schema: dict[str, Any]) -> str:
-    """What a schema allows, in words."""
+    """Return the accepted values of a schema, in words."""
     phrases = []
     for choice in _choices(schema):
         if choice.get("properties"):

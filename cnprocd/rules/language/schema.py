@@ -1,9 +1,9 @@
-"""The rule language: frozen pydantic models of a rule file, and the JSON schema of what a person may write.
+"""The rule language: frozen pydantic models of a rule file, and their JSON schema.
 
-Strategy: the models hold parsed values only (values.py); fields.py says how each is read. A check of one field lives
-with its type, a check across fields is a validator of the first model that sees them all, and runs even when other
-fields are wrong. Descriptions are written once, here: the man page and editors are made of them. A field whose
-name carries a unit (`timeout_s`) has the plain YAML key (`timeout`) as its alias, and its default is in YAML form.
+The models hold parsed values (values.py); fields.py has the parser of each. A check of one field belongs to its type. A
+check across fields is a validator of the first model that has them all, and runs even if other fields are invalid. The
+descriptions here are the source of the manual page and of the editor's schema. A field whose name has a unit
+(`timeout_s`) has the YAML key (`timeout`) as its alias, and its default is in YAML form.
 """
 
 from __future__ import annotations
@@ -42,40 +42,42 @@ from cnprocd.rules.language.fields import (
     YamlForm,
     words,
 )
-from cnprocd.rules.language.mistakes import MistakeError, mistake, shown
+from cnprocd.rules.language.value_problem import InvalidValueError, invalid, shown
 
 RULE_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 
 
 class RateLimitModel(Model):
-    """At most `count` matches in every `per`, counted per rule or per value of an attribute."""
+    """At most `count` matches in each period `per`, counted per rule or per value of an attribute."""
 
-    count: Count = Field(description="How many matches pass in each period.")
+    count: Count = Field(description="The number of matches that pass in each period.")
     per_s: Duration = Field(alias="per", description="The length of the period.")
     by: Annotated[Literal["rule", "comm", "user", "unit"], *words("rule", "comm", "user", "unit")] = Field(
-        default="rule", description="What has a budget of its own: the whole rule, or each comm, user or unit."
+        default="rule", description="What is counted separately: the whole rule, or each comm, user or unit."
     )
 
 
 class CoalesceModel(Model):
-    """One run of the hook for the matches of a window, all of them on its standard input."""
+    """One run of the hook for all matches in a window. It gets all of them on its standard input."""
 
-    window_s: Duration = Field(alias="window", description="How long matches are gathered after the first.")
-    max: Count = Field(default=1000, description="The window closes early at this many matches.")
+    window_s: Duration = Field(
+        alias="window", description="The length of the window, which begins with the first match."
+    )
+    max: Count = Field(default=1000, description="The number of matches at which the window ends early.")
 
 
 class AfterModel(Model):
-    """Escalation: the rule fires only at the n-th match within a period."""
+    """Escalation: the rule acts only at the n-th match within a period."""
 
-    count: Count = Field(description="The match at which the rule fires.")
-    within_s: Duration = Field(alias="within", description="The period in which the matches must fall.")
+    count: Count = Field(description="The number of the match at which the rule acts.")
+    within_s: Duration = Field(alias="within", description="The period that must contain the matches.")
 
 
 def _parse_rule_name(value: object) -> str:
     accepted = "a letter or digit, then letters, digits, _ . or -, at most 64 in all"
     name = syntax.text(value, accepted)
     if not re.fullmatch(RULE_NAME, name, re.ASCII):
-        raise mistake(f"{shown(name)} is not a rule name", accepted)
+        raise invalid(f"invalid rule name: {shown(name)}", accepted)
     return name
 
 
@@ -88,99 +90,108 @@ Description = Annotated[
 
 
 class RuleModel(Model):
-    """One rule: which events of which processes, and what is done about them."""
+    """One rule: which events of which processes, and the actions for them."""
 
-    name: RuleName = Field(description="The name of the rule, unique over all files; it appears in every record.")
-    description: Description = Field(default="", description="What the rule is for, in one line.")
-    enabled: Flag = Field(default=True, description="false keeps the rule in the file but out of work.")
-    events: Events = Field(description="The events the rule looks at: a name, a list, or all.")
-    match: ConditionModel | None = Field(
-        default=None, description="What must hold; every key must. Left out: any process."
+    name: RuleName = Field(
+        description="The name of the rule, unique in all files. Every log record of the rule has it."
     )
-    threads: Flag = Field(default=False, description="Look at the events of single threads too, not only of processes.")
-    include_hooks: Flag = Field(default=False, description="Look at hooks, and what they start, too. Beware of loops.")
+    description: Description = Field(default="", description="The purpose of the rule, in one line.")
+    enabled: Flag = Field(default=True, description="false disables the rule but keeps it in the file.")
+    events: Events = Field(description="The events that the rule matches: a name, a list, or all.")
+    match: ConditionModel | None = Field(
+        default=None, description="The condition: every key must hold. Default: any process."
+    )
+    threads: Flag = Field(default=False, description="Match the events of single threads instead of processes.")
+    include_hooks: Flag = Field(
+        default=False, description="Also match hooks and the processes that they start. Beware of loops."
+    )
     on_unknown_exit: Annotated[Literal["match", "log", "ignore"], *words("match", "log", "ignore")] = Field(
         default="log",
-        description="When a process vanished while events were lost and its status is unknown: match as a failure, "
-        "only log it, or ignore it.",
+        description="If a process ended while events were lost, its status is unknown: match it as a failure, only log "
+        "it, or ignore it.",
     )
-    rate_limit: RateLimitModel | None = Field(default=None, description="Hold back matches above a rate.")
+    rate_limit: RateLimitModel | None = Field(default=None, description="Drop matches above a rate.")
     cooldown_s: Duration | None = Field(
-        default=None, alias="cooldown", description="After a match passed, hold back the next ones for so long."
+        default=None, alias="cooldown", description="The time after a match in which further matches are dropped."
     )
-    coalesce: CoalesceModel | None = Field(default=None, description="Run the hook once for many matches.")
-    after: AfterModel | None = Field(default=None, description="Fire only at the n-th match within a period.")
+    coalesce: CoalesceModel | None = Field(default=None, description="Run the hook once for several matches.")
+    after: AfterModel | None = Field(default=None, description="Act only at the n-th match within a period.")
     resets_s: Duration | None = Field(
         default=None,
         alias="resets",
-        description="The count of after is forgotten after so long without a match; by default as long as within.",
+        description="The time without a match after which the count of after is reset. Default: the value of within.",
     )
     log: Annotated[LogModel | None, BeforeValidator(parse_log), OrBoolean()] = Field(
         default=True,
         validate_default=True,
-        description="The record written for a match: true, false, or its level and message.",
+        description="The log record of a match: true, false, or its level and message.",
     )
     run: HookModel | None = Field(default=None, description="The hook to run.")
 
     @field_validator("match")
     @classmethod
     def _can_match(cls, match: ConditionModel | None, info: ValidationInfo) -> ConditionModel | None:
-        # A validator of the field, not of the model: it must speak even when another field of the rule is wrong.
+        # A validator of the field, not of the model: it must run even if another field of the rule is invalid.
         if match is not None and "events" in info.data:
             found = tuple(never_matches(match, info.data["events"]))
             if found:
-                raise MistakeError(*found)
+                raise InvalidValueError(*found)
         return match
 
     @model_validator(mode="after")
     def _together(self) -> RuleModel:
         if self.resets_s is not None and self.after is None:
-            raise mistake("resets says when the count of after is forgotten, and there is no after", key="resets")
+            raise invalid("resets has no effect without after", key="resets")
         if self.coalesce is not None and self.run is None:
-            raise mistake("coalesce gathers matches for one hook, and the rule has no run", key="coalesce")
+            raise invalid("coalesce has no effect without run", key="coalesce")
         return self
 
 
 class SettingsModel(Model):
-    """Settings of the daemon; only the main file may have them."""
+    """Settings of the daemon, allowed only in the main file."""
 
-    hook_slots: Slots = Field(default=8, description="How many hooks may run at once, all rules together.")
+    hook_slots: Slots = Field(default=8, description="The maximum number of hooks that run at once, of all rules.")
     receive_buffer_bytes: BufferSize = Field(
         default="32M",
         validate_default=True,
         alias="receive_buffer",
-        description="The socket's receive buffer; each event that waits takes 832 bytes of it.",
+        description="The size of the socket's receive buffer. A queued event takes 832 bytes.",
     )
-    queue_limit: Count = Field(default=10_000, description="How many jobs may wait; further ones are shed, and said.")
-    history_count: History = Field(default=10_000, description="How many finished jobs are kept to be looked at.")
+    queue_limit: Count = Field(
+        default=10_000, description="The maximum number of waiting jobs; further jobs are dropped and logged."
+    )
+    history_count: History = Field(default=10_000, description="The maximum number of finished jobs that are kept.")
     history_age_s: Duration = Field(
-        default="7d", validate_default=True, alias="history_age", description="How long finished jobs are kept."
+        default="7d",
+        validate_default=True,
+        alias="history_age",
+        description="The time for which finished jobs are kept.",
     )
     gather_s: DurationOrZero = Field(
         default="2ms",
         validate_default=True,
         alias="gather",
-        description="Under load, how long events are gathered before they are read in one go, and five times as long "
-        "where no rule needs what only /proc tells; 0s to never wait.",
+        description="Under load, the time for which events are gathered before they are read together; five times "
+        "as long if no rule needs attributes from /proc. 0s: never wait.",
     )
-    log_level: Level = Field(default="info", description="The least severe records that are written.")
+    log_level: Level = Field(default="info", description="The lowest level of the log records that are written.")
     metrics_file: Directory | None = Field(
-        default=None, description="Where metrics are written for Prometheus's node_exporter, as a .prom file."
+        default=None, description="The .prom file to which metrics are written, for Prometheus's node_exporter."
     )
 
 
 class RuleFileModel(Model):
     """A rule file of cnprocd: settings, named lists and rules."""
 
-    settings: SettingsModel = Field(default=SettingsModel(), description="Settings of the daemon (main file only).")
+    settings: SettingsModel = Field(default=SettingsModel(), description="The settings, only in the main file.")
     lists: dict[ListName, NamedList] = Field(
-        default_factory=dict, description='Named lists of patterns, for use as "$name"; all files share them.'
+        default_factory=dict, description='Named lists of patterns, used as "$name". All files share them.'
     )
-    rules: tuple[RuleModel, ...] = Field(default=(), description="The rules; an event may match several.")
+    rules: tuple[RuleModel, ...] = Field(default=(), description="The rules. An event can match several.")
 
 
 class _EditorSchema(GenerateJsonSchema):
-    """None is how a model says "not given"; in a file nobody writes null, so the schema does not offer it."""
+    """Removes null: it means "not given" in a model and is not accepted in a file."""
 
     def nullable_schema(self, schema: core_schema.NullableSchema) -> JsonSchemaValue:
         return self.generate_inner(schema["schema"])
@@ -193,7 +204,7 @@ class _EditorSchema(GenerateJsonSchema):
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON schema (2020-12) of a rule file as a person writes it, with a description on every key."""
+    """Return the JSON schema (2020-12) of a rule file, with a description of every key."""
     schema = RuleFileModel.model_json_schema(by_alias=True, schema_generator=_EditorSchema)
     # Editors show the definitions' names: "Hook", not "HookModel".
     schema = json.loads(re.sub(r'(?<=["/])([A-Z][A-Za-z]*)Model(?=")', r"\1", json.dumps(schema)))

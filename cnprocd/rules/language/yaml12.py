@@ -1,9 +1,9 @@
-"""A YAML 1.2 reader that keeps the position of everything and refuses what surprises.
+"""A YAML 1.2 parser that keeps the position of every value and rejects surprising syntax.
 
-Strategy: PyYAML only parses, into events with marks; the tree is built here, with an explicit stack. So the meanings
-are those of the YAML 1.2 core schema (PyYAML's own resolver is 1.1: `on` a boolean, 010 octal, 1:30 sexagesimal), no
-nesting can exhaust the C or Python stack, and anchors, tags, merge keys, duplicate keys and empty values are reported
-where they stand, all of them, instead of being resolved. libyaml's parser and PyYAML's own give the same positions.
+PyYAML only parses, into events with marks; the tree is built here, with an explicit stack. So scalars have the types of
+the YAML 1.2 core schema (PyYAML's own resolver is 1.1: `on` is a boolean, 010 octal, 1:30 sexagesimal), and no nesting
+can exhaust the C or Python stack. Anchors, tags, merge keys, duplicate keys and empty values are problems, and all of
+them are reported with their positions. libyaml's parser and PyYAML's own give the same positions.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import Any
 
 import yaml
 
-from cnprocd.rules.language.mistakes import Mistake
+from cnprocd.rules.language.value_problem import ValueProblem
 from cnprocd.rules.values import Octal
 
 DEEPEST = 50
-# The C parser is some twenty times faster; Debian's python3-yaml and the wheels have it, a build without libyaml not.
+# The C parser is about 20 times faster. Debian's python3-yaml and the wheels have it; a build without libyaml does not.
 FAST_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Mark:
-    """A place in a text; both count from 1, columns in characters. Line 0 stands for the file as a whole."""
+    """A position in a text. Both numbers count from 1, columns in characters. Line 0 means the whole file."""
 
     line: int = 0
     column: int = 0
@@ -32,7 +32,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Scalar:
-    """A leaf: its meaning in the core schema, or None for one that was refused (and reported)."""
+    """A leaf: its value in the core schema, or None if it was rejected (and reported)."""
 
     mark: Mark
     value: str | int | float | bool | None
@@ -48,7 +48,7 @@ class Sequence:
 
 @dataclass(slots=True)
 class Mapping:
-    """A mapping: keys are texts, in file order."""
+    """A mapping. Its keys are strings, in file order."""
 
     mark: Mark
     entries: dict[str, tuple[Mark, Node]] = field(default_factory=dict)
@@ -58,28 +58,28 @@ Node = Scalar | Sequence | Mapping
 
 
 @dataclass(frozen=True, slots=True)
-class Flaw:
-    """A mistake of the text itself, and where it is."""
+class MarkedProblem:
+    """A problem of the YAML text, and its position."""
 
     mark: Mark
-    mistake: Mistake
+    problem: ValueProblem
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What was read: no root when there is no document. If `broken`, reading stopped and the tree is a part."""
+    """A parsed document; without a document there is no root. If `broken`, parsing stopped and the tree is partial."""
 
     root: Node | None
-    flaws: tuple[Flaw, ...] = ()
+    problems: tuple[MarkedProblem, ...] = ()
     broken: bool = False
 
 
 def read(text: str, loader: Any = FAST_LOADER) -> Document:  # noqa: ANN401 (PyYAML's two loaders share no type)
-    """Read one YAML document; never raises. With flaws the root is what could be made of the rest."""
+    """Parse one YAML document. Never raises: a rejected value is a problem, and the root has the rest."""
     control = _CONTROL.search(text)
     if control:
-        said = Mistake(f"the character U+{ord(control[0]):04X} is not allowed", hint=_CONTROL_HINT)
-        return Document(None, (Flaw(_mark_of_offset(text, control.start()), said),), broken=True)
+        found = ValueProblem(f"the character U+{ord(control[0]):04X} is not allowed", hint=_CONTROL_HINT)
+        return Document(None, (MarkedProblem(_mark_of_offset(text, control.start()), found),), broken=True)
     builder = _Builder()
     try:
         for event in yaml.parse(text, Loader=loader):
@@ -88,13 +88,13 @@ def read(text: str, loader: Any = FAST_LOADER) -> Document:  # noqa: ANN401 (PyY
     except yaml.MarkedYAMLError as error:
         if _too_deep_for_scanner(error) and loader is not yaml.SafeLoader:
             return read(text, yaml.SafeLoader)
-        flaw = _syntax_flaw(error, text)
-        return Document(builder.root, (*builder.flaws, flaw), broken=True)
-    return Document(builder.root, tuple(builder.flaws), broken=bool(builder.stack))
+        problem = _syntax_problem(error, text)
+        return Document(builder.root, (*builder.problems, problem), broken=True)
+    return Document(builder.root, tuple(builder.problems), broken=bool(builder.stack))
 
 
 def plain_data(node: Node) -> Any:  # noqa: ANN401 (what pydantic validates)
-    """The tree without its marks: dict, list, str, int, float, bool, and None for what was refused."""
+    """Return the tree without its marks: dict, list, str, int, float, bool, and None for a rejected value."""
     if isinstance(node, Mapping):
         return {key: plain_data(value) for key, (_, value) in node.entries.items()}
     if isinstance(node, Sequence):
@@ -103,9 +103,9 @@ def plain_data(node: Node) -> Any:  # noqa: ANN401 (what pydantic validates)
 
 
 def locate(root: Node, path: tuple[str | int, ...], on_key: bool) -> Mark:
-    """Where a path of keys and indexes leads: the value there, or with `on_key` the key that holds it.
+    """Return the position of the value at a path of keys and indexes, or with `on_key` of its key.
 
-    A step that the tree does not have is passed over: a model may see a list where the file has a single item.
+    A step that the tree does not have is skipped: a single item in the file is a list of one for the model.
     """
     node, mark = root, root.mark
     for step in path:
@@ -118,7 +118,7 @@ def locate(root: Node, path: tuple[str | int, ...], on_key: bool) -> Mark:
     return mark
 
 
-# --- what a plain scalar means (YAML 1.2, section 10.3.2)
+# The types of plain scalars (YAML 1.2, section 10.3.2).
 
 _WORDS: dict[str, bool | None] = {
     **dict.fromkeys(("true", "True", "TRUE"), True),
@@ -133,8 +133,8 @@ _FLOAT = re.compile(
 )
 
 
-def meaning(text: str) -> str | int | float | bool | None:
-    """The core schema's value of a plain scalar. Numbers beyond any use stay text, which no number field accepts."""
+def core_value(text: str) -> str | int | float | bool | None:
+    """Return the value of a plain scalar in the core schema. A number of excessive length stays text."""
     if text in _WORDS:
         return _WORDS[text]
     if _DECIMAL.fullmatch(text):
@@ -148,12 +148,12 @@ def meaning(text: str) -> str | int | float | bool | None:
     return text
 
 
-# --- events to tree
+# From events to the tree.
 
 
 @dataclass(slots=True)
 class _Open:
-    """A container being filled; for a mapping, `key` is the one whose value comes next."""
+    """A container that is not complete. For a mapping, `key` is the key whose value comes next."""
 
     node: Sequence | Mapping
     key: str | None = None
@@ -164,10 +164,10 @@ class _Open:
 
 @dataclass(slots=True)
 class _Builder:
-    """Builds the tree from parser events; `take` says whether to go on."""
+    """Builds the tree from parser events. `take` returns False to stop."""
 
     root: Node | None = None
-    flaws: list[Flaw] = field(default_factory=list)
+    problems: list[MarkedProblem] = field(default_factory=list)
     stack: list[_Open] = field(default_factory=list)
 
     def take(self, event: Any) -> bool:  # noqa: ANN401
@@ -177,7 +177,7 @@ class _Builder:
                 return self._document(mark)
             case yaml.AliasEvent():
                 hint = f'text that begins with * needs quotes: "*{event.anchor}"'
-                self._flaw(mark, "aliases are not used here", "the value itself", hint)
+                self._report(mark, "aliases are not supported", "the value itself", hint)
                 self._place(Scalar(mark, None), mark)
             case yaml.ScalarEvent():
                 self._refuse_anchor_and_tag(event, mark)
@@ -190,26 +190,26 @@ class _Builder:
                 self.stack.pop()
         return True
 
-    def _flaw(self, mark: Mark, message: str, accepted: str = "", hint: str = "") -> None:
-        self.flaws.append(Flaw(mark, Mistake(message, accepted, hint)))
+    def _report(self, mark: Mark, message: str, accepted: str = "", hint: str = "") -> None:
+        self.problems.append(MarkedProblem(mark, ValueProblem(message, accepted, hint)))
 
     def _document(self, mark: Mark) -> bool:
         if self.root is not None:
-            self._flaw(mark, "a second document begins here", "one document a file", "put it in a file of its own")
+            self._report(mark, "a second document begins here", "one document per file", "move it to its own file")
         return self.root is None
 
     def _refuse_anchor_and_tag(self, event: Any, mark: Mark) -> None:  # noqa: ANN401
         if event.anchor is not None:
             hint = f'use lists: and "$name" to share values; text that begins with & needs quotes: "&{event.anchor}"'
-            self._flaw(mark, "anchors are not used here", "the value itself", hint)
+            self._report(mark, "anchors are not supported", "the value itself", hint)
         if event.tag is not None:
-            self._flaw(
-                mark, "tags are not used here", "the value itself", 'text that begins with ! needs quotes: "!= 0"'
+            self._report(
+                mark, "tags are not supported", "the value itself", 'text that begins with ! needs quotes: "!= 0"'
             )
 
     def _open(self, node: Sequence | Mapping, in_braces: bool) -> bool:
         if len(self.stack) >= DEEPEST:
-            self._flaw(node.mark, f"nested deeper than {DEEPEST} levels", "a flatter structure")
+            self._report(node.mark, f"nested deeper than {DEEPEST} levels", "a flatter structure")
             return False
         self._place(node, node.mark)
         self.stack.append(_Open(node, in_braces=in_braces))
@@ -220,41 +220,41 @@ class _Builder:
         if top is not None and isinstance(top.node, Mapping) and top.key is None:
             self._key(top, event, mark)
             return
-        value = meaning(event.value) if event.implicit[0] else event.value
+        value = core_value(event.value) if event.implicit[0] else event.value
         if value is None and event.tag is None and event.anchor is None and top is not None:
             self._no_value(top, mark)
         if isinstance(value, str) and not _encodable(value):
-            self._flaw(mark, "the text holds half of a surrogate pair", "characters that UTF-8 can express")
+            self._report(mark, "the text contains half of a surrogate pair", "characters that UTF-8 can express")
             value = None
         if value == "" and event.style in (">", "|"):
-            self._flaw(mark, f"{event.style} begins a block of text, and there is none", "", _BLOCK_HINT)
+            self._report(mark, f"{event.style} begins a block of text, but the block is empty", "", _BLOCK_HINT)
             value = None
         self._place(Scalar(mark, value), mark)
 
     def _no_value(self, top: _Open, mark: Mark) -> None:
         if top.key is None:
-            self._flaw(mark, "the item has no value", "a value", "or take the item out")
+            self._report(mark, "the item has no value", "a value", "or remove the item")
             return
-        hint = 'text that begins with { needs quotes: "{comm}"' if top.in_braces else "or take the line out"
-        self._flaw(top.key_mark, f'"{top.key}" has no value', "a value", hint)
+        hint = 'text that begins with { needs quotes: "{comm}"' if top.in_braces else "or remove the line"
+        self._report(top.key_mark, f'"{top.key}" has no value', "a value", hint)
 
     def _key(self, top: _Open, event: Any, mark: Mark) -> None:  # noqa: ANN401
         assert isinstance(top.node, Mapping)
         top.key, top.key_mark, top.dropping = event.value, mark, False
         if event.value == "<<" and event.implicit[0]:
-            self._flaw(
+            self._report(
                 mark,
-                "merge keys (<<) are not used here",
+                "merge keys (<<) are not supported",
                 "the keys themselves",
                 'use lists: and "$name" to share values',
             )
             top.dropping = True
         elif event.value in top.node.entries:
             first = top.node.entries[event.value][0]
-            self._flaw(mark, f'the key "{event.value}" is there twice', "", f"the first is in line {first.line}")
+            self._report(mark, f'duplicate key "{event.value}"', "", f"the first is on line {first.line}")
             top.dropping = True
         elif not _encodable(event.value):
-            self._flaw(mark, "the key holds half of a surrogate pair", "characters that UTF-8 can express")
+            self._report(mark, "the key contains half of a surrogate pair", "characters that UTF-8 can express")
             top.dropping = True
 
     def _place(self, node: Node, mark: Mark) -> None:
@@ -265,8 +265,11 @@ class _Builder:
         if isinstance(top.node, Sequence):
             top.node.items.append(node)
         elif top.key is None:
-            self._flaw(
-                mark, "a key is a list or a mapping", "text", 'text that begins with { or [ needs quotes: "{comm}"'
+            self._report(
+                mark,
+                "a key cannot be a list or a mapping",
+                "text",
+                'text that begins with { or [ needs quotes: "{comm}"',
             )
             top.key, top.key_mark, top.dropping = "", mark, True
         else:
@@ -276,13 +279,13 @@ class _Builder:
 
 
 def _encodable(text: str) -> bool:
-    # The only way for a lone surrogate to get in is an escape ("\ud800"), which PyYAML's own scanner lets through.
+    # Only an escape ("\ud800") can produce a lone surrogate; PyYAML's own scanner accepts it.
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-# --- text that is not YAML at all
+# Text that is not YAML.
 
-# Also the line separators that YAML 1.1 counts as line ends and editors do not: they would shift every position.
+# Includes the line separators of YAML 1.1 that editors do not count as line ends: they would shift every position.
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 _CONTROL_HINT = 'write it as an escape in double quotes, like "\\x1b"'
 _BLOCK_HINT = 'text that begins with > or | needs quotes: "> 3"'
@@ -305,7 +308,7 @@ def _too_deep_for_scanner(error: yaml.MarkedYAMLError) -> bool:
     return "nesting depth" in str(error.problem)
 
 
-def _syntax_flaw(error: yaml.MarkedYAMLError, text: str) -> Flaw:
+def _syntax_problem(error: yaml.MarkedYAMLError, text: str) -> MarkedProblem:
     at = error.problem_mark or error.context_mark
     mark = Mark(at.line + 1, at.column + 1) if at else Mark(1, 1)
     lines = _LINE_END.split(text)
@@ -314,19 +317,20 @@ def _syntax_flaw(error: yaml.MarkedYAMLError, text: str) -> Flaw:
     line = lines[mark.line - 1]
     tab = _TAB_INDENT.match(line)
     if tab:
-        return Flaw(
-            Mark(mark.line, tab.end()), Mistake("a tab indents this line", "spaces", "YAML has no tabs in indents")
+        return MarkedProblem(
+            Mark(mark.line, tab.end()),
+            ValueProblem("this line is indented with a tab", "spaces", "YAML does not allow tabs in indentation"),
         )
-    said = f"{error.context}: {error.problem}" if error.context else str(error.problem)
-    return Flaw(mark, Mistake(f"not YAML: {said}", hint=_syntax_hint(said, line)))
+    cause = f"{error.context}: {error.problem}" if error.context else str(error.problem)
+    return MarkedProblem(mark, ValueProblem(f"invalid YAML: {cause}", hint=_syntax_hint(cause, line)))
 
 
-def _syntax_hint(said: str, line: str) -> str:
-    for sort, sign in (("tag", "!"), ("alias", "*"), ("anchor", "&")):
-        if sort in said:
+def _syntax_hint(cause: str, line: str) -> str:
+    for kind, sign in (("tag", "!"), ("alias", "*"), ("anchor", "&")):
+        if kind in cause:
             return f"text that begins with {sign} needs quotes"
     if re.search(r":\s+[>|]\s*[^\s#]", line):
         return _BLOCK_HINT
     if re.search(r":\s+[{\[%@`]", line):
         return 'text that begins with { [ % @ or ` needs quotes: "{comm}"'
-    return 'check the indent and the quotes around here; text with ": " or " #" in it needs quotes'
+    return 'check the indentation and the quotes; text that contains ": " or " #" needs quotes'

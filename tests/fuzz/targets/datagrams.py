@@ -31,9 +31,9 @@ from cnprocd.connector.taskrecord import TaskRecord
 from cnprocd.process.model import EVERYTHING, Process
 from cnprocd.process.tracker import Tracker
 from cnprocd.rules.compile import Matcher
+from cnprocd.rules.language.plain import plain
 from cnprocd.rules.language.schema import RuleFileModel
 from cnprocd.rules.plan import make_plan
-from cnprocd.rules.ruleset import plain
 
 BATCH = 512
 _MSG_TRUNC = 0x20

@@ -21,8 +21,8 @@ from cnprocd.cli.recording import MAGIC, RecordingError, read
 from cnprocd.cli.replaying import replay
 from cnprocd.output.record import Record
 from cnprocd.rules.compile import Matcher
+from cnprocd.rules.language.plain import plain
 from cnprocd.rules.language.schema import RuleFileModel
-from cnprocd.rules.ruleset import plain
 
 _HEAD = struct.Struct(">cI")
 _RULES = {

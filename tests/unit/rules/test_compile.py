@@ -26,9 +26,10 @@ from cnprocd.connector.status import EVERY_STATUS, FAILURES, NO_STATUS
 from cnprocd.process.model import Occurrence, Process
 from cnprocd.rules import compile as compile_module
 from cnprocd.rules.compile import Matcher, compile_rule, evaluate, possible_statuses
+from cnprocd.rules.language.plain import plain
 from cnprocd.rules.language.schema import RuleModel
 from cnprocd.rules.predicate import compile_condition
-from cnprocd.rules.ruleset import EVENT_NAMES, Rule, plain
+from cnprocd.rules.ruleset import EVENT_NAMES, Rule
 
 SOME = [code << 8 for code in (*range(8), 254, 255)] + [n | core for n in (1, 6, 9, 11, 15, 64) for core in (0, 0x80)]
 REAL = [code << 8 for code in range(256)] + [n | core for n in range(1, 65) for core in (0, 0x80)]

@@ -11,7 +11,7 @@ import pytest
 from cnprocd.errors import EX_OSERR
 from cnprocd.rules import loader_process
 from cnprocd.rules.language.load import load
-from cnprocd.rules.loader_process import Reading, UnreadRulesError
+from cnprocd.rules.loader_process import LoaderFailedError, RuleLoader
 from cnprocd.rules.problems import Problem, RulesError
 
 FILE = Path("/etc/cnprocd/rules.yaml")
@@ -40,9 +40,9 @@ def both(read):
     """The result of each way to wait."""
 
     async def there():
-        return await Reading(read, FILE).wait()
+        return await RuleLoader(read, FILE).wait()
 
-    for way in (lambda: Reading(read, FILE).result(), lambda: asyncio.run(there())):
+    for way in (lambda: RuleLoader(read, FILE).result(), lambda: asyncio.run(there())):
         try:
             yield way()
         except RulesError as error:
@@ -61,7 +61,7 @@ def test_ten_thousand_rules_come_through(tmp_path):
     assert [len(found.rules) for found in both(lambda: load(many))] == [10_000] * 2
 
 
-def test_mistakes_come_through_whole(rules):
+def test_problems_come_through_whole(rules):
     rules.write_text("rules:\n  - {name: one, evnts: [exit]}\n")
     with pytest.raises(RulesError) as here:
         load(rules)
@@ -76,13 +76,13 @@ def test_mistakes_come_through_whole(rules):
     ("read", "said"),
     [
         (lambda: os.kill(os.getpid(), signal.SIGKILL), "SIGKILL"),
-        (lambda: os._exit(0), "said nothing"),
+        (lambda: os._exit(0), "exited without output"),
         (lambda: 1 / 0, "code 1"),
     ],
 )
 def test_a_child_that_fails_is_a_reason_to_keep_the_old_rules(read, said, capfd):
     for error in both(read):
-        assert isinstance(error, UnreadRulesError)
+        assert isinstance(error, LoaderFailedError)
         assert error.exit_status == EX_OSERR  # EX_CONFIG is what systemd does not restart after
         (problem,) = error.problems
         assert problem.file == FILE
@@ -110,7 +110,7 @@ def test_the_loop_goes_on_meanwhile():
 
     async def scene():
         turns = 0
-        waiting = asyncio.create_task(Reading(held, FILE).wait())
+        waiting = asyncio.create_task(RuleLoader(held, FILE).wait())
         while not waiting.done():
             await asyncio.sleep(0)
             turns += 1
@@ -123,7 +123,7 @@ def test_the_loop_goes_on_meanwhile():
 
 def test_who_is_cancelled_ends_the_child():
     async def scene():
-        waiting = asyncio.create_task(Reading(signal.pause, FILE).wait())
+        waiting = asyncio.create_task(RuleLoader(signal.pause, FILE).wait())
         await asyncio.sleep(0)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -137,7 +137,7 @@ def test_one_that_takes_for_ever_is_ended(monkeypatch):
 
     async def scene():
         with pytest.raises(RulesError, match=r"longer than 0\.05 s"):
-            await Reading(signal.pause, FILE).wait()
+            await RuleLoader(signal.pause, FILE).wait()
 
     asyncio.run(scene())
 
@@ -148,4 +148,4 @@ def test_no_child_to_be_had(monkeypatch):
 
     monkeypatch.setattr(os, "fork", fork)
     with pytest.raises(RulesError, match="Resource temporarily unavailable"):
-        Reading(lambda: None, FILE)
+        RuleLoader(lambda: None, FILE)

@@ -26,9 +26,10 @@ from cnprocd.process.deaths import HOLD_NS
 from cnprocd.process.model import EVERYTHING, Occurrence, Wanted
 from cnprocd.process.tracker import Tracker, Tracking
 from cnprocd.rules.compile import CompiledRule, Matcher
+from cnprocd.rules.language.plain import plain
 from cnprocd.rules.language.schema import RuleModel
 from cnprocd.rules.plan import Plan, identity_of, make_plan
-from cnprocd.rules.ruleset import EVENT_NAMES, Rule, plain
+from cnprocd.rules.ruleset import EVENT_NAMES, Rule
 
 OWN = 50
 FORK, EXIT = uapi.PROC_EVENT_FORK, uapi.PROC_EVENT_EXIT

@@ -8,10 +8,10 @@ from dataclasses import fields, is_dataclass
 import pytest
 from pydantic import BaseModel
 
-from cnprocd.rules import ruleset
 from cnprocd.rules.language import schema
+from cnprocd.rules.language.plain import VALUE_CLASSES, plain
 from cnprocd.rules.language.schema import RuleFileModel
-from cnprocd.rules.ruleset import given_keys, plain
+from cnprocd.rules.ruleset import given_keys
 
 MODELS = [
     one
@@ -47,7 +47,7 @@ EVERYTHING = {
 def test_every_model_has_its_plain_class_with_the_same_fields(model):
     if model is RuleFileModel:
         return  # load.py takes it apart
-    made = ruleset._CLASSES[model.__name__]
+    made = VALUE_CLASSES[model]
     assert {one.name for one in fields(made)} - {"given"} == set(model.model_fields)
 
 
@@ -66,7 +66,7 @@ def leaves(value):
 def compare(model, made):
     """Field by field, down to the values."""
     if isinstance(model, BaseModel):
-        assert type(made) is ruleset._CLASSES[type(model).__name__]
+        assert type(made) is VALUE_CLASSES[type(model)]
         for name in type(model).model_fields:
             compare(getattr(model, name), getattr(made, name))
     elif isinstance(model, (list, tuple)):

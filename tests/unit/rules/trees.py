@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from cnprocd.connector.taskrecord import TaskRecord
 from cnprocd.process.model import Occurrence, Process
 from cnprocd.rules.language.condition import ConditionModel
-from cnprocd.rules.ruleset import Condition, plain
+from cnprocd.rules.language.plain import plain
+from cnprocd.rules.ruleset import Condition
 
 COMMS = ["sh", "ora_pmon_A", "ora_smon_B", "java", "a b) c", "x\ny", ""]
 COMM_PATTERNS = ["sh", "java", "ora_*", "ora_?mon_[AB]", "*", "[!o]*", "/^ora_/", "/A$/", "/JAVA/i", "*_B", "a b) c"]

@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from cnprocd.rules.language import names, syntax
 from cnprocd.rules.language.actions import HookModel, LogModel
 from cnprocd.rules.language.condition import ConditionModel
-from cnprocd.rules.language.mistakes import MistakeError
 from cnprocd.rules.language.names import Context
 from cnprocd.rules.language.schema import RuleFileModel, RuleModel, json_schema
+from cnprocd.rules.language.value_problem import InvalidValueError
 from cnprocd.rules.ruleset import EVENT_NAMES
 from cnprocd.rules.values import Comparison, Field, IntSet, Octal, Pattern, Template
 
@@ -29,22 +29,22 @@ def rule(**keys):
     return RuleModel.model_validate({"name": "r", "events": ["exit"], **keys}, context=CONTEXT)
 
 
-def mistakes(**keys):
-    """The mistakes of a rule, as (path, sentence); fails when there is none."""
+def problems(**keys):
+    """Return the problems of a rule as (path, message)."""
     with pytest.raises(ValidationError) as caught:
         rule(**keys)
     return [
         ((*error["loc"], *said.at), said.message)
         for error in caught.value.errors()
-        for said in getattr(error.get("ctx", {}).get("error"), "mistakes", ())
+        for said in getattr(error.get("ctx", {}).get("error"), "problems", ())
     ]
 
 
 def refused(parse, value):
-    with pytest.raises(MistakeError) as caught:
+    with pytest.raises(InvalidValueError) as caught:
         parse(value)
-    assert all(said.message for said in caught.value.mistakes)
-    return caught.value.mistakes[0]
+    assert all(said.message for said in caught.value.problems)
+    return caught.value.problems[0]
 
 
 # --- exit codes, against an oracle that evaluates each item for each code
@@ -213,10 +213,10 @@ def test_pattern_kinds(written_text, parsed):
 
 
 @given(st.text(min_size=1, max_size=20))
-def test_any_text_is_a_pattern_or_a_mistake(raw):
+def test_any_text_is_a_pattern_or_invalid(raw):
     try:
         parsed = names.pattern(raw, "comm")
-    except MistakeError:
+    except InvalidValueError:
         return
     if parsed.kind == "literal":
         assert parsed.text == raw
@@ -230,7 +230,7 @@ def test_any_text_is_a_pattern_or_a_mistake(raw):
 def test_a_glob_refused_as_too_long_matches_no_comm(glob, comm):
     try:
         names.pattern(glob, "comm")
-    except MistakeError as error:
+    except InvalidValueError as error:
         if "never match" in str(error):
             assert not any(fnmatch.fnmatchcase(comm[:n], glob) for n in range(16))
 
@@ -267,11 +267,11 @@ def test_lists_are_expanded_in_place_and_checked_at_each_use():
         Pattern("literal", "x"),
     )
     assert rule(match={"exe": "$long"}).match.exe == (Pattern("literal", "a" * 16),)
-    assert "in list $long" in mistakes(match={"comm": "$long"})[0][1]
+    assert "in list $long" in problems(match={"comm": "$long"})[0][1]
 
 
 def test_an_unknown_list_is_named_and_every_item_is_reported():
-    found = mistakes(match={"comm": ["$dbb", "ok", 7, "a" * 20]})
+    found = problems(match={"comm": ["$dbb", "ok", 7, "a" * 20]})
     assert [path[-1] for path, _ in found] == [0, 2, 3]
     assert '"dbb"' in found[0][1]
 
@@ -287,7 +287,7 @@ def test_users_and_groups_by_name_number_and_list():
 
 @pytest.mark.parametrize("value", ["nobody-here", -1, 2**32 - 1, True, 1.5, [], "", {}])
 def test_who_does_not_exist_is_refused(value):
-    assert mistakes(match={"user": value})
+    assert problems(match={"user": value})
 
 
 # --- templates
@@ -322,12 +322,12 @@ def test_events():
     assert rule(events="all").events == rule(events=["all"]).events == EVENT_NAMES
     assert rule(events="fork").events == ("fork",)
     assert rule(events=["exit", "fork", "exit"]).events == ("fork", "exit")
-    assert mistakes(events=["exit", "forx", "foo"]) == [
-        (("events", 1), '"forx" is not an event'),
-        (("events", 2), '"foo" is not an event'),
+    assert problems(events=["exit", "forx", "foo"]) == [
+        (("events", 1), 'unknown event: "forx"'),
+        (("events", 2), 'unknown event: "foo"'),
     ]
     for wrong in ([], "", ["all", "exit"], None, 3, [["exit"]], {}):
-        assert mistakes(events=wrong)
+        assert problems(events=wrong)
 
 
 def test_defaults():
@@ -412,35 +412,35 @@ def test_models_do_not_change():
     [
         ({"match": {}}, ("match",), "empty"),
         ({"match": {"parent": {}}}, ("match", "parent"), "empty"),
-        ({"events": "fork", "match": {"exit_code": 3}}, ("match", "exit_code"), "only known when a process ends"),
-        ({"events": "coredump", "match": {"core_dumped": True}}, ("match", "core_dumped"), "only known"),
+        ({"events": "fork", "match": {"exit_code": 3}}, ("match", "exit_code"), "known only when a process ends"),
+        ({"events": "coredump", "match": {"core_dumped": True}}, ("match", "core_dumped"), "known only"),
         ({"events": "fork", "match": {"not": {"any": [{"comm": "x"}, {"signal": 9}]}}},
-         ("match", "not", 0, "any", 1, "signal"), "only known"),
-        ({"events": "nonzero_exit", "match": {"exit_code": 0}}, ("match", "exit_code"), "never comes"),
+         ("match", "not", 0, "any", 1, "signal"), "known only"),
+        ({"events": "nonzero_exit", "match": {"exit_code": 0}}, ("match", "exit_code"), "never has exit code 0"),
         ({"events": "nonzero_exit", "match": {"all": [{"exit_code": "< 1"}]}},
-         ("match", "all", 0, "exit_code"), "never comes"),
-        ({"match": {"exit_status": "unknown", "signal": 9}}, ("match", "signal"), "never hold together"),
-        ({"match": {"core_dumped": "yes"}}, ("match", "core_dumped"), "neither true nor false"),
-        ({"resets": "5s"}, ("resets",), "no after"),
-        ({"coalesce": {"window": "5s"}}, ("coalesce",), "no run"),
-        ({"name": "-x"}, ("name",), "not a rule name"),
-        ({"name": "x" * 65}, ("name",), "not a rule name"),
-        ({"name": 5}, ("name",), "not text"),
-        ({"rate_limit": {"count": True, "per": "1s"}}, ("rate_limit", "count"), "not a whole number"),
+         ("match", "all", 0, "exit_code"), "never has exit code 0"),
+        ({"match": {"exit_status": "unknown", "signal": 9}}, ("match", "signal"), "never holds together"),
+        ({"match": {"core_dumped": "yes"}}, ("match", "core_dumped"), "expected true or false"),
+        ({"resets": "5s"}, ("resets",), "no effect without after"),
+        ({"coalesce": {"window": "5s"}}, ("coalesce",), "no effect without run"),
+        ({"name": "-x"}, ("name",), "invalid rule name"),
+        ({"name": "x" * 65}, ("name",), "invalid rule name"),
+        ({"name": 5}, ("name",), "expected text"),
+        ({"rate_limit": {"count": True, "per": "1s"}}, ("rate_limit", "count"), "expected a whole number"),
         ({"run": {"command": "/bin/x -y"}}, ("run", "command"), "no shell"),
         ({"run": {"command": []}}, ("run", "command"), "empty"),
         ({"run": {"command": ["bin/x"]}}, ("run", "command", 0), "not an absolute path"),
         ({"run": {"command": [""]}}, ("run", "command", 0), "not an absolute path"),
         ({"run": {"command": ["/bin/{comm}"]}}, ("run", "command", 0), "data is never a command"),
-        ({"run": {"command": ["/bin/x", -9]}}, ("run", "command", 1), "not text"),
-        ({"run": {"command": ["/bin/x", "{cmdline}"]}}, ("run", "command", 1), "no bound"),
-        ({"run": {"command": ["/bin/sh", "-c", "rm /tmp/{comm}"]}}, ("run", "command", 2), "the shell would run it"),
-        ({"run": {"command": ["/bin/bash", "-ec", "x {exe}"]}}, ("run", "command", 2), "the shell would run it"),
+        ({"run": {"command": ["/bin/x", -9]}}, ("run", "command", 1), "expected text"),
+        ({"run": {"command": ["/bin/x", "{cmdline}"]}}, ("run", "command", 1), "unbounded"),
+        ({"run": {"command": ["/bin/sh", "-c", "rm /tmp/{comm}"]}}, ("run", "command", 2), "would run this text"),
+        ({"run": {"command": ["/bin/bash", "-ec", "x {exe}"]}}, ("run", "command", 2), "would run this text"),
         ({"run": {"command": ["/x"], "env": {"LD_PRELOAD": "x"}}}, ("run", "env", "LD_PRELOAD", "[key]"), "reserved"),
-        ({"run": {"command": ["/x"], "env": {"1A": "x"}}}, ("run", "env", "1A", "[key]"), "not a name"),
-        ({"run": {"command": ["/x"], "env": {"A": 5}}}, ("run", "env", "A"), "not text"),
+        ({"run": {"command": ["/x"], "env": {"1A": "x"}}}, ("run", "env", "1A", "[key]"), "invalid variable name"),
+        ({"run": {"command": ["/x"], "env": {"A": 5}}}, ("run", "env", "A"), "expected text"),
         ({"run": {"command": ["/x"], "umask": 77}}, ("run", "umask"), "decimal"),
-        ({"run": {"command": ["/x"], "umask": "0089"}}, ("run", "umask"), "not an umask"),
+        ({"run": {"command": ["/x"], "umask": "0089"}}, ("run", "umask"), "invalid umask"),
         ({"run": {"command": ["/x"], "nice": 20}}, ("run", "nice"), "out of range"),
         ({"run": {"command": ["/x"], "user": "ghost"}}, ("run", "user"), "no user named"),
         ({"run": {"command": ["/x"], "working_directory": "tmp"}}, ("run", "working_directory"), "absolute"),
@@ -448,12 +448,12 @@ def test_models_do_not_change():
     ],
 )  # fmt: skip
 def test_rules_that_make_no_sense(keys, path, phrase):
-    found = mistakes(**keys)
+    found = problems(**keys)
     assert [where for where, _ in found] == [path]
     assert phrase in found[0][1]
 
 
-def test_what_is_not_a_mistake():
+def test_unusual_rules_that_are_valid():
     rule(events="nonzero_exit", match={"exit_code": 0, "signal": "any"})
     rule(events="nonzero_exit", match={"not": {"exit_code": 0}})
     rule(events=["fork", "exit"], match={"exit_code": 0})
@@ -464,7 +464,7 @@ def test_what_is_not_a_mistake():
 
 
 def test_a_bad_field_does_not_hide_a_rule_that_never_fires():
-    found = mistakes(events="fork", match={"exit_code": 3}, rate_limit={"count": 0, "per": "1s"})
+    found = problems(events="fork", match={"exit_code": 3}, rate_limit={"count": 0, "per": "1s"})
     assert {path for path, _ in found} == {("match", "exit_code"), ("rate_limit", "count")}
 
 
