@@ -71,9 +71,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def _did_you_mean(word: str, known: Iterable[str]) -> str:
-    from cnprocd.rules.language.mistakes import nearest  # not above: only a mistake needs it
+    from cnprocd.rules.language.value_problem import did_you_mean  # not above: only a mistake needs it
 
-    hint = nearest(word, known)
+    hint = did_you_mean(word, known)
     return f": {hint}" if hint else ""
 
 

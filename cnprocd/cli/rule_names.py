@@ -45,9 +45,11 @@ def known_names(options: Options) -> list[str] | None:
 
 def no_such_rule(name: str, known: Iterable[str]) -> NotFoundError:
     """Return the error for a name that is none of `known`."""
-    from cnprocd.rules.language.mistakes import nearest  # not above: only a mistake needs it
+    from cnprocd.rules.language.value_problem import did_you_mean  # not above: only a mistake needs it
 
-    return NotFoundError(f'no rule named "{name}"', nearest(name, known) or "`cnprocctl rules list` shows the rules")
+    return NotFoundError(
+        f'no rule named "{name}"', did_you_mean(name, known) or "`cnprocctl rules list` shows the rules"
+    )
 
 
 def in_force(options: Options) -> list[str]:

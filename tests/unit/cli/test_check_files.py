@@ -42,7 +42,7 @@ def test_a_clash_with_standard_input_names_it_with_a_dash(tmp_path):
     main.write_text(GOOD)
     status, _, err = checked("-", str(main), text=GOOD)
     assert status == EX_CONFIG
-    assert f'{main}:2:12: the rule name "a" is taken: -:2:12 has it' in err
+    assert f'{main}:2:12: duplicate rule name "a": also at -:2:12' in err
 
 
 def test_check_of_a_file_needs_no_rules_option(tmp_path):
@@ -60,7 +60,7 @@ def test_files_are_checked_together_as_main_file_and_drop_ins(tmp_path):
     assert ctl("check", str(dropin))[0] == EX_CONFIG
     dropin.write_text("settings: {hook_slots: 2}\n")
     status, _, err = ctl("check", str(main), str(dropin))
-    assert (status, "settings belong in the main file only" in err) == (EX_CONFIG, True)
+    assert (status, "settings are allowed only in the main file" in err) == (EX_CONFIG, True)
 
 
 def test_every_error_of_every_file_is_shown(tmp_path):
