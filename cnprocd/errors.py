@@ -12,7 +12,7 @@ EX_UNAVAILABLE = 69  # the kernel has no proc connector, or it sends no acknowle
 EX_SOFTWARE = 70  # a bug in cnprocd
 EX_OSERR = 71  # the system refused something it normally grants
 EX_TEMPFAIL = 75  # another cnprocd holds the state or runtime directory
-EX_NOPERM = 77  # CAP_NET_ADMIN is missing
+EX_NOPERM = 77  # a capability or permission is missing
 EX_CONFIG = 78  # a rule file or an option is wrong
 
 
@@ -36,10 +36,6 @@ class CnprocdError(Exception):
         """Return the error as text for a terminal. `prefix` names the program, such as "cnprocctl: "."""
         return f"{prefix}{self}"
 
-    def value(self) -> dict[str, object]:
-        """Return the error as a JSON object."""
-        return {"what": self.what, "hint": self.hint, "status": self.exit_status}
-
 
 class NotFoundError(CnprocdError):
     """There is no rule, job or process of this name or number."""
@@ -54,7 +50,7 @@ class ConfigError(CnprocdError):
 
 
 class PrivilegeError(CnprocdError):
-    """The process lacks a capability (CAP_NET_ADMIN)."""
+    """The process lacks a capability (CAP_NET_ADMIN) or the permission for a file."""
 
     exit_status = EX_NOPERM
 

@@ -9,6 +9,7 @@ As in JSON, a boolean is not a number here, although Python's bool is an int. Pu
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TypeAlias, TypeVar
 
@@ -78,10 +79,12 @@ def as_int(value: JsonValue, minimum: int | None = None, maximum: int | None = N
 
 
 def as_number(value: JsonValue) -> int | float:
-    """Return an integer or a float, as it is. Raises JsonError."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return value
-    raise _unexpected("a number", value)
+    """Return an integer or a finite float, as it is. Raises JsonError (also for NaN, which Python's json accepts)."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise _unexpected("a number", value)
+    if not math.isfinite(value):
+        raise JsonError(f"expected a number, found {value}")
+    return value
 
 
 def as_list(value: JsonValue) -> Sequence[JsonValue]:
@@ -123,14 +126,12 @@ def get_str_or_none(obj: JsonObject, key: str) -> str | None:
 
 def get_choice(obj: JsonObject, key: str, choices: Collection[str], default: str | None = None) -> str:
     """Return the string at `key`, which is one of `choices`. Raises JsonError."""
+    return _get(obj, key, lambda value: _choice(value, choices), default)
 
-    def choice(value: JsonValue) -> str:
-        text = as_str(value)
-        if text not in choices:
-            raise JsonError(f"expected one of {', '.join(choices)}, found {json.dumps(text[:40])}")
-        return text
 
-    return _get(obj, key, choice, default)
+def get_choice_or_none(obj: JsonObject, key: str, choices: Collection[str]) -> str | None:
+    """Return the string at `key`, or None if the key is missing or its value is null. Raises JsonError."""
+    return _get_or_none(obj, key, lambda value: _choice(value, choices))
 
 
 def get_bool(obj: JsonObject, key: str, default: bool | None = None) -> bool:
@@ -205,6 +206,13 @@ def _below(step: str, read: Callable[[JsonValue], T], value: JsonValue) -> T:
         return read(value)
     except JsonError as error:
         raise error.below(step) from None
+
+
+def _choice(value: JsonValue, choices: Collection[str]) -> str:
+    text = as_str(value)
+    if text not in choices:
+        raise JsonError(f"expected one of {', '.join(choices)}, found {json.dumps(text[:40])}")
+    return text
 
 
 def _key(key: str) -> str:

@@ -58,8 +58,8 @@ class Outside:
 
 
 @dataclass(frozen=True, slots=True)
-class DaemonView:
-    """What control/ shows and steers (control.view.Daemon)."""
+class ControlledDaemon:
+    """The parts of the daemon that the control socket shows and steers (control.view.DaemonView)."""
 
     rules_in_force: RulesInForce
     subscription: Subscription
@@ -119,7 +119,7 @@ def connect(options: Options, loaded: LoadedRules, outside: Outside) -> Parts:
     rules = RulesInForce(
         loaded, outside.load, subscription, pipeline, actions, manager, log, outside.set_log_level, stopping
     )
-    view = DaemonView(rules, subscription, pipeline, actions, kept_by_manager)
+    view = ControlledDaemon(rules, subscription, pipeline, actions, kept_by_manager)
     control = ControlRoom(view, tap, options.runtime_dir, log)
     rules.on_swap.append(control.reloaded)
     event_loop = EventLoop(loop, ticker, rules, pipeline, actions, follower, manager, log, stopping)

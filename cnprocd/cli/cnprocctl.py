@@ -1,10 +1,10 @@
-"""cnprocctl: one command, one grammar: `cnprocctl [options] VERB [options] [arguments]`.
+"""The command cnprocctl: `cnprocctl [options] VERB [options] [arguments]`.
 
-The verbs are the table in grammar.py; each is a function that takes the parsed options and returns an exit status, in a
-module of its family below verbs/, imported only when it is called: what does not read rules starts without pydantic.
+The verbs are the table in grammar.py. Each is a function that takes the parsed options and returns an exit status. Its
+module below verbs/ is imported only for the verb, so commands that read no rules start without pydantic.
 
 Exit statuses (also in cnprocctl(1)): 0 done; 1 the answer is no; 2 wrong usage; 69 the daemon is not running, or the
-kernel has no proc connector for us; 71 the system refused something; 77 not permitted; 78 the rules are wrong.
+kernel has no usable proc connector; 71 the system refused a call; 77 not permitted; 78 invalid rules.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from collections.abc import Callable
 from cnprocd.cli.command_line import parse
 from cnprocd.cli.grammar import Options
 from cnprocd.cli.terminal import Style, print_json
+from cnprocd.control.client import RefusedError
 from cnprocd.errors import CnprocdError
+from cnprocd.json_value import JsonDict
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells say it
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -28,7 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Do what the command line says; returns the exit status."""
+    """Carry out the command line. Return the exit status."""
     words = sys.argv[1:] if arguments is None else arguments
     options = parse(words)
     try:
@@ -36,13 +38,13 @@ def run(arguments: list[str] | None = None) -> int:
     except CnprocdError as error:
         return _report(error, options.json)
     except BrokenPipeError:
-        # Whoever read us has had enough (`| head`): nothing is wrong, and nothing more can be said.
+        # The reader of our output has closed it (`| head`): end silently. Python flushes stdout again at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
         return INTERRUPTED
     except OSError as error:
-        return _report(CnprocdError(f"{error.filename or 'the system'}: {error.strerror or error}"), options.json)
+        return _report(CnprocdError(f"{error.filename or 'system error'}: {error.strerror or error}"), options.json)
 
 
 def _verb(name: str) -> Callable[[Options], int]:
@@ -54,7 +56,9 @@ def _verb(name: str) -> Callable[[Options], int]:
 def _report(error: CnprocdError, as_json: bool) -> int:
     """Print an error: as text on stderr, or as JSON on stdout. Return the exit status."""
     if as_json:
-        print_json({"error": error.value()})
+        found: JsonDict = {"what": error.what, "hint": error.hint, "status": error.exit_status}
+        problems = error.details.get("problems") if isinstance(error, RefusedError) else None
+        print_json({"error": found | ({"problems": problems} if problems else {})})
     else:
         print(error.render(Style(sys.stderr)("red", "cnprocctl:") + " "), file=sys.stderr)
     return error.exit_status

@@ -1,8 +1,7 @@
-"""The control socket from the other side: blocking, for command lines.
+"""The client of the control socket: blocking, for command lines.
 
-Every way in which it can fail is an error with what to do: no daemon, no permission, another version, no answer in
-time. A daemon that is stopped (SIGSTOP) accepts connections in the kernel and answers nothing, so everything but a
-stream has a time limit.
+Each failure is an error with a hint: no daemon, no permission, another version, no answer in time. If the daemon is
+stopped (SIGSTOP), the kernel still accepts connections and no answer comes, so everything but a stream has a timeout.
 """
 
 from __future__ import annotations
@@ -21,24 +20,24 @@ from cnprocd.control.protocol import (
     Item,
     ProtocolError,
     Request,
-    Value,
     pack,
     to_reply,
 )
-from cnprocd.errors import EX_NOPERM, EX_OSERR, EX_UNAVAILABLE, CnprocdError
+from cnprocd.errors import EX_OSERR, EX_UNAVAILABLE, CnprocdError, PrivilegeError
+from cnprocd.json_value import JsonValue
 
 TIMEOUT_S = 15.0
 _CHUNK = 1 << 16
 
 
 class NotRunningError(CnprocdError):
-    """Nobody listens on the control socket."""
+    """No daemon answers on the control socket."""
 
     exit_status = EX_UNAVAILABLE
 
 
 class RefusedError(CnprocdError):
-    """The daemon answered that it will not. `details` is what it told besides; `exit_status` is its own."""
+    """The daemon refused the request. `details` has the further facts of its answer."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.what, failure.hint)
@@ -52,14 +51,9 @@ class RefusedError(CnprocdError):
             return super().render(prefix)
         return f"{rendered}\n{prefix}{self.hint}" if self.hint and self.details.get("problems") else rendered
 
-    def value(self) -> dict[str, object]:
-        """Return the error as a JSON object, with the problems of rule files."""
-        problems = self.details.get("problems")
-        return super().value() | ({"problems": problems} if problems else {})
-
 
 class Client:
-    """One connection to the daemon of a runtime directory. Use it with `with`."""
+    """One connection to the daemon of a runtime directory. A context manager."""
 
     def __init__(self, runtime_dir: Path, timeout_s: float = TIMEOUT_S) -> None:
         self._path = runtime_dir / SOCKET_NAME
@@ -75,16 +69,16 @@ class Client:
     ) -> None:
         self._socket.close()
 
-    def ask(self, verb: str, **args: Value) -> Value:
-        """The answer's data. Raises RefusedError, or another CnprocdError when there is no answer."""
+    def ask(self, verb: str, **args: JsonValue) -> JsonValue:
+        """Return the data of the answer. Raises RefusedError, or another CnprocdError if no answer comes."""
         self._send(Request(verb, args))
         reply = self._reply()
         if isinstance(reply, Item):
-            raise ProtocolError(f"a stream came for an answer to {verb}")
+            raise ProtocolError(f"invalid reply to {verb}: a stream instead of an answer")
         return reply.data
 
-    def stream(self, verb: str, **args: Value) -> Iterator[Item | None]:
-        """Items as they come, for as long as the caller wants them; None is said once, when the stream has begun."""
+    def stream(self, verb: str, **args: JsonValue) -> Iterator[Item | None]:
+        """Yield items as they arrive, without end. Yield None once, when the stream has begun."""
         self._send(Request(verb, args))
         if isinstance(self._reply(), Answer):
             yield None
@@ -95,13 +89,14 @@ class Client:
                 yield reply
 
     def fileno(self) -> int:
+        """Return the descriptor of the connection, for select()."""
         return self._socket.fileno()
 
     def _send(self, request: Request) -> None:
         try:
             self._socket.sendall(pack(request))
         except OSError as error:
-            # A refusal may be waiting: the daemon says why before it hangs up.
+            # The daemon sends the reason before it closes the connection, so the reply may still be readable.
             if error.errno not in (errno.EPIPE, errno.ECONNRESET):
                 raise _no_answer(self._path, error) from error
 
@@ -119,7 +114,8 @@ class Client:
                 raise _no_answer(self._path, error) from error
             if not data:
                 raise NotRunningError(
-                    f"cnprocd closed the connection ({self._path})", "it may be stopping: systemctl status cnprocd"
+                    f"cannot read from {self._path}: cnprocd closed the connection",
+                    "it may be stopping: systemctl status cnprocd",
                 )
             self._decoder.feed(data)
 
@@ -139,17 +135,19 @@ def _cannot_connect(path: Path, error: OSError) -> CnprocdError:
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return NotRunningError(f"cnprocd is not running (no {path})", "systemctl start cnprocd")
     if isinstance(error, ConnectionRefusedError):
-        return NotRunningError(f"cnprocd is not running (nobody answers on {path})", "systemctl start cnprocd")
+        return NotRunningError(f"cnprocd is not running (connection refused on {path})", "systemctl start cnprocd")
     if isinstance(error, PermissionError):
-        refused = CnprocdError(f"you may not use {path}", "run it as root, or join the group cnprocd to read")
-        refused.exit_status = EX_NOPERM
-        return refused
-    return CnprocdError(f"{path}: {error.strerror or error}", "is --runtime-dir right?")
+        return PrivilegeError(
+            f"cannot connect to {path}: {error.strerror}", "run it as root, or join the group cnprocd to read"
+        )
+    return CnprocdError(f"cannot connect to {path}: {error.strerror or error}", "check --runtime-dir")
 
 
 def _no_answer(path: Path, error: OSError) -> CnprocdError:
     if isinstance(error, TimeoutError):
         return NotRunningError(
-            f"cnprocd does not answer on {path}", "is it stopped or very busy? systemctl status cnprocd"
+            f"cnprocd does not answer on {path}", "check whether it is stopped or busy: systemctl status cnprocd"
         )
-    return CnprocdError(f"{path}: {error.strerror or error}", "systemctl status cnprocd")
+    return CnprocdError(
+        f"cannot talk to cnprocd on {path}: {error.strerror or error}", "see `systemctl status cnprocd`"
+    )

@@ -1,14 +1,13 @@
-"""Mistakes in rule files as JSON values: one form, whether the daemon refuses a reload or `check` finds them. PURE."""
+"""Problems of rule files as JSON values, in one form for a refused reload and for `check`. PURE."""
 
 from __future__ import annotations
 
+from cnprocd.json_value import JsonDict
 from cnprocd.rules.problems import Problem
 
-Value = object
 
-
-def problem_value(problem: Problem) -> dict[str, Value]:
-    """A mistake in a rule file as JSON."""
+def problem_value(problem: Problem) -> JsonDict:
+    """Return a problem of a rule file as JSON."""
     return {
         "file": str(problem.file),
         "line": problem.line,

@@ -1,4 +1,4 @@
-"""The control socket's language: framed JSON, versioned, and suspicious of every byte.
+"""The protocol of the control socket: framed, versioned JSON.
 
     frame     4-byte big-endian length, then that many bytes of UTF-8 JSON: one object; at most MAX_FRAME bytes
     request   {"v": 1, "verb": "status", "args": {}}
@@ -6,79 +6,90 @@
               {"v": 1, "ok": false, "error": {"what": ..., "hint": ..., "status": 78, ...}}
     stream    {"v": 1, "item": ..., "skipped": 0}, any number of them; `skipped` items were left out before this one
 
-One answer follows each request, in order. A stream has no end: whoever has enough closes the connection.
+One answer follows each request, in order. A stream has no end: the client closes the connection.
 
-PURE: bytes in, values out. Reading and writing is done by server.py and client.py. A frame that is too long, not JSON,
-or not an object raises ProtocolError and ends the connection: after it nobody knows where the next frame begins.
+PURE: bytes in, values out; server.py and client.py read and write. A frame that is too long, not JSON, or not an object
+raises ProtocolError and ends the connection, because the start of the next frame is then unknown.
 """
 
 from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from cnprocd.errors import EX_UNAVAILABLE, CnprocdError
+from cnprocd.json_value import (
+    JsonDict,
+    JsonError,
+    JsonObject,
+    JsonValue,
+    as_dict,
+    get_dict,
+    get_int,
+    get_str,
+    parse_json,
+)
 
 VERSION = 1
 MAX_FRAME = 1 << 20
-DEEPEST = 64  # of brackets: what reads and writes JSON goes down one call a level, and calls end at some thousand
+MAX_DEPTH = 64  # of brackets: the json module recurses once a level, and Python limits recursion to about a thousand
 SOCKET_NAME = "control.sock"
-WRONG_USAGE = 2  # what argparse ends with; the other statuses are those of errors.py
+WRONG_USAGE = 2  # the exit status of argparse; errors.py has the others
 _LENGTH = struct.Struct(">I")
-
-Value = object  # a JSON value
 
 
 class ProtocolError(CnprocdError):
-    """The other side does not speak this protocol."""
+    """The other side does not follow this protocol."""
 
     exit_status = EX_UNAVAILABLE
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a client wants."""
+    """A verb that a client asks for, with its arguments."""
 
     verb: str
-    args: Mapping[str, Value] = field(default_factory=dict)
+    args: JsonObject = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """The answer to a request that was carried out."""
 
-    data: Value
+    data: JsonValue
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One item of a stream. `skipped` ones were left out before it, because the client read too slowly."""
+    """One item of a stream. `skipped` items were left out before it because the client read too slowly."""
 
-    data: Value
+    data: JsonValue
     skipped: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A request that was not carried out; `details` is what else is known, as the problems of a rule file."""
+    """A request that was not carried out. `details` has further facts, such as the problems of a rule file."""
 
     what: str
     hint: str = ""
     status: int = EX_UNAVAILABLE
-    details: Mapping[str, Value] = field(default_factory=dict)
+    details: JsonObject = field(default_factory=dict)
 
 
 def pack(message: Request | Answer | Item | Failure) -> bytes:
-    """One frame. Raises ProtocolError if it would be too long."""
-    payload = json.dumps(_plain(message), separators=(",", ":"), default=str).encode()
+    """Return one frame. Raises ProtocolError if it would be longer than MAX_FRAME."""
+    payload = json.dumps(_plain(message), separators=(",", ":")).encode()
     if len(payload) > MAX_FRAME:
-        raise ProtocolError(f"the answer has {len(payload)} bytes, the limit is {MAX_FRAME}", "ask for less: --limit N")
+        raise ProtocolError(
+            f"cannot send {len(payload)} bytes: the limit of a message is {MAX_FRAME}", "ask for less: --limit N"
+        )
     return _LENGTH.pack(len(payload)) + payload
 
 
-def _plain(message: Request | Answer | Item | Failure) -> dict[str, Value]:
+def _plain(message: Request | Answer | Item | Failure) -> JsonDict:
     if isinstance(message, Request):
         return {"v": VERSION, "verb": message.verb, "args": dict(message.args)}
     if isinstance(message, Answer):
@@ -90,26 +101,27 @@ def _plain(message: Request | Answer | Item | Failure) -> dict[str, Value]:
 
 
 class Decoder:
-    """Bytes as they arrive, to JSON objects. Holds at most one frame."""
+    """Turn bytes, as they arrive, into JSON objects. Holds at most one frame and what arrived with it."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> None:
+        """Add bytes that were received."""
         self._buffer += data
 
     @property
     def partial(self) -> bool:
-        """Whether part of a frame is waiting for the rest."""
+        """Whether part of a frame waits for the rest."""
         return bool(self._buffer)
 
-    def next(self) -> dict[str, Value] | None:
-        """The next whole frame's object, or None until more arrives. Raises ProtocolError."""
+    def next(self) -> JsonObject | None:
+        """Return the object of the next whole frame, or None until more arrives. Raises ProtocolError."""
         if len(self._buffer) < _LENGTH.size:
             return None
         (length,) = _LENGTH.unpack_from(self._buffer)
         if not 0 < length <= MAX_FRAME:
-            raise ProtocolError(f"a frame of {length} bytes: 1 to {MAX_FRAME} are allowed")
+            raise ProtocolError(f"invalid frame of {length} bytes: 1 to {MAX_FRAME} are allowed")
         if len(self._buffer) < _LENGTH.size + length:
             return None
         payload = bytes(self._buffer[_LENGTH.size : _LENGTH.size + length])
@@ -117,65 +129,64 @@ class Decoder:
         return _object(payload)
 
 
-def _object(payload: bytes) -> dict[str, Value]:
+def _object(payload: bytes) -> JsonObject:
     try:
-        value = json.loads(payload)
-    except (ValueError, RecursionError) as error:  # also a number of too many digits, and 100,000 brackets
-        raise ProtocolError("a frame that is not JSON", str(error)[:80]) from error
-    if not isinstance(value, dict):
-        raise ProtocolError("a frame that is not a JSON object")
-    if _is_deeper(value, DEEPEST):
-        raise ProtocolError(f"a frame nested deeper than {DEEPEST} levels")
+        value = as_dict(parse_json(payload))
+    except JsonError as error:  # also for a number of too many digits, and for 100,000 brackets
+        raise ProtocolError(f"invalid frame: {error.what[:120]}") from error
+    if _is_deeper(value, MAX_DEPTH):
+        raise ProtocolError(f"invalid frame: nested deeper than {MAX_DEPTH} levels")
     return value
 
 
-def _is_deeper(value: Value, levels: int) -> bool:
+def _is_deeper(value: JsonValue, levels: int) -> bool:
     level = [value]
     for _ in range(levels):
-        level = [
-            inner
-            for one in level
-            if isinstance(one, (dict, list))
-            for inner in (one.values() if isinstance(one, dict) else one)
-        ]
+        level = [inner for one in level for inner in _children(one)]
         if not level:
             return False
     return True
 
 
-def to_request(value: Mapping[str, Value]) -> Request:
-    """What a client's frame asks for. Raises ProtocolError."""
-    _check_version(value)
-    verb, args = value.get("verb"), value.get("args", {})
-    if not isinstance(verb, str) or not isinstance(args, dict):
-        raise ProtocolError("a request needs a verb (text) and args (an object)")
-    return Request(verb, args)
+def _children(value: JsonValue) -> Iterable[JsonValue]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
-def to_reply(value: Mapping[str, Value]) -> Answer | Item | Failure:
-    """What a server's frame says. Raises ProtocolError."""
+def to_request(value: JsonObject) -> Request:
+    """Return the request of a client's frame. Raises ProtocolError."""
     _check_version(value)
-    if "item" in value:
-        skipped = value.get("skipped", 0)
-        return Item(value["item"], skipped if isinstance(skipped, int) else 0)
-    if value.get("ok") is True:
-        return Answer(value.get("data"))
-    error = value.get("error")
-    if value.get("ok") is not False or not isinstance(error, dict):
-        raise ProtocolError("an answer that is neither data, an item, nor an error")
-    status = error.get("status")
+    try:
+        return Request(get_str(value, "verb"), get_dict(value, "args", {}))
+    except JsonError as error:
+        raise ProtocolError(f"invalid request: {error.what}") from error
+
+
+def to_reply(value: JsonObject) -> Answer | Item | Failure:
+    """Return the reply of a server's frame. Raises ProtocolError."""
+    _check_version(value)
+    try:
+        if "item" in value:
+            return Item(value["item"], get_int(value, "skipped", 0, minimum=0))
+        if value.get("ok") is True:
+            return Answer(value.get("data"))
+        if value.get("ok") is False:
+            return _failure(get_dict(value, "error"))
+    except JsonError as error:
+        raise ProtocolError(f"invalid reply: {error.what}") from error
+    raise ProtocolError("invalid reply: it has neither data, an item, nor an error")
+
+
+def _failure(error: JsonObject) -> Failure:
     details = {name: detail for name, detail in error.items() if name not in ("what", "hint", "status")}
-    return Failure(
-        str(error.get("what", "")),
-        str(error.get("hint", "")),
-        status if isinstance(status, int) else EX_UNAVAILABLE,
-        details,
-    )
+    status = get_int(error, "status", EX_UNAVAILABLE, minimum=0, maximum=255)
+    return Failure(get_str(error, "what", ""), get_str(error, "hint", ""), status, details)
 
 
-def _check_version(value: Mapping[str, Value]) -> None:
+def _check_version(value: JsonObject) -> None:
     if value.get("v") != VERSION or value.get("v") is True:
         raise ProtocolError(
-            f"the other side speaks version {str(value.get('v'))[:20]} of the control protocol, we speak {VERSION}",
+            f"unknown version {str(value.get('v'))[:20]} of the control protocol: this side uses {VERSION}",
             "cnprocd and cnprocctl come from different releases: restart the daemon (systemctl restart cnprocd)",
         )

@@ -1,8 +1,7 @@
-"""The control room: everything that lets people see and steer a running daemon, as the daemon holds it.
+"""All that shows and steers a running daemon, as one object that the daemon holds: socket, tap and metrics file.
 
-One object, opened when the daemon is ready and closed first when
-it stops. Nothing in here can fail the daemon: a socket that cannot be had and a metrics file that cannot be written are
-said once and done without.
+It is opened when the daemon is ready and closed first when the daemon stops. Nothing in here can stop the daemon: if
+the socket or the metrics file is unavailable, the daemon logs that once and runs without.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from cnprocd.control.verbs import verbs_of
 from cnprocd.log import Log
 from cnprocd.output import metrics
 
-METRICS_EVERY_S = 15.0  # Prometheus' usual scrape interval
+METRICS_EVERY_S = 15.0  # the usual scrape interval of Prometheus
 
 
 class ControlRoom:
     """The socket, the tap and the metrics file."""
 
-    def __init__(self, daemon: view.Daemon, tap: Tap, runtime_dir: Path, log: Log) -> None:
+    def __init__(self, daemon: view.DaemonView, tap: Tap, runtime_dir: Path, log: Log) -> None:
         self._daemon = daemon
         self._log = log
         self._loop = asyncio.get_running_loop()
@@ -33,24 +32,25 @@ class ControlRoom:
         tap.observe(self.server.publish, self.server.wanted)
 
     async def open(self) -> None:
+        """Listen on the socket, and begin to write metrics."""
         await self.server.start()
         self.reloaded()
 
     def reloaded(self) -> None:
-        """Rules and settings may be others: begin, or go on, or end writing metrics."""
+        """Begin, continue or end writing metrics, as the settings in force want it."""
         if self._metrics_timer is not None:
             self._metrics_timer.cancel()
         self._metrics_timer = None
         self._write_metrics()
 
     async def close(self) -> None:
-        """Hang up on everybody."""
+        """Close every connection and the socket."""
         if self._metrics_timer is not None:
             self._metrics_timer.cancel()
         await self.server.stop()
 
     def _write_metrics(self) -> None:
-        """Now and every so often, where the settings name a file."""
+        """Write the metrics file now and every METRICS_EVERY_S, if the settings name one."""
         path = self._daemon.loaded.settings.metrics_file
         if path is None:
             return
@@ -59,6 +59,11 @@ class ControlRoom:
             self._metrics_failed = False
         except OSError as error:
             if not self._metrics_failed:
-                self._log("warning", "metrics_unwritable", path=path, message=f"{path}: {error.strerror}")
+                self._log(
+                    "warning",
+                    "metrics_unwritable",
+                    path=path,
+                    message=f"cannot write metrics to {path}: {error.strerror}",
+                )
             self._metrics_failed = True
         self._metrics_timer = self._loop.call_later(METRICS_EVERY_S, self._write_metrics)

@@ -1,18 +1,18 @@
-"""The control socket: an asyncio server that no client can block, fill or kill.
+"""The control socket: an asyncio server that no client can block, fill or stop.
 
-Strategy: one callback protocol per connection, no task per client. A connection is read only while nothing of it waits:
-one request is carried out per turn of the loop, and the next bytes are read when its answer has left our buffer. So a
-client that sends a thousand requests at once gets one at a time between batches of events, and one that reads nothing
-is stopped by the socket's own buffer. Limits, each with its answer:
+Strategy: one callback protocol per connection, no task per client. The server carries out one request of a connection
+per turn of the loop, and reads the next bytes of the connection when its answer has left the write buffer. So a client
+that sends a thousand requests at once gets one answer at a time between batches of events, and the socket's own buffer
+stops a client that reads nothing. Each limit and its consequence:
 
-    connections   over 64, or over 56 of who may only read: refused with the reason
-    frame         over 1 MiB, or not JSON: told why, and closed
-    idle          no whole request for 30 s: closed; a subscriber may be silent for ever
-    subscriber    over 256 KiB unread: items are dropped and counted, and the next item says how many
-    stalled       an answer or item that nobody reads for 60 s: closed
+    connections   over 64, or over 56 of clients that may only read: refused with the reason
+    frame         over 1 MiB, or not JSON: answered with the reason, and closed
+    idle          no whole request for 30 s: closed; a subscriber may be silent for any time
+    subscriber    over 256 KiB unread: items are dropped and counted, and the next item carries the count
+    stalled       an answer or item unread for 60 s: closed
 
-Facts: the socket's mode is set by umask before anyone can connect, because between bind() and chmod() there is a gap.
-AF_UNIX connect() needs write permission on the socket; the kernel checks it, and SO_PEERCRED tells who passed.
+Facts: umask sets the mode of the socket file, because a client could connect between bind() and chmod(). connect() to
+an AF_UNIX socket needs write permission on its file (unix(7)); SO_PEERCRED names the process that connected.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ from cnprocd.control.protocol import (
     Item,
     ProtocolError,
     Request,
-    Value,
     pack,
     to_request,
 )
 from cnprocd.errors import EX_NOPERM, EX_SOFTWARE, EX_UNAVAILABLE, CnprocdError, StateError
+from cnprocd.json_value import JsonError, JsonObject, JsonValue
 from cnprocd.log import Log
 
-Args = Mapping[str, Value]
+Args = JsonObject
 
 
 class VerbError(CnprocdError):
-    """A request cannot be carried out; `details` goes to the client as it is."""
+    """A request cannot be carried out. `details` goes to the client unchanged."""
 
-    def __init__(self, what: str, hint: str = "", status: int = WRONG_USAGE, **details: Value) -> None:
+    def __init__(self, what: str, hint: str = "", status: int = WRONG_USAGE, **details: JsonValue) -> None:
         super().__init__(what, hint)
         self.exit_status = status
         self.details = details
@@ -58,22 +58,24 @@ class VerbError(CnprocdError):
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """What the daemon does for a client. `changes`: only root and the daemon's own user may. `topic`: a stream.
+    """One thing that the daemon does for a client.
 
-    What `run` returns is the answer, or a coroutine that will: until then nothing else of this client is read.
+    `run` returns the answer, or a coroutine that returns it; until then nothing else of this client is read.
+    A JsonError from `run` means wrong arguments. `changes`: only root and the daemon's own user may ask for it.
+    `topic`: the answer begins a stream of that topic.
     """
 
-    run: Callable[[Args], Value | Coroutine[None, None, Value]]
+    run: Callable[[Args], JsonValue | Coroutine[None, None, JsonValue]]
     changes: bool = False
     topic: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """What one client, and all of them together, may take."""
+class ClientLimits:
+    """The limits of one client, and of all clients together."""
 
     connections: int = 64
-    reserved: int = 8  # of these for who may change things: readers cannot lock root out
+    reserved: int = 8  # of these, for clients that may change things: readers cannot lock root out
     idle_s: float = 30.0
     stalled_s: float = 60.0
     unread_bytes: int = 256 * 1024
@@ -81,7 +83,7 @@ class Limits:
 
 @dataclass(slots=True)
 class Counters:
-    """What happened on the socket since start."""
+    """Events on the socket since the start of the daemon."""
 
     accepted: int = 0
     refused: int = 0
@@ -91,12 +93,14 @@ class Counters:
 
 
 class ControlServer:
-    """The daemon's ear for cnprocctl."""
+    """The listening socket and its connections."""
 
-    def __init__(self, runtime_dir: Path, verbs: Mapping[str, Verb], log: Log, limits: Limits | None = None) -> None:
+    def __init__(
+        self, runtime_dir: Path, verbs: Mapping[str, Verb], log: Log, limits: ClientLimits | None = None
+    ) -> None:
         self.path = runtime_dir / SOCKET_NAME
         self.verbs = verbs
-        self.limits = limits or Limits()
+        self.limits = limits or ClientLimits()
         self.counters = Counters()
         self.connections: set[_Connection] = set()
         self.group = access.readers_group()
@@ -104,10 +108,10 @@ class ControlServer:
         self.log = log
         self._server: asyncio.AbstractServer | None = None
         self._inode: int | None = None
-        self._attended: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Listen. A socket that cannot be had is said and done without: the daemon's work is the rest."""
+        """Listen. If that is impossible, log an error and return: events and hooks do not depend on the socket."""
         try:
             listening = self._bind()
         except (OSError, StateError) as error:
@@ -115,35 +119,35 @@ class ControlServer:
                 "error",
                 "control_unavailable",
                 path=str(self.path),
-                message=f"no control socket: {error}; events and hooks are not affected",
+                message=f"cannot listen for cnprocctl: {error}; events and hooks are not affected",
             )
             return
         loop = asyncio.get_running_loop()
         self._server = await loop.create_unix_server(lambda: _Connection(self), sock=listening, backlog=64)
 
     async def stop(self) -> None:
-        """Hang up on everybody, and take the socket away if it is still ours."""
+        """Close every connection, and remove the socket file if it is still the one of this server."""
         if self._server is not None:
             self._server.close()
             self._server = None
         for connection in list(self.connections):
-            connection.hang_up()
+            connection.abort()
         with contextlib.suppress(OSError):
             if os.stat(self.path).st_ino == self._inode:
                 os.unlink(self.path)
 
-    def attend(self, answering: Coroutine[None, None, None]) -> None:
-        """See to it that an answer which takes its time is given."""
+    def run_task(self, answering: Coroutine[None, None, None]) -> None:
+        """Run a coroutine, and keep a reference to its task until it ends."""
         task = asyncio.get_running_loop().create_task(answering)
-        self._attended.add(task)
-        task.add_done_callback(self._attended.discard)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def wanted(self, topic: str) -> bool:
-        """Whether anybody subscribed to `topic`."""
+        """Whether a client is subscribed to `topic`."""
         return any(connection.topic == topic for connection in self.connections)
 
-    def publish(self, topic: str, data: Value) -> None:
-        """Give an item to whoever subscribed. Never blocks: who does not keep up misses it, and is told."""
+    def publish(self, topic: str, data: JsonValue) -> None:
+        """Send an item to every subscriber. Never block: skip a full subscriber, and report the count later."""
         frame: bytes | None = None
         for connection in [one for one in self.connections if one.topic == topic]:
             if connection.is_full():
@@ -175,9 +179,9 @@ class ControlServer:
         return listening
 
     def _open_to_group(self, group: int) -> None:
-        """Members may connect. Where that is not permitted the owner alone can use it, which is safe.
+        """Let the group connect. If chown(2) is not permitted, the owner alone can connect, which is safe.
 
-        As a service the group is ours already, and chown(2) is not among the system calls we may make.
+        In the systemd service the file has this group already, and chown(2) is not among the permitted system calls.
         """
         if os.stat(self.path).st_gid != group:
             try:
@@ -187,7 +191,7 @@ class ControlServer:
         os.chmod(self.path, 0o660)
 
     def _clear_stale(self) -> None:
-        """Remove the socket of a daemon that died; leave alone the one of a daemon that lives."""
+        """Remove the socket of a daemon that died. Raises StateError if a daemon uses it or another file is there."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
             try:
                 probe.connect(str(self.path))
@@ -195,12 +199,14 @@ class ControlServer:
                 return
             except OSError as error:
                 if error.errno != errno.ECONNREFUSED:  # EAGAIN: its backlog is full, so it lives
-                    raise StateError(f"{self.path}: {error.strerror}", "another file is in the way") from error
-                if not stat.S_ISSOCK(os.lstat(self.path).st_mode):  # a plain file refuses a connection, too
-                    raise StateError(f"{self.path} is not a socket", "another file is in the way") from error
+                    raise StateError(f"cannot listen on {self.path}: {error.strerror}", "see what uses it") from error
+                if not stat.S_ISSOCK(os.lstat(self.path).st_mode):  # a plain file refuses connections as well
+                    raise StateError(f"cannot listen on {self.path}: it is not a socket", "remove the file") from error
                 os.unlink(self.path)
                 return
-        raise StateError(f"another cnprocd listens on {self.path}", "stop it, or give this one its own --runtime-dir")
+        raise StateError(
+            f"cannot listen on {self.path}: another cnprocd does", "stop it, or use another --runtime-dir for this one"
+        )
 
 
 class _Connection(asyncio.Protocol):
@@ -212,12 +218,12 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._access = access.Access(read=False, change=False)
         self._timer: asyncio.TimerHandle | None = None
-        self._pumping = False
+        self._busy = False
         self._ended = False
         self.topic: str | None = None
         self.skipped = 0
 
-    # What asyncio calls.
+    # Called by asyncio.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -227,15 +233,15 @@ class _Connection(asyncio.Protocol):
         try:
             peer = access.peer_of(transport.get_extra_info("socket"))
         except OSError as error:
-            self._refuse(f"the kernel does not tell who you are ({error.strerror})", "")
+            self._refuse(f"cannot read the credentials of the client: {error.strerror}", "")
             return
-        self._access = access.judge(peer, server.own_uid, server.group)
+        self._access = access.access_of(peer, server.own_uid, server.group)
         if not self._access.read:
             self._refuse(self._access.refusal, "run it as root, or join the group cnprocd to read")
             return
         reserved = 0 if self._access.change else server.limits.reserved
         if len(server.connections) >= server.limits.connections - reserved:
-            self._refuse(f"{len(server.connections)} clients are connected already", "close some: see `ss -xp`")
+            self._refuse(f"too many clients: {len(server.connections)} are connected", "close some: see `ss -xp`")
             return
         server.connections.add(self)
         server.counters.accepted += 1
@@ -249,14 +255,14 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if not self._ended:
             self._decoder.feed(data)
-            self._pump_soon()
+            self._handle_soon()
 
     def eof_received(self) -> bool:
-        """Nothing more comes. Reading was paused until all that was asked had been answered, so close."""
+        """Close: reading was paused until every request had its answer, so none waits."""
         return False
 
     def pause_writing(self) -> None:
-        """The client does not read: nothing more is carried out for it."""
+        """Stop carrying out requests: the client does not read."""
         if not self._ended:
             self._arm(self._server.limits.stalled_s)
 
@@ -267,55 +273,59 @@ class _Connection(asyncio.Protocol):
             self._disarm()
             return
         self._arm(self._server.limits.idle_s)
-        self._pump_soon()
+        self._handle_soon()
 
-    # What the server calls.
+    # Called by the server.
 
     def is_full(self) -> bool:
-        """Whether more than its share waits to be read by it."""
+        """Whether more than `unread_bytes` wait to be read by the client."""
         return (
             self._transport is not None and self._transport.get_write_buffer_size() > self._server.limits.unread_bytes
         )
 
     def send(self, frame: bytes) -> None:
-        # A client that went away is told of by connection_lost() in a moment; asyncio would grumble till then.
+        """Queue a frame for the client."""
+        # asyncio logs a warning for each write to a client that is gone, until it calls connection_lost().
         if self._transport is not None and not self._ended and not self._transport.is_closing():
             self._transport.write(frame)
 
-    def hang_up(self) -> None:
+    def abort(self) -> None:
+        """Close the connection at once; unsent frames are discarded."""
         self._ended = True
         self._disarm()
         if self._transport is not None:
             self._transport.abort()
 
-    # One request after the other.
+    # One request after the other. `_busy`: a request waits for its turn or for its answer, and nothing is read.
 
-    def _pump_soon(self) -> None:
-        if not self._pumping and not self._ended and self._transport is not None:
-            self._pumping = True
+    def _handle_soon(self) -> None:
+        if not self._busy and not self._ended and self._transport is not None:
+            self._busy = True
             self._transport.pause_reading()
-            asyncio.get_running_loop().call_soon(self._pump)
+            asyncio.get_running_loop().call_soon(self._handle_next)
 
-    def _pump(self) -> None:
-        self._pumping = False
+    def _handle_next(self) -> None:
+        self._busy = False
         if self._ended or self._transport is None:
             return
         try:
             frame = self._decoder.next()
             if frame is not None:
                 if self.topic is not None:
-                    raise ProtocolError("this connection carries a stream", "open another one for other requests")
+                    raise ProtocolError(
+                        "invalid request: this connection carries a stream", "open another connection for it"
+                    )
                 self._carry_out(to_request(frame))
         except ProtocolError as error:
             self._server.counters.malformed += 1
             self._end_with(Failure(error.what, error.hint, error.exit_status))
             return
-        if self._pumping or (self.is_full() and self.topic is None):
-            return  # _answer_later or resume_writing goes on
+        if self._busy or (self.is_full() and self.topic is None):
+            return  # _answer_later or resume_writing continues
         if frame is not None:
             if self.topic is None:
                 self._arm(self._server.limits.idle_s)
-            self._pump_soon()
+            self._handle_soon()
         elif not self._transport.is_closing():
             self._transport.resume_reading()
 
@@ -331,25 +341,25 @@ class _Connection(asyncio.Protocol):
             self._answer(self._failure(request, error))
             return
         if isinstance(data, Coroutine):
-            self._pumping = True  # as if a turn were under way: nothing is read, and no turn begins
+            self._busy = True
             self._disarm()
-            self._server.attend(self._answer_later(request, data))
+            self._server.run_task(self._answer_later(request, data))
             return
         if verb.topic is not None:
             self.topic = verb.topic
             self._disarm()
         self._answer(Answer(data))
 
-    async def _answer_later(self, request: Request, coming: Coroutine[None, None, Value]) -> None:
+    async def _answer_later(self, request: Request, coming: Coroutine[None, None, JsonValue]) -> None:
         try:
             reply: Answer | Failure = Answer(await coming)
         except Exception as error:  # as above
             reply = self._failure(request, error)
-        self._pumping = False
+        self._busy = False
         self._answer(reply)
-        if not self._ended and not self.is_full():  # else resume_writing goes on
+        if not self._ended and not self.is_full():  # else resume_writing continues
             self._arm(self._server.limits.idle_s)
-            self._pump_soon()
+            self._handle_soon()
 
     def _answer(self, reply: Answer | Failure) -> None:
         try:
@@ -361,7 +371,7 @@ class _Connection(asyncio.Protocol):
         verb = self._server.verbs.get(request.verb)
         if verb is None:
             known = ", ".join(sorted(self._server.verbs))
-            return Failure(f"the daemon does not know {request.verb[:40]!r}", f"it knows: {known}", WRONG_USAGE)
+            return Failure(f"unknown verb {request.verb[:40]!r}", f"the verbs of this daemon are: {known}", WRONG_USAGE)
         if verb.changes and not self._access.change:
             return Failure(f"{request.verb}: {self._access.refusal}", "run it as root", EX_NOPERM)
         return verb
@@ -369,10 +379,12 @@ class _Connection(asyncio.Protocol):
     def _failure(self, request: Request, error: Exception) -> Failure:
         if isinstance(error, VerbError):
             return Failure(error.what, error.hint, error.exit_status, error.details)
+        if isinstance(error, JsonError):
+            return Failure(f"invalid arguments of {request.verb}: {error.what}", "", WRONG_USAGE)
         if isinstance(error, CnprocdError):
             return Failure(error.what, error.hint, error.exit_status)
         self._server.log("error", "control_failed", verb=request.verb, message=f"{type(error).__name__}: {error}")
-        return Failure(f"{request.verb} failed: {error}", "this is a bug of cnprocd; see its log", EX_SOFTWARE)
+        return Failure(f"{request.verb} failed: {error}", "this is a bug in cnprocd; see its log", EX_SOFTWARE)
 
     # Ends.
 
@@ -381,17 +393,17 @@ class _Connection(asyncio.Protocol):
         self._end_with(Failure(what, hint, EX_NOPERM if not self._access.read else EX_UNAVAILABLE))
 
     def _end_with(self, failure: Failure) -> None:
-        """Say why, then close; what the client still sends is not read."""
+        """Send the reason, then close. Further bytes from the client are not read."""
         self._ended = True
         self.topic = None
         if self._transport is not None:
             self._transport.write(pack(failure))
             self._transport.close()
-            self._arm(self._server.limits.stalled_s)  # for one that does not even read that
+            self._arm(self._server.limits.stalled_s)  # for a client that does not read it
 
     def _arm(self, after_s: float) -> None:
         self._disarm()
-        self._timer = asyncio.get_running_loop().call_later(after_s, self.hang_up)
+        self._timer = asyncio.get_running_loop().call_later(after_s, self.abort)
 
     def _disarm(self) -> None:
         if self._timer is not None:

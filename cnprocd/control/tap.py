@@ -1,7 +1,7 @@
-"""Between the pipeline and the actions: `cnprocctl watch` sees every match, and costs nothing while it does not run.
+"""Copies matches to `cnprocctl watch`, between the pipeline and dispatch. Costs nothing without a subscriber.
 
-The actions come first: a job is durable and its record written before a client sees the match. A match that a throttle
-held back is shown as well, with `held_by`, because a person who watches wants to see what the rules see.
+Dispatch comes first: the job is durable and the log record is written before a client sees the match. Matches that a
+throttle held back are shown with `held_by`, because a client of `watch` wants to see every match of the rules.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from cnprocd.json_value import JsonValue
 from cnprocd.pipeline import Delivery, RecordedMatch
 
 MATCHES = "matches"
@@ -19,13 +20,14 @@ class Tap:
 
     def __init__(self, inner: Delivery) -> None:
         self._inner = inner
-        self._observers: list[tuple[Callable[[str, object], None], Callable[[str], bool]]] = []
+        self._observers: list[tuple[Callable[[str, JsonValue], None], Callable[[str], bool]]] = []
 
-    def observe(self, publish: Callable[[str, object], None], wanted: Callable[[str], bool]) -> None:
+    def observe(self, publish: Callable[[str, JsonValue], None], wanted: Callable[[str], bool]) -> None:
         """Publish every match from now on, while `wanted` returns true for the topic MATCHES."""
         self._observers.append((publish, wanted))
 
     def deliver(self, matches: list[RecordedMatch]) -> None:
+        """Deliver the matches, then publish them."""
         self._inner.deliver(matches)
         for publish, wanted in self._observers:
             if wanted(MATCHES):

@@ -1,20 +1,21 @@
-"""Jobs and past matches as JSON values: one form, whether the daemon tells them or its spool is looked at."""
+"""Jobs and past matches as JSON values, in one form for the daemon's answers and for commands that read its spool."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 
+from cnprocd.json_value import JsonDict
 from cnprocd.spool.job import Job
-from cnprocd.spool.store import Match
-
-Value = object
+from cnprocd.spool.store import Match as PastMatch
 
 
-def job_value(job: Job) -> dict[str, Value]:
-    # As the hook sees them: they were stored before the job had a number.
+def job_value(job: Job) -> JsonDict:
+    """Return a job as JSON."""
+    # The events were stored before the job had a number; the hook gets them with it.
     events = [{**event, "job_id": job.job_id} for event in job.events]
     return {**asdict(job), "state": str(job.state), "events": events}
 
 
-def match_value(match: Match) -> dict[str, Value]:
+def match_value(match: PastMatch) -> JsonDict:
+    """Return a past match as JSON."""
     return {"time_ns": match.time_ns, **match.record}

@@ -1,6 +1,6 @@
-"""The daemon as others may see it: plain JSON values made of its counters. Reads only; changes nothing, blocks never.
+"""The state of the daemon as JSON values, for `status` and metrics. Reads counters only: changes nothing, never blocks.
 
-What status, metrics and `watch` show is defined here once. Times in nanoseconds are wall clock, durations are seconds.
+Times in nanoseconds are of the wall clock, since 1970; durations are in seconds.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from cnprocd import __version__
 from cnprocd.connector import uapi
 from cnprocd.connector.request import Features
 from cnprocd.dispatch import Actions
+from cnprocd.json_value import JsonDict
 from cnprocd.pipeline import Pipeline
 from cnprocd.rules.compile import CompiledRule
 from cnprocd.rules.plan import Plan, identity_of
 from cnprocd.rules.problems import LoadedRules, RulesError
 
-Value = object
 NS = 1_000_000_000
 
 
-class Daemon(Protocol):
-    """What the control room needs of the daemon (wiring.DaemonView)."""
+class DaemonView(Protocol):
+    """The parts of the daemon that the control socket shows and steers."""
 
     @property
     def loaded(self) -> LoadedRules: ...
@@ -43,8 +43,8 @@ class Daemon(Protocol):
     async def reload(self) -> RulesError | None: ...
 
 
-def status(daemon: Daemon) -> dict[str, Value]:
-    """Everything `cnprocctl status` shows."""
+def status(daemon: DaemonView) -> JsonDict:
+    """Return all that `cnprocctl status` shows."""
     return {
         "version": __version__,
         "pid": os.getpid(),
@@ -64,8 +64,8 @@ def status(daemon: Daemon) -> dict[str, Value]:
     }
 
 
-def rules(daemon: Daemon) -> list[dict[str, Value]]:
-    """Every rule of the files, the disabled ones too, with its hits."""
+def rules(daemon: DaemonView) -> list[JsonDict]:
+    """Return every rule of the files with its hits, including disabled rules."""
     counts = daemon.pipeline.counts
     compiled = {rule.name: rule for rule in daemon.pipeline.matcher.rules}
     return [
@@ -83,11 +83,11 @@ def rules(daemon: Daemon) -> list[dict[str, Value]]:
     ]
 
 
-def _identity(rule: CompiledRule | None, daemon: Daemon) -> str | None:
+def _identity(rule: CompiledRule | None, daemon: DaemonView) -> str | None:
     return None if rule is None else identity_of(rule, daemon.features)
 
 
-def _events(daemon: Daemon) -> dict[str, Value]:
+def _events(daemon: DaemonView) -> JsonDict:
     counts, source = daemon.pipeline.counts, daemon.pipeline.source
     return {
         "asked": mask_names(daemon.plan.request.mask),
@@ -107,7 +107,7 @@ def _events(daemon: Daemon) -> dict[str, Value]:
     }
 
 
-def _lost(daemon: Daemon) -> dict[str, Value]:
+def _lost(daemon: DaemonView) -> JsonDict:
     losses = daemon.pipeline.source.losses
     return {
         "total": losses.total(),
@@ -118,8 +118,8 @@ def _lost(daemon: Daemon) -> dict[str, Value]:
     }
 
 
-def jobs(daemon: Daemon) -> dict[str, Value]:
-    """The queue, and the hooks that run now."""
+def jobs(daemon: DaemonView) -> JsonDict:
+    """Return the counts of the queue, and the hooks that run now."""
     counts = daemon.actions.spool.counts()
     return {
         "waiting": counts.waiting,
@@ -145,8 +145,8 @@ def jobs(daemon: Daemon) -> dict[str, Value]:
     }
 
 
-def _latency(daemon: Daemon) -> Value:
-    """The runner's histogram, from the kernel's event to the hook's first instruction."""
+def _latency(daemon: DaemonView) -> JsonDict:
+    """Return the histogram of times from the kernel's event to the first instruction of its hook."""
     histogram = daemon.actions.runner.latency
     return {
         "bounds_ms": list(histogram.bounds_ms),
@@ -158,7 +158,7 @@ def _latency(daemon: Daemon) -> Value:
     }
 
 
-def _kernel(daemon: Daemon) -> dict[str, Value]:
+def _kernel(daemon: DaemonView) -> JsonDict:
     source, features = daemon.pipeline.source, daemon.features
     return {
         "release": os.uname().release,
@@ -173,5 +173,5 @@ def _kernel(daemon: Daemon) -> dict[str, Value]:
 
 
 def mask_names(mask: int) -> list[str]:
-    """The events of a mask by the rule language's names; all of them for a kernel that sends everything."""
+    """Return the events of a mask by their names in the rule language."""
     return [name for bit, name in uapi.EVENT_NAMES.items() if mask & bit]

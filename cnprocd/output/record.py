@@ -11,12 +11,13 @@ from collections.abc import Callable
 
 from cnprocd.connector.status import core_dumped, describe, exit_code, signal_name, term_signal
 from cnprocd.escape import printable
+from cnprocd.json_value import JsonDict, JsonValue
 from cnprocd.process.model import Occurrence, Process
 from cnprocd.process.stat import container_of, unit_of
 from cnprocd.rules.compile import Match
 from cnprocd.rules.values import Template
 
-Record = dict[str, object]
+Record = JsonDict
 
 MATCH_FIELDS = (
     "rule", "kind", "pid", "tid", "comm", "ppid", "uid", "gid", "exe", "cmdline", "unit", "exit_code", "signal",
@@ -121,5 +122,5 @@ class _Texts(dict[str, str]):
         return "unknown" if value is None else _text(value)
 
 
-def _text(value: object) -> str:
+def _text(value: JsonValue) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)

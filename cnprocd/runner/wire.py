@@ -20,7 +20,7 @@ import re
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from cnprocd.spool.job import Attempt, Job, State
 
@@ -61,7 +61,7 @@ class Run(_Frame):
     attempt_id: str
     limit_s: float
     kernel_time_ns: int | None
-    events: list[dict[str, object]]
+    events: list[dict[str, Any]]  # JSON objects; pydantic cannot read the recursive JsonObject
 
     def __post_init__(self) -> None:
         _require(_is_count(self.try_id) and _is_count(self.job_id) and _is_count(self.attempts), "a count is not one")

@@ -27,13 +27,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from cnprocd.json_value import JsonObject
 from cnprocd.log import Level
 from cnprocd.rules.values import Template
 
 NS = 1_000_000_000
 MOST_INTERRUPTIONS = 100
 
-Record = Mapping[str, object]  # an event as it is logged: JSON values only
+Record = JsonObject  # an event as it is logged
 Serialize = Literal["rule", "comm", "none"]
 
 

@@ -33,7 +33,7 @@ from cnprocd.json_value import (
 )
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=12,
 )
@@ -59,6 +59,7 @@ def attempts(job):
         (list_of(list_of(as_bool)), [[True], [False, 0]], "[1][1]: expected true or false, found an integer"),
         (as_int, True, "expected an integer, found a boolean"),
         (as_number, False, "expected a number, found a boolean"),
+        (as_number, parse_json("NaN"), "expected a number, found nan"),
         (as_int, 1.0, "expected an integer, found a number"),
         (as_dict, [], "expected an object, found an array"),
         (as_str, b"x", "expected a string, found bytes"),

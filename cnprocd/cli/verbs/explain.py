@@ -41,7 +41,7 @@ def explain(options: Options) -> int:
 
 def _of_job(options: Options) -> Occurrence:
     """The first event of a job, as its record says."""
-    from cnprocd.cli.described import occurrence_of
+    from cnprocd.cli.event_from_options import occurrence_of
     from cnprocd.cli.verbs.jobs import find_job
 
     job: Any = find_job(options, options.job)

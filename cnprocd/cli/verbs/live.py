@@ -13,7 +13,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from cnprocd.cli.ending import TimeIsUpError, end_after
 from cnprocd.cli.grammar import KINDS, Options
@@ -22,8 +22,12 @@ from cnprocd.cli.terminal import Style, columns, print_json
 from cnprocd.control.client import Client
 from cnprocd.control.protocol import WRONG_USAGE
 from cnprocd.errors import EX_OK, CnprocdError
+from cnprocd.json_value import JsonObject, as_dict, get_int
 
-Fits = Callable[[dict[str, object]], bool]
+if TYPE_CHECKING:  # imported when they are needed, so that `watch` without --match starts at once
+    from cnprocd.process.model import Occurrence, Process
+
+Fits = Callable[[JsonObject], bool]
 
 
 class _EnoughError(Exception):
@@ -49,7 +53,7 @@ class _Printer:
         self._left = options.count
         self._budget = Budget(rate, time.monotonic)
 
-    def show(self, record: dict[str, object], at_s: float) -> None:
+    def show(self, record: JsonObject, at_s: float) -> None:
         if self._json:
             print_json(record, line=True)
         elif self._budget.take(str(record["kind"])):
@@ -88,23 +92,23 @@ def _watch_matches(options: Options, printer: _Printer) -> None:
                 continue
             if item.skipped:
                 printer.skipped(item.skipped, "this reader was too slow")
-            record: Any = item.data
+            record = as_dict(item.data)
             if fits(record):
-                printer.show(record, record["time_ns"] / 1e9)
+                printer.show(record, get_int(record, "time_ns") / 1e9)
 
 
 def _fits(options: Options) -> Fits:
     """Whether a record of the daemon is wanted: by rule, and by a match of the rule language."""
     if options.match is None:
         return lambda record: options.rule in (None, record["rule"])
-    from cnprocd.cli.described import FIELDS, occurrence_of
+    from cnprocd.cli.event_from_options import FIELDS, occurrence_of
     from cnprocd.cli.ruleset import rule_of_match
     from cnprocd.cli.verbs.trial import NAMES
     from cnprocd.rules.predicate import compile_condition
 
     test = compile_condition(rule_of_match(options.match, ["all"]).match)
 
-    def fits(record: dict[str, object]) -> bool:
+    def fits(record: JsonObject) -> bool:
         known = {name: value for name, value in record.items() if name in FIELDS or name.endswith("_hex")}
         known.pop("status", None)
         return options.rule in (None, record["rule"]) and test(occurrence_of(known, NAMES)) is True
@@ -183,14 +187,14 @@ class _Board:
     def begin(self) -> None:
         self._began = time.monotonic()
 
-    def add(self, occurrences: Iterable[Any]) -> None:
+    def add(self, occurrences: Iterable[Occurrence]) -> None:
         for occurrence in occurrences:
             counts = self._counts[self._key(occurrence.process)]
             counts[occurrence.kind] += 1
             if occurrence.kind == "exit" and occurrence.status:
                 counts["signal" if occurrence.status & 0x7F else "failed"] += 1
 
-    def _key(self, process: Any) -> str:  # noqa: ANN401  # process.model.Process, imported when it is needed
+    def _key(self, process: Process) -> str:
         from cnprocd.escape import printable
         from cnprocd.process.procfs import user_name
         from cnprocd.process.stat import unit_of

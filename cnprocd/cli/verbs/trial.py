@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
-from cnprocd.cli.described import DescriptionError, Names, occurrence_of
+from cnprocd.cli.event_from_options import DescriptionError, Names, occurrence_of
 from cnprocd.cli.grammar import Options
 from cnprocd.cli.reasons import afterwards
 from cnprocd.cli.ruleset import loaded_rules
 from cnprocd.cli.terminal import Style, print_json
 from cnprocd.dispatch import hook_spec
 from cnprocd.errors import EX_NO, EX_OK, NotFoundError
+from cnprocd.json_value import JsonDict, JsonError, JsonObject, as_dict, as_str, get_list, parse_json
 from cnprocd.launch import render
 from cnprocd.output.record import match_record, message
 from cnprocd.process import procfs
@@ -51,11 +51,11 @@ def occurrence_from(options: Options) -> Occurrence:
     return occurrence_of(said, NAMES)
 
 
-def described(options: Options) -> dict[str, object]:
+def described(options: Options) -> JsonDict:
     """What the options say, as a record would say it."""
-    said: dict[str, object] = _json(options.event) if options.event is not None else {}
+    said: JsonDict = _json(options.event) if options.event is not None else {}
     milliseconds = {"lifetime_ms": options.lifetime, "cpu_time_ms": options.cpu_time}
-    given: dict[str, object] = {
+    given: JsonDict = {
         "kind": options.kind,
         "pid": options.pid,
         "comm": options.comm,
@@ -83,24 +83,21 @@ def described(options: Options) -> dict[str, object]:
     return said
 
 
-def _json(given: str) -> dict[str, object]:
+def _json(given: str) -> JsonDict:
     text = given
     if given == "-":
         text = sys.stdin.read()
     elif given.startswith("@"):
         text = Path(given[1:]).read_text(encoding="utf-8")
     try:
-        value = json.loads(text)
-    except ValueError as error:
+        return dict(as_dict(parse_json(text)))
+    except JsonError as error:
         raise DescriptionError(
-            f"the event is not JSON: {error}", 'like {"comm": "ora_pmon_X", "exit_code": 3}'
+            f"invalid --event: {error.what}", 'give an object like {"comm": "ora_pmon_X", "exit_code": 3}'
         ) from error
-    if not isinstance(value, dict):
-        raise DescriptionError("the event is not a JSON object", 'like {"comm": "ora_pmon_X", "exit_code": 3}')
-    return value
 
 
-def _of_process(pid: int, said: Mapping[str, object]) -> Occurrence:
+def _of_process(pid: int, said: JsonObject) -> Occurrence:
     """A process that runs now, as if what is said had happened to it now."""
     process = procfs.read_process(pid)
     if process is None:
@@ -129,7 +126,7 @@ def _ancestors(process: Process) -> tuple[Process, ...]:
     return tuple(chain)
 
 
-def _outcome(match: Match) -> dict[str, object]:
+def _outcome(match: Match) -> JsonDict:
     rule = match.rule.rule
     record = match_record(match, procfs.user_name)
     if not match.occurrence.process.tgid:  # described without a PID
@@ -154,7 +151,7 @@ def _outcome(match: Match) -> dict[str, object]:
     }
 
 
-def _job(rule: str, record: Mapping[str, object]) -> Job:
+def _job(rule: str, record: JsonObject) -> Job:
     """The job that the hook would be started for; its id is not known before."""
     return Job(
         job_id=0, rule=rule, state=State.RUNNING, serialize_key=None, kernel_time_ns=None, boot_id="", created_ns=0,
@@ -162,7 +159,7 @@ def _job(rule: str, record: Mapping[str, object]) -> Job:
     )  # fmt: skip
 
 
-def _show(found: list[dict[str, object]]) -> None:
+def _show(found: list[JsonDict]) -> None:
     style = Style()
     for one in found:
         print(style("bold", f"{one['rule']} fires"))
@@ -173,8 +170,8 @@ def _show(found: list[dict[str, object]]) -> None:
             print(f"    hook  {json.dumps(hook['argv'])} as {hook['user']}, at most {hook['timeout_s']:g} s")
         elif one["only_logged"]:
             print("    hook  not run: the exit status is unknown and on_unknown_exit is log")
-        if one["may_be_held_back_by"]:
-            print(f"    may be held back by {', '.join(map(str, one['may_be_held_back_by']))}")  # type: ignore[call-overload]
+        if held := get_list(one, "may_be_held_back_by", as_str):
+            print(f"    may be held back by {', '.join(held)}")
         record = one["record"]
         assert isinstance(record, dict)
         known = {name: value for name, value in record.items() if value is not None and name != "rule"}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cnprocd.cli.cnprocctl import run
-from cnprocd.cli.described import Names
+from cnprocd.cli.event_from_options import Names
 from cnprocd.cli.verbs import trial
 from cnprocd.rules.language import load
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnprocd.cli.described import FIELDS, Names, occurrence_of
+from cnprocd.cli.event_from_options import FIELDS, Names, occurrence_of
 from cnprocd.cli.lines import Budget, match_line
 from cnprocd.cli.terminal import Style, duration, size
 from cnprocd.output.record import match_record

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cnprocd.cli.cnprocctl import run
-from cnprocd.cli.described import Names
+from cnprocd.cli.event_from_options import Names
 from cnprocd.cli.verbs import recording
 
 ROOT = Path(__file__).parents[3]

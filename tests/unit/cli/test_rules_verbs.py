@@ -211,12 +211,12 @@ def test_test_of_a_running_process(tmp_path):
 
 BAD = {
     "a field that is none": (["--event", '{"com": "x"}'], 'did you mean "comm"'),
-    "not JSON": (["--event", "{comm: x}"], "not JSON"),
-    "two ends": (["--exit-code", "3", "--signal", "KILL"], "ends in one way"),
+    "not JSON": (["--event", "{comm: x}"], "invalid JSON"),
+    "two ends": (["--exit-code", "3", "--signal", "KILL"], "conflicts with"),
     "a code that cannot be": (["--exit-code", "256"], "0 to 255"),
     "an end of what has not ended": (["--kind", "fork", "--exit-code", "3"], "the kind is fork"),
     "a failure that is none": (["--kind", "nonzero_exit", "--comm", "x"], "--exit-code"),
-    "no such user": (["--user", "no-such-user-here"], "no user named"),
+    "no such user": (["--user", "no-such-user-here"], "unknown user"),
     "no such process": (["--pid", "4194305"], "no process"),
 }
 

@@ -12,13 +12,13 @@ from dataclasses import replace
 import pytest
 
 from cnprocd.control import access
-from cnprocd.control.access import Peer, judge
+from cnprocd.control.access import Peer, access_of
 from cnprocd.control.client import Client, NotRunningError, RefusedError
 from cnprocd.control.protocol import SOCKET_NAME, Answer, Decoder, Failure, Request, pack, to_reply
-from cnprocd.control.server import ControlServer, Limits, Verb, VerbError
+from cnprocd.control.server import ClientLimits, ControlServer, Verb, VerbError
 from cnprocd.errors import EX_CONFIG, EX_NOPERM, CnprocdError
 
-LIMITS = Limits(connections=8, reserved=2, unread_bytes=32 * 1024)
+LIMITS = ClientLimits(connections=8, reserved=2, unread_bytes=32 * 1024)
 HASTY = replace(LIMITS, idle_s=0.2, stalled_s=0.2)  # for clients whose time is to be up
 
 
@@ -222,7 +222,7 @@ def test_over_the_limit_is_refused_with_the_reason(running):
     try:
         running.until(lambda: len(running.server.connections) == LIMITS.connections)
         with running.raw() as one_more:
-            assert b"clients are connected already" in drain(one_more)
+            assert b"too many clients" in drain(one_more)
     finally:
         for connection in crowd:
             connection.close()
@@ -241,7 +241,7 @@ def test_a_subscriber_gets_what_is_published(running):
 
 
 def test_a_slow_subscriber_misses_items_and_is_told_how_many(tmp_path):
-    running = Running(tmp_path, Limits(unread_bytes=32 * 1024, stalled_s=60))
+    running = Running(tmp_path, ClientLimits(unread_bytes=32 * 1024, stalled_s=60))
     try:
         with running.client() as client:
             stream = client.stream("watch")
@@ -350,9 +350,9 @@ def as_user(directory, uid, groups, verb):
     ],
 )
 def test_who_may_do_what(peer, read, change):
-    granted = judge(peer, own_uid=990, group=77)
+    granted = access_of(peer, own_uid=990, group=77)
     assert (granted.read, granted.change) == (read, change)
-    assert judge(peer, own_uid=990, group=None).read is (peer.uid in (0, 990))
+    assert access_of(peer, own_uid=990, group=None).read is (peer.uid in (0, 990))
 
 
 def test_a_stale_socket_is_replaced_and_a_living_one_is_not(tmp_path):

@@ -1,0 +1,187 @@
+"""From a described event to an occurrence that rules can be evaluated on, for `test`, `explain` and `watch --match`.
+
+A description is a flat JSON object with the field names of log records. The options of a command line are turned into
+one, a log record or the event of a job is one, and a live process is read into one. So a description means the same
+everywhere, and a log record can be pasted. A field that is not given is unknown. There are two defaults: the kind is
+exit, and an exit without a status succeeded.
+
+Users and groups are looked up by the functions given; all else is pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+from cnprocd.connector.status import CORE_FLAG, SIGNAL_NAMES
+from cnprocd.connector.taskrecord import TaskRecord
+from cnprocd.errors import CnprocdError
+from cnprocd.json_value import JsonError, JsonObject, JsonValue, get_int_or_none, get_number_or_none
+from cnprocd.launch.render import exact
+from cnprocd.output.record import MATCH_FIELDS
+from cnprocd.process.model import Kind, Occurrence, Process
+from cnprocd.rules.language.syntax import signal_numbers
+from cnprocd.rules.language.value_problem import did_you_mean
+
+FIELDS = (
+    *MATCH_FIELDS, "status", "wait_status", "user", "group", "cgroup", "container", "parent_comm", "ancestors",
+    "lifetime_ms", "cpu_time_ms", "max_rss_kib", "read_bytes", "write_bytes", "from_hook", "thread", "ruid", "euid",
+    "rgid", "egid", "tracer_pid", "tracer_tid", "time_ns", "timestamp", "level", "event", "message",
+)  # fmt: skip
+_EXITS = ("exit", "nonzero_exit")
+_SIGNALS = {name: number for number, name in SIGNAL_NAMES.items()}
+
+
+class DescriptionError(CnprocdError):
+    """The description contradicts itself or has an unknown field or value."""
+
+    exit_status = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Look up the ids of users and groups by name; None if there is no such name."""
+
+    user: Callable[[str], int | None]
+    group: Callable[[str], int | None]
+
+
+def occurrence_of(event: JsonObject, names: Names) -> Occurrence:
+    """Return the occurrence that is described. Raises DescriptionError."""
+    _check_fields(event)
+    try:
+        return _occurrence(event, names)
+    except JsonError as error:
+        raise DescriptionError(f"invalid event: {error.what}") from error
+
+
+def _occurrence(event: JsonObject, names: Names) -> Occurrence:
+    kind = str(event.get("kind") or "exit")
+    status = _status(event, kind)
+    process = _process(event, names)
+    pid = process.tgid
+    at_ns = get_int_or_none(event, "kernel_time_ns")
+    lifetime_ms = get_number_or_none(event, "lifetime_ms")
+    if lifetime_ms is not None:
+        at_ns = at_ns if at_ns is not None else 1 << 60
+        process.start_ns = at_ns - round(lifetime_ms * 1e6)
+    return Occurrence(
+        kind="exit" if kind in _EXITS else cast(Kind, kind),
+        process=process,
+        tid=get_int_or_none(event, "tid") or pid,
+        status=status,
+        kernel_time_ns=at_ns,
+        cpu=get_int_or_none(event, "cpu"),
+        recovered=bool(event.get("recovered")),
+        of_thread=bool(event.get("thread")),
+        usage=_usage(event, process, status),
+        ancestors=_ancestors(event, process),
+        from_hook=bool(event.get("from_hook")),
+    )
+
+
+def _check_fields(event: JsonObject) -> None:
+    for name in event:
+        if name not in FIELDS and not name.endswith("_hex"):
+            raise DescriptionError(f"unknown field {name!r}", did_you_mean(name, FIELDS) or ", ".join(FIELDS))
+    kind = event.get("kind")
+    known = (*_EXITS, "fork", "exec", "uid", "gid", "sid", "ptrace", "comm", "coredump")
+    if kind is not None and kind not in known:
+        raise DescriptionError(f"unknown kind of event {kind!r}", f"one of {', '.join(known)}")
+
+
+def _status(event: JsonObject, kind: str) -> int | None:
+    """Return the wait status, or None. Raises DescriptionError if it is given twice, or for an event without one."""
+    code, name, wait = get_int_or_none(event, "exit_code"), event.get("signal"), get_int_or_none(event, "wait_status")
+    given = [one for one, value in (("exit_code", code), ("signal", name), ("wait_status", wait)) if value is not None]
+    if kind not in _EXITS:
+        if given:
+            raise DescriptionError(f"{given[0]} is only valid for an exit, and the kind is {kind}", "use --kind exit")
+        return None
+    if len(given) > 1:
+        raise DescriptionError(f"{given[0]} conflicts with {given[1]}", "give one of them")
+    if event.get("recovered") and not given:
+        return None
+    if wait is not None:
+        if not 0 <= wait <= 0xFFFF:
+            raise DescriptionError(
+                f"invalid wait status {wait}", "code*256 for exit(code), or the number of the signal"
+            )
+        return wait
+    if name is not None:
+        return _signal_number(name) | (CORE_FLAG if event.get("core_dumped") else 0)
+    if code is not None:
+        if not 0 <= code <= 255:
+            raise DescriptionError(f"invalid exit code {code}", "0 to 255")
+        return code << 8
+    if kind == "nonzero_exit":
+        raise DescriptionError("a nonzero_exit needs a failure", "add --exit-code N or --signal NAME")
+    return 0
+
+
+def _signal_number(name: JsonValue) -> int:
+    if isinstance(name, str) and name.upper() in _SIGNALS:
+        return _SIGNALS[name.upper()]
+    try:
+        numbers = signal_numbers(name)
+    except ValueError as error:
+        raise DescriptionError(f"invalid signal {name!r}: {error}", "SIGKILL, KILL or 9") from error
+    if len(numbers) != 1:
+        raise DescriptionError(f"invalid signal {name!r}: more than one", "SIGKILL, KILL or 9")
+    return next(iter(numbers))
+
+
+def _process(event: JsonObject, names: Names) -> Process:
+    process = Process(get_int_or_none(event, "pid") or 0, get_int_or_none(event, "ppid"))
+    process.comm, process.exe = _text(event, "comm"), _text(event, "exe")
+    process.cmdline, process.cgroup = _text(event, "cmdline"), _text(event, "cgroup")
+    unit = _text(event, "unit")
+    if process.cgroup is None and unit is not None:
+        process.cgroup = f"/system.slice/{unit}"
+    process.uid = _identity(event, "uid", "user", names.user)
+    process.gid = _identity(event, "gid", "group", names.group)
+    process.set_provenance("event")
+    return process
+
+
+def _identity(event: JsonObject, number: str, name: str, look_up: Callable[[str], int | None]) -> int | None:
+    given = get_int_or_none(event, number)
+    if given is not None or event.get(name) is None:
+        return given
+    text = str(event[name])
+    found = int(text) if text.isdecimal() else look_up(text)
+    if found is None:
+        raise DescriptionError(f"unknown {name} {text!r} on this machine", "give its number")
+    return found
+
+
+def _ancestors(event: JsonObject, process: Process) -> tuple[Process, ...] | None:
+    """Return the ancestors, parent first. Above the last given one they are unknown."""
+    comms = event.get("ancestors")
+    above = [str(comm) for comm in comms] if isinstance(comms, list | tuple) else []
+    parent = _text(event, "parent_comm")
+    if parent is None and not above:
+        return None
+    chain = [parent, *above]
+    return tuple(Process((process.ppid or 1) if i == 0 else 0, comm=comm) for i, comm in enumerate(chain))
+
+
+def _usage(event: JsonObject, process: Process, status: int | None) -> TaskRecord | None:
+    """Return the exit record, if any of its values is given; the others are 0."""
+    values = {name: get_number_or_none(event, name) for name in ("lifetime_ms", "cpu_time_ms", "max_rss_kib")}
+    if status is None or all(values[name] is None for name in ("cpu_time_ms", "max_rss_kib")):
+        return None
+    return TaskRecord(
+        pid=process.tgid, tgid=process.tgid, ppid=process.ppid or 0, status=status, last=True, threaded=False,
+        comm=process.comm or "", uid=process.uid or 0, gid=process.gid or 0, begin_time_s=0,
+        lifetime_us=round((values["lifetime_ms"] or 0) * 1000), cpu_time_us=round((values["cpu_time_ms"] or 0) * 1000),
+        max_rss_kib=round(values["max_rss_kib"] or 0), read_bytes=get_int_or_none(event, "read_bytes") or 0,
+        write_bytes=get_int_or_none(event, "write_bytes") or 0, minor_faults=0, major_faults=0, exe_device=0,
+        exe_inode=0,
+    )  # fmt: skip
+
+
+def _text(event: JsonObject, field: str) -> str | None:
+    value = exact(event, field)
+    return None if value is None else str(value)
