@@ -8,12 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
-from typing import cast
 
 from cnprocd.cli.grammar import Options
 from cnprocd.control.client import Client
 from cnprocd.errors import CnprocdError, NotFoundError
-from cnprocd.json_value import JsonValue, as_dict, get_list, get_str
+from cnprocd.json_value import as_dict, get_list, get_str
 
 
 def is_glob(name: str) -> bool:
@@ -55,7 +54,7 @@ def no_such_rule(name: str, known: Iterable[str]) -> NotFoundError:
 def in_force(options: Options) -> list[str]:
     """Return the names of the daemon's rules. Raises CnprocdError."""
     with Client(options.runtime_dir) as client:
-        status = as_dict(cast(JsonValue, client.ask("status")))
+        status = as_dict(client.ask("status"))
     return get_list(status, "rules", lambda rule: get_str(as_dict(rule), "name"))
 
 
