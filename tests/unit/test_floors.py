@@ -5,6 +5,8 @@ names, it knows. `FLOORS` is the map of the house; a new room must be given its 
 """
 
 import ast
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -149,6 +151,30 @@ def test_imports_point_down_only(module):
     order = list(FLOORS)
     above = [name for name in ours(MODULES[module]) if order.index(room(name)) > order.index(room(module))]
     assert not above, f"{module} is on the floor of {room(module)}, below {above}"
+
+
+LANGUAGE_IMPORTERS = ("rules/language", "cli")  # the loader child's entry is in cli/cnprocd.py
+VALIDATORS = ("runner/wire_validate",)  # the runner service, a process of its own, validates frames with pydantic
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_only_commands_and_the_loader_know_the_language(module):
+    """rules/language holds all that imports pydantic or YAML; the daemon's modules take plain rules (ruleset.py)."""
+    if room(module) in LANGUAGE_IMPORTERS:
+        return
+    assert not [name for name in ours(MODULES[module]) if room(name) == "rules/language"]
+    heavy = {"yaml"} if module in VALIDATORS else {"pydantic", "pydantic_core", "yaml"}
+    assert not imports(MODULES[module]) & heavy
+
+
+def test_the_import_closure_of_the_daemon_has_no_pydantic():
+    """Import the daemon as its command does, in a new interpreter, and list what is loaded."""
+    code = "import sys, cnprocd.daemon, cnprocd.cli.cnprocd; print(*sys.modules, sep='\\n')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert {"cnprocd.daemon", "cnprocd.rules.ruleset"} <= loaded
+    assert not {name for name in loaded if name.split(".")[0] in ("pydantic", "pydantic_core", "yaml", "_yaml")}
+    assert not {name for name in loaded if name.startswith("cnprocd.rules.language")}
 
 
 def test_no_module_imports_itself_through_others():

@@ -1,8 +1,6 @@
-"""The plain values against the models they come of: the same fields, and nothing of pydantic, here or in the daemon."""
+"""The plain values and their models: the same fields, and nothing of pydantic in the values."""
 
 import pickle
-import subprocess
-import sys
 from dataclasses import fields, is_dataclass
 
 import pytest
@@ -92,11 +90,3 @@ def test_given_keys_are_those_of_the_file():
     assert "timeout_s" not in full.run.given
     assert {"deadline_s", "backoff"} <= full.run.given
     assert (bare.match, bare.log) == (None, None)
-
-
-def test_the_daemon_carries_neither_pydantic_nor_yaml():
-    code = "import sys, cnprocd.cli.cnprocd, cnprocd.daemon; print(*sys.modules, sep='\\n')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    rooms = {name.split(".")[0] for name in done.stdout.split()}
-    assert "cnprocd" in rooms
-    assert not rooms & {"pydantic", "pydantic_core", "yaml"}
