@@ -1,4 +1,4 @@
-"""The exceptions that are reported to the user.
+"""The exceptions that are reported to the user. PURE.
 
 Each error has a message, a hint, and the exit status of the process if the error ends it. Nothing here prints or exits:
 `cli/` does both. Exit statuses are those of sysexits.h, which systemd names in its logs.

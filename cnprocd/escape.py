@@ -1,4 +1,4 @@
-"""Text from processes, made safe to show and safe to hand over as an argument.
+"""Text from processes, made safe to show and safe to hand over as an argument. PURE.
 
 A comm is 16 arbitrary bytes that the process chose for itself; exe, cmdline and unit are as free. Here they are `str`,
 decoded as UTF-8 with surrogateescape (so the raw byte 0xff is U+DCFF). Two rules:

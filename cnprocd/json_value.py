@@ -1,9 +1,9 @@
-"""JSON values with types: what `json.loads` returns, and accessors that check each value where it is read.
+"""JSON values with types: what `json.loads` returns, and accessors that check each value where it is read. PURE.
 
 An accessor returns a value of the expected type or raises JsonError, which names the path from the value that was read:
 "jobs[3].attempts: expected an integer, found a string". To keep the whole path, read nested values through `get_dict`,
 `get_list` and `get_map` with a function that reads one item; each adds its key or index to the errors of that function.
-As in JSON, a boolean is not a number here, although Python's bool is an int. Pure.
+As in JSON, a boolean is not a number here, although Python's bool is an int.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How long the event loop did not wait for events: worst and 99th percentile, since start and in the last minute.
+"""How long the event loop did not wait for events: worst and 99th percentile, since start and in the last minute. PURE.
 
 A stall is the time from the moment at which the loop has events until it waits for the next ones. While it lasts, the
 loop takes no event, answers no request and pings no watchdog. Every edge that makes the loop wait adds its share with

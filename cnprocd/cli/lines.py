@@ -1,7 +1,7 @@
 """Events and matches as lines for a person: fixed columns, colour for what went wrong, and never more than can be read.
 
 `Budget` is the sampling: so many lines a second are shown; what is beyond is counted, and the count is shown in place
-of it, so that nobody takes a sample for the whole. PURE but for the clock that is handed in.
+of it, so that nobody takes a sample for the whole. Pure but for the clock that is handed in.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
-"""Why a rule fires or does not, key by key, in the matcher's own three-valued logic.
+"""Why a rule fires or does not, key by key, in the matcher's own three-valued logic. PURE.
 
 Strategy: nothing is judged twice in two ways. A key's verdict is that of the very predicate the daemon would use, made
 of a match that holds this key alone (rules/predicate.py). So an explanation cannot differ from what would happen. The
 rule's own verdict is the matcher's.
-
-PURE.
 """
 
 from __future__ import annotations

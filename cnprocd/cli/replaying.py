@@ -5,7 +5,7 @@ point: the scan at the start, what was read at each exec, and who is alive by th
 the names they had where it was recorded. Time is the kernel's, from the events, for throttles as well: what they would
 have held back is among the matches, and says so (`held_by`).
 
-PURE, but for the clock that measures how long it took.
+Pure, but for the clock that measures how long it took.
 """
 
 from __future__ import annotations

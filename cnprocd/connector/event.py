@@ -1,4 +1,4 @@
-"""The ten event types of cn_proc.h and the acknowledgement, in the header's own terms.
+"""The ten event types of cn_proc.h and the acknowledgement, in the header's own terms. PURE.
 
 Events are NamedTuples because the hot path makes one per datagram: the decoder builds them straight from the tuple
 that struct.iter_unpack yields, at a third of the price of a dataclass. Every type starts with the same three fields:

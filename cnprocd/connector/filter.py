@@ -1,4 +1,4 @@
-"""Classic BPF programs for the two sockets: what the rules cannot need never reaches us.
+"""Classic BPF programs for the two sockets: what the rules cannot need never reaches us. PURE.
 
 SO_ATTACH_FILTER works on netlink sockets of every kernel (net/netlink/af_netlink.c do_one_broadcast calls sk_filter),
 so even a kernel without struct proc_input filters in the kernel. Facts the programs rely on:

@@ -1,4 +1,4 @@
-"""What a kernel offers and what is asked of it: values, shared by the plan that decides and the source that asks."""
+"""What a kernel offers and what is asked of it, as values for the plan and the source. PURE."""
 
 from __future__ import annotations
 

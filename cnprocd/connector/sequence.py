@@ -1,4 +1,4 @@
-"""Per-CPU sequence numbers: the only witness of a loss that raises no ENOBUFS.
+"""Per-CPU sequence numbers: the only witness of a loss that raises no ENOBUFS. PURE.
 
 The kernel counts cn_msg.seq per CPU in send_msg(), before its own event filter and before our BPF filter, and sends
 with GFP_NOWAIT: when that allocation fails the event is gone, `Drops` does not move, and only the gap tells. So gaps

@@ -1,4 +1,4 @@
-"""Wait statuses: what they mean, and sets of them that both Python and the kernel's filter can test.
+"""Wait statuses: what they mean, and sets of them that both Python and the kernel's filter can test. PURE.
 
 A wait status is code << 8 for a process that called exit(code), or signal | 0x80 if it dumped core (wait(2),
 include/uapi/linux/wait.h). A StatusSet is the common language of rules, plan and filter: "these exit codes, or these

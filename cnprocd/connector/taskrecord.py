@@ -1,4 +1,4 @@
-"""Exit records of taskstats: bytes to values.
+"""Exit records of taskstats: bytes to values. PURE.
 
 When a task ends, the kernel sends what it was, before anybody can reap it and before the connector's exit event: comm,
 real uid and gid, parent, begin, CPU time, peak memory, I/O (kernel/taskstats.c taskstats_exit, called from do_exit).

@@ -1,4 +1,4 @@
-"""The kernel's connector ABI as Python: include/uapi/linux/{netlink,connector,cn_proc}.h and nothing else.
+"""The kernel's connector ABI as Python: include/uapi/linux/{netlink,connector,cn_proc}.h and nothing else. PURE.
 
 This file holds the numbers, the layouts and the packing of the one request we send. What to ask for is decided in
 rules/plan.py; how to ask is listener.py. All integers are in native byte order; a datagram is always 76 bytes:

@@ -1,4 +1,4 @@
-"""Problems of rule files as JSON values, in one form for a refused reload and for `check`. PURE."""
+"""Problems of rule files as JSON values, in one form for a refused reload and for `check`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The protocol of the control socket: framed, versioned JSON.
+"""The protocol of the control socket: framed, versioned JSON. PURE.
 
     frame     4-byte big-endian length, then that many bytes of UTF-8 JSON: one object; at most MAX_FRAME bytes
     request   {"v": 1, "verb": "status", "args": {}}
@@ -8,7 +8,7 @@
 
 One answer follows each request, in order. A stream has no end: the client closes the connection.
 
-PURE: bytes in, values out; server.py and client.py read and write. A frame that is too long, not JSON, or not an object
+Bytes in, values out; server.py and client.py read and write. A frame that is too long, not JSON, or not an object
 raises ProtocolError and ends the connection, because the start of the next frame is then unknown.
 """
 

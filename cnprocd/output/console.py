@@ -1,4 +1,4 @@
-"""Records for people at a terminal: one line each, time first, colour only where a terminal can show it.
+"""Records for people at a terminal: one line each, time first, colour only where a terminal can show it. PURE.
 
 The layout is fixed so that the eye finds things: time, level, event, the message, then what else the record holds.
 """

@@ -1,8 +1,9 @@
 """From a match to the record that is logged, spooled and handed to the hook: one flat mapping of contract field names.
+PURE.
 
 Every field is there in every match record; what is not known is None, which becomes null. Text that a process chose is
 escaped UTF-8; where escaping changed a field, `<field>_hex` (`comm_hex`, `exe_hex`) joins with the exact bytes, so that
-nothing is lost and two names never look the same. Pure: what must be read is read before.
+nothing is lost and two names never look the same. What must be read is read before.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from cnprocd.connector.status import core_dumped, describe, exit_code, signal_name, term_signal
 from cnprocd.escape import printable
 from cnprocd.json_value import JsonDict, JsonValue
-from cnprocd.process.model import Occurrence, Process
+from cnprocd.process.model import Occurrence
 from cnprocd.process.stat import container_of, unit_of
 from cnprocd.rules.compile import Match
 from cnprocd.rules.values import Template
@@ -72,11 +73,6 @@ def match_record(match: Match, user_name: Callable[[int], str] = str) -> Record:
     record.update(occurrence.details)
     record.update(_usage(occurrence))
     return record
-
-
-def provenance(process: Process) -> dict[str, str]:
-    """Where each attribute of a record comes from, for debug records and `explain`."""
-    return dict(process.provenance())
 
 
 def _usage(occurrence: Occurrence) -> Record:

@@ -1,4 +1,4 @@
-"""One answer per process death, joined from exit records (taskstats) and exit events (connector).
+"""One answer per process death, joined from exit records (taskstats) and exit events (connector). PURE.
 
 Both come once per thread. The facts that make the join exact (measured on 6.18, each has a kernel test):
 

@@ -1,4 +1,4 @@
-"""Who came of a hook: every process that a hook root forks, and whatever that forks, for as long as it lives.
+"""Who came of a hook: every process that a hook root forks, and whatever that forks, for as long as it lives. PURE.
 
 A root is the daemon itself, or the runner service. Its children are hooks, or spares that stand ready to become one
 (launch/starter.py); nothing but the announcement tells them apart, and it may come before the fork is read. So both are

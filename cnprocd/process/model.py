@@ -1,4 +1,4 @@
-"""What we know of one process, and of one thing that happened to it.
+"""What we know of one process, and of one thing that happened to it. PURE.
 
 Every attribute may be None: unknown. Beside it stands its source, so that a reader of a record can tell what the kernel
 accounted (`taskstats`), what an event carried (`event`), what was read at exec (`exec`) or later (`procfs`), and what

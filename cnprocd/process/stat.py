@@ -1,4 +1,4 @@
-"""Bytes of /proc files to values: pure, and suspicious of every byte a process can choose.
+"""Bytes of /proc files to values: pure, and suspicious of every byte a process can choose. PURE.
 
 comm may hold spaces, parentheses and newlines, so /proc/PID/stat is split at the last `)` (proc_pid_stat(5)). cmdline
 is the process's own memory and may hold anything. Undecodable bytes become lone surrogates.

@@ -1,4 +1,4 @@
-"""The table of live processes: what fork, exec, comm, uid, gid and exit events and a /proc scan add up to.
+"""The table of live processes: what fork, exec, comm, uid, gid and exit events and a /proc scan add up to. PURE.
 
 It is kept only when a rule needs what no exit record can tell (exe, cmdline, cgroup, ancestry), or when this kernel has
 no exit records. Facts and rules that keep it right:

@@ -1,4 +1,5 @@
 """Compile rules into a matcher: an index by event and comm, and a predicate per rule. No rule text is parsed per event.
+PURE.
 
 The index returns the candidate rules by the kind of an event and the comm of its process. A literal comm is a
 dictionary entry. A glob is filed under the literal text before its first wildcard, so an unseen comm costs at most 16
@@ -6,7 +7,7 @@ look-ups for any number of rules. Regular expressions and rules without comm are
 comm are cached, because a machine runs few programs many times: then ten thousand rules cost as much as one. The cache
 is bounded, because a process can rename itself in a loop.
 
-A rule matches either processes or, with `threads: true`, threads; never both, so one exit is one match. PURE.
+A rule matches either processes or, with `threads: true`, threads; never both, so one exit is one match.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Derive the plan from the rules: the least to ask of the kernel that gives the same matches.
+"""Derive the plan from the rules: the least to ask of the kernel that gives the same matches. PURE.
 
 These are the sources of identity, cheapest first. The cheapest one that has every attribute of the rules serves them:
 
@@ -12,7 +12,7 @@ The end of a process is known from taskstats (the exit record of its last thread
 counting threads, which needs every fork and exit of threads. ENOBUFS reports loss and `Drops` counts it. Gaps in the
 sequence also show silent loss, but only if all events are requested and no filter is attached.
 
-Running hooks widen the plan: fork events identify their descendants. PURE.
+Running hooks widen the plan: fork events identify their descendants.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Compile a condition into a function of an occurrence, in three-valued logic.
+"""Compile a condition into a function of an occurrence, in three-valued logic. PURE.
 
 A predicate returns True, False, or None for unknown. None is not False: `not` of unknown is unknown, so an unknown
 attribute never matches by accident, not even negated (Kleene's strong logic). A rule matches only on True.
 
-All patterns are compiled before. A predicate reads attributes and computes; it does no I/O. PURE.
+All patterns are compiled before. A predicate reads attributes and computes; it does no I/O.
 """
 
 from __future__ import annotations

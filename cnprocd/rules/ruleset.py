@@ -1,4 +1,4 @@
-"""The loaded rules: plain frozen values, without pydantic or YAML.
+"""The loaded rules: plain frozen values, without pydantic or YAML. PURE.
 
 The daemon reads rules in a child process (loader_process.py), which sends these values and exits. So the daemon does
 not hold pydantic and YAML (10 MB), and reading a rule file takes no time from the events. Each class has the fields of

@@ -1,6 +1,6 @@
-"""The parsed values of the rule language: patterns, sets of exit codes, comparisons and templates.
+"""The parsed values of the rule language: patterns, sets of exit codes, comparisons and templates. PURE.
 
-Each has one frozen type, which syntax.py makes of text. Times are float seconds, sizes are bytes. PURE.
+Each has one frozen type, which syntax.py makes of text. Times are float seconds, sizes are bytes.
 """
 
 from __future__ import annotations

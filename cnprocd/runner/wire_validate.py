@@ -1,7 +1,7 @@
-"""What the runner service lets through from the reader: exactly the frames of wire.py, or nothing.
+"""What the runner service lets through from the reader: exactly the frames of wire.py, or nothing. PURE.
 
 The runner is root and the reader is not: a compromised one may send what it likes. So types are taken as they are
-(no text becomes a number), unknown keys are refused, and the bounds are those that wire.py's classes hold. PURE.
+(no text becomes a number), unknown keys are refused, and the bounds are those that wire.py's classes hold.
 """
 
 from __future__ import annotations

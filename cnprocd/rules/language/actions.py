@@ -1,4 +1,4 @@
-"""The actions of a rule: `log:` writes a record, `run:` runs a hook.
+"""The actions of a rule: `log:` writes a record, `run:` runs a hook. PURE.
 
 Event data is never a command. The program is a literal absolute path, and there is no shell. If the program itself is a
 shell, text that a process chooses cannot become part of the script.

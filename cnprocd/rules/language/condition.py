@@ -1,4 +1,4 @@
-"""The `match:` of a rule: a tree of conditions on an event and its process, as frozen models.
+"""The `match:` of a rule: a tree of conditions on an event and its process, as frozen models. PURE.
 
 Every key of a mapping must hold (and); a list in a key means any of its items (or). A key about the end of a process
 holds only for an exit. `never_matches` rejects the trees that no event of a rule can satisfy: the worst problem of a

@@ -1,4 +1,4 @@
-"""Warnings about the whole rule set: valid, but probably not intended. advice.py has those about one rule.
+"""Warnings about the whole rule set: valid, but probably not intended. advice.py has those about one rule. PURE.
 
     never        no event can satisfy the rule: its keys contradict each other
     duplicate    another rule has the same events and the same match

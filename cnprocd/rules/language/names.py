@@ -1,4 +1,4 @@
-"""Parse patterns, users and groups: the values that depend on named lists or on the machine.
+"""Parse patterns, users and groups: the values that depend on named lists or on the machine. PURE.
 
 A Context, which the loader fills, resolves the names, so this module is pure. `$name` is expanded in place and each
 entry is checked where it is used: a text that is valid for exe may be too long for comm, which the kernel cuts at 15

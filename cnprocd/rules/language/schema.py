@@ -1,4 +1,4 @@
-"""The rule language: frozen pydantic models of a rule file, and their JSON schema.
+"""The rule language: frozen pydantic models of a rule file, and their JSON schema. PURE.
 
 The models hold parsed values (values.py); fields.py has the parser of each. A check of one field belongs to its type. A
 check across fields is a validator of the first model that has them all, and runs even if other fields are invalid. The

@@ -1,4 +1,4 @@
-"""Parse the values of a rule file (values.py): one function per kind of value.
+"""Parse the values of a rule file (values.py): one function per kind of value. PURE.
 
 Each function takes a YAML value of any type and returns a frozen value, or raises InvalidValueError with all problems
 and the accepted values. `each` parses a list and adds the index of the item to its problems. A wait status has an 8-bit

@@ -1,4 +1,4 @@
-"""A problem of a value in a rule file, before its position in the file is known.
+"""A problem of a value in a rule file, before its position in the file is known. PURE.
 
 A parser reports what is wrong, what is accepted, and the path from its value to the wrong part (`at`). It reports the
 problems of all items of a list, not only the first. pydantic keeps a raised ValueError as `ctx["error"]`, so an
