@@ -96,14 +96,18 @@ def _escaped(text: str | None) -> str | None:
 
 
 def message(template: Template | None, record: Record) -> str:
-    """The text of a match record: the rule's own, or what happened in one line. What is not known reads `unknown`."""
+    """Return the message of a match record: the rule's own, or one line that names the rule, process and event.
+
+    An unknown field is `unknown` in the text.
+    """
     values = _Texts(record)
     if template is not None:
         return template.render(values)
-    who = f"{values['comm']}[{values['pid']}]"
+    subject = f"{values['rule']}: {values['comm']}[{values['pid']}]"
     if "status" not in record:
-        return f"{who}: {values['kind']}"
-    return f"{who} vanished unseen: {values['status']}" if record["recovered"] else f"{who} ended: {values['status']}"
+        return f"{subject}: {values['kind']}"
+    verb = "vanished unseen" if record["recovered"] else "ended"
+    return f"{subject} {verb}: {values['status']}"
 
 
 class _Texts(dict[str, str]):

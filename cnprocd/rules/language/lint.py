@@ -5,12 +5,14 @@
     shadowed     every event that runs this rule's hook also runs another rule's hook
     fakeable     a hook runs as root for a comm or command line, which any user can fake
     timeout      a hook has no timeout, so the default of 30 s applies
+    unit         a pattern for unit has no suffix such as .service, so it matches no unit
 
 PURE. There are no false warnings: if it is not certain, there is no warning.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +26,10 @@ from cnprocd.rules.values import IntSet, Pattern
 _NOT_CHOSEN = ("user", "group", "exe", "cgroup", "unit")  # a process cannot choose these freely
 _PATTERNS = ("comm", "exe", "cmdline", "cgroup", "unit")
 _ROOT = (None, "root", 0)
+# The suffixes of units that have processes, as process/stat.py finds them; systemd.unit(5).
+UNIT_SUFFIXES = (
+    ".service", ".scope", ".socket", ".mount", ".swap", ".timer", ".path", ".device", ".automount", ".target",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,7 @@ def lint(rules: Sequence[Rule]) -> Iterator[LintWarning]:
     for number, rule in enumerate(enabled):
         yield from _never(rule)
         yield from _covered(rule, enabled[:number], enabled)
+        yield from _without_suffix(rule)
         if rule.run is not None:
             yield from _hook(rule)
 
@@ -157,6 +164,37 @@ def _accepts_no_more(wide: Any, narrow: Any) -> bool:  # noqa: ANN401  # values 
         return set(narrow) <= set(wide)
     test = text_test(wide)
     return all(one in wide or (one.kind == "literal" and test(one.text)) for one in narrow)
+
+
+def _without_suffix(rule: Rule) -> Iterator[LintWarning]:
+    for at, pattern in _unit_patterns(rule.match, ("match",)):
+        tail = re.split(r"[*?\]]", pattern.text)[-1] if pattern.kind == "glob" else pattern.text
+        is_whole = pattern.kind == "literal"
+        if pattern.kind == "regex" or any(
+            tail.endswith(suffix) or (not is_whole and suffix.endswith(tail)) for suffix in UNIT_SUFFIXES
+        ):
+            continue
+        hint = "match on cgroup for a slice" if tail.endswith(".slice") else f'write "{pattern.text}.service"'
+        yield LintWarning(
+            rule.name, at, "unit", f'unit "{pattern.text}" never matches: it has no suffix such as .service', hint
+        )
+
+
+def _unit_patterns(
+    condition: Condition | ProcessCondition | None, at: tuple[str | int, ...]
+) -> Iterator[tuple[tuple[str | int, ...], Pattern]]:
+    """Return every pattern for unit in a condition, with the path of its key."""
+    if condition is None:
+        return
+    yield from (((*at, "unit"), pattern) for pattern in condition.unit or ())
+    branches: tuple[tuple[str, Sequence[Condition | ProcessCondition]], ...] = (
+        ("not", condition.not_), ("any", condition.any), ("all", condition.all)
+    )  # fmt: skip
+    for key, branch in branches:
+        for index, part in enumerate(branch):
+            yield from _unit_patterns(part, (*at, key, index))
+    yield from _unit_patterns(condition.parent, (*at, "parent"))
+    yield from _unit_patterns(condition.ancestor, (*at, "ancestor"))
 
 
 def _hook(rule: Rule) -> Iterator[LintWarning]:

@@ -115,6 +115,18 @@ LINTS = {
         "  - {name: a, events: [exit], match: {user: 5}, run: {command: [/bin/true], user: 5}}\n",
         {("timeout", 2)},
     ),
+    "a unit without a suffix": ("  - {name: a, events: [exec], match: {unit: myapp}}\n", {("unit", 2)}),
+    "units with suffixes": (
+        '  - {name: a, events: [exec], match: {unit: [a.service, "b*", "c@*.scope", "*vice", "d[12]", /e/, "f-?"]}}\n',
+        set(),
+    ),
+    "a glob whose end is no suffix": ('  - {name: a, events: [exec], match: {unit: "my*app"}}\n', {("unit", 2)}),
+    "a slice": ("  - {name: a, events: [exec], match: {unit: user.slice}}\n", {("unit", 2)}),
+    "units without a suffix, deep down": (
+        "  - name: a\n    events: [exec]\n    match:\n      any:\n        - {comm: x, not: {unit: one}}\n"
+        "        - all:\n          - {parent: {unit: [b.service, two]}}\n          - ancestor: {unit: three}\n",
+        {("unit", 6), ("unit", 8), ("unit", 9)},
+    ),
     "a disabled rule": (
         "  - {name: a, enabled: false, events: [exit], match: {comm: x}, run: {command: [/a]}}\n",
         set(),
