@@ -1,7 +1,8 @@
-"""A real cnprocd as a process, and real processes that die in known ways: what the kernel tests are made of.
+"""A real cnprocd as a process, and real processes that die in known ways: the parts of all kernel tests.
 
-Truth comes from waitpid(), never from cnprocd. Synchronisation comes from markers: a process of a known name that fails
-after everything else happened; the socket is a queue, so when its record is there, everything before it was judged.
+The expected values come from waitpid(), never from cnprocd. Synchronisation comes from markers: a process of a known
+name fails after everything else happened. The socket is a queue, so a record of the marker means that every event
+before it was evaluated.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 LIBC = ctypes.CDLL(None, use_errno=True)
-PATIENCE_S = 30.0  # how long anything may take before a test says that it does not come
+PATIENCE_S = 30.0  # how long a test waits for anything
 SYS_EXIT = {"x86_64": 60, "aarch64": 93}[os.uname().machine]
 
 MARKER = """
@@ -37,7 +38,7 @@ class Daemon:
     def __init__(
         self, directory: Path, rules: str, *options: str, env: dict[str, str] | None = None, under: Sequence[str] = ()
     ) -> None:
-        """`under`: a command that execs what follows it (unshare, prlimit, ...), so that the PID stays."""
+        """`under`: a command that execs its arguments (unshare, prlimit, ...), so that the PID stays."""
         self.directory = directory
         self.rules = directory / "rules.yaml"
         self.write_rules(rules)
@@ -66,7 +67,7 @@ class Daemon:
         self._incoming.put(None)
 
     def wait_for(self, event: str, patience_s: float = PATIENCE_S, **fields: object) -> dict[str, object]:
-        """The next record of this class with these fields; fails if the daemon ends or PATIENCE_S pass first."""
+        """Return the next record of this class with these fields. Fail if the daemon ends or after PATIENCE_S."""
         deadline = time.monotonic() + patience_s
         for record in self.records:
             if _fits(record, event, fields):
@@ -85,7 +86,7 @@ class Daemon:
                 return record
 
     def next_record(self) -> dict[str, object]:
-        """Wait for one more record, whatever it is."""
+        """Wait for the next record of any class."""
         record = self._incoming.get(timeout=PATIENCE_S)
         assert record is not None, self.stderr()
         self.records.append(record)
@@ -96,13 +97,13 @@ class Daemon:
         return self
 
     def mark(self) -> None:
-        """Return when everything that happened before this call has been judged."""
+        """Return when every event before this call has been evaluated."""
         pid = child(lambda: (rename("cnptest-mark"), os._exit(99)))
         os.waitpid(pid, 0)
         self.wait_for("rule_matched", rule="marker", pid=pid)
 
     def matches(self, rule: str | None = None, **fields: object) -> list[dict[str, object]]:
-        """The match records so far, without the markers'."""
+        """Return the match records so far, without those of markers."""
         return [
             record
             for record in self.records
@@ -110,7 +111,7 @@ class Daemon:
         ]
 
     def reload(self, rules: str) -> dict[str, object]:
-        """New rules and SIGHUP; the record that tells how it went."""
+        """Write new rules and send SIGHUP. Return the record of the outcome."""
         before = len([r for r in self.records if r["event"] in ("rules_loaded", "rules_rejected")])
         self.write_rules(rules)
         self.process.send_signal(signal.SIGHUP)
@@ -123,7 +124,7 @@ class Daemon:
             self.records.append(record)
 
     def stop(self) -> int:
-        """SIGTERM; the exit status."""
+        """Send SIGTERM. Return the exit status."""
         self.process.send_signal(signal.SIGTERM)
         status = self.process.wait(PATIENCE_S)
         while (record := self._incoming.get(timeout=PATIENCE_S)) is not None:
@@ -150,7 +151,7 @@ def _fits(record: dict[str, object], event: str, fields: dict[str, object]) -> b
 def running(
     directory: Path, rules: str, *options: str, env: dict[str, str] | None = None, under: Sequence[str] = ()
 ) -> Iterator[Daemon]:
-    """A daemon that is READY, and is gone afterwards."""
+    """Run a daemon until the end of the block; it is READY at the start."""
     daemon = Daemon(directory, rules, *options, env=env, under=under)
     try:
         yield daemon.ready()
@@ -159,7 +160,7 @@ def running(
 
 
 def child(body: Callable[[], object]) -> int:
-    """Fork; the child runs `body` and must end there (77 if it does not). Returns its PID, unreaped."""
+    """Fork. The child runs `body` and must exit there (with 77 if it does not). Return its PID, unreaped."""
     pid = os.fork()
     if pid == 0:
         with contextlib.suppress(BaseException):
@@ -169,7 +170,7 @@ def child(body: Callable[[], object]) -> int:
 
 
 def wait_status(pid: int) -> int:
-    """What waitpid() tells of a child: the truth."""
+    """Return the status of waitpid() for a child: the expected value."""
     return os.waitpid(pid, 0)[1]
 
 
@@ -179,12 +180,12 @@ def rename(comm: str | bytes) -> None:
 
 
 def exit_thread(code: int) -> None:
-    """The exit system call: ends the calling thread only."""
+    """Call the exit system call, which ends the calling thread only."""
     LIBC.syscall(SYS_EXIT, code)
 
 
 def sleeping_threads(count: int) -> None:
-    """Start threads that sleep until the process ends; returns when all are running."""
+    """Start threads that sleep until the process ends. Return when all are running."""
     barrier = threading.Barrier(count + 1)
 
     def sleep() -> None:
@@ -197,9 +198,9 @@ def sleeping_threads(count: int) -> None:
 
 
 def last_thread(body: Callable[[], object]) -> None:
-    """Run `body` in a second thread after the leader, which calls this, has ended its own with `exit_thread`.
+    """Run `body` in a second thread after the leader, which calls this, has ended with `exit_thread`.
 
-    The leader's end is awaited by its state in /proc, which turns Z.
+    The end of the leader is detected by its state Z in /proc.
     """
     leader = os.getpid()
 
@@ -214,7 +215,7 @@ def last_thread(body: Callable[[], object]) -> None:
 
 
 def expected_fields(status: int) -> dict[str, object]:
-    """What a record must say for a wait status, by Python's own reading of it."""
+    """Return the fields of a record for a wait status, by Python's own decoding."""
     if os.WIFEXITED(status):
         return {"exit_code": os.WEXITSTATUS(status), "signal": None, "core_dumped": False}
     return {
@@ -237,7 +238,7 @@ rules:
 
 
 def hook_rules(tmp_path: Path, body: str) -> str:
-    """Rules whose hook is a shell script with this body."""
+    """Return rules whose hook is a shell script with this body."""
     script = tmp_path / "hook"
     script.write_text(f"#!/bin/sh\n{body}\n")
     script.chmod(0o755)

@@ -1,4 +1,4 @@
-"""Runs one hook as an ordinary user would run it, and prints its output; for test_hooks_root.py."""
+"""Run one hook as an unprivileged user would, and print its output; for test_hooks_root.py."""
 
 from __future__ import annotations
 

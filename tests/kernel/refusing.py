@@ -1,7 +1,7 @@
-"""Forks that the kernel refuses while a test wants it: a seccomp filter asks us about every clone(2) of a program.
+"""Let the kernel refuse forks on request: a seccomp filter reports every clone(2) of a program to the test.
 
-As a script it is what such a program runs under: `python refusing.py SOCKET COMMAND...` installs the filter, sends its
-listener (seccomp_unotify(2)) to the socket, and execs the command. The refusal is the system call's own error, as from
+Run as a script, it starts such a program: `python refusing.py SOCKET COMMAND...` installs the filter, sends its
+listener (seccomp_unotify(2)) to the socket, and execs the command. The refusal is the error of the system call, as from
 a kernel without memory. Facts: include/uapi/linux/seccomp.h; the filter and its listener outlive the exec.
 """
 
@@ -35,7 +35,7 @@ def why_not() -> str | None:
 
 
 class Refusal:
-    """Answers for the kernel. `refused` counts."""
+    """Answer system calls in place of the kernel. `refused` is the number of refusals."""
 
     def __init__(self, listener: socket.socket) -> None:
         self.refused = 0
@@ -55,7 +55,7 @@ class Refusal:
         _, (fd,), _, _ = socket.recv_fds(connection, 1, 1)
         poller = select.poll()
         poller.register(fd, select.POLLIN)
-        while not poller.poll()[0][1] & select.POLLHUP:  # until nobody lives under the filter
+        while not poller.poll()[0][1] & select.POLLHUP:  # until no process has the filter
             asked = bytearray(_NOTIF_SIZE)
             try:
                 fcntl.ioctl(fd, _RECEIVE, asked)
@@ -64,13 +64,13 @@ class Refusal:
                 (number,) = struct.unpack_from("=Q", asked)
                 answer = (number, 0, -errno.ENOMEM, 0) if refuse else (number, 0, 0, _CONTINUE)
                 fcntl.ioctl(fd, _SEND, bytearray(_RESPONSE.pack(*answer)))
-            except FileNotFoundError:  # who asked was killed meanwhile
+            except FileNotFoundError:  # the caller was killed meanwhile
                 continue
 
 
 @contextmanager
 def refusing(directory: Path) -> Iterator[tuple[Refusal, tuple[str, ...]]]:
-    """The refusal, and the command to run a program under."""
+    """Return the refusal, and the command that a program must run under."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(directory / "refusing"))
         listener.listen(1)

@@ -2,9 +2,9 @@
 
     python -IS storm.py COUNT FAILING_EVERY NAME...
 
-forks COUNT processes one after the other, reaping each at once. Process i is called NAME[i % len(NAME)]; of each name
-every FAILING_EVERY-th exits with 1, the first one included, the others with 0. Prints, per name, the PIDs that
-waitpid() told to have failed.
+Fork COUNT processes one after the other and reap each at once. Process i has the name NAME[i % len(NAME)]. Of each
+name, every FAILING_EVERY-th exits with 1, starting with the first, the others with 0. Print, for each name, the PIDs of
+the failures by waitpid().
 """
 
 import os

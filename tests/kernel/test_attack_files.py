@@ -1,4 +1,4 @@
-"""Attacks by files: rules and hooks swapped between check and use, bombs in rule files, dear expressions."""
+"""Attacks by files: rules and hooks swapped between check and use, bombs in rule files, expensive expressions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ $MARKER
 
 @contextmanager
 def swapping(path, good, evil, user=0, how="link"):
-    """`path` names now the one, now the other of two files, as fast as rename(2) can; done by `user`."""
+    """Make `path` name one or the other of two files in turn, as fast as rename(2) can, as `user`."""
     code = f"""
 import os
 os.setresuid({user}, {user}, {user})
@@ -35,7 +35,7 @@ while True:
         os.{how}(source, {str(path)!r} + ".new")
         os.rename({str(path)!r} + ".new", {str(path)!r})
 """
-    # Not this interpreter: another user may not be able to reach it.
+    # Not this interpreter: another user may not have access to it.
     swapper = subprocess.Popen(["/usr/bin/python3", "-IS", "-c", code], cwd="/")
     try:
         yield
@@ -46,7 +46,7 @@ while True:
 
 
 def run_swapped(tmp_path, hook, argument, swapping):
-    """60 deaths with this hook while it is swapped; why hooks did not run."""
+    """Let 60 processes die while their hook is swapped. Return why hooks did not run."""
     rules = "rules:\n  - name: hooked\n    events: [nonzero_exit]\n    match: {comm: cnptest-swap}\n"
     rules += f"    run: {{command: [{hook}, {argument}]}}\n$MARKER"
     with running(tmp_path, rules) as daemon, swapping:
@@ -62,7 +62,7 @@ def run_swapped(tmp_path, hook, argument, swapping):
 
 
 def test_a_swapped_program_runs_as_checked_or_not_at_all(tmp_path):
-    """Root itself swaps: a binary is executed by the descriptor that was judged. A script cannot be: see program.py."""
+    """Root swaps. A binary is executed by the checked descriptor. A script cannot be: see program.py."""
     if not comm_is_kept(os.uname().release):
         pytest.skip("programs are executed by descriptor on Linux 6.14 and newer")
     ours, theirs, hook = (tmp_path / name for name in ("good", "evil", "hook"))
@@ -77,7 +77,7 @@ def test_a_swapped_program_runs_as_checked_or_not_at_all(tmp_path):
 
 
 def test_a_user_who_can_swap_a_hook_cannot_run_it(tmp_path):
-    """A user in whose directory the hook stands leads the name to root's own script and back: refused every time."""
+    """A user owns the directory of the hook and swaps its name with a script of root: refused every time."""
     ours, theirs, hook = tmp_path / "good", tmp_path / "theirs" / "evil", tmp_path / "theirs" / "hook"
     theirs.parent.mkdir()
     for script in (ours, theirs):
@@ -150,7 +150,7 @@ def test_a_bomb_in_a_rule_file_is_refused_and_changes_nothing(tmp_path):
 
 
 def test_the_slowest_accepted_regex_does_not_block_the_daemon(tmp_path):
-    """The worst text for it is run again and again, and what comes after is matched all the same."""
+    """Processes with the worst text die again and again, and later failures still match."""
     rules = 'rules:\n  - {name: dear, events: [nonzero_exit], match: {cmdline: "/a.*b/"}}\n'
     rules += "  - {name: failed, events: [nonzero_exit], match: {comm: cnptest-after}}\n$MARKER"
     with running(tmp_path, rules) as daemon:

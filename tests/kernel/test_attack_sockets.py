@@ -1,4 +1,4 @@
-"""Attacks on the control socket and on the runner's: strangers, crowds, garbage, and a reader that was taken over."""
+"""Attacks on the sockets of daemon and runner: other users, crowds, garbage, and a compromised daemon."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from cnprocd.control.protocol import Request, pack
 from cnprocd.runner import wire
 
 NOBODY = 65534
-STRANGER = 1  # daemon, on Debian; any user that is neither root nor the reader
-READERS = 64321  # gid of group cnprocd, where a test makes one
+STRANGER = 1  # user daemon on Debian: neither root nor the daemon's user
+READERS = 64321  # gid of group cnprocd, if a test creates one
 RULES = """
 rules:
   - {name: failed, events: [nonzero_exit], match: {comm: cnptest-sock}}
@@ -47,7 +47,7 @@ def open_to_all(directory):
 
 @contextmanager
 def crowd(uid, gid, path, count, noise=NOISE):
-    """A process of this user that holds `count` connections and has sent noise on each; it reads nothing."""
+    """Run a process of this user that holds `count` connections, has sent garbage on each, and reads nothing."""
     told, gate = os.pipe(), os.pipe()
 
     def body():
@@ -91,7 +91,7 @@ def test_a_thousand_refused_connections_disturb_no_one_else(tmp_path):
     open_to_all(tmp_path)
     with running(tmp_path, RULES) as daemon:
         path = tmp_path / "run" / "control.sock"
-        path.chmod(0o666)  # as it is made, a stranger cannot even connect
+        path.chmod(0o666)  # with its initial mode, other users cannot connect
         pids = []
         with crowd(NOBODY, NOBODY, path, 1000):
             for _ in range(20):
@@ -139,7 +139,7 @@ def test_group_members_cannot_lock_root_out(tmp_path):
 
 @contextmanager
 def runner(tmp_path):
-    """The runner as its socket unit starts it, for the reader `nobody`: its socket, where hooks tell, its log."""
+    """Start the runner as its socket unit does, for a daemon of user `nobody`. Return its socket, directory and log."""
     open_to_all(tmp_path)
     (tmp_path / "out").mkdir()
     (tmp_path / "out").chmod(0o777)
@@ -158,7 +158,7 @@ def runner(tmp_path):
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
     listener.listen(64)
-    path.chmod(0o666)  # as the socket unit makes it, only the reader could connect
+    path.chmod(0o666)  # with the mode of the socket unit, only the daemon's user could connect
     command = f"ulimit -n 256; exec 3<&{listener.fileno()}; LISTEN_PID=$$ exec {sys.executable} -m cnprocd.cli.runner"
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
@@ -190,7 +190,7 @@ def framed(body):
 
 
 def ask(uid, path, frames):
-    """What the runner says to a client of this user, up to a verdict or until it hangs up: a list of frame types."""
+    """Return the frame types that the runner sends to a client of this user, up to a verdict or the end."""
     reading, writing = os.pipe()
 
     def body():
@@ -275,7 +275,7 @@ def test_the_runner_refuses_strangers_and_serves_the_daemon(tmp_path):
 
 
 def test_a_crowd_of_daemon_connections_leaves_the_runner_alive(tmp_path):
-    """Only the reader's own user can do that to itself: who waits is served when the crowd is gone."""
+    """Only the daemon's user can do this. A waiting connection is served when the crowd has gone."""
     with runner(tmp_path) as (path, out, log):
         with crowd(NOBODY, NOBODY, path, 1000, (framed(HELLO),)):
             pass

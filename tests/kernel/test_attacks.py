@@ -32,7 +32,7 @@ def state_of(pid):
 
 @contextmanager
 def stopped(daemon):
-    """The daemon sees nothing of what is done meanwhile until it is over."""
+    """Stop the daemon: it reads no event until the end of the block."""
     daemon.process.send_signal(signal.SIGSTOP)
     while state_of(daemon.process.pid) != "T":
         pass
@@ -46,7 +46,7 @@ def stopped(daemon):
 
 
 def netlink_ports(pid):
-    """(protocol, port) of a process's netlink sockets."""
+    """Return (protocol, port) of a process's netlink sockets."""
     links = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")]
     inodes = {link[8:-1] for link in links if link.startswith("socket:[")}
     rows = [line.split() for line in Path("/proc/net/netlink").read_text().splitlines()[1:]]
@@ -54,13 +54,13 @@ def netlink_ports(pid):
 
 
 def event(what, *numbers):
-    """A datagram that is right in everything but its sender."""
+    """Return a datagram that is valid except for its sender."""
     body = struct.pack("=IIQ", what, 0, 1 << 62) + struct.pack("=6I", *numbers, *[0] * (6 - len(numbers)))
     return struct.pack("=IHHIIIIIIHH", 76, 3, 0, 0, 0, 1, 1, 0, 0, len(body), 0) + body
 
 
 def test_forged_events_are_dropped_and_counted(tmp_path):
-    """They tell of a living process: that it failed, dumped, was killed, forked, became another. None is believed."""
+    """Forged events claim that a live process failed, dumped core, was killed, forked or execed. None is accepted."""
     gate = os.pipe()
     pid = child(lambda: (rename("cnptest-live"), os.read(gate[0], 1), os._exit(7)))
     with running(tmp_path, FAILED) as daemon:
@@ -149,7 +149,7 @@ def hook_that_tells(tmp_path):
 
 
 def run_and_kill(daemon, program, argv0):
-    """A process of this program and argv[0] whose exec was seen, and its death."""
+    """Run a process of this program and argv[0] until its exec was seen, and kill it."""
     process = subprocess.Popen([argv0, "60"], executable=program)
     name = os.path.basename(os.fsencode(program))[:15] + b"\n"
     while Path(f"/proc/{process.pid}/comm").read_bytes() != name:
@@ -197,14 +197,14 @@ def test_a_hostile_name_is_data_in_the_record_and_in_the_hook(named, name):
     environment = (named.directory / "env").read_bytes().split(b"\0")
     assert b"CNPROCD_COMM=" + comm in environment
     assert b"NAME=" + comm in environment
-    assert b"CNPROCD_CMDLINE=" + raw + b" 60" in environment  # no rule can make it an argument: check refuses that
+    assert b"CNPROCD_CMDLINE=" + raw + b" 60" in environment  # no rule can make it an argument: check rejects that
     assert not [one for one in environment if one.startswith((b"LD_", b"PRIORITY"))]
     (line,) = (named.directory / "stdin").read_bytes().splitlines()
     assert {**json.loads(line), "job_id": record["job_id"]}.items() <= record.items()
 
 
 def test_paths_at_and_beyond_their_limit(named):
-    """4095 bytes can be executed and told; one that is longer has no name that /proc could tell."""
+    """A path of 4095 bytes can be executed and recorded. /proc cannot report a longer one."""
     deep = os.fsencode(named.directory / "programs")
     while len(deep) + 256 < 4095 - 16:
         deep += b"/" + b"\xff" * min(255, 4095 - 17 - len(deep))
@@ -269,14 +269,14 @@ def test_a_cgroup_path_at_and_beyond_its_limit(tmp_path, length):
         while Path(f"/proc/{pid}/comm").read_text() != "cnptest-cg\n":
             pass
         Path("cgroup.procs").write_text(str(pid))
-        with running(tmp_path, rules) as daemon:  # its scan at start reads who is where
+        with running(tmp_path, rules) as daemon:  # its scan at start reads the cgroups
             os.write(gate[1], b"x")
             wait_status(pid)
             daemon.mark()
             found = {match["rule"]: len(str(match.get("cgroup", ""))) for match in daemon.matches(pid=pid)}
         if size < 4096:
             assert found == {"deep": size, "named": size}
-        else:  # kernels tell 4095 bytes of it, or nothing (ENAMETOOLONG): unknown, which no rule takes for a match
+        else:  # kernels report 4095 bytes of it or ENAMETOOLONG: unknown, which matches no rule
             assert found in ({"deep": 4095, "named": 4095}, {"named": 0})
     finally:
         for name in reversed(made):
@@ -290,7 +290,7 @@ def test_a_cgroup_path_at_and_beyond_its_limit(tmp_path, length):
 
 
 def took_pid(pid, body, tries=50):
-    """Start a child that has this very PID; False if somebody else on this machine was quicker and keeps it."""
+    """Start a child with exactly this PID. Return False if another program on this machine takes it first."""
     for _ in range(tries):
         Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid - 1))
         got = child(lambda: body() if os.getpid() == pid else os._exit(0))
@@ -346,7 +346,7 @@ def test_a_reused_pid_does_not_change_the_hooks_event(tmp_path, when):
 
 
 def test_a_claimed_hook_is_accepted_only_if_it_predates_daemon(tmp_path):
-    """A limit that the threat model names: hooks that outlived a daemon are known by their environment alone."""
+    """A limit in the threat model: hooks that survive a daemon are known by their environment alone."""
     gate = os.pipe()
 
     def disguised():

@@ -1,6 +1,6 @@
-"""A kernel that was made to believe that nobody listens is noticed and made to speak again.
+"""A kernel with a wrong count of listeners sends no events; the daemon detects this and makes it send again.
 
-What is done to the kernel's count of listeners is undone: other listeners on this machine must not suffer.
+The test restores the count of listeners, because other listeners on this machine must not suffer.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ def request(sock, op):
 
 
 def mute_once():
-    """IGNORE after an invalid request takes one off the count without having added one (all kernels)."""
+    """Decrement the count: IGNORE after an invalid request decrements it without an increment (all kernels)."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, 11) as sock:
         sock.bind((0, 1))
         request(sock, 99)
         request(sock, 2)
 
 
-# Each listener that ends without IGNORE leaves the count one higher for good, and every bench makes a hundred of these.
+# Each listener that ends without IGNORE leaves the count one too high; every bench makes a hundred of these.
 MOST = 100_000
 
 

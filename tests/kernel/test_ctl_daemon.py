@@ -1,4 +1,4 @@
-"""cnprocctl against the real daemon: what it shows is what happened, what it changes is in force when it returns."""
+"""cnprocctl against the real daemon: its output is what happened, and a change is effective when it returns."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def fail(comm: str, code: int = 3) -> int:
 
 
 def burst(directory: Path, comm: str, count: int) -> None:
-    """`count` processes of this name that end with exit code 5: a shell's forks, which cost little."""
+    """Run `count` processes of this name that exit with 5, forked by a shell, which is cheap."""
     shell = directory / comm
     if not shell.exists():
         shutil.copy("/bin/sh", shell)
@@ -159,7 +159,7 @@ def test_history_with_and_without_the_daemon(tmp_path):
 
 
 class Watching:
-    """`cnprocctl watch` as a process, whose lines are read as they come."""
+    """`cnprocctl watch` as a process; its lines are read as they come."""
 
     def __init__(self, daemon: Daemon, *words: str) -> None:
         self.process = subprocess.Popen(
@@ -252,7 +252,7 @@ def test_metrics_by_the_socket_and_by_file(tmp_path):
         fail("cnpctl-a")
         daemon.mark()
         assert 'cnprocd_matches_total{rule="failed"} 1' in ctl(daemon, "metrics")[1].splitlines()
-        assert ctl(daemon, "reload")[0] == 0  # which writes the file anew
+        assert ctl(daemon, "reload")[0] == 0  # which rewrites the file
         assert 'cnprocd_matches_total{rule="failed"} 1' in file.read_text().splitlines()
 
 
@@ -274,7 +274,7 @@ def test_another_user_is_refused_with_the_reason(tmp_path):
             directory.chmod(0o755)
         (tmp_path / "run" / "control.sock").chmod(0o666)
         reading, writing = os.pipe()
-        # A fork and no exec: another user may not be able to reach this interpreter.
+        # A fork without exec: another user may not have access to this interpreter.
         pid = child(lambda: as_nobody(writing, [*options(daemon), "status"]))
         os.close(writing)
         with os.fdopen(reading) as pipe:

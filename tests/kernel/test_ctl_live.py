@@ -1,4 +1,4 @@
-"""The commands that listen themselves: watch --events, top, record and replay, doctor."""
+"""The commands with a kernel socket of their own: watch --events, top, record and replay, doctor."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ $MARKER
 
 
 def start(*words: str) -> subprocess.Popen[str]:
-    """cnprocctl as a process, listening when this returns."""
+    """Start cnprocctl as a process. Return when it has subscribed."""
     process = subprocess.Popen(
         [sys.executable, "-m", "cnprocd.cli.cnprocctl", *words],
         stdout=subprocess.PIPE,
@@ -41,7 +41,7 @@ def start(*words: str) -> subprocess.Popen[str]:
 
 
 def end(comm: str, status: int) -> int:
-    """A child of this name that ends with this wait status."""
+    """Run a child of this name that ends with this wait status."""
 
     def body() -> None:
         rename(comm)
@@ -84,7 +84,7 @@ def test_top_counts_by_comm():
         text=True,
     )
     assert process.stdout is not None
-    process.stdout.readline()  # it listens
+    process.stdout.readline()  # it has subscribed
     for _ in range(20):
         end("cnptop", 3 << 8)
     failed = 0
@@ -97,7 +97,7 @@ def test_top_counts_by_comm():
 
 
 def burst(directory: Path, comm: str, count: int) -> None:
-    """`count` processes of this name that end with exit code 5: a shell's forks, which cost little."""
+    """Run `count` processes of this name that exit with 5, forked by a shell, which is cheap."""
     shell = directory / comm
     if not shell.exists():
         shutil.copy("/bin/sh", shell)
@@ -106,7 +106,7 @@ def burst(directory: Path, comm: str, count: int) -> None:
 
 
 def scenario() -> list[int]:
-    """Processes some of which a rule wants; the PIDs of those, in order."""
+    """Run processes, some of which match a rule. Return the PIDs of those, in order."""
     wanted = []
     for number in range(30):
         end("cnprec-ok", 0)

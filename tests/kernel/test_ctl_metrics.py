@@ -1,4 +1,4 @@
-"""The whole way of a number: daemon, text file, node_exporter, Prometheus, query; with Debian's packages."""
+"""A metric from daemon to query: text file, node_exporter and Prometheus, with the packages of Debian."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def serving(*command: str) -> Iterator[None]:
 
 
 def answer(url: str, enough) -> object:
-    """What a server says, as soon as it says enough."""
+    """Return the answer of a server as soon as it is complete."""
     deadline = time.monotonic() + PATIENCE_S
     said = None
     while time.monotonic() < deadline:
@@ -59,7 +59,7 @@ def answer(url: str, enough) -> object:
             said = urllib.request.urlopen(url, timeout=PATIENCE_S).read().decode()
             if enough(said):
                 return said
-        time.sleep(0.1)  # between two questions to another program, which tells nobody when it has the answer
+        time.sleep(0.1)  # between two requests to a program that does not signal completion
     raise AssertionError(f"{url}: {said}")
 
 

@@ -1,4 +1,4 @@
-"""The daemon as an operator meets it: exit statuses, signals, reload, hooks, and what the service manager is told."""
+"""The daemon for its operator: exit statuses, signals, reload, hooks, and notifications to the service manager."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def fail(comm="cnptest-d", code=3):
 
 
 def start_and_fail(command):
-    """Run a command that must not come up; its exit status and last line."""
+    """Run a command that must not start up. Return its exit status and last line."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     return done.returncode, done.stderr.strip()
 
@@ -106,7 +106,7 @@ def test_bad_reload_changes_nothing(tmp_path):
 
 
 def test_reload_from_records_to_table_and_back_under_load(tmp_path):
-    """Each reload changes the whole plan; no failure is lost or told twice."""
+    """Each reload changes the whole plan. No failure is lost or matched twice."""
     table = LOG.replace("match: {comm: cnptest-d}", 'match: {comm: cnptest-d, ancestor: {comm: "*"}}')
     with running(tmp_path, LOG) as daemon:
         storm = subprocess.Popen(
@@ -126,7 +126,7 @@ def test_reload_from_records_to_table_and_back_under_load(tmp_path):
 
 
 def test_events_are_matched_by_the_old_rules_during_a_reload(tmp_path):
-    """Ten thousand rules take seconds to check; a failure meanwhile is told before they are in force."""
+    """Ten thousand rules take seconds to check. A failure meanwhile matches the current rules."""
     many = "".join(f"  - {{name: r{i}, events: [exit], match: {{comm: [c{i}, 'd{i}*']}}}}\n" for i in range(10_000))
     with running(tmp_path, LOG) as daemon:
         daemon.write_rules(LOG + many)
@@ -231,7 +231,7 @@ exit 6
 
 @pytest.mark.parametrize("refused", [(), ("event_mask", "taskstats")], ids=["this", "oldest"])
 def test_nothing_that_came_of_a_hook_triggers_a_rule(tmp_path, refused):
-    """Children, daemons and the failing hook itself: the rule would match them all."""
+    """Children, daemons and the failing hook itself would match the rule."""
     rules = hook_rules(tmp_path, FAMILY.format(done=tmp_path / "done")).replace('match: {comm: "cnptest-*"}', "")
     with running(tmp_path, rules, *(f"--refuse={feature}" for feature in refused)) as daemon:
         pid = fail("cnptest-first")
@@ -295,7 +295,7 @@ def test_coalesce_runs_the_hook_once_for_many(tmp_path):
 
 
 def test_a_catch_all_rule_with_a_failing_hook_does_not_loop(tmp_path):
-    """Every event of every process matches, and each hook forks, execs and fails: none of that comes back."""
+    """Every event of every process matches, and each hook forks, execs and fails. None of that matches."""
     rules = hook_rules(tmp_path, f"/bin/true; echo $$ >> {tmp_path}/hooks; exit 1")
     rules = rules.replace("events: [nonzero_exit]", "events: all").replace('match: {comm: "cnptest-*"}', "")
     with running(tmp_path, rules.replace("$MARKER", "")) as daemon:
@@ -310,7 +310,7 @@ def test_a_catch_all_rule_with_a_failing_hook_does_not_loop(tmp_path):
 
 
 def test_after_its_hooks_it_asks_for_no_more_than_before(tmp_path):
-    """Hooks' descendants are known by forks, which nobody else needs: they are asked for while a hook may run."""
+    """Forks are needed to follow hooks only, so they are requested only while a hook may run."""
 
     def asked(client):
         return client.ask("status")["events"]["asked"]

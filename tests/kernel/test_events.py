@@ -1,4 +1,4 @@
-"""Every event type of cn_proc.h, made by a real process, gives one match with the right fields."""
+"""Every event type of cn_proc.h, caused by a real process, gives one match with the right fields."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a daemon must survive without losing a match or a cleanup: disks, databases, descriptors, processes, memory."""
+"""Faults that must not cost a match or a cleanup: disks, databases, descriptors, processes, memory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ $MARKER
 
 @pytest.fixture
 def ran(tmp_path):
-    """Where the hook writes the PID it was called for."""
+    """The file where the hook writes its PIDs."""
     return tmp_path / "ran"
 
 
@@ -49,13 +49,13 @@ def fail():
 
 
 def storm(count):
-    """So many failures, one after the other; their PIDs."""
+    """Run `count` failures, one after the other. Return their PIDs."""
     command = [sys.executable, "-IS", STORM, str(count), "1", "cnptest-fault"]
     return list(map(int, subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()[1:]))
 
 
 def cleaned(daemon, ran, pids):
-    """Each of these deaths is matched once, and its hook ends well."""
+    """Check that each of these deaths matches once and its hook succeeds."""
     for pid in pids:
         record = daemon.wait_for("rule_matched", rule="cleaned", pid=pid)
         daemon.wait_for("hook_finished", job_id=record["job_id"])
@@ -74,7 +74,7 @@ def jobs_of(daemon):
 
 @pytest.fixture
 def disk(tmp_path):
-    """The state directory as a disk of its own, of 3 MB: room for what is mapped, and little more."""
+    """Mount a disk of 3 MB as the state directory: enough for the mapped file, and little more."""
     directory = tmp_path / "state"
     directory.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m,mode=700", "test", directory], check=True)
@@ -131,7 +131,7 @@ else:
 
 
 def test_a_database_that_another_process_holds(tmp_path, rules, ran):
-    """Held before the start, it is done without; while we run, nobody can get hold of it."""
+    """If it is locked before the start, the daemon runs without it. While the daemon runs, no process can lock it."""
     file = tmp_path / "state" / "spool.sqlite3"
     with running(tmp_path, rules) as daemon:
         cleaned(daemon, ran, [fail()])
@@ -173,7 +173,7 @@ def test_a_damaged_database_is_renamed_and_no_cleanup_waits(tmp_path, rules, ran
 
 
 def test_no_descriptors_left(tmp_path, rules, ran):
-    """Matching needs none; hooks wait, blamed for nothing, and run when there are some again."""
+    """Matching needs none. Hooks wait without a failed attempt, and run when descriptors are available."""
     with running(tmp_path, rules) as daemon:
         cleaned(daemon, ran, [fail()])
         pid = daemon.process.pid
@@ -191,7 +191,7 @@ def test_no_descriptors_left(tmp_path, rules, ran):
 
 @contextmanager
 def cgroup(controller, limit, value):
-    """A cgroup with this controller, as version 1 or 2 has it here."""
+    """Return a cgroup with this controller, of version 1 or 2, whichever this machine has."""
     for top in (Path("/sys/fs/cgroup", controller), Path("/sys/fs/cgroup")):
         directory = top / f"cnptest-{os.getpid()}"
         with suppress(OSError):
@@ -215,11 +215,11 @@ def within(directory):
 
 
 def test_no_process_can_be_forked(tmp_path, rules, ran):
-    """EAGAIN from fork(2), by a pids cgroup: hooks wait for better times, and matching goes on."""
+    """EAGAIN from fork(2), by a pids cgroup: hooks wait, and matching continues."""
     with cgroup("pids", "pids.max", "max") as group, running(tmp_path, rules, under=within(group)) as daemon:
         cleaned(daemon, ran, [fail()])
         (group / "pids.max").write_text("0")
-        pids = [fail() for _ in range(3)]  # one of them may have a process that was made before
+        pids = [fail() for _ in range(3)]  # one of them can have a process that was forked before
         daemon.mark()
         assert "cannot make a process" in str(daemon.wait_for("hook_failed", will_retry=True)["reason"])
         (group / "pids.max").write_text("max")
@@ -230,11 +230,11 @@ def test_no_process_can_be_forked(tmp_path, rules, ran):
 
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 def test_the_kernel_has_no_memory_for_a_process(tmp_path, rules, ran):
-    """ENOMEM from clone(2): hooks wait, a reload is refused and told, matching goes on; nothing is lost or doubled."""
+    """ENOMEM from clone(2): hooks wait, a reload fails, matching continues, nothing is lost or doubled."""
     with refusing(tmp_path) as (refusal, under), running(tmp_path, rules, under=under) as daemon:
         cleaned(daemon, ran, [fail()])
         refusal.begin()
-        pids = [fail() for _ in range(3)]  # one of them may have a process that was made before
+        pids = [fail() for _ in range(3)]  # one of them can have a process that was forked before
         daemon.mark()
         reason = str(daemon.wait_for("hook_failed", will_retry=True)["reason"])
         assert "cannot make a process" in reason and "Cannot allocate memory" in reason
@@ -253,7 +253,7 @@ def test_the_kernel_has_no_memory_for_a_process(tmp_path, rules, ran):
 
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 def test_a_start_without_memory_for_a_process_may_be_tried_again(tmp_path, rules):
-    """Not 78: after that systemd would let it lie."""
+    """The status is not 78, after which systemd would not restart it."""
     with refusing(tmp_path) as (refusal, under):
         refusal.begin()
         daemon = Daemon(tmp_path, rules, under=under)
@@ -262,7 +262,7 @@ def test_a_start_without_memory_for_a_process_may_be_tried_again(tmp_path, rules
 
 
 def test_a_storm_within_a_memory_limit(tmp_path, rules):
-    """Twice what an idle daemon has is enough for any storm: nothing grows with the number of events."""
+    """Twice the memory of an idle daemon is enough for any storm: nothing grows with the number of events."""
     rules = rules.split("    run:")[0] + "$MARKER\n"
     with (
         cgroup("memory", "memory.limit_in_bytes", "134217728") as group,

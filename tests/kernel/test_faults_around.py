@@ -1,4 +1,4 @@
-"""The machine around the daemon misbehaves: /proc, clocks, processors, the journal, no D-Bus, and standing still."""
+"""Faults of the machine: /proc, clocks, CPUs, the journal, no D-Bus, and a stopped daemon."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def fail(comm="cnptest-around"):
 
 
 def matched(daemon, rule="failed"):
-    """PIDs of failures that were seen to fail: whom an overrun made vanish unseen is told as of unknown status."""
+    """Return PIDs of failures whose exit was seen. Those recovered after an overrun have an unknown status."""
     daemon.mark()
     return sorted(match["pid"] for match in daemon.matches(rule) if match["exit_code"] or match["signal"])
 
@@ -47,7 +47,7 @@ def matched(daemon, rule="failed"):
 
 @pytest.mark.parametrize("sees_others", [True, False], ids=["with-ptrace", "without-ptrace"])
 def test_proc_that_hides_other_users(tmp_path, sees_others):
-    """hidepid=2. CAP_SYS_PTRACE sees through it; without it names still come from exit records, the rest is unknown."""
+    """hidepid=2. CAP_SYS_PTRACE overrides it. Without it names come from exit records, the rest is unknown."""
     hide = 'mount -t proc -o hidepid=2 proc /proc && exec "$@"'
     drop = () if sees_others else ("setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace")
     with running(tmp_path, FAILED, under=("unshare", "--mount", "sh", "-c", hide, "sh", *drop)) as daemon:
@@ -89,9 +89,9 @@ DAY = 86400
 
 @pytest.mark.parametrize("days", [-30, 30], ids=["back", "forth"])
 def test_a_clock_step_neither_delays_nor_hastens_a_job(tmp_path, days):
-    """CLOCK_REALTIME is the whole machine's, so the daemon alone is given one that steps: what it asks for the time.
+    """CLOCK_REALTIME belongs to the whole machine, so only the daemon's calls get a clock that steps.
 
-    A retry that is due in 100 ms comes then, a deadline of a minute is not over, a throttle keeps its window.
+    A retry that is due in 100 ms runs then, a deadline of a minute does not expire, a throttle keeps its window.
     """
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(SKEWED)
@@ -155,7 +155,7 @@ def unplugged():
 
 @pytest.mark.parametrize("when", ["while-we-run", "before-the-start"])
 def test_a_processor_that_goes_and_comes_back(tmp_path, when):
-    """Exit records are registered for every possible processor, events are counted per processor: neither is upset."""
+    """Exit records are registered for every possible CPU, events are counted for each CPU: both must keep working."""
 
     def on_it():
         os.sched_setaffinity(0, {1})
@@ -189,7 +189,7 @@ def test_a_processor_that_goes_and_comes_back(tmp_path, when):
 
 
 def parsed(data):
-    """A datagram of the journal's native protocol, strictly (systemd.io/JOURNAL_NATIVE_PROTOCOL)."""
+    """Parse a datagram of the native journal protocol strictly (systemd.io/JOURNAL_NATIVE_PROTOCOL)."""
     entry, at = {}, 0
     while at < len(data):
         end = data.index(b"\n", at)
@@ -205,7 +205,7 @@ def parsed(data):
 
 
 class Journald:
-    """A socket where journald's is, for a daemon in a mount namespace of its own, with nothing else in its /run."""
+    """A socket in journald's place, for a daemon in a mount namespace with nothing else in /run."""
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(exist_ok=True)
@@ -231,7 +231,7 @@ class Journald:
 
 @pytest.fixture
 def journalled(tmp_path):
-    """(the daemon, its journal): no D-Bus, no systemd, nothing else in /run."""
+    """Return (the daemon, its journal): no D-Bus, no systemd, nothing else in /run."""
     journal = Journald(tmp_path / "journal")
     hide = "mount -t tmpfs none /run && mkdir -p /run/systemd/journal && "
     hide += f'mount --bind {tmp_path}/journal /run/systemd/journal && exec "$@"'
@@ -261,7 +261,7 @@ def test_a_hostile_name_stays_in_its_field_of_the_journal(journalled, comm):
 
 
 def test_a_journal_that_goes_away_and_comes_back_loses_no_match(tmp_path, journalled):
-    """While it is away records go to standard output; the next one after its return is in it again."""
+    """Without the journal, records go to standard output. The first record after its return goes to it again."""
     daemon, journal = journalled
     journal.stop()
     pids = [fail() for _ in range(5)]
@@ -286,7 +286,7 @@ def test_without_dbus_systemd_and_anything_else_in_run(journalled):
 
 
 def test_a_daemon_stopped_under_load_reports_every_lost_event(tmp_path):
-    """SIGSTOP for CNPROCD_STOP_S seconds (2; the long form is 60) while processes fail as fast as one can make them."""
+    """SIGSTOP for CNPROCD_STOP_S seconds (2; the long form is 60) while processes fail as fast as possible."""
     after = "  - {name: after, events: [nonzero_exit], match: {comm: cnptest-after}}\n"
     with running(tmp_path, FAILED + after) as daemon:
         os.kill(daemon.process.pid, signal.SIGSTOP)

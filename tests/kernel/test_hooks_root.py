@@ -1,4 +1,4 @@
-"""What only root can do to hooks and only a real kernel can show: users, capabilities, cgroups, disks that fail."""
+"""Properties of hooks that need root and a real kernel: users, capabilities, cgroups, failing disks."""
 
 import asyncio
 import contextlib
@@ -25,11 +25,11 @@ from cnprocd.spool.job import Limits, State  # noqa: E402
 from cnprocd.spool.spool import FILE_NAME, Spool  # noqa: E402
 
 NOBODY = 65534
-LONER = 100_000 + os.getpid()  # a user id that nobody else has: what it runs is ours
+LONER = 100_000 + os.getpid()  # an unused user ID: all its processes belong to this test
 
 
 async def output_of(tmp_path, spec):
-    """Run one hook; (its lines, its record)."""
+    """Run one hook. Return (its lines, its record)."""
     async with running(tmp_path, spec) as (spool, runner, records):
         spool.enqueue([request(spec.rule)])
         runner.wake()
@@ -163,7 +163,7 @@ async def test_a_fork_bomb_within_its_limit_is_ended_alone(tmp_path, monkeypatch
         spool.enqueue([request("bomb")] + [request("good") for _ in range(5)])
         runner.wake()
         await records.ended(*range(1, 7))
-        # Some shells give up when fork fails; then the bomb is what the failed hook left behind.
+        # Some shells exit when fork fails; the bomb is then left behind by the failed hook.
         assert records.of("hook_failed", rule="bomb")[0]["reason"] in ("timed out after 1 s", "exit code 2")
         assert len(records.of("hook_finished", rule="good")) == 5
     assert of_user(LONER) == []
@@ -185,9 +185,7 @@ def cgroup():
     directory.rmdir()
 
 
-ESCAPE = (
-    "setsid env -i sh -c 'sleep 1000 & echo $!'"  # session, parent and environment are gone: only the cgroup holds it
-)
+ESCAPE = "setsid env -i sh -c 'sleep 1000 & echo $!'"  # without session, parent and environment, only the cgroup has it
 
 
 @aio
@@ -223,7 +221,7 @@ async def test_an_emptied_cgroup_is_removed_later(tmp_path, cgroup, monkeypatch)
 
 @aio
 async def test_without_a_cgroup_only_that_one_gets_away(tmp_path, monkeypatch):
-    """The limit that group.py admits: if this begins to fail, its docstring may promise more."""
+    """A limit in group.py. If this test begins to fail, the docstring there can promise more."""
     monkeypatch.setattr("cnprocd.launch.attempt.TERM_GRACE_S", 0.2)
     lines, _ = await output_of(tmp_path, shell("r", f"{ESCAPE}; sleep 1000", timeout_s=0.5))
     assert alive(int(lines[0]))

@@ -1,4 +1,4 @@
-"""Who it was: every match key against real processes, with what the kernel says of them as the truth."""
+"""Identity: every match key against real processes, compared with the values of the kernel."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def names(daemon, pid):
 
 def test_exe_and_cmdline_are_known_after_death(daemon):
     process = subprocess.Popen([daemon.program, "cnptest-argument"], stderr=subprocess.DEVNULL, preexec_fn=None)
-    process.wait()  # it fails at once: the argument is no number
+    process.wait()  # it fails at once: the argument is not a number
     process = subprocess.Popen([daemon.program, "60", "0", "--", "0"])
     while Path(f"/proc/{process.pid}/comm").read_text() != "cnptest-program\n":
         pass

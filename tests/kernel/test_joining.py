@@ -1,7 +1,7 @@
-"""A socket that joins the group amid other listeners' storms is overrun by none of what it did not ask for.
+"""A socket that joins the group during storms of other listeners is not overrun by events that it did not request.
 
-Between joining and the first read the kernel may have made more events than the default receive buffer holds (212,992
-bytes are 256 events), and from an overrun on it drops everything for that socket until it has been read empty.
+Between joining and the first read, the kernel can send more events than the default receive buffer holds (212,992 bytes
+are 256 events). After an overrun it drops everything for that socket until the socket has been read empty.
 """
 
 from __future__ import annotations

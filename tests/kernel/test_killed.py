@@ -1,11 +1,11 @@
-"""kill -9 at random instants, with a service manager that keeps the kernel's sockets: nothing committed is lost.
+"""kill -9 at random instants, with a service manager that keeps the sockets: nothing committed is lost.
 
-The test is the manager: it holds the sockets that the daemon stores with it (FDSTORE=1) and hands them to the next one
-(LISTEN_FDS), as systemd does. A storm of failing processes goes on all the while. The truth is the storm's own list
-from waitpid(), and the file that the hooks append to.
+The test is the manager. It holds the sockets that the daemon stores (FDSTORE=1) and passes them to the next daemon
+(LISTEN_FDS), as systemd does. A storm of failing processes runs all the time. The expected values are the storm's list
+from waitpid(), and the file to which the hooks append.
 
-Everything the sockets delivered became a job: what was read and not settled is in the mapped slots
-(connector/inflight.py), and what was not read is in the sockets. Nothing is missing beyond the kernel's own drops.
+Every event that the sockets delivered became a job. Events that were read and not committed are in the mapped slots
+(connector/inflight.py); events that were not read are in the sockets. Only drops of the kernel may be missing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FAILURES = 40 * KILLS
 
 
 class Manager:
-    """What systemd does for a service: NOTIFY_SOCKET, a descriptor store, restarts."""
+    """The part of systemd that a service needs: NOTIFY_SOCKET, a descriptor store, restarts."""
 
     def __init__(self, directory: Path, rules: Path) -> None:
         self.directory, self.rules = directory, rules
@@ -63,13 +63,13 @@ class Manager:
         self.stored[name] = fd
 
     def drops(self) -> int:
-        """What the kernel dropped at the stored sockets, by its own count."""
+        """Return the kernel's count of drops at the stored sockets."""
         inodes = {str(os.fstat(fd).st_ino) for fd in self.stored.values()}
         rows = [line.split() for line in Path("/proc/net/netlink").read_text().splitlines()[1:]]
         return sum(int(row[8]) for row in rows if row[9] in inodes)
 
     def start(self) -> subprocess.Popen[bytes]:
-        """Start the daemon with everything that is stored, and wait for READY=1."""
+        """Start the daemon with all stored descriptors, and wait for READY=1."""
         self._ready.clear()
         names = list(self.stored)
         # The shell moves the descriptors to 3 and up and knows its own pid, which exec keeps.

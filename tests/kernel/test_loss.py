@@ -1,7 +1,7 @@
-"""Losses are counted as the kernel counts them, and whoever vanished unseen is handed on as recovered.
+"""Losses are counted as the kernel counts them, and processes that disappeared unseen are recovered.
 
-The daemon gets the smallest buffer there is and is stopped (SIGSTOP) while processes start and end. `Drops` of
-/proc/net/netlink, read here and not by cnprocd, is the truth about the number; waitpid() is about who died.
+The daemon gets the smallest possible buffer and is stopped (SIGSTOP) while processes start and exit. The test reads
+`Drops` of /proc/net/netlink for the expected number, and waitpid() for the processes that died.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ $MARKER
 
 
 def drops_of(pid):
-    """The kernel's own count of what the connector and taskstats sockets of a process lost."""
+    """Return the kernel's count of drops at the connector and taskstats sockets of a process."""
     inodes = set()
     for fd in os.listdir(f"/proc/{pid}/fd"):
         try:
@@ -42,7 +42,7 @@ def drops_of(pid):
     return sum(int(row[8]) for row in rows if row[9] in inodes)
 
 
-def told_lost(daemon):
+def reported_lost(daemon):
     return sum(int(str(record["lost"])) for record in daemon.records if record["event"] == "overrun")
 
 
@@ -50,9 +50,9 @@ def is_stopped(pid):
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
-PIDFD_TELLS = [int(part) for part in os.uname().release.split(".")[:2]] >= [6, 15]  # PIDFD_INFO_EXIT
+HAS_PIDFD_INFO = [int(part) for part in os.uname().release.split(".")[:2]] >= [6, 15]  # PIDFD_INFO_EXIT
 KERNELS = {
-    "pidfd-tells": (),
+    "pidfd-info": (),
     "this": ("pidfd_info",),
     "no-taskstats": ("pidfd_info", "taskstats"),
     "oldest": ("pidfd_info", "event_mask", "taskstats"),
@@ -62,7 +62,7 @@ KERNELS = {
 @pytest.mark.parametrize("refused", KERNELS.values(), ids=list(KERNELS))
 def test_overrun_is_counted_exactly_and_repaired(tmp_path, refused):
     gates = [os.pipe() for _ in range(20)]
-    # Started first, so that the scan at start knows them however little fits into the buffer.
+    # Started first, so that the scan at start finds them for any size of the buffer.
     held = [child(lambda gate=gate: (rename("cnptest-held"), os.read(gate[0], 1), os._exit(3))) for gate in gates]
     for process in held:
         while Path(f"/proc/{process}/comm").read_text() != "cnptest-held\n":
@@ -72,7 +72,7 @@ def test_overrun_is_counted_exactly_and_repaired(tmp_path, refused):
         daemon.process.send_signal(signal.SIGSTOP)
         while not is_stopped(pid):
             pass
-        for _ in range(300):  # fill the queue, so that what follows is lost
+        for _ in range(300):  # fill the queue, so that later events are lost
             wait_status(child(lambda: os._exit(1)))
         for _read, write in gates:
             os.write(write, b"x")
@@ -83,33 +83,35 @@ def test_overrun_is_counted_exactly_and_repaired(tmp_path, refused):
 
         daemon.wait_for("overrun")
         recovered = daemon.wait_for("recovered")
-        # With so small a buffer this machine's other processes are lost as well, before and after: the kernel's count
-        # moves on, and cnprocd must follow it to the last one.
-        while (told := told_lost(daemon)) != drops_of(pid):
+        # With such a small buffer, events of other processes are lost as well: the kernel's count increases, and
+        # cnprocd must report every drop.
+        while (reported := reported_lost(daemon)) != drops_of(pid):
             daemon.next_record()
-        print(f"\nthe kernel dropped {dropped} while we were stopped; cnprocd told {told} in all", end="")
+        print(f"\nthe kernel dropped {dropped} while we were stopped; cnprocd reported {reported} in all", end="")
         print(f" and recovered {recovered['count']}")
-        assert told >= dropped
+        assert reported >= dropped
         daemon.reload(RULES.replace("4K", "1M"))
         daemon.mark()
 
-        unknown = bool(refused) or not PIDFD_TELLS
-        told = (None, None, None) if unknown else (3, None, False)
+        unknown = bool(refused) or not HAS_PIDFD_INFO
+        ending = (None, None, None) if unknown else (3, None, False)
         for rule in ("vanished", "only-logged", "three", "unknown" if unknown else "ignored"):
             records = daemon.matches(rule)
             assert sorted(record["pid"] for record in records) == sorted(held), rule
-            assert {(r["recovered"], r["exit_code"], r["signal"], r["core_dumped"]) for r in records} == {(True, *told)}
+            assert {(r["recovered"], r["exit_code"], r["signal"], r["core_dumped"]) for r in records} == {
+                (True, *ending)
+            }
         assert daemon.matches("ignored" if unknown else "unknown") == []
 
-        # afterwards it is as good as new
+        # afterwards nothing is lost
         again = child(lambda: (rename("cnptest-held"), os._exit(3)))
         wait_status(again)
         daemon.mark()
         assert [record["exit_code"] for record in daemon.matches("three", pid=again)] == [3]
 
 
-def test_pidfds_tell_of_deaths_without_a_table(tmp_path):
-    """Rules of nonzero_exit and comm alone keep no table: whom the scan at start saw is held all the same."""
+def test_pidfds_report_deaths_without_a_table(tmp_path):
+    """Rules of nonzero_exit and comm alone keep no table. Processes of the scan at start are held by pidfds."""
     rules = "settings: {receive_buffer: 4K}\nrules:\n"
     rules += "  - {name: failed, events: [nonzero_exit], match: {comm: cnptest-held}}\n$MARKER"
     gate = os.pipe()
@@ -119,7 +121,7 @@ def test_pidfds_tell_of_deaths_without_a_table(tmp_path):
         while Path(f"/proc/{process}/comm").read_text() != "cnptest-held\n":
             pass
     with running(tmp_path, rules) as daemon:
-        if not PIDFD_TELLS:
+        if not HAS_PIDFD_INFO:
             pytest.skip("PIDFD_INFO_EXIT needs Linux 6.15")
         daemon.process.send_signal(signal.SIGSTOP)
         while not is_stopped(daemon.process.pid):

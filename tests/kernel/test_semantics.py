@@ -1,6 +1,6 @@
-"""One match per process death, with the status that waitpid() reports and the process's own name.
+"""One match for each process death, with the status of waitpid() and the process's own name.
 
-Every case runs against every kind of kernel: this one, and this one with features refused as on older kernels.
+Every case runs against this kernel, and against this kernel with features refused as on older ones.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ def daemon(request, tmp_path_factory):
 
 
 def dies_as(daemon, body, comm="cnptest-case"):
-    """Run `body` in a child of this name; its one match must say what waitpid says. Returns the record."""
+    """Run `body` in a child of this name. Check its one match against waitpid. Return the record."""
     pid = child(lambda: (rename(comm), body()))
     status = wait_status(pid)
-    # A death may be held for what a sibling's record tells, while the mark's is told at once.
+    # A death can wait for the exit record of a sibling thread, while that of the mark is reported at once.
     daemon.wait_for("rule_matched", rule="died", pid=pid)
     daemon.mark()
     records = daemon.matches("died", pid=pid)
@@ -125,7 +125,7 @@ def wait_pipe():
 
 
 def wait_gone_threads(pid):
-    """Until the process has started a second thread and lost it again: it has used two thread ids."""
+    """Wait until the process has started and lost a second thread: it has used two thread IDs."""
     while len(os.listdir(f"/proc/{pid}/task")) > 1 or Path(f"/proc/{pid}/comm").read_text() != "cnptest-lives\n":
         pass
     with open(f"/proc/{pid}/wchan") as wchan:
@@ -181,8 +181,8 @@ def test_abort_without_core(daemon):
 
 
 def test_vfork_and_exec(daemon):
-    # subprocess uses vfork(): the child borrows our memory until it execs. It waits a little where no exit record tells
-    # its name: a process that is gone before its exec could be looked at stays nameless there, and is said to be.
+    # subprocess uses vfork(): the child uses the memory of the test until it execs. Without exit records it must live for
+    # a moment: a process that is gone before its exec was read has an unknown name there.
     process = subprocess.Popen(["/bin/sh", "-c", "read line; exit 4"], stdin=subprocess.PIPE)
     daemon.mark()
     process.communicate()
@@ -193,7 +193,7 @@ def test_vfork_and_exec(daemon):
 
 
 def test_double_fork_to_a_subreaper(daemon):
-    """The grandchild's parent at its death is whoever adopted it, as getppid() says."""
+    """The grandchild's parent at its death is the process that adopted it, as in getppid()."""
     read, write = os.pipe()
 
     def grandchild(middle):

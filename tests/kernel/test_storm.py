@@ -1,7 +1,7 @@
-"""Storms: every failing process is matched exactly once, under its own name, and success costs nothing.
+"""Storms: every failing process matches exactly once, under its own name, and success costs nothing.
 
-The truth is the storm's own list of PIDs and statuses, from waitpid(). Sizes are for every run of the suite;
-CNPROCD_STORM multiplies them (make bench runs the full ones).
+The expected values are the storm's list of PIDs and statuses, from waitpid(). Sizes are for every run of the suite;
+CNPROCD_STORM multiplies them (make bench uses the full ones).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ $MARKER
 
 
 def storms(workers, count, failing_every, names):
-    """`storm.py` in several processes at once; returns name -> Counter of the PIDs that failed."""
+    """Run `storm.py` in several processes at once. Return name -> Counter of the PIDs that failed."""
     command = [sys.executable, "-IS", str(Path(__file__).with_name("storm.py"))]
     arguments = [str(count // workers), str(failing_every), *names]
     running_storms = [
@@ -54,9 +54,9 @@ def test_every_failure_once_and_nothing_else(tmp_path, refused):
 
 
 def test_success_brings_no_datagram(tmp_path):
-    """Whatever was delivered is a failure somewhere on this machine, which the second rule makes a record of.
+    """All delivered events are failures on this machine, for which the second rule writes records.
 
-    Of every thread, since each brings an event: other tests' daemons have some, and are killed.
+    It matches every thread, because each sends an event: daemons of other tests have threads and are killed.
     """
     anyone = '  - {name: anyone, events: [nonzero_exit], threads: true, match: {comm: "*"}}'
     everyone = RULE.replace("$MARKER", f"{anyone}\n$MARKER")
