@@ -181,8 +181,8 @@ def test_abort_without_core(daemon):
 
 
 def test_vfork_and_exec(daemon):
-    # subprocess uses vfork(): the child uses the memory of the test until it execs. Without exit records it must live for
-    # a moment: a process that is gone before its exec was read has an unknown name there.
+    # subprocess uses vfork(): the child uses the memory of the test until it execs. Without exit records it must live
+    # for a moment: a process that is gone before its exec was read has an unknown name there.
     process = subprocess.Popen(["/bin/sh", "-c", "read line; exit 4"], stdin=subprocess.PIPE)
     daemon.mark()
     process.communicate()
