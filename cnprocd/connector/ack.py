@@ -1,11 +1,11 @@
-"""The kernel's acknowledgement of a request, heard by a second member of the group.
+"""Receive the kernel's acknowledgement of a request on a second socket of the group.
 
-The answer to a request is multicast to the whole group (drivers/connector/cn_proc.c cn_proc_ack), and a member that
-never sent LISTEN has no event mask that could hold it back. So a socket that exists for the moment of asking, with a
-filter that lets acknowledgements alone through, hears the answer whatever the asking socket has: events queued before
-it, a full buffer, a narrow mask, a filter. What is queued in the asking socket stays where kill -9 cannot reach it.
+The kernel multicasts the acknowledgement to the whole group (drivers/connector/cn_proc.c cn_proc_ack). A member that
+never sent LISTEN has no event mask that could drop it. So a socket that exists only for one request, with a filter that
+passes acknowledgements alone, receives the answer whatever the state of the asking socket: queued events, a full
+buffer, a narrow mask, a filter. The events queued in the asking socket stay in the kernel, where kill -9 loses none.
 
-The request runs inside sendto(), so the answer is queued when that returns; waiting is for the doubtful only.
+The request runs inside sendto(), so the acknowledgement is queued when that returns. Waiting is a safety margin.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SLOTS = 8
 
 
 class AckWatch:
-    """Use it with `with`: from before a request is sent until its answer came. Raises OSError if it cannot be had."""
+    """The second socket. Open it (`with`) before the request is sent. Raises OSError if there can be none."""
 
     def __init__(self) -> None:
         self.socket = open_member(program=connector_program(ConnectorFilter(0)))
@@ -38,11 +38,11 @@ class AckWatch:
 
     @staticmethod
     def ticket() -> int:
-        """A number for a request, by which its answer is known among those of other programs."""
+        """Return a number for a request, by which its acknowledgement differs from those of other programs."""
         return int.from_bytes(os.urandom(3), "little")
 
     def wait(self, ticket: int, timeout_s: float) -> Ack | None:
-        """The answer to the request with this ticket, or None if none comes in time."""
+        """Return the acknowledgement of the request with this ticket, or None if none comes in time."""
         poller = select.poll()
         poller.register(self.socket, select.POLLIN)
         deadline = time.monotonic() + timeout_s

@@ -1,12 +1,13 @@
-"""Is the kernel still telling anybody anything? And if not, make it.
+"""Check whether the kernel still sends events to any listener, and make it send them again.
 
-The kernel makes events only while its global count of listeners is above zero, and that count can be wrong: on kernels
-before 6.6 any program's stray IGNORE takes one off, later ones still do for an IGNORE after an invalid request. Then
-every listener on the machine hears silence, which looks like a quiet day (drivers/connector/cn_proc.c, measured).
+The kernel makes events only while its global count of listeners is above zero, and that count can be wrong. On kernels
+before 6.6 a stray IGNORE of any program decrements it; later kernels still do so for an IGNORE after an invalid
+request. Then no listener on the machine receives events, which looks like an idle machine (drivers/connector/cn_proc.c,
+measured).
 
-The probe needs no child process: a request with an operation that does not exist changes nothing, and is acknowledged
-with EINVAL before sendto() returns, but only if the count is above zero. The cure is a LISTEN by a socket closed
-without IGNORE: that leaves the count one higher for good, which costs nothing and cannot be undone by accident.
+The probe needs no child process. A request with an unknown operation changes nothing, and the kernel acknowledges it
+with EINVAL before sendto() returns, but only if the count is above zero. The fix is a LISTEN by a socket that is closed
+without IGNORE: it leaves the count one higher for good. That costs nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _NO_SUCH_OPERATION = 0x7F
 
 
 def kernel_sends_events() -> bool:
-    """Whether the kernel sends events at all. Raises OSError if the connector cannot even be asked."""
+    """Return whether the kernel sends events at all. Raises OSError if the request cannot be sent."""
     with AckWatch() as watch:
         ticket = watch.ticket()
         watch.socket.send(uapi.pack_subscription(_NO_SUCH_OPERATION, None, ticket))

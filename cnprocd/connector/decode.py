@@ -1,12 +1,12 @@
-"""Datagrams to events: the hottest pure code here, about half a microsecond an event. PURE.
+"""Decode datagrams into events: the hottest code here, about half a microsecond an event. PURE.
 
-The listener receives into slots of SLOT_SIZE bytes, one datagram a slot, and hands over only slots whose sender was the
-kernel and whose length was right. What is left to check is inside the datagram, and three integer comparisons do:
-the netlink header, the connector id and the payload size are each read as one integer and compared with the only value
-the kernel ever sends. What does not fit is dropped and counted, never guessed at.
+The listener receives into slots of SLOT_SIZE bytes, one datagram a slot. It passes on only slots whose sender was the
+kernel and whose length was right. Three integer comparisons check the rest: the netlink header, the connector id and
+the payload size are each read as one integer and compared with the only value that the kernel ever sends. A datagram
+that differs is dropped and counted.
 
-struct.iter_unpack with one format for every event type beats a format per type: the union of struct proc_event is six
-32-bit words in all types but comm, whose 16 bytes are put together again from four of them.
+struct.iter_unpack with one format for every event type is faster than a format per type. The union of struct
+proc_event is six 32-bit words in all types but comm, whose 16 bytes are packed again from four of them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from cnprocd.connector import uapi
 from cnprocd.connector.event import Ack, Comm, Coredump, Event, Exec, Exit, Fork, Gid, Ptrace, Sid, Uid
 
-SLOT_SIZE = 80  # 76 bytes, rounded up to keep slots 8-byte aligned; the 4 spare bytes also show a datagram too long
+SLOT_SIZE = 80  # 76 bytes, rounded up to keep slots 8-byte aligned; the spare bytes show a datagram that is too long
 
 # head(nlmsg len, type, flags) id(idx, val) seq ack size(len, flags) what cpu timestamp_ns and the union as six words.
 _SLOT = struct.Struct("=Q8xQIIIIIQ6I4x")
@@ -47,21 +47,21 @@ _SHAPES: dict[int, tuple[type[tuple[int, ...]], int]] = {
 
 @dataclass(slots=True)
 class Rejects:
-    """Datagrams that were dropped, by reason. Counters only grow; the pipeline logs their growth as `spoofed`."""
+    """Counters of dropped datagrams, by reason. They only grow; the pipeline logs their growth as `spoofed`."""
 
-    foreign_sender: int = 0  # nl_pid != 0: another process multicast it, the kernel did not
+    foreign_sender: int = 0  # nl_pid != 0: a process multicast it, not the kernel
     wrong_length: int = 0
     truncated: int = 0
     wrong_id: int = 0  # netlink header, cb_id or payload size are not those of the proc connector
-    unknown_event: int = 0  # a bit of `what` that this version does not know
-    acknowledgements: int = 0  # not rejected, but no events either
+    unknown_event: int = 0  # an event type that this version does not know
+    acknowledgements: int = 0  # not rejected, and not events either
 
     def total(self) -> int:
         return self.foreign_sender + self.wrong_length + self.truncated + self.wrong_id + self.unknown_event
 
 
 def decode(slots: memoryview | bytes, rejects: Rejects) -> list[Event]:
-    """The events in `slots` (a whole number of SLOT_SIZE slots), in order; what is not one is counted in `rejects`."""
+    """Return the events in `slots` (a whole number of SLOT_SIZE slots), in order. Others are counted in `rejects`."""
     events: list[Event] = []
     append = events.append
     new = tuple.__new__
@@ -85,5 +85,5 @@ def decode(slots: memoryview | bytes, rejects: Rejects) -> list[Event]:
 
 
 def sequences(slots: memoryview | bytes) -> Iterator[tuple[int, int]]:
-    """(seq, cpu) of every slot, for sequence.py; only worth its price when the full mask makes gaps mean loss."""
+    """Return (seq, cpu) of every slot, for sequence.py. Worth its cost only while gaps mean loss (the full mask)."""
     return _SEQUENCE.iter_unpack(slots)

@@ -1,13 +1,13 @@
 """The ten event types of cn_proc.h and the acknowledgement, in the header's own terms. PURE.
 
 Events are NamedTuples because the hot path makes one per datagram: the decoder builds them straight from the tuple
-that struct.iter_unpack yields, at a third of the price of a dataclass. Every type starts with the same three fields:
+that struct.iter_unpack yields, at a third of the cost of a dataclass. Every type starts with the same three fields:
 
     what          the PROC_EVENT_* bit
     cpu           the CPU the event was sent from
     timestamp_ns  CLOCK_MONOTONIC nanoseconds (ktime_get_ns)
 
-The kernel's words: tgid is what people call a PID, pid is what people call a thread ID.
+The names are the kernel's: its tgid is the PID of user space, its pid is the thread ID.
 Source: include/uapi/linux/cn_proc.h, drivers/connector/cn_proc.c.
 """
 
@@ -43,7 +43,7 @@ class Fork(NamedTuple):
 
 
 class Exec(NamedTuple):
-    """A process replaced its image. The new comm is not told, and no Comm event comes with it."""
+    """A process replaced its image. The event does not carry the new comm, and no Comm event comes with it."""
 
     what: int
     cpu: int
@@ -87,7 +87,7 @@ class Sid(NamedTuple):
 
 
 class Ptrace(NamedTuple):
-    """A tracer attached, or detached (both tracer ids 0)."""
+    """A tracer attached, or it detached (both tracer ids are 0)."""
 
     what: int
     cpu: int
@@ -110,7 +110,7 @@ class Comm(NamedTuple):
 
 
 class Coredump(NamedTuple):
-    """A task starts to dump core (sent before the dump is written, and even if no core will be)."""
+    """A task starts to dump core. Sent before the dump is written, and also if no core will be written."""
 
     what: int
     cpu: int
@@ -124,8 +124,8 @@ class Coredump(NamedTuple):
 class Exit(NamedTuple):
     """A task (thread) ended. `exit_code` is this thread's wait status: code << 8 | core 0x80 | signal.
 
-    Sent after the parent was woken, so the process may be reaped already. Parent ids are 0 when the task was released
-    before the event was made.
+    Sent after the parent was woken, so the process may have been reaped already. The parent ids are 0 if the task was
+    released before the event was made.
     """
 
     what: int

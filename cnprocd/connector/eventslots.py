@@ -1,8 +1,8 @@
-"""The receive slots of a connector socket: one memcmp tells that a whole batch is the kernel's and of the right length.
+"""The receive slots of a connector socket: one memcmp checks the sender and the length of a whole batch.
 
 After a clean batch the kernel has written the same headers again (address length 12, no flags, length 76, sender 0,
-group 1), so comparing them with the expected bytes checks every datagram's sender, length and truncation at once; only
-a batch that differs is looked at slot by slot. (Measured on 6.18, read in net/netlink/af_netlink.c.)
+group 1). Comparing them with the expected bytes checks every datagram's sender, length and truncation at once. Only a
+batch that differs is checked slot by slot. (Measured on 6.18, read in net/netlink/af_netlink.c.)
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cnprocd.connector.recvmmsg import HEADER_SIZE, SOCKADDR_NL, Slots
 
 
 class EventSlots:
-    """Slots to receive into, and what their headers look like after a clean batch."""
+    """Slots to receive into, and the bytes of their headers after a clean batch."""
 
     def __init__(self, slots: int = EVENT_SLOTS, data: memoryview | None = None) -> None:
         self._slots = Slots(slots, SLOT_SIZE, data)
@@ -27,9 +27,9 @@ class EventSlots:
         self.filled = False  # the last batch took every slot: there may be more
 
     def receive(self, fd: int, rejects: Rejects) -> memoryview | None:
-        """One recvmmsg(). The slots that hold kernel datagrams of the right length; None when the queue is empty.
+        """Call recvmmsg() once. Return the slots with kernel datagrams of the right length; None: the queue is empty.
 
-        Raises OSError; ENOBUFS means that the socket was overrun and more can be read.
+        Raises OSError; ENOBUFS means that the socket was overrun and that more can be read.
         """
         slots, first = self._slots, self.first
         self.filled = False
@@ -47,7 +47,7 @@ class EventSlots:
         return self._pick_clean(first, count, rejects)
 
     def _pick_clean(self, first: int, count: int, rejects: Rejects) -> memoryview:
-        """Move the good slots of a mixed batch together, count the others, and restore the headers."""
+        """Move the valid slots of a mixed batch together, count the others, and restore the headers."""
         slots, good = self._slots, first
         for i in range(first, first + count):
             if slots.sender(i) != 0:
@@ -60,7 +60,7 @@ class EventSlots:
                 if good != i:
                     slots.view[good * SLOT_SIZE : (good + 1) * SLOT_SIZE] = slots.slot(i)
                 good += 1
-        # Blanked, so that nobody takes what was refused for something that was in hand (inflight.py).
+        # Blanked, so that the next daemon does not take a rejected datagram for one that was in flight (inflight.py).
         slots.view[good * SLOT_SIZE : (first + count) * SLOT_SIZE] = bytes((first + count - good) * SLOT_SIZE)
         slots.headers[:] = self._clean_headers
         return slots.view[first * SLOT_SIZE : good * SLOT_SIZE]

@@ -1,15 +1,15 @@
-"""Classic BPF programs for the two sockets: what the rules cannot need never reaches us. PURE.
+"""Classic BPF programs for the two sockets: the kernel drops what no rule can need. PURE.
 
 SO_ATTACH_FILTER works on netlink sockets of every kernel (net/netlink/af_netlink.c do_one_broadcast calls sk_filter),
-so even a kernel without struct proc_input filters in the kernel. Facts the programs rely on:
+so a kernel without struct proc_input filters as well. Facts that the programs rely on:
 
 - Offsets count from the netlink header. BPF_LD|BPF_W reads big-endian: a constant to compare with is the byte-swapped
   native value, and a field whose bits are to be tested is read byte by byte instead.
 - A wait status is code << 8 | signal, so its lowest byte holds signal and core flag, the next one the code.
-- The program's return value is the number of bytes to keep: all or nothing here.
+- The program's return value is the number of bytes to keep. Here it is all or nothing.
 
-A program is built from tests that jump by label; `assemble` turns labels into the 8-bit offsets of the instruction, and
-`listing` renders it for people. Sources: Documentation/networking/filter.rst, include/uapi/linux/bpf_common.h.
+A program is built from tests that jump by label. `assemble` turns labels into the 8-bit offsets of the instruction, and
+`listing` renders the program. Sources: Documentation/networking/filter.rst, include/uapi/linux/bpf_common.h.
 """
 
 from __future__ import annotations
@@ -58,16 +58,16 @@ class _Line(NamedTuple):
 
 
 def _wire(value: int) -> int:
-    """A native 32-bit value as BPF_LD|BPF_W sees it in the packet."""
+    """Return a native 32-bit value as BPF_LD|BPF_W loads it from the packet."""
     return int.from_bytes(value.to_bytes(4, sys.byteorder), "big")
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectorFilter:
-    """What the connector's socket lets through.
+    """What the connector's socket passes.
 
-    `events` holds PROC_EVENT_* bits; acknowledgements always pass. `thread_forks`: forks that make a thread pass too.
-    `exits`: statuses (of a thread) that pass; `leader_exits`: every exit of a thread-group leader passes besides.
+    `events` holds PROC_EVENT_* bits; acknowledgements always pass. `thread_forks`: forks that make a thread pass as
+    well. `exits`: the statuses (of a thread) that pass. `leader_exits`: every exit of a thread-group leader passes.
     """
 
     events: int
@@ -82,9 +82,9 @@ class ConnectorFilter:
 
 @dataclass(frozen=True, slots=True)
 class TaskstatsFilter:
-    """What the taskstats socket lets through: records of threads that ended with one of `exits`.
+    """What the taskstats socket passes: records of threads that ended with one of `exits`.
 
-    Records of a leader that ends before its process always pass as well: they carry the process's comm, and a
+    Records of a leader that ends before its process always pass as well, because they carry the process's comm. A
     single-threaded process never makes one.
     """
 
@@ -92,7 +92,7 @@ class TaskstatsFilter:
 
 
 def connector_program(wanted: ConnectorFilter) -> tuple[Instruction, ...]:
-    """The program for SO_ATTACH_FILTER on the connector socket; empty if everything is wanted."""
+    """Return the program for SO_ATTACH_FILTER on the connector socket; empty if everything passes."""
     if wanted.passes_everything():
         return ()
     lines = [_Line(None, LD_W_ABS, uapi.OFFSET_WHAT), _Line(None, JEQ_K, 0, "keep", None)]
@@ -130,11 +130,11 @@ _CMD_NEW = 2
 
 
 def taskstats_program(wanted: TaskstatsFilter) -> tuple[Instruction, ...]:
-    """The program for SO_ATTACH_FILTER on a taskstats version 12+ socket; empty if every record is wanted."""
+    """Return the program for SO_ATTACH_FILTER on a taskstats version 12+ socket; empty if every record passes."""
     if wanted.exits == EVERY_STATUS:
         return ()
     lines = [
-        # Anything but TASKSTATS_CMD_NEW is an answer to us (NLMSG_ERROR has its errno here), never an exit record.
+        # Anything but TASKSTATS_CMD_NEW answers a request (NLMSG_ERROR has its errno here), and is not an exit record.
         _Line(None, LD_B_ABS, _GENL_CMD),
         _Line(None, JEQ_K, _CMD_NEW, "record", "keep"),
         *_status_tests("record", _TS_EXITCODE, wanted.exits, otherwise="early"),
@@ -155,7 +155,7 @@ def _same_word(label: str | None, first: int, second: int, true: str, false: str
 
 
 def _status_tests(label: str, offset: int, wanted: StatusSet, otherwise: str = "drop") -> list[_Line]:
-    """Keep a message whose wait status at `offset` is in `wanted`, else go on at `otherwise`."""
+    """Return tests that keep a message whose wait status at `offset` is in `wanted`, and else jump to `otherwise`."""
     low, high = (0, 1) if sys.byteorder == "little" else (3, 2)
     if wanted == EVERY_STATUS:
         return [_Line(label, JMP_JA, 0, "keep")]
@@ -193,11 +193,11 @@ def _range_tests(label: str | None, ranges: Iterable[tuple[int, int]], otherwise
 
 
 def assemble(lines: list[_Line]) -> tuple[Instruction, ...]:
-    """Resolve labels, adding `keep` and `drop` at the end. Raises ValueError if a jump or the program is too long."""
+    """Resolve labels, with `keep` and `drop` at the end. Raises ValueError if a jump or the program is too long."""
     lines = [*lines, _Line("drop", RET_K, 0), _Line("keep", RET_K, KEEP)]
     places = {line.label: number for number, line in enumerate(lines) if line.label}
     if len(lines) > MAX_INSTRUCTIONS:
-        raise ValueError(f"a filter of {len(lines)} instructions is over the kernel's limit of {MAX_INSTRUCTIONS}")
+        raise ValueError(f"a filter of {len(lines)} instructions exceeds the kernel's limit of {MAX_INSTRUCTIONS}")
     program = []
     for number, line in enumerate(lines):
         true = places[line.true] - number - 1 if line.true else 0
@@ -227,7 +227,7 @@ _MNEMONICS = {
 
 
 def listing(program: tuple[Instruction, ...]) -> list[str]:
-    """The program in bpf_asm's words, a line an instruction, jump targets as line numbers."""
+    """Return the program in the syntax of bpf_asm, one instruction a line, with line numbers as jump targets."""
     return [
         f"{n:3}: " + _MNEMONICS[i.code].format(k=i.k, ja=n + 1 + i.k, jt=n + 1 + i.jt, jf=n + 1 + i.jf)
         for n, i in enumerate(program)
@@ -235,7 +235,7 @@ def listing(program: tuple[Instruction, ...]) -> list[str]:
 
 
 def describe(wanted: StatusSet) -> str:
-    """A status set in words, for `explain`."""
+    """Return a status set as text, for `explain`."""
     if wanted == EVERY_STATUS:
         return "any status"
     if wanted == FAILURES:

@@ -1,31 +1,31 @@
-"""When to let events gather, so that one wake-up brings many. PURE.
+"""Decide when to let events gather, so that one wake-up brings many. PURE.
 
-A wake-up costs as much as a dozen events, and in a storm each event could be one. So under load the sockets are left
-alone for a window; an isolated event is always handled at once. Load is many events in one batch, or wake-ups that
-follow each other without a pause. A window lasts longer where nobody has to look into /proc before it is too late:
-what an exit record tells waits in the socket.
+A wake-up costs as much as a dozen events, and in a storm each event could cause one. So under load the sockets are not
+polled for a window. An isolated event is always handled at once. Load is many events in one batch, or wake-ups that
+follow each other without a pause. A window lasts longer if the rules need nothing from /proc, where a process may soon
+be gone: exit records wait in the socket.
 """
 
 from __future__ import annotations
 
-LOAD_EVENTS = 32  # a batch of so many events and records means load
-LOAD_WAKEUPS = 8  # and so do so many wake-ups, each sooner after the last than events would be gathered for
-LOAD_GATHERED = 4  # events and records in a window: with fewer they are no longer waited for
-PATIENCE = 5  # a window where nothing is looked up in /proc, in windows
+LOAD_EVENTS = 32  # a batch with this number of events and records means load
+LOAD_WAKEUPS = 8  # this number of wake-ups in a row, each within a window of the last, means load
+LOAD_GATHERED = 4  # a window with fewer events and records ends the load
+PATIENCE = 5  # factor for the window if nothing is looked up in /proc
 
 
 class Gathering:
-    """Remembers how the last wake-ups went."""
+    """Detects load from the recent wake-ups."""
 
     def __init__(self) -> None:
         self._hurried = 0
         self._gathering = False
 
     def window_s(self, most: int, quiet_s: float, gather_s: float, looks_up: bool) -> float:
-        """For how long to leave the sockets alone after a wake-up; 0 is not at all.
+        """Return for how long not to poll the sockets after a wake-up; 0: poll at once.
 
-        `most`: events and records in the largest batch it brought. `quiet_s`: from the wake-up before to this one.
-        `gather_s`: the setting. `looks_up`: the rules need what only /proc tells.
+        `most`: events and records in the largest batch of this wake-up. `quiet_s`: time since the wake-up before.
+        `gather_s`: the setting. `looks_up`: the rules need attributes that only /proc has.
         """
         window_s = gather_s if looks_up else gather_s * PATIENCE
         if self._gathering:

@@ -1,17 +1,17 @@
-"""What was read from the kernel and is not yet settled, kept where kill -9 cannot reach it.
+"""Keep the datagrams in flight, read from the kernel and not yet handled, where kill -9 does not lose them.
 
-A datagram cannot be read twice. Between recvmmsg() and the spool's commit it exists only in our memory, and a SIGKILL
-in that millisecond would lose it although the socket itself is kept by the service manager. So the receive slots are a
-file mapped MAP_SHARED in the state directory: what the kernel writes into them is in the page cache, which outlives the
-process, at the price of no system call. When a batch is settled its slots are blanked; whoever starts next finds in
-them exactly what was in hand. Handling something twice is harmless: a job's key is the same both times.
+A datagram cannot be read twice. Between recvmmsg() and the spool's commit it exists only in the daemon's memory, and a
+SIGKILL in that millisecond would lose it although the service manager keeps the socket. So the receive slots are a file
+in the state directory, mapped MAP_SHARED: the kernel writes into the page cache, which outlives the process, without an
+extra system call. When a batch has been handled its slots are blanked. The next daemon finds in the file exactly the
+datagrams that were in flight. Handling one twice is harmless, because a job's key is the same both times.
 
-Half of a death may come a batch before the other half: an exit record before its event, or a death that waits for what
-a sibling thread's record will tell. The slots of those tasks are kept, moved to the front, until they are settled too.
+One half of a death may come a batch before the other: an exit record before its event, or a death that waits for the
+record of a sibling thread. The slots of those tasks are kept, moved to the front, until the death is complete.
 
-The file is for one boot: another boot id in its head means that its PIDs mean nothing any more. It survives the
-process, not the machine, and needs neither fsync nor a disk. What it does not cover: a leader that ended long before
-its process, whose record is in memory alone; and halves of more tasks than half the slots.
+The file is for one boot: with another boot id in its head its PIDs are meaningless. It survives the process, not the
+machine, so it needs neither fsync nor a disk. Not covered: the record of a leader that ended long before its process,
+which is in memory only, and incomplete deaths of more tasks than half the slots.
 """
 
 from __future__ import annotations
@@ -40,25 +40,25 @@ _RECORDED = struct.Struct("=164xI")  # ac_pid (taskrecord.py)
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """What the last process had in hand: event slots, and exit record messages."""
+    """The datagrams that the last daemon had in flight: event slots, and exit record messages."""
 
     events: bytes
     records: tuple[bytes, ...]
 
 
 class InFlight:
-    """The mapped slots. Without a path, or if there can be no file, plain memory: a kill then costs what is in hand."""
+    """The mapped slots. Without a path, or if there can be no file, plain memory, which a kill loses."""
 
     def __init__(self, path: Path | None = None, boot_id: str = "") -> None:
         self.durable = False
         self._map: mmap.mmap | None = None
-        # It stays in the file until it is settled: we may be killed as well.
+        # It stays in the file until it has been handled, because this daemon may be killed as well.
         self.leftover = Leftover(b"", ())
-        self.leftover_slots = 0, 0  # events and records: new ones go behind these
+        self.leftover_slots = 0, 0  # events and records; new ones are received behind these
         if path is not None:
             try:
                 self._map, before = _map_file(path, (_MAGIC + boot_id.encode()).ljust(_HEAD_SIZE, b"\0"))
-            except OSError:  # a full or read-only disk: the spool tells of it, and the work goes on
+            except OSError:  # a full or read-only disk: the spool reports it, and the daemon works without the file
                 pass
             else:
                 self.durable = True
@@ -68,9 +68,9 @@ class InFlight:
         self.records = view[_HEAD_SIZE + _EVENTS_SIZE :]
 
     def blank(self, event_slots: int, record_slots: int, keep: Collection[int] = ()) -> tuple[int, int]:
-        """The first so many slots are settled, but for what tells of the exits of the threads in `keep`.
+        """Blank the first `event_slots` and `record_slots`, except those about exits of the threads in `keep`.
 
-        Returns how many slots of each kind are kept, at the front.
+        Return how many slots of each kind are kept. They are moved to the front.
         """
         if not keep:
             if event_slots:
@@ -102,7 +102,7 @@ class InFlight:
         for i, at in enumerate(range(_HEAD_SIZE + _EVENTS_SIZE, _SIZE, RECORD_SLOT_SIZE)):
             length = _LENGTH.unpack_from(file, at)[0]
             if 0 < length <= RECORD_SLOT_SIZE:
-                # Once each: a slot may have been on its way to the front when the process was killed.
+                # Once each: the daemon may have been killed while it moved a slot to the front.
                 records[file[at : at + length]] = None
                 record_slots = i + 1
         self.leftover = Leftover(b"".join(dict.fromkeys(events)), tuple(records))
@@ -110,9 +110,9 @@ class InFlight:
 
 
 def _keep(slots: memoryview, size: int, used: int, wanted: list[int]) -> int:
-    """Move the wanted slots of the used ones to the front, in order, and blank the others. Returns how many there are.
+    """Move the wanted slots to the front, in order, and blank the other used ones. Return how many are kept.
 
-    A kill at any instruction leaves a slot whole, twice or blank: its length is taken away first and given last.
+    A kill at any instruction leaves a slot whole, twice or blank, because its length is cleared first and set last.
     """
     head = _LENGTH.size
     for to, at in enumerate(wanted):
@@ -126,14 +126,14 @@ def _keep(slots: memoryview, size: int, used: int, wanted: list[int]) -> int:
 
 
 def _map_file(path: Path, head: bytes) -> tuple[mmap.mmap, bytes]:
-    """The file in memory, and what it holds now; made new if it is of another boot or no such file."""
+    """Return the mapped file and its content. The file is created anew if it is missing or of another boot."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         if os.pread(fd, _HEAD_SIZE, 0) != head or os.fstat(fd).st_size != _SIZE:
             os.ftruncate(fd, 0)
             os.posix_fallocate(fd, 0, _SIZE)  # ENOSPC here, not SIGBUS later
             os.pwrite(fd, head, 0)
-        # Read, not looked at through the map: pages that are never received into never become ours.
+        # Read, not copied from the map: pages that nothing is received into never become resident.
         return mmap.mmap(fd, _SIZE, mmap.MAP_SHARED), os.pread(fd, _SIZE, 0)
     finally:
         os.close(fd)

@@ -1,4 +1,4 @@
-"""What both kernel sockets share: membership of the connector's group, buffer, BPF filter, the kernel's drop count.
+"""Functions of both kernel sockets: membership of the connector's group, buffer, BPF filter, drop count.
 
 Sources: socket(7), netlink(7), net/netlink/af_netlink.c.
 """
@@ -15,7 +15,7 @@ from cnprocd.connector.filter import Instruction
 _SO_ATTACH_FILTER = 26
 _SO_DETACH_FILTER = 27
 _SO_RCVBUFFORCE = 33  # which Python does not name
-_SO_MEMINFO = 55  # since Linux 4.12; asking costs a hundredth of what looking for us in /proc/net/netlink does
+_SO_MEMINFO = 55  # since Linux 4.12; a hundred times cheaper than a search of /proc/net/netlink
 _MEMINFO = struct.Struct("=32xI")  # eight numbers before SK_MEMINFO_DROPS (include/uapi/linux/sock_diag.h)
 
 
@@ -24,10 +24,10 @@ class _SockFprog(ctypes.Structure):
 
 
 def open_member(receive_buffer_bytes: int | None = None, program: tuple[Instruction, ...] = ()) -> socket.socket:
-    """A non-blocking socket in the connector's proc group; it hears what the kernel makes, and asks for nothing yet.
+    """Return a non-blocking socket in the connector's proc group. It asks the kernel for no events yet.
 
-    Buffer and filter are in place before it joins: where others listen, the default buffer is full of their events
-    within milliseconds, and a socket that was overrun gets nothing more until it has been read empty.
+    Buffer and filter are set before it joins. If other programs listen, their events fill a default buffer within
+    milliseconds, and a socket that was overrun receives nothing more until it has been read empty.
     Raises OSError: EPROTONOSUPPORT without CONFIG_CONNECTOR, EPERM without CAP_NET_ADMIN on older kernels.
     """
     sock = socket.socket(
@@ -45,10 +45,10 @@ def open_member(receive_buffer_bytes: int | None = None, program: tuple[Instruct
 
 
 def set_receive_buffer(sock: socket.socket, size_bytes: int) -> int:
-    """Ask for a receive buffer; returns what the kernel grants, which is less without CAP_NET_ADMIN.
+    """Ask for a receive buffer. Return the size that the kernel grants, which is smaller without CAP_NET_ADMIN.
 
-    The kernel doubles the number for its own bookkeeping (socket(7)); the doubled number is what datagrams are charged
-    against: uapi.QUEUED_EVENT_BYTES for an event, 1,280 or 2,304 for an exit record (measured on 6.18).
+    The kernel doubles the number for its own bookkeeping (socket(7)), and charges datagrams against the doubled number:
+    uapi.QUEUED_EVENT_BYTES for an event, 1,280 or 2,304 for an exit record (measured on 6.18).
     """
     wanted = max(1, size_bytes // 2)
     try:
@@ -59,7 +59,7 @@ def set_receive_buffer(sock: socket.socket, size_bytes: int) -> int:
 
 
 def attach_filter(sock: socket.socket, program: tuple[Instruction, ...]) -> None:
-    """SO_ATTACH_FILTER (socket(7)); an empty program detaches whatever is attached."""
+    """Attach a filter (SO_ATTACH_FILTER, socket(7)). An empty program detaches."""
     if not program:
         try:
             sock.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
@@ -72,5 +72,5 @@ def attach_filter(sock: socket.socket, program: tuple[Instruction, ...]) -> None
 
 
 def read_drops(sock: socket.socket) -> int:
-    """Datagrams that found this socket's buffer full, since it was opened: its `Drops` in /proc/net/netlink."""
+    """Return the datagrams dropped because this socket's buffer was full: its `Drops` in /proc/net/netlink."""
     return int(_MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))[0])

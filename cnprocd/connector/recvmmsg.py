@@ -1,7 +1,7 @@
-"""recvmmsg(2) into one preallocated buffer: many datagrams for one system call and no allocation.
+"""Call recvmmsg(2) into one preallocated buffer: many datagrams for one system call, without an allocation.
 
-Python's socket module has no recvmmsg, and a recv() per datagram costs more than everything we do with it afterwards.
-So the headers, the address slots and the data slots are laid out once through ctypes, and a call only fills them.
+Python's socket module has no recvmmsg, and a recv() per datagram costs more than all the handling of it. So the
+headers, the address slots and the data slots are laid out once through ctypes, and each call only fills them.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Slots:
     """`count` data slots of `size` bytes each. `view` is the data, `names` the senders, `headers` the raw mmsghdrs."""
 
     def __init__(self, count: int, size: int, data: memoryview | None = None) -> None:
-        """`data`: writable memory of count * size bytes to receive into; by default our own."""
+        """`data`: writable memory of count * size bytes to receive into; by default it is allocated here."""
         self.count, self.size = count, size
         self.view = memoryview(bytearray(count * size)) if data is None else data
         self.names = bytearray(count * SOCKADDR_NL.size)
@@ -64,9 +64,9 @@ class Slots:
         self._recvmmsg = _libc.recvmmsg
 
     def receive(self, fd: int, first: int = 0) -> int:
-        """One non-blocking recvmmsg() into the slots from `first` on; how many it filled, 0 when nothing is queued.
+        """Call recvmmsg() once, without blocking, into the slots from `first` on. Return how many it filled.
 
-        Raises OSError.
+        0 means that the queue is empty. Raises OSError.
         """
         headers = ctypes.byref(self._mmsghdrs, first * HEADER_SIZE) if first else self._mmsghdrs
         received: int = self._recvmmsg(fd, headers, self.count - first, socket.MSG_DONTWAIT, None)
@@ -92,11 +92,11 @@ class Slots:
         return bool(self._mmsghdrs[i].hdr.flags & _MSG_TRUNC)
 
     def sender(self, i: int) -> int:
-        """nl_pid of the sender: 0 is the kernel."""
+        """Return nl_pid of the sender; 0 is the kernel."""
         return int(SOCKADDR_NL.unpack_from(self.names, i * SOCKADDR_NL.size)[2])
 
     def datagrams(self, received: int, first: int = 0) -> list[memoryview]:
-        """The whole datagrams of the last `receive` that the kernel sent; others are passed over."""
+        """Return the whole datagrams of the last `receive` that the kernel sent; others are skipped."""
         last = first + received
         senders = _SENDER.iter_unpack(self.names[first * SOCKADDR_NL.size : last * SOCKADDR_NL.size])
         headers = _FLAGS_AND_LENGTH.iter_unpack(self.headers[first * HEADER_SIZE : last * HEADER_SIZE])

@@ -1,13 +1,13 @@
-"""Both sockets as one source of what happened: batches of exit events and exit records, and the truth about losses.
+"""Both kernel sockets as one source: batches of events and exit records, and the exact count of losses.
 
-Order is everything here. The connector is drained first and taskstats second, so that every exit event in a batch has
-its record in the same batch. When the request changes, taskstats is registered before the connector is widened.
+The order matters. The connector is drained first and taskstats second, so that every exit event in a batch has its
+record in the same batch. When the request changes, taskstats is registered before the connector is widened.
 
-Restarts: both sockets can outlive us in a service manager's hands, and what was queued in them is read by the first
-drains. Before that comes what the process before us had read and not settled (inflight.py).
+Restarts: the service manager can keep both sockets after the daemon has ended. The first drains of the next daemon read
+what is queued in them. Before that comes what the last daemon had in flight (inflight.py).
 
-Losses: an overrun is told by ENOBUFS, and `Drops` counts it exactly; while the full mask is in force, gaps in the
-per-CPU sequence show also what the kernel could not even queue. Nothing is estimated.
+Losses: ENOBUFS reports an overrun, and `Drops` counts the lost events exactly. While every event is asked for, gaps in
+the per-CPU sequence also show the events that the kernel could not queue. Nothing is estimated.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _RECORD_IN_EVENTS = 3  # a queued record takes up to 2,304 bytes of buffer and a
 
 
 class Batch(NamedTuple):
-    """What one drain brought. `more`: the connector's queue may hold more. `overrun`: something was lost before it.
+    """The result of one drain. `more`: the connector's queue may hold more. `overrun`: events were lost before it.
 
-    Without `more` the queue was empty when the batch had been read; an event that came since wakes the loop again.
+    Without `more` the queue was empty after the batch; an event that comes later wakes the loop again.
     """
 
     events: list[Event]
@@ -47,22 +47,22 @@ class Batch(NamedTuple):
 class Losses:
     """Counters since start; they only grow."""
 
-    connector_drops: int = 0  # `Drops` of our socket: events that found the buffer full
+    connector_drops: int = 0  # `Drops` of the socket: events dropped because its buffer was full
     taskstats_drops: int = 0
-    missing: int = 0  # events missing by sequence number while the full mask was in force, dropped ones included
-    overruns: int = 0  # how often we were told
+    missing: int = 0  # events missing by sequence number while every event was asked for; includes drops
+    overruns: int = 0  # how often the kernel raised ENOBUFS
 
     def total(self) -> int:
         return self.connector_drops + self.taskstats_drops + self.sequence_gaps
 
     @property
     def sequence_gaps(self) -> int:
-        """Events that only the sequence shows to be missing: the kernel could not even make them (see sequence.py)."""
+        """Events that only the sequence shows to be missing: the kernel could not queue them (see sequence.py)."""
         return max(0, self.missing - self.connector_drops)
 
 
 class Source:
-    """The kernel, as this daemon hears it."""
+    """The kernel's events and exit records."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Source:
         keep_taskstats: Callable[[int | None], None] = lambda fd: None,
         in_flight: InFlight | None = None,
     ) -> None:
-        """`taskstats_fd`: a socket that was kept for us. `keep_taskstats` is told the one to keep, or None."""
+        """`taskstats_fd`: a socket that was kept. `keep_taskstats` is called with the descriptor to keep, or None."""
         self.listener = listener
         self._in_flight = in_flight or InFlight()
         self._adopted_taskstats = taskstats_fd
@@ -97,7 +97,7 @@ class Source:
         self._drops_at_adoption = listener.drops()
 
     def subscribe(self, timeout_s: float = 1.0) -> Features:
-        """Subscribe to everything and find out what this kernel offers. Raises as Listener.subscribe."""
+        """Subscribe to everything and detect the features of this kernel. Raises the errors of Listener.subscribe."""
         self.listener.subscribe(timeout_s)
         self.listener.receive_into(self._in_flight.events)
         self._event_slots_used, _ = self._in_flight.leftover_slots
@@ -111,7 +111,7 @@ class Source:
         return self._features
 
     def resize(self, receive_buffer_bytes: int) -> None:
-        """Another receive buffer for both sockets; a smaller one keeps what is queued."""
+        """Set the receive buffer of both sockets. A smaller one keeps what is queued."""
         self._buffer_bytes = receive_buffer_bytes
         self.granted_buffer_bytes = self.listener.set_receive_buffer(receive_buffer_bytes)
         if self.taskstats is not None:
@@ -119,7 +119,7 @@ class Source:
 
     @property
     def wanted_exits(self) -> StatusSet:
-        """The statuses of the exits that are let through."""
+        """The statuses of the exits that the filter passes."""
         return self._request.connector.exits if self._request is not None else EVERY_STATUS
 
     @property
@@ -132,15 +132,15 @@ class Source:
         return self.listener.rejects
 
     def filenos(self) -> tuple[int, int]:
-        """The descriptors that become readable when there is something to drain.
+        """Return the descriptors that become readable when there is an event to drain, or records were lost.
 
-        An event, or a loss of records. A record itself does not wake us: if it matters its event is about to, and those
-        of leaders that ended early come alone and wait for the next drain.
+        A record alone does not wake the daemon. If it matters, its event follows at once; the records of leaders that
+        ended early wait for the next drain.
         """
         return self.listener.fileno(), self._record_losses.fileno()
 
     def ask(self, request: Request) -> bool:
-        """Put a request in force, live. Returns False if exit records were wanted and cannot be had (any more)."""
+        """Change what the kernel is asked for, live. Return False if exit records are wanted and are not available."""
         if request == self._request:
             return True
         if request.taskstats is None and self.taskstats is not None:
@@ -154,7 +154,7 @@ class Source:
                 return False
             assert self.taskstats is not None
             self.taskstats.attach(taskstats_program(request.taskstats))
-        # Without filters of our own, one of the daemon before us may still be on an adopted socket.
+        # Also if no filter is wanted: the last daemon's filter may still be attached to an adopted socket.
         self.listener.attach(connector_program(request.connector) if self._features.socket_filter else ())
         self.listener.narrow(request.mask)
         self._sequence.reset()
@@ -162,7 +162,7 @@ class Source:
         return True
 
     def drain(self) -> Batch:
-        """One batch of events, and every record that was queued when it had been read."""
+        """Return one batch of events, and every record that was queued after they were read."""
         leftover, self._leftover = self._leftover, None
         slots = self.listener.receive() if leftover is None else memoryview(leftover.events)
         more = leftover is not None or self.listener.slots.filled
@@ -170,7 +170,7 @@ class Source:
         if slots is not None:
             events = decode(slots, self.listener.rejects)
             self._events_seen += len(events)
-            # What was asked for when the leftover came is not known: its numbers may have gaps by right.
+            # The request at the time of the leftover is unknown, so gaps in its numbers may not be losses.
             if leftover is None:
                 self._event_slots_used = self.listener.slots.first + len(slots) // SLOT_SIZE
                 if self._request is not None and self._request.sequence:
@@ -181,15 +181,15 @@ class Source:
             if leftover is not None:
                 records = self.taskstats.decode(leftover.records) + records
         self.records_seen += len(records)
-        told = self.listener.overruns + (self.taskstats.overruns if self.taskstats else 0)
-        overrun, self._overruns_before = told > self._overruns_before, told
-        self.losses.overruns = told
+        overruns = self.listener.overruns + (self.taskstats.overruns if self.taskstats else 0)
+        overrun, self._overruns_before = overruns > self._overruns_before, overruns
+        self.losses.overruns = overruns
         return Batch(events, records, more, overrun)
 
     def blank_slots(self, keep: Collection[int] = ()) -> None:
-        """What was drained is durable, or needs no action: should we be killed now, nobody need see it again.
+        """Blank the slots of what was drained: it is durable or needs no action, so the next daemon need not read it.
 
-        But for the exits of the threads in `keep`, of which only half is known yet.
+        The exits of the threads in `keep` stay, because one half of each is still to come.
         """
         if self.taskstats is None:
             self.listener.slots.first = self._in_flight.blank(self._event_slots_used, 0, keep)[0]
@@ -207,7 +207,7 @@ class Source:
             self.losses.taskstats_drops = self._closed_taskstats_drops + self.taskstats.drops()
 
     def close(self) -> None:
-        """Let the kernel stop making events, if nobody else listens. Nobody will read on, so nothing is in hand."""
+        """Unsubscribe. No later daemon will read these sockets, so nothing stays in flight."""
         self._in_flight.blank(EVENT_SLOTS, RECORD_SLOTS)
         self._record_losses.close()
         if self.taskstats is not None:
@@ -225,6 +225,6 @@ class Source:
             return False
         if self._leftover is not None:
             self.taskstats.first = self.taskstats.used = self._in_flight.leftover_slots[1]
-        self._record_losses.register(self.taskstats.fileno(), 0)  # EPOLLERR is always told (epoll_ctl(2))
+        self._record_losses.register(self.taskstats.fileno(), 0)  # EPOLLERR is always reported (epoll_ctl(2))
         self._keep_taskstats(self.taskstats.fileno())
         return True

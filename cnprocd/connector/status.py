@@ -1,8 +1,8 @@
 """Wait statuses: what they mean, and sets of them that both Python and the kernel's filter can test. PURE.
 
 A wait status is code << 8 for a process that called exit(code), or signal | 0x80 if it dumped core (wait(2),
-include/uapi/linux/wait.h). A StatusSet is the common language of rules, plan and filter: "these exit codes, or these
-signals". The core bit is never part of it, because a dying thread group shows it on one thread only.
+include/uapi/linux/wait.h). Rules, plan and filter share StatusSet: exit codes and signals. The core bit is not part of
+it, because a dying thread group shows it on one thread only.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ CODE_MAX = 255
 SIGNAL_MAX = 64
 CORE_FLAG = 0x80
 
-# The names of signal(7) for x86 and arm. Numbers differ on mips, parisc and alpha, where Python's signal module would
-# have to be asked; this file is pure and those machines are not among our packages.
+# The names of signal(7) for x86 and arm. The numbers differ on mips, parisc and alpha; there are no packages for those
+# machines.
 SIGNAL_NAMES: dict[int, str] = dict(
     enumerate(
         (
@@ -26,29 +26,29 @@ SIGNAL_NAMES: dict[int, str] = dict(
         start=1,
     )
 )
-_SIGRTMIN = 34  # glibc keeps 32 and 33 for itself
+_SIGRTMIN = 34  # glibc reserves 32 and 33
 
 CORE_SIGNALS = frozenset({3, 4, 5, 6, 7, 8, 11, 24, 25, 31})
 """Signals whose default action is to dump core (signal(7))."""
 
 
 def exit_code(status: int) -> int | None:
-    """The code given to exit(), 0 to 255; None if a signal ended the process."""
+    """Return the code given to exit(), 0 to 255; None if a signal ended the process."""
     return None if status & 0x7F else (status >> 8) & 0xFF
 
 
 def term_signal(status: int) -> int | None:
-    """The number of the signal that ended the process; None if it called exit()."""
+    """Return the number of the signal that ended the process; None if it called exit()."""
     return status & 0x7F or None
 
 
 def core_dumped(status: int) -> bool:
-    """Whether a core was dumped (WCOREDUMP)."""
+    """Return whether a core was dumped (WCOREDUMP)."""
     return bool(status & 0x7F) and bool(status & CORE_FLAG)
 
 
 def signal_name(number: int) -> str:
-    """`SIGKILL` for 9, `SIGRTMIN+3` for 37, `SIG32` for a number that has no name."""
+    """Return `SIGKILL` for 9, `SIGRTMIN+3` for 37, `SIG32` for a number without a name."""
     if number in SIGNAL_NAMES:
         return SIGNAL_NAMES[number]
     if _SIGRTMIN <= number <= SIGNAL_MAX:
@@ -57,7 +57,7 @@ def signal_name(number: int) -> str:
 
 
 def describe(status: int | None) -> str:
-    """A wait status in words: `exit code 3`, `SIGSEGV (core dumped)`, `unknown exit status`."""
+    """Return a wait status as text: `exit code 3`, `SIGSEGV (core dumped)`, `unknown exit status`."""
     if status is None:
         return "unknown exit status"
     number = term_signal(status)
@@ -75,7 +75,7 @@ class StatusSet:
 
     @classmethod
     def of(cls, ranges: Iterable[tuple[int, int]], signals: Iterable[int]) -> StatusSet:
-        """Normalised: overlapping and touching ranges are merged."""
+        """Return a normalised set: overlapping and adjacent ranges are merged."""
         merged: list[tuple[int, int]] = []
         for low, high in sorted(ranges):
             if merged and low <= merged[-1][1] + 1:
@@ -92,7 +92,7 @@ class StatusSet:
         return any(low <= code <= high for low, high in self.codes)
 
     def wait_statuses(self) -> frozenset[int]:
-        """Every wait status in the set, with and without core flag: for tests on the hot path."""
+        """Return every wait status in the set, with and without core flag, for tests on the hot path."""
         codes = {code << 8 for low, high in self.codes for code in range(low, high + 1)}
         return frozenset(codes | self.signals | {number | CORE_FLAG for number in self.signals})
 

@@ -1,17 +1,18 @@
-"""Exit records of taskstats: bytes to values. PURE.
+"""Decode the exit records of taskstats. PURE.
 
-When a task ends, the kernel sends what it was, before anybody can reap it and before the connector's exit event: comm,
-real uid and gid, parent, begin, CPU time, peak memory, I/O (kernel/taskstats.c taskstats_exit, called from do_exit).
-Facts this decoder relies on (include/uapi/linux/taskstats.h; measured on 6.18):
+When a task ends, the kernel sends its comm, real uid and gid, parent, begin, CPU time, peak memory and I/O, before its
+parent can reap it and before the connector's exit event (kernel/taskstats.c taskstats_exit, called from do_exit).
+Facts that this decoder relies on (include/uapi/linux/taskstats.h; measured on 6.18):
 
-- struct taskstats starts at byte 36 of the message and only ever grows at its end: but for version 15, which put new
-  fields into its middle and was repaired by version 16. So 12, 13, 14 and 16+ are read by offset, 15 not at all.
+- struct taskstats starts at byte 36 of the message and grows only at its end. The exception is version 15, which put
+  new fields into the middle; version 16 reverted that. So 12, 13, 14 and 16+ are read by offset, and 15 not at all.
 - Since version 12 ac_flag bit AGROUP marks the record of a process's last thread, and ac_tgid names the process.
 - Only that last record of a process that had threads carries a second struct, with the sums of the whole group.
-- A record's comm is that thread's. The process's comm is the leader's, so a leader that ends first is kept too.
-- CPU time is what the scheduler counted in nanoseconds (cpu_run_virtual_total). utime and stime are sampled by ticks,
-  so a short process may show none; they serve where the kernel lacks delay accounting.
-- With several threads dumping core the core flag may be on another thread's status than the last one's.
+- A record's comm is that thread's. The process's comm is the leader's, so the record of a leader that ends first is
+  kept as well.
+- CPU time is the scheduler's count in nanoseconds (cpu_run_virtual_total). utime and stime are sampled by ticks, so
+  they may be 0 for a short process; they are used if the kernel lacks delay accounting.
+- If a process with threads dumps core, the core flag may be on another thread's status than the last one's.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _AGROUP = 0x20
 # hiwater_rss | read_bytes write_bytes | btime64 | tgid tgetime exe_dev exe_inode
 _MESSAGE = struct.Struct("=4xI8x5I" + "H2xIB55x8xQ32s8x4I16x4Q16xQ40x2Q80xQ16xI4x3Q")
 _TYPE_PID, _TYPE_STATS, _TYPE_AGGR_PID, _TYPE_AGGR_TGID = 1, 3, 4, 5
-_TYPE_MASK = 0x3FFF  # the two bits above are flags of netlink, which say nothing of what the attribute is
+_TYPE_MASK = 0x3FFF  # the two bits above are flags of netlink, not part of the attribute type
 _WORD, _PAIR = struct.Struct("=I"), struct.Struct("=HH")
 _GROUP_HEAD = struct.Struct("=2xH")
 _GROUP_CPU = struct.Struct("=Q")
@@ -41,7 +42,7 @@ assert _MESSAGE.size == STRUCT_OFFSET + 400
 
 
 class TaskRecord(NamedTuple):
-    """What the kernel accounted to one task at its death. Ids are of the initial namespaces, times as named."""
+    """The kernel's accounting of one task at its death. Ids are of the initial namespaces."""
 
     pid: int  # thread id
     tgid: int
@@ -70,11 +71,11 @@ class UnreadableRecordError(ValueError):
 
 _Heads = tuple[int, int, int, int, int, int, int]
 _GROUP_OFFSETS: dict[_Heads, int] = {}
-"""Where the second struct would begin, by the heads of a message that was found right. A kernel has one or two."""
+"""Offset of the second struct, by the heads of a message that was found valid. A kernel has one or two."""
 
 
 def decode_record(message: memoryview | bytes, family: int) -> TaskRecord:
-    """The task record in one netlink message. Raises UnreadableRecordError for anything else."""
+    """Return the task record in one netlink message. Raises UnreadableRecordError for anything else."""
     if len(message) < _MESSAGE.size:
         raise UnreadableRecordError(f"{len(message)} bytes are too few for a record")
     (
@@ -95,7 +96,7 @@ def decode_record(message: memoryview | bytes, family: int) -> TaskRecord:
     if threaded:
         group_cpu_ns = _GROUP_CPU.unpack_from(message, group + _GROUP_STRUCT + _CPU_RUN_VIRTUAL_TOTAL)[0]
         cpu_time_us = max(cpu_time_us, group_cpu_ns // 1000)
-    # A third of the price of TaskRecord(...) with names; the order is that of its fields.
+    # A third of the cost of TaskRecord(...) with names. The order is that of its fields.
     return tuple.__new__(
         TaskRecord,
         (
@@ -107,18 +108,18 @@ def decode_record(message: memoryview | bytes, family: int) -> TaskRecord:
 
 
 def _group_offset(heads: _Heads) -> int:
-    """Check what all messages of one kernel have in common. Raises UnreadableRecordError."""
+    """Check the heads, which are the same in all messages of one kernel. Raises UnreadableRecordError."""
     family, kind, command, aggregate, pid_head, stats_head, version = heads
     netlink_type, genl_command = _PAIR.unpack(_WORD.pack(kind))[0], _WORD.pack(command)[0]
     if netlink_type != family or genl_command != TASKSTATS_CMD_NEW:
-        raise UnreadableRecordError(f"netlink type {netlink_type}, command {genl_command} is no exit record")
+        raise UnreadableRecordError(f"netlink type {netlink_type}, command {genl_command} is not an exit record")
     lengths, types = zip(*(_PAIR.unpack(_WORD.pack(head)) for head in (aggregate, pid_head, stats_head)), strict=True)
     if (
         [kind & _TYPE_MASK for kind in types] != [_TYPE_AGGR_PID, _TYPE_PID, _TYPE_STATS]
         or lengths[1] != 8
         or lengths[2] < 4 + _MESSAGE.size - STRUCT_OFFSET
         or lengths[0] < 12 + lengths[2]
-    ):  # as from a kernel that pads before the struct: then nothing is where it is looked for
+    ):  # such as a kernel that pads before the struct: then no field is at its offset
         raise UnreadableRecordError("its attributes are not those of one exit record")
     if version < MINIMUM_VERSION or version in BROKEN_VERSIONS:
         raise UnreadableRecordError(f"taskstats version {version} has another layout")

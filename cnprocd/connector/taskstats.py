@@ -1,9 +1,9 @@
-"""The taskstats socket: find the family, register for every CPU, drain exit records, let go.
+"""The taskstats socket: find the family, register for every CPU, drain exit records, deregister.
 
 Registration is per CPU and may name any possible CPU, so CPUs that come online later are covered from the start
 (kernel/taskstats.c add_del_listener accepts subsets of cpu_possible_mask). The family is optional in a kernel build and
-needs CAP_NET_ADMIN: every reason not to have it becomes TaskstatsAbsent, and the plan does without. Its version is read
-from a record about ourselves before anything depends on the layout.
+needs CAP_NET_ADMIN. If it cannot be used for any reason, TaskstatsAbsent is raised, and the plan works without it. Its
+version is read from a record about this process, before anything depends on the layout.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ _TIMEOUT_S = 1.0
 _POSSIBLE_CPUS = Path("/sys/devices/system/cpu/possible")
 
 
-class TaskstatsAbsent(Exception):  # noqa: N818  # a state of the kernel, not a mistake of anyone
-    """This kernel gives us no exit records that can be used; the text says why."""
+class TaskstatsAbsent(Exception):  # noqa: N818  # a state of the kernel, not an error
+    """This kernel sends no usable exit records. The text is the reason."""
 
 
 class Taskstats:
@@ -54,20 +54,20 @@ class Taskstats:
     def __init__(
         self, receive_buffer_bytes: int, adopted_fd: int | None = None, data: memoryview | None = None
     ) -> None:
-        """A new registration, or one that was kept for us with what is queued in it. Raises TaskstatsAbsent."""
+        """Register anew, or adopt a registration with the records queued in it. Raises TaskstatsAbsent."""
         self._socket = _open() if adopted_fd is None else socket.socket(fileno=adopted_fd)
         self.set_receive_buffer(receive_buffer_bytes)  # before the first record can come: see netlink.open_member
         self._slots = Slots(RECORD_SLOTS, RECORD_SLOT_SIZE, data)
         self.overruns = 0
         self.unreadable = 0
-        self.first = 0  # the slot that the next record goes into: behind those that are still needed
-        self.used = 0  # how many slots from the start may hold something
+        self.first = 0  # the slot for the next record: behind those that are still needed
+        self.used = 0  # how many slots from the start may hold a record
         self._drops_at_adoption = 0
         if adopted_fd is not None:
             self._drops_at_adoption = self.drops()
         try:
             self._cpus = _POSSIBLE_CPUS.read_text().strip().encode() + b"\0"
-            with _open() as asking:  # the answers must not be looked for behind the records of an adopted socket
+            with _open() as asking:  # on an adopted socket the answers would be queued behind records
                 self._family = _find_family(asking)
                 self.version = _ask_version(asking, self._family)
             if adopted_fd is None:
@@ -84,18 +84,18 @@ class Taskstats:
         return self._socket.fileno()
 
     def set_receive_buffer(self, size_bytes: int) -> int:
-        """As netlink.set_receive_buffer."""
+        """Call netlink.set_receive_buffer."""
         return set_receive_buffer(self._socket, size_bytes)
 
     def attach(self, program: tuple[Instruction, ...]) -> None:
         attach_filter(self._socket, program)
 
     def drain(self) -> list[TaskRecord]:
-        """Every record that is queued now. Unreadable ones and overruns are counted."""
+        """Return every record that is queued now. Unreadable ones and overruns are counted."""
         records: list[TaskRecord] = []
         while True:
             if self.first == self._slots.count:
-                self.first = 0  # more than there are slots for: the oldest are in memory alone from here on
+                self.first = 0  # more records than slots: the oldest are in memory only from here on
             received = self._receive()
             if received:
                 records += self.decode(self._slots.datagrams(received, self.first))
@@ -105,7 +105,7 @@ class Taskstats:
                 return records
 
     def _receive(self) -> int:
-        """One batch into the slots from `first` on: how many. Overruns are counted."""
+        """Receive one batch into the slots from `first` on. Return how many; overruns are counted."""
         while True:
             try:
                 return self._slots.receive(self._socket.fileno(), self.first)
@@ -115,7 +115,7 @@ class Taskstats:
                 self.overruns += 1
 
     def decode(self, messages: Iterable[memoryview | bytes]) -> list[TaskRecord]:
-        """The records in these messages; unreadable ones are counted."""
+        """Return the records in these messages; unreadable ones are counted."""
         records = []
         for message in messages:
             try:
@@ -125,7 +125,7 @@ class Taskstats:
         return records
 
     def drops(self) -> int:
-        """Records lost by this socket since it was opened or adopted."""
+        """Return the records that this socket lost since it was opened or adopted."""
         return read_drops(self._socket) - self._drops_at_adoption
 
     def close(self) -> None:
@@ -149,7 +149,7 @@ def _find_family(sock: socket.socket) -> int:
         if kind == _CTRL_ATTR_FAMILY_ID:
             return int(struct.unpack_from("=H", reply, offset + 4)[0])
         offset += max(4, length + 3 & ~3)
-    raise TaskstatsAbsent("taskstats: the kernel's answer names no family")
+    raise TaskstatsAbsent("taskstats: the kernel's answer has no family id")
 
 
 def _ask_version(sock: socket.socket, family: int) -> int:
@@ -157,13 +157,13 @@ def _ask_version(sock: socket.socket, family: int) -> int:
     version = int(struct.unpack_from("=H", reply, STRUCT_OFFSET)[0])
     if version < MINIMUM_VERSION or version in BROKEN_VERSIONS:
         raise TaskstatsAbsent(
-            f"taskstats: version {version} cannot tell a process's last thread or has a broken layout"
+            f"taskstats: version {version} does not mark a process's last thread or has a broken layout"
         )
     return version
 
 
 def _ask(sock: socket.socket, family: int, command: int, attribute: int, value: bytes, flags: int = 0) -> bytes:
-    """Send one request and return the answer to it; an error answer raises OSError."""
+    """Send one request and return the answer. Raises OSError if the answer is an error."""
     _send(sock, family, command, attribute, value, flags)
     reply = sock.recv(65536)
     kind = struct.unpack_from("=H", reply, 4)[0]

@@ -1,7 +1,7 @@
 """The kernel's connector ABI as Python: include/uapi/linux/{netlink,connector,cn_proc}.h and nothing else. PURE.
 
-This file holds the numbers, the layouts and the packing of the one request we send. What to ask for is decided in
-rules/plan.py; how to ask is listener.py. All integers are in native byte order; a datagram is always 76 bytes:
+This file holds the numbers, the layouts and the packing of the one request that is sent. rules/plan.py decides what to
+ask for, and listener.py sends the request. All integers are in native byte order. A datagram is always 76 bytes:
 
     offset  0  struct nlmsghdr   16   len, type, flags, seq, pid
            16  struct cn_msg     20   id.idx, id.val, seq, ack, len, flags
@@ -28,11 +28,11 @@ PROC_EVENT_GID = 0x00000040
 PROC_EVENT_SID = 0x00000080
 PROC_EVENT_PTRACE = 0x00000100
 PROC_EVENT_COMM = 0x00000200
-PROC_EVENT_NONZERO_EXIT = 0x20000000  # only ever asked for: on the wire a failed exit is PROC_EVENT_EXIT
+PROC_EVENT_NONZERO_EXIT = 0x20000000  # only for requests: the kernel sends a failed exit as PROC_EVENT_EXIT
 PROC_EVENT_COREDUMP = 0x40000000
 PROC_EVENT_EXIT = 0x80000000
 
-# cn_proc.h since 6.6 (PROC_EVENT_ALL); the kernel reads mask 0 as this too.
+# cn_proc.h since 6.6 (PROC_EVENT_ALL). To the kernel, mask 0 means the same.
 PROC_EVENT_ALL = (
     PROC_EVENT_FORK
     | PROC_EVENT_EXEC
@@ -64,7 +64,7 @@ NLMSGHDR = struct.Struct("=IHHII")
 CN_MSG = struct.Struct("=IIIIHH")
 PROC_EVENT_SIZE = 40
 DATAGRAM_SIZE = NLMSGHDR.size + CN_MSG.size + PROC_EVENT_SIZE
-QUEUED_EVENT_BYTES = 832  # what one queued event takes of SO_RCVBUF on x86-64 (skb truesize, measured on 6.18)
+QUEUED_EVENT_BYTES = 832  # SO_RCVBUF bytes of one queued event on x86-64 (skb truesize, measured on 6.18)
 
 OFFSET_NLMSG_TYPE = 4  # also used by the classic BPF program, whose offsets count from nlmsghdr
 OFFSET_WHAT = 36
@@ -72,12 +72,12 @@ OFFSET_DATA = 52
 
 
 def pack_subscription(op: int, mask: int | None, ack: int = 0) -> bytes:
-    """A request to the proc connector: LISTEN or IGNORE, with the event mask or without.
+    """Return a request to the proc connector: LISTEN or IGNORE, with the event mask or without.
 
-    With `mask` the request carries struct proc_input {mcast_op, event_type} (cn_proc.h, since 6.6); with None it is
-    the bare 4-byte op that every kernel takes. An older kernel drops the 8-byte form without a word, so the caller
-    must wait for the acknowledgement, whose cn_msg.ack is `ack` + 1 (cn_proc.c cn_proc_ack(); the kernel overwrites
-    seq with its per-CPU counter, so only ack can tell our acknowledgement from another listener's).
+    With `mask` the request carries struct proc_input {mcast_op, event_type} (cn_proc.h, since 6.6). With None it is
+    the bare 4-byte op that every kernel accepts. An older kernel silently drops the 8-byte form, so the caller must
+    wait for the acknowledgement, whose cn_msg.ack is `ack` + 1 (cn_proc.c cn_proc_ack()). The kernel overwrites seq
+    with its per-CPU counter, so only ack identifies the acknowledgement among those of other listeners.
     """
     payload = struct.pack("=I", op) if mask is None else struct.pack("=II", op, mask)
     message = CN_MSG.pack(CN_IDX_PROC, CN_VAL_PROC, 0, ack, len(payload), 0) + payload
