@@ -41,6 +41,7 @@ async def start(parts: Parts, outside: Outside) -> None:
     loop.add_signal_handler(signal.SIGHUP, parts.rules.reload_soon)
     parts.actions.start()
     parts.event_loop.start()
+    parts.rules.enable_expired()
     await parts.control.open()
     # What start-up made stays, so the collector need not look at it again. It also runs less often, because reference
     # counts free what an event makes; 700 new objects are three milliseconds of a storm.

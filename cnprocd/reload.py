@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
 from cnprocd.connector.source import Source
@@ -11,9 +12,11 @@ from cnprocd.dispatch import Actions
 from cnprocd.log import Level, Log
 from cnprocd.pipeline import Pipeline
 from cnprocd.rules.compile import Matcher
-from cnprocd.rules.problems import LoadedRules, RulesError
+from cnprocd.rules.problems import LoadedRules, RulesError, next_end_ns, with_expired_enabled
 from cnprocd.service import ServiceManager
 from cnprocd.subscription import Subscription
+
+MOST_WAIT_S = 60.0  # until the clock is looked at again: it may be set while a rule is disabled for a time
 
 
 class RulesInForce:
@@ -43,6 +46,7 @@ class RulesInForce:
         self._stopping = stopping
         self._turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[RulesError | None]] = set()
+        self._expiry: asyncio.TimerHandle | None = None
         self._use_log_level(loaded.settings.log_level)
 
     def reload_soon(self) -> None:
@@ -77,6 +81,27 @@ class RulesInForce:
                 if not self._stopping.is_set():
                     self._manager.ready(self.status_line())
             return problem
+
+    def enable_expired(self) -> None:
+        """Enable the rules whose `rules disable --for` is over, and come back when the next one's is.
+
+        No file is read for it: edits that have not been reloaded, or cannot be, must neither come into force nor keep a
+        rule disabled.
+        """
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
+        end_ns, now_ns = next_end_ns(self.loaded), time.time_ns()
+        if end_ns is None or self._stopping.is_set():
+            return
+        if end_ns > now_ns:
+            wait_s = min((end_ns - now_ns) / 1e9, MOST_WAIT_S)
+            self._expiry = asyncio.get_running_loop().call_later(wait_s, self.enable_expired)
+            return
+        loaded = with_expired_enabled(self.loaded, now_ns)
+        names = sorted(set(self.loaded.disabled) - set(loaded.disabled))
+        self._swap(loaded)
+        self._log("notice", "rules_enabled", rules=names, message=f"enabled again: {', '.join(names)}")
 
     def status_line(self) -> str:
         """Return the state of the daemon in one line."""
@@ -113,6 +138,7 @@ class RulesInForce:
         for handler in self.on_swap:
             handler()
         self._log("notice", "rules_loaded", **self.summary())
+        self.enable_expired()
 
     def _use_log_level(self, level: Level) -> None:
         self._set_log_level(level)

@@ -180,15 +180,35 @@ VERBS = (
         ),
     ),
     Verb("schema", "rules:schema", "Print the JSON schema of rule files, for editors"),
-    Verb("rules list", "rules:listed", "List the rules"),
+    Verb(
+        "rules list",
+        "rule_view:listed",
+        "List the rules in force",
+        description="Show the rules in force with their state and hits. The column FILES compares the rule files with "
+        "them: same, changed, removed or new. If no daemon answers, show the rules in the files.",
+    ),
+    Verb(
+        "rules show",
+        "rule_view:show",
+        "Show a rule with its defaults, its file, and whether it is in force",
+        (arg("rule", metavar="RULE", help="Name of the rule"),),
+        description="Print the rule of the files as YAML, with all defaults and with named lists expanded. Above it: "
+        "the file and line, the drop-in files that this file overrides, and whether the rule in force is the same. If "
+        "it is not, the differences follow.",
+    ),
     Verb("rules enable", "rules:enable", "Enable rules that `rules disable` disabled", (_NAMES,)),
     Verb(
         "rules disable",
         "rules:disable",
         "Disable rules without editing their file",
-        (_NAMES,),
+        (
+            _NAMES,
+            arg("--for", dest="duration", type=seconds, metavar="TIME", help="Enable the rules again after this time"),
+        ),
         description="Write the names to the file `disabled` beside the rule file (/etc/cnprocd/disabled), and reload a "
-        "running daemon. The rules stay disabled until `rules enable`.",
+        "running daemon. The rules stay disabled until `rules enable`, or for the time of --for. That time goes on "
+        "while the daemon does not run.",
+        examples=("cnprocctl rules disable oracle-process-died --for 2h",),
     ),
     Verb("jobs list", "jobs:listed", "List the newest jobs", (
         arg("--state", choices=STATES, metavar="STATE", help="Only jobs in this state: " + ", ".join(STATES)),
@@ -278,4 +298,4 @@ VERBS = (
     ),
 )  # fmt: skip
 
-GROUPS = {"rules": "List, enable and disable rules", "jobs": "List, show, retry and drop jobs"}
+GROUPS = {"rules": "List, show, enable and disable rules", "jobs": "List, show, retry and drop jobs"}

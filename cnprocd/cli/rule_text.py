@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from cnprocd.json_value import JsonObject, JsonValue
 
-_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*|/[A-Za-z0-9_./-]*", re.ASCII)
+_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*|/[A-Za-z0-9_./-]*|[1-9][0-9]*(?:ms|[smhdKMGT])", re.ASCII)
 _NOT_TEXT = frozenset({"true", "false", "null", "yes", "no", "on", "off", "y", "n"})
 _ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t"}
 

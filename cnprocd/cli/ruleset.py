@@ -12,7 +12,7 @@ from pathlib import Path
 from cnprocd.rules.language import yaml12
 from cnprocd.rules.language.disabled import apply, path_beside
 from cnprocd.rules.language.lint import LintWarning, lint
-from cnprocd.rules.language.load import LARGEST, load
+from cnprocd.rules.language.load import DROPIN_DIRS, LARGEST, load
 from cnprocd.rules.problems import LoadedRules, Problem, RulesError
 from cnprocd.rules.ruleset import Rule
 
@@ -38,6 +38,16 @@ class Place:
     root: yaml12.Mapping
     index: int
     lines: list[str]
+
+    @property
+    def line(self) -> int:
+        """The line of the rule's first key, from 1."""
+        return yaml12.locate(self.root, ("rules", self.index), False).line
+
+    @property
+    def text(self) -> str:
+        """`file:line`."""
+        return f"{self.file}:{self.line}"
 
 
 def loaded_rules(
@@ -110,6 +120,25 @@ def warnings(loaded: LoadedRules) -> list[tuple[str, Problem]]:
 def places(loaded: LoadedRules) -> dict[str, Place]:
     """Return the position of each rule."""
     return {name: place for file in loaded.files for name, place in _of_file(file)}
+
+
+def overridden(file: Path, name: str, directories: Sequence[Path] = DROPIN_DIRS) -> Iterator[tuple[Path, int | None]]:
+    """Return the drop-ins that `file` takes precedence over, each with the line of its rule `name`, if it has one.
+
+    `directories` are given with the highest precedence first, as for load().
+    """
+    lower = directories[directories.index(file.parent) + 1 :] if file.parent in directories else ()
+    for directory in lower:
+        other = directory / file.name
+        if other.is_file():
+            yield other, _line_of(other, name)
+
+
+def _line_of(file: Path, name: str) -> int | None:
+    try:
+        return next((place.line for found, place in _of_file(file) if found == name), None)
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def _problem(warning: LintWarning, known: dict[str, Place]) -> Problem:

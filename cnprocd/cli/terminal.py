@@ -67,8 +67,9 @@ def ago(time_ns: int | None) -> str:
 
 
 def clock(time_ns: int) -> str:
-    """A moment as local time to the second."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time_ns / 1e9))
+    """Return a moment as local time to the second, with its zone: `2026-11-25 22:00:15+01:00`."""
+    text = time.strftime("%Y-%m-%d %H:%M:%S%z", time.localtime(time_ns / 1e9))
+    return f"{text[:-2]}:{text[-2:]}"
 
 
 def size(count_bytes: float) -> str:

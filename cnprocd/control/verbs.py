@@ -14,8 +14,10 @@ from cnprocd.control.problems import problem_value
 from cnprocd.control.server import Args, Verb, VerbError
 from cnprocd.control.tap import MATCHES
 from cnprocd.control.values import job_value, match_value
-from cnprocd.json_value import JsonValue, get_choice_or_none, get_int, get_str_or_none
+from cnprocd.errors import EX_NO
+from cnprocd.json_value import JsonValue, get_choice_or_none, get_int, get_str, get_str_or_none
 from cnprocd.output import metrics
+from cnprocd.rules.written import written_rule
 from cnprocd.spool.job import State
 
 MAX_LIMIT = 1000
@@ -28,6 +30,7 @@ def verbs_of(daemon: view.DaemonView) -> Mapping[str, Verb]:
     return {
         "status": Verb(lambda args: view.status(daemon)),
         "metrics": Verb(lambda args: metrics.render(view.status(daemon))),
+        "rule": Verb(partial(_rule, daemon)),
         "reload": Verb(partial(_reload, daemon), changes=True),
         "jobs": Verb(partial(_jobs, daemon)),
         "job": Verb(partial(_job, daemon)),
@@ -53,6 +56,14 @@ async def _reload(daemon: view.DaemonView, args: Args) -> JsonValue:
         "files": [str(path) for path in daemon.loaded.files],
         "warnings": [warning.render() for warning in daemon.loaded.warnings],
     }
+
+
+def _rule(daemon: view.DaemonView, args: Args) -> JsonValue:
+    name = get_str(args, "name")
+    rule = next((rule for rule in daemon.loaded.rules if rule.name == name), None)
+    if rule is None:
+        raise VerbError(f'no rule named "{name}" is in force', "`cnprocctl rules list` shows the rules", EX_NO)
+    return {"rule": written_rule(rule)}
 
 
 def _jobs(daemon: view.DaemonView, args: Args) -> JsonValue:

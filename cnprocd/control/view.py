@@ -73,6 +73,8 @@ def rules(daemon: DaemonView) -> list[JsonDict]:
             "name": rule.name,
             "description": rule.description,
             "enabled": rule.enabled,
+            "disabled_until_ns": daemon.loaded.disabled.get(rule.name),
+            "digest": daemon.loaded.digests[rule.name],
             "events": list(rule.events),
             "hits": counts.rules[rule.name],
             "last_hit_ns": counts.rule_last_ns.get(rule.name),

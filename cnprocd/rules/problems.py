@@ -6,7 +6,7 @@ A problem is shown as `file:line:column: message`, then the line, a caret, the a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cnprocd.errors import ConfigError
@@ -26,6 +26,24 @@ class LoadedRules:
     lists: Mapping[str, tuple[Pattern, ...]]
     files: tuple[Path, ...]
     warnings: tuple[Problem, ...]
+    digests: Mapping[str, str] = field(default_factory=dict)  # of each rule (written.py), for comparing with the files
+    # The rules that the file `disabled` disables, with the end in nanoseconds since 1970, or None if there is no end.
+    disabled: Mapping[str, int | None] = field(default_factory=dict)
+
+
+def next_end_ns(loaded: LoadedRules) -> int | None:
+    """Return when the first of the disabled rules is to be enabled again, in nanoseconds since 1970."""
+    return min((end for end in loaded.disabled.values() if end is not None), default=None)
+
+
+def with_expired_enabled(loaded: LoadedRules, now_ns: int) -> LoadedRules:
+    """Return the rules with those enabled whose time in the file `disabled` is over."""
+    over = {name for name, end in loaded.disabled.items() if end is not None and end <= now_ns}
+    return replace(
+        loaded,
+        rules=tuple(replace(rule, enabled=True) if rule.name in over else rule for rule in loaded.rules),
+        disabled={name: end for name, end in loaded.disabled.items() if name not in over},
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,7 @@ _cnprocctl() {
     esac
     case "$verb" in
         "") COMPREPLY=($(compgen -W "status reload check explain test schema rules jobs history watch top metrics doctor record replay help --rules --runtime-dir --state-dir -o --json" -- "$cur")) ;;
-        rules) COMPREPLY=($(compgen -W "list enable disable" -- "$cur")) ;;
+        rules) COMPREPLY=($(compgen -W "list show enable disable" -- "$cur")) ;;
         jobs) COMPREPLY=($(compgen -W "list show retry drop" -- "$cur")) ;;
         "status")
             COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --json" -- "$cur"))
@@ -74,12 +74,16 @@ _cnprocctl() {
         "rules list")
             COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --json" -- "$cur"))
             ;;
+        "rules show")
+            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --json" -- "$cur"))
+            [[ $cur != -* ]] && COMPREPLY=($(compgen -W "$(_cnprocctl_rules)" -- "$cur"))
+            ;;
         "rules enable")
             COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --json" -- "$cur"))
             [[ $cur != -* ]] && COMPREPLY=($(compgen -W "$(_cnprocctl_rules)" -- "$cur"))
             ;;
         "rules disable")
-            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--for --rules --runtime-dir --state-dir -o --json" -- "$cur"))
             [[ $cur != -* ]] && COMPREPLY=($(compgen -W "$(_cnprocctl_rules)" -- "$cur"))
             ;;
         "jobs list")

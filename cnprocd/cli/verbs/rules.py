@@ -1,22 +1,24 @@
-"""What is asked of the rule files: check, schema, and rules list, enable and disable. No daemon needed."""
+"""Verbs that work on rule files: check, schema, rules enable and rules disable. No daemon is needed."""
 
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from cnprocd.cli.grammar import Options
 from cnprocd.cli.rule_names import no_such_rule
 from cnprocd.cli.ruleset import check as check_files
-from cnprocd.cli.ruleset import loaded_rules, places
-from cnprocd.cli.terminal import Style, columns, print_json
+from cnprocd.cli.ruleset import loaded_rules
+from cnprocd.cli.terminal import Style, clock, print_json
 from cnprocd.control.client import Client, NotRunningError
 from cnprocd.control.problems import problem_value
 from cnprocd.errors import EX_CONFIG, EX_NOPERM, EX_OK, CnprocdError, NotFoundError
+from cnprocd.json_value import as_dict, as_str, get_list
 from cnprocd.rules.language import disabled
 from cnprocd.rules.language.schema import json_schema
-from cnprocd.rules.problems import Problem
+from cnprocd.rules.problems import MAIN_FILE, Problem
 
 
 def check(options: Options) -> int:
@@ -62,94 +64,63 @@ def _painted(problem: Problem, colour: str, label: str, style: Style) -> str:
 
 
 def schema(options: Options) -> int:
-    """The JSON schema, as installed in /usr/share/cnprocd/rules.schema.json."""
+    """Print the JSON schema, as installed in /usr/share/cnprocd/rules.schema.json."""
     print_json(json_schema())
     return EX_OK
 
 
-def listed(options: Options) -> int:
-    """All rules with their place."""
-    loaded = loaded_rules(options.rules)
-    where = places(loaded)
-    found = [
-        {
-            "name": rule.name,
-            "enabled": rule.enabled,
-            "events": list(rule.events),
-            "hook": rule.run is not None,
-            "file": str(where[rule.name].file),
-            "description": rule.description,
-        }
-        for rule in loaded.rules
-    ]
-    if options.json:
-        print_json(found)
-        return EX_OK
-    rows = [
-        [
-            rule.name,
-            "enabled" if rule.enabled else "DISABLED",
-            " ".join(rule.events),
-            "hook" if rule.run is not None else "-",
-            str(where[rule.name].file),
-            rule.description,
-        ]
-        for rule in loaded.rules
-    ]
-    for line in (
-        columns(rows, ["RULE", "STATE", "EVENTS", "HOOK", "FILE", "DESCRIPTION"], Style()) if rows else ["no rules"]
-    ):
-        print(line)
-    return EX_OK
-
-
 def enable(options: Options) -> int:
-    """Take names out of the file of disabled rules; then reload."""
-    return _switch(options, on=True)
+    """Remove names from the file of disabled rules, and reload."""
+    entries = _read(options, enabling=True)
+    return _write(options, {name: end for name, end in entries.items() if name not in options.names}, "enabled")
 
 
 def disable(options: Options) -> int:
-    """Add names to the file of disabled rules; then reload."""
-    return _switch(options, on=False)
-
-
-def _switch(options: Options, *, on: bool) -> int:
+    """Add names to the file of disabled rules, and reload. With --for they are enabled again after that time."""
+    entries = _read(options, enabling=False)
+    until_ns = None if options.duration is None else time.time_ns() + int(options.duration * 1e9)
+    state = "disabled" if until_ns is None else f"disabled until {clock(until_ns)}"
     path = disabled.path_beside(options.rules)
-    loaded = loaded_rules(options.rules)
-    off = set(disabled.read(path))
+    return _write(options, entries | dict.fromkeys(options.names, until_ns), f"{state} (in {path})")
+
+
+def _read(options: Options, *, enabling: bool) -> dict[str, int | None]:
+    """Return what the file of disabled rules holds. Raises NotFoundError if a name cannot be enabled or disabled."""
+    rules = {rule.name: rule.enabled for rule in loaded_rules(options.rules).rules}
+    entries = disabled.in_effect_of(disabled.read(disabled.path_beside(options.rules)))
     for name in options.names:
-        _check_name(name, {rule.name: rule.enabled for rule in loaded.rules}, off, on)
-    before, off = off, off - set(options.names) if on else off | set(options.names)
+        if name not in rules and not (enabling and name in entries):
+            raise no_such_rule(name, rules)
+        if enabling and name not in entries and not rules[name]:
+            raise NotFoundError(f'the rule "{name}" is disabled in its own file', "remove `enabled: false` from it")
+    return {name: entry.until_ns for name, entry in entries.items()}
+
+
+def _write(options: Options, entries: Mapping[str, int | None], state: str) -> int:
+    path = disabled.path_beside(options.rules)
     try:
-        if off != before:
-            disabled.write(path, off)
+        disabled.write(path, entries)
     except PermissionError as error:
-        refused = CnprocdError(f"{path} cannot be written: {error.strerror}", "run it as root")
+        refused = CnprocdError(f"cannot write {path}: {error.strerror}", "run it as root")
         refused.exit_status = EX_NOPERM
         raise refused from error
-    told = _tell_daemon(options, loaded.files[0])
+    reloaded = _reload(options)
     if options.json:
-        print_json({"file": str(path), "disabled": sorted(off), "reloaded": told})
+        ends = [{"name": name, "until_ns": end} for name, end in sorted(entries.items())]
+        print_json({"file": str(path), "disabled": sorted(entries), "ends": ends, "reloaded": reloaded})
         return EX_OK
-    state = "enabled" if on else f"disabled (in {path})"
-    after = "and in force" if told else "from the next start of cnprocd: none runs with these rules"
+    after = "and in force" if reloaded else "from the next start of cnprocd: no daemon runs with these rules"
     print(f"{', '.join(options.names)}: {state}, {after}")
     return EX_OK
 
 
-def _check_name(name: str, rules: dict[str, bool], off: set[str], on: bool) -> None:
-    if name not in rules and not (on and name in off):
-        raise no_such_rule(name, rules)
-    if on and name not in off and not rules[name]:
-        raise NotFoundError(f'the rule "{name}" is disabled in its own file', "remove `enabled: false` from it")
-
-
-def _tell_daemon(options: Options, main_file: Path) -> bool:
-    """Whether a daemon runs with this rule file, and has taken the change."""
+def _reload(options: Options) -> bool:
+    """Whether a daemon runs with these rule files, and has loaded them again."""
+    main_file = (options.rules or MAIN_FILE).absolute()
     try:
         with Client(options.runtime_dir) as client:
-            status: Any = client.ask("status")
-            if Path(status["files"][0]).absolute() != main_file.absolute():
+            status = as_dict(client.ask("status"))
+            if Path(get_list(status, "files", as_str)[0]).absolute() != main_file:
                 return False
             client.ask("reload")
     except NotRunningError:

@@ -1,55 +1,84 @@
-"""Rules that are disabled without a change of their file: their names are in the file `disabled` beside the main file.
+"""Rules that are disabled without editing their file: names in a file called `disabled`, beside the main rule file.
 
-The file is not in the state directory because which rules are in force is configuration. It belongs to root, as the
-rules do, so the daemon's own user cannot disable a rule. Configuration management sees it, every command that reads
-rules applies it, and it survives the loss of the state directory. One name per line; `#` begins a comment. A name
-without a rule is a warning: a renamed rule does not become enabled silently.
+Each line is `NAME` or `NAME until 2026-11-25T22:00:00Z`; `#` begins a comment. After its time a line has no effect. A
+name that no rule has gives a warning, so that a renamed rule does not come back unnoticed.
+
+Why the file is there and not in the state directory: which rules are in force is configuration. The file belongs to
+root, as the rules do, so the daemon's own user cannot disable a rule. Administrators and their tools find it beside the
+rules, commands read it without a daemon, and it survives the loss of the state directory.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from dataclasses import replace
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from cnprocd.rules.language.load import load
 from cnprocd.rules.problems import MAIN_FILE, LoadedRules, Problem, RulesError
+from cnprocd.rules.ruleset import Rule
 from cnprocd.safe_open import UnsafeFileError, safe_open
 
 NAME = "disabled"
+NS = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A line of the file: until when, in nanoseconds since 1970 (None: no end), and its number."""
+
+    until_ns: int | None
+    line: int = 0
 
 
 def path_beside(rules: Path | None) -> Path:
-    """Return the path of the file for a main file (None: the default one)."""
+    """Return the path of the file for a main rule file (None: the default one)."""
     return (rules or MAIN_FILE).absolute().with_name(NAME)
 
 
 def load_in_force(rules: Path | None) -> LoadedRules:
-    """Return the rules of the files, with `enabled` false for the disabled ones. Raises RulesError, as `load` does."""
+    """Load the rules, and mark those as not enabled that the file disables. Raises RulesError, as `load` does."""
     return apply(load(rules), path_beside(rules))
 
 
 def apply(loaded: LoadedRules, path: Path) -> LoadedRules:
-    """Return `loaded` with `enabled` false for the rules that `path` names."""
-    names = read(path)
-    if not names:
+    """Return `loaded` with the rules not enabled that `path` disables now. Raises RulesError."""
+    entries = read(path)
+    if not entries:
         return loaded
     known = {rule.name for rule in loaded.rules}
     warnings = tuple(
-        Problem(path, line, 1, f'there is no rule named "{name}"', hint="it was renamed or removed; remove the line")
-        for name, line in names.items()
+        Problem(
+            path, entry.line, 1, f'there is no rule named "{name}"', hint="it was renamed or removed; remove the line"
+        )
+        for name, entry in entries.items()
         if name not in known
     )
+    in_effect = in_effect_of(entries)
     return replace(
         loaded,
-        rules=tuple(replace(rule, enabled=False) if rule.name in names else rule for rule in loaded.rules),
+        rules=tuple(replace(rule, enabled=False) if rule.name in in_effect else rule for rule in loaded.rules),
         warnings=loaded.warnings + warnings,
+        disabled={rule.name: in_effect[rule.name].until_ns for rule in loaded.rules if _is_disabled(rule, in_effect)},
     )
 
 
-def read(path: Path) -> dict[str, int]:
-    """Return the names and their lines, none without a file. Raises RulesError if it is unsafe or unreadable."""
+def in_effect_of(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    """Return the entries whose time is not over."""
+    now_ns = time.time_ns()
+    return {name: one for name, one in entries.items() if one.until_ns is None or one.until_ns > now_ns}
+
+
+def _is_disabled(rule: Rule, entries: Mapping[str, Entry]) -> bool:
+    """Whether the file disables a rule that its own file does not disable."""
+    return rule.enabled and rule.name in entries
+
+
+def read(path: Path) -> dict[str, Entry]:
+    """Return the entries by name, the expired ones too. Raises RulesError if the file is unsafe or malformed."""
     try:
         with os.fdopen(safe_open(path), encoding="utf-8", errors="replace") as file:
             lines = file.read(1 << 20).splitlines()
@@ -59,17 +88,39 @@ def read(path: Path) -> dict[str, int]:
         raise RulesError([Problem(path, 0, 0, error.what, hint=error.hint)]) from error
     except OSError as error:
         raise RulesError([Problem(path, 0, 0, f"cannot read the file: {error.strerror}")]) from error
-    found = ((line.partition("#")[0].strip(), number) for number, line in enumerate(lines, start=1))
-    return {name: number for name, number in found if name}
+    words = ((number, line.partition("#")[0].split()) for number, line in enumerate(lines, start=1))
+    return {found[0]: Entry(_end_ns(path, number, lines, found[1:]), number) for number, found in words if found}
 
 
-def write(path: Path, names: Iterable[str]) -> None:
-    """Replace the file, or remove it if there are no names. Raises OSError."""
-    names = sorted(names)
-    if not names:
+def _end_ns(path: Path, number: int, lines: list[str], words: list[str]) -> int | None:
+    """Return the time that `until TIME` names."""
+    if not words:
+        return None
+    if len(words) == 2 and words[0] == "until":
+        try:
+            return int(datetime.fromisoformat(words[1]).timestamp()) * NS
+        except (ValueError, OverflowError):
+            pass
+    line = lines[number - 1]
+    message = f'cannot read "{" ".join(words)}" after the name of a rule'
+    column = line.index(words[0]) + 1
+    raise RulesError([Problem(path, number, column, message, "until 2026-11-25T22:00:00Z", source_line=line)])
+
+
+def write(path: Path, entries: Mapping[str, int | None]) -> None:
+    """Replace the file with these names and their ends (Entry.until_ns). Without names, remove it. Raises OSError."""
+    if not entries:
         path.unlink(missing_ok=True)
         return
+    lines = ["# Rules disabled by `cnprocctl rules disable`.\n", *(_line(*entry) for entry in sorted(entries.items()))]
     temporary = path.with_name(f".{NAME}.{os.getpid()}")
-    temporary.write_text("# Rules disabled by `cnprocctl rules disable`.\n" + "".join(f"{n}\n" for n in names))
+    temporary.write_text("".join(lines))
     temporary.chmod(0o644)
     os.replace(temporary, path)
+
+
+def _line(name: str, until_ns: int | None) -> str:
+    if until_ns is None:
+        return f"{name}\n"
+    end = datetime.fromtimestamp(-(-until_ns // NS), UTC)  # rounded up: never a shorter time than was asked for
+    return f"{name} until {end:%Y-%m-%dT%H:%M:%SZ}\n"

@@ -29,6 +29,8 @@ from cnprocd.rules.language.schema import RuleFileModel
 from cnprocd.rules.language.value_problem import InvalidValueError, ValueProblem
 from cnprocd.rules.language.yaml12 import Mark
 from cnprocd.rules.problems import MAIN_FILE, LoadedRules, Problem, RulesError
+from cnprocd.rules.ruleset import Rule
+from cnprocd.rules.written import digest
 from cnprocd.safe_open import UnsafeFileError, safe_open
 
 __all__ = ["DROPIN_DIRS", "MAIN_FILE", "LoadedRules", "Problem", "RulesError", "load"]
@@ -88,12 +90,14 @@ def load(
     if problems:
         raise RulesError(problems)
     valid = [(source, rule_file) for source, rule_file in files if rule_file is not None]
+    rules: tuple[Rule, ...] = tuple(plain(rule) for _, rule_file in valid for rule in rule_file.rules)
     return LoadedRules(
-        rules=tuple(plain(rule) for _, rule_file in valid for rule in rule_file.rules),
+        rules=rules,
         settings=plain(valid[0][1].settings),
         lists={name: entries for _, rule_file in valid for name, entries in rule_file.lists.items()},
         files=tuple(source.file for source in sources),
         warnings=(*warnings, *_warnings(valid)),
+        digests={rule.name: digest(rule) for rule in rules},
     )
 
 
