@@ -64,6 +64,7 @@ rules/language/names rules/language/plain rules/language/regex_cost rules/langua
 rules/language/value_problem
 runner/wire runner/wire_validate
 spool/job spool/latency spool/rows spool/throttle
+process/cgroup_path process/files
 """.split()
 
 # What touches the world: the system, files, time, the network, other processes, threads, or the log.
