@@ -122,6 +122,10 @@ class KnownFiles:
         for surplus in old[: max(0, len(old) - MOST_OLD)]:
             self.release(path, surplus)
 
+    def current(self, path: str) -> FileId | None:
+        """The file that a named path leads to."""
+        return self._current.get(path)
+
     def old_files(self, path: str) -> tuple[FileId, ...]:
         """The files that had this path, oldest first."""
         current = self._current.get(path)
