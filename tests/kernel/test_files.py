@@ -115,7 +115,7 @@ def test_a_replaced_file_is_known_before_its_first_death(tmp_path, known, record
         watched.let_go()
 
 
-def test_an_upgraded_file_is_known_until_its_last_process_ends(tmp_path, known, records):
+def test_an_upgraded_file_is_known_until_its_last_death(tmp_path, known, records):
     files, watched = known
     program = Path(shutil.copy("/bin/sleep", tmp_path / "d"))
     watched.use([str(program)])
@@ -136,7 +136,7 @@ def test_an_upgraded_file_is_known_until_its_last_process_ends(tmp_path, known, 
     assert files.find(file_id(str(program))).paths == (str(program),)
 
 
-def test_a_file_replaced_before_the_start_is_taken_from_a_process(tmp_path, known):
+def test_a_file_replaced_before_start_is_taken_from_a_process(tmp_path, known):
     files, watched = known
     program = Path(shutil.copy("/bin/sleep", tmp_path / "d"))
     old = file_id(str(program))

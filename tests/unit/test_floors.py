@@ -65,6 +65,8 @@ rules/language/value_problem
 runner/wire runner/wire_validate
 spool/job spool/latency spool/rows spool/throttle
 process/cgroup_path process/files
+
+process/oom
 """.split()
 
 # What touches the world: the system, files, time, the network, other processes, threads, or the log.

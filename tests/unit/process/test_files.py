@@ -195,7 +195,7 @@ def test_a_claim_is_verified_by_the_file_or_the_namespace(claim, at_path, in_hos
 # --- mounts
 
 
-def test_only_devices_of_filesystems_with_unique_inodes_are_trusted():
+def test_only_devices_with_unique_inodes_are_trusted():
     mounts = parse_mountinfo(MOUNTINFO)
     trusted = [device for device in (*range(30, 50), os.makedev(254, 0)) if mounts.identifies(device)]
     assert trusted == [40, 42, os.makedev(254, 0)]
