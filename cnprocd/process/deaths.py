@@ -1,22 +1,22 @@
-"""One answer per process death, joined from exit records (taskstats) and exit events (connector). PURE.
+"""Join exit records (taskstats) and exit events (connector) into one death per process. PURE.
 
 Both come once per thread. The facts that make the join exact (measured on 6.18, each has a kernel test):
 
-- A task's record is sent before its exit event. So whoever reads the connector first and taskstats second has, for
-  every exit event in hand, the record too. They are joined by thread id.
-- Exactly one record of a process is marked `last`. Its status is what waitpid() tells the parent: after exit_group or
-  a fatal signal every thread shows the group's status, and otherwise the kernel takes the last thread's
+- The kernel sends a task's record before its exit event. So if the connector is read first and taskstats second, the
+  record of every exit event in the batch is in the batch as well. They are joined by thread id.
+- Exactly one record of a process is marked `last`. Its status is the one that waitpid() returns: after exit_group or a
+  fatal signal every thread shows the group's status, and otherwise the kernel takes the last thread's
   (kernel/exit.c synchronize_group_exit).
-- One exception: after a core dump only the dumping thread's status carries the core flag, and its record may come a
-  moment after the last one. A death by a core-dumping signal of a process that had threads is therefore held for a few
+- The exception: after a core dump only the dumping thread's status carries the core flag, and its record may come a
+  moment after the last one. So a death by a core-dumping signal of a process that had threads is held for a few
   milliseconds.
-- comm is a thread's own. The process's is its leader's, whose record is kept when the leader ends first. It may also
-  come a moment after the last one, and the death is held for it in the same way.
-- exec by another thread than the leader ends the leader, with status 0, and gives its id to that thread: one thread id
-  can have two records and two events in one batch. A record and its event show the same status. So a death whose
-  leader's record says 0 is held as well: it may be the old leader's, and the new one's about to come.
+- A record's comm is that thread's. The process's comm is its leader's, whose record is kept if the leader ends first.
+  That record may also come a moment after the last one, and the death is held for it in the same way.
+- exec by another thread than the leader ends the leader, with status 0, and gives its id to that thread. So one thread
+  id can have two records and two events in one batch. A record and its event show the same status. A death whose
+  leader's record shows 0 is held as well: it may be the old leader's record, and the new leader's may be about to come.
 
-A death whose event was lost is told without its time; one whose record was lost is told without its identity.
+A death whose event was lost is reported without its time; one whose record was lost is reported without its identity.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from cnprocd.connector.event import Exit
 from cnprocd.connector.status import CORE_FLAG, CORE_SIGNALS, EVERY_STATUS, core_dumped
 from cnprocd.connector.taskrecord import TaskRecord
 
-_LEADERS_PRUNED_AT = 1024  # early leaders kept before those of dead processes are looked for
+_LEADERS_PRUNED_AT = 1024  # early leaders that are kept before those of dead processes are removed
 _TOGETHER_NS = 5_000_000  # threads of a group exit end within a few milliseconds of each other
 HOLD_NS = 2_000_000  # how long after its event a death waits for the records of other threads
-_REPORTED_NS = 1_000_000_000  # a second death of the same PID within this time, without records, is the same death
+_REPORTED_NS = 1_000_000_000  # without records, a second death of the same PID within this time is the same death
 
 
 class Death(NamedTuple):
-    """The end of a process. At least one of `event` and `record` is there."""
+    """The end of a process. At least one of `event` and `record` is not None."""
 
     tgid: int
     status: int
@@ -45,24 +45,24 @@ class Death(NamedTuple):
 
 
 Waiting = dict[int, tuple[TaskRecord, ...]]
-"""Thread id -> records whose exit event is still to come."""
+"""Thread id -> records whose exit event has not come yet."""
 
 
 class Deaths:
     """The join. Feed records, then `release_held`, then exit events."""
 
     def __init__(self, is_alive: Callable[[int], bool], wanted: frozenset[int] = EVERY_STATUS.wait_statuses()) -> None:
-        """`wanted`: the statuses whose records and events the kernel lets through, but for early leaders' records."""
+        """`wanted`: the statuses whose records and events the kernel passes; early leaders' records always pass."""
         self.wanted = wanted
         self._is_alive = is_alive
         self._leaders: dict[int, TaskRecord] = {}  # tgid -> leader that ended before its process
         self._waiting: Waiting = {}
-        self._gone: Waiting = {}  # who waited at the last `prune`, and was gone
-        self._eventless: dict[int, int] = {}  # tgid -> status of a death that was told without its event
+        self._gone: Waiting = {}  # records that waited at the last `prune`, of processes that were gone
+        self._eventless: dict[int, int] = {}  # tgid -> status of a death that was reported without its event
         self._caught_up = False
-        self._dumped: dict[int, int] = {}  # tgid -> status of its thread that showed the core flag
+        self._dumped: dict[int, int] = {}  # tgid -> status of the thread that showed the core flag
         self._held: list[Death] = []
-        self._reported: dict[int, int] = {}  # tgid -> time of a death that was told without a record
+        self._reported: dict[int, int] = {}  # tgid -> time of a death that was reported without a record
         self._prune_at = _LEADERS_PRUNED_AT
         self.without_record = 0
 
@@ -79,10 +79,10 @@ class Deaths:
         self._note_core(record.tgid, record.status)
 
     def exit(self, event: Exit) -> tuple[TaskRecord | None, Death | None]:
-        """Take one exit event: the thread's record, and the death if this was the last thread and nothing may come."""
+        """Take one exit event. Return the thread's record, and the death if it was the last thread and is complete."""
         tid = event.process_pid
         waiting = self._waiting.get(tid, ())
-        if len(waiting) == 1:  # what nearly every exit comes to: one thread, one record, nothing else known of either
+        if len(waiting) == 1:  # the most frequent case: one thread, one record, and no other state
             only = waiting[0]
             alone = only.last and not (only.threaded or self._leaders or self._dumped)
             if alone and tid == only.tgid == event.process_tgid and only.status == event.exit_code:
@@ -101,47 +101,48 @@ class Deaths:
 
     @property
     def has_held(self) -> bool:
-        """A death waits for what a sibling's record tells: drain again after HOLD_NS."""
+        """Whether a death is held for the record of a sibling thread: drain again after HOLD_NS."""
         return bool(self._held)
 
     @property
     def has_waiting(self) -> bool:
-        """An exit record came whose event is still to come: whoever stops now leaves the event without its record."""
+        """Whether an exit record waits for its event. After a stop now the next daemon would lack the record."""
         return bool(self._waiting)
 
     @property
     def incomplete_tids(self) -> Collection[int]:
-        """The thread ids of what is known by half, and by us alone."""
+        """The thread ids of deaths of which one half has been read and the other has not."""
         if not self._held:
             return self._waiting
         held = {tid for death in self._held if death.event for tid in (death.event.process_pid, death.tgid)}
         return held | self._waiting.keys()
 
     def release_held(self, now_ns: int | None) -> list[Death]:
-        """The deaths that were held and are complete by now, or have waited for long enough; None: all of them."""
-        told: list[Death] = []
+        """Return the held deaths that are complete, or were held for HOLD_NS. `now_ns` None: return all of them."""
+        released: list[Death] = []
         waiting: list[Death] = []
         for death in self._held:
             late = self._leaders.get(death.tgid)
-            if late is not None and not (late.status ^ death.status) & ~CORE_FLAG:  # else of the PID's next owner
+            if late is not None and not (late.status ^ death.status) & ~CORE_FLAG:  # else it is the PID's next owner's
                 death = death._replace(leader=self._leaders.pop(death.tgid))
             death = self._with_core_flag(death)
             assert death.event is not None
             due_ns = death.event.timestamp_ns + HOLD_NS
             waits = now_ns is not None and now_ns < due_ns and self._is_incomplete(death)
-            (waiting if waits else told).append(death)
+            (waiting if waits else released).append(death)
         self._held = waiting
-        return told
+        return released
 
     def waiting(self) -> Waiting:
-        """The records that wait for their event now."""
+        """Return the records that wait for their event now."""
         return dict(self._waiting)
 
     def without_event(self, waited: Waiting) -> list[Death]:
-        """The deaths of `waited` whose event was lost: it is still not there, and the process is gone.
+        """Return the deaths of `waited` whose event was lost: it has not come, and the process is gone.
 
-        A record is made before the memory of a process is given back, which may take seconds, and its event after. So
-        ask only when the events of all who were gone have been read. A leader's record without a death is forgotten.
+        The kernel makes a record before it frees the memory of the process, which may take seconds, and the event
+        after. So call this only after the events of all processes that were gone have been read. A leader's record
+        without a death is dropped.
         """
         lost: list[Death] = []
         for tid, records in waited.items():
@@ -158,19 +159,20 @@ class Deaths:
         return any(record.last and self._is_alive(record.tgid) for record in records)
 
     def caught_up(self) -> None:
-        """The queue of events was found empty."""
+        """Note that the queue of events was found empty."""
         self._caught_up = True
 
     def prune(self) -> list[Death]:
-        """Forget what waits in vain, about once a second; returns the deaths whose event was lost without a word.
+        """Drop abandoned records, about once a second. Return the deaths whose event was lost without an error.
 
-        In vain waits who was gone at the last `prune`, if the queue was found empty since. A leader that ended early
-        may have an event that nobody asked for: most processes with threads leave one. A last thread's was asked for,
-        and the kernel could not make it (cn_proc.c allocates without waiting, and tells nobody).
+        A record is abandoned if its process was gone at the last `prune` and the queue has been found empty since. The
+        event of a leader that ended early may not have been asked for; most processes with threads leave such a record.
+        The event of a last thread was asked for, and the kernel could not make it (cn_proc.c allocates without waiting,
+        and raises no error).
         """
         lost: list[Death] = []
         gone: Waiting = {}
-        if self._caught_up:  # else we are behind: thousands may wait, and nobody in vain
+        if self._caught_up:  # else the daemon is behind: thousands of records may wait and none is abandoned
             lost = self.without_event(self._gone)
             gone = {tid: records for tid, records in self._waiting.items() if not self._is_under_way(records)}
         self._gone, self._caught_up = gone, False
@@ -183,7 +185,7 @@ class Deaths:
         return lost
 
     def _joined(self, event: Exit) -> TaskRecord | None:
-        """The record of this very end; older ones of the same thread id, whose event was not asked for, are dropped."""
+        """Return the record of this exit. Older ones of the same thread id, whose event was filtered, are dropped."""
         tid, tgid, status = event.process_pid, event.process_tgid, event.exit_code
         waiting = self._waiting.get(tid, ())
         for number, record in enumerate(waiting, start=1):
@@ -199,24 +201,24 @@ class Deaths:
         tgid = record.tgid
         leader = self._leaders.pop(tgid, None) if self._leaders else None
         if record.pid == tgid:
-            leader = record  # and a kept one is of before an exec by another thread, which took over the leader's id
+            leader = record  # a kept one is from before an exec by another thread, which took over the leader's id
         death = Death(tgid, record.status, event, record, leader)
         return self._with_core_flag(death) if self._dumped else death
 
     def _death_without_record(self, event: Exit) -> Death | None:
         tgid, now = event.process_tgid, event.timestamp_ns
         if self._eventless.get(tgid) == event.exit_code:
-            del self._eventless[tgid]  # it came after all
+            del self._eventless[tgid]  # this is the event that was taken for lost
             return None
-        told = self._reported.get(tgid)
-        if (told is not None and now - told < _REPORTED_NS) or self._is_alive(tgid):
+        reported_ns = self._reported.get(tgid)
+        if (reported_ns is not None and now - reported_ns < _REPORTED_NS) or self._is_alive(tgid):
             return None
         if len(self._reported) > _LEADERS_PRUNED_AT:
             self._reported.clear()
         self._reported[tgid] = now
         self.without_record += 1
         self._note_core(tgid, event.exit_code)
-        # The leader's record is only looked at: a thread whose record nobody wanted may come here before the last one.
+        # The leader's record is not removed: a thread whose record was filtered may come here before the last thread.
         return self._with_core_flag(Death(tgid, event.exit_code, event, None, self._leaders.get(tgid)))
 
     def _note_core(self, tgid: int, status: int) -> None:
@@ -230,17 +232,17 @@ class Deaths:
         return death._replace(status=dumped)
 
     def _is_incomplete(self, death: Death) -> bool:
-        """Whether the record of another thread may still tell the core flag, or who the process was."""
+        """Return whether the record of another thread may still bring the core flag or the process's comm."""
         record, leader = death.record, death.leader
         if record is None or not record.threaded:
             return False
         if leader is None or (leader is not record and leader.status == 0):
-            return True  # one that ended with 0 may be of before an exec, whose successor's record is about to come
+            return True  # one with status 0 may be from before an exec, and the new leader's record may be to come
         return death.status & 0x7F in CORE_SIGNALS and not core_dumped(death.status)
 
 
 class StatusEvidence(NamedTuple):
-    """The status that tells a process's end, of its threads' so far, where no record says which thread was the last."""
+    """The best exit status among a process's threads so far, if no exit record marks the last thread."""
 
     status: int
     at_ns: int
@@ -251,11 +253,11 @@ class StatusEvidence(NamedTuple):
         return cls(event.exit_code, event.timestamp_ns, event.process_pid == event.process_tgid)
 
     def after(self, event: Exit) -> StatusEvidence:
-        """This, or what another thread's end says.
+        """Return the better evidence: this one, or the exit of another thread.
 
-        A signal ends all threads, so it comes first, and with its core flag, which only one of them shows. Of two
-        codes the later tells, unless they came together: then one of them belongs to exit_group, and it is not the 0
-        of a thread that was ending anyway, and rather the leader's than another's.
+        A signal ends all threads, so it wins, with its core flag, which only one of them shows. Of two exit codes the
+        later one wins, unless they came together. Then one of them belongs to exit_group: not the 0 of a thread that
+        was ending anyway, and the leader's rather than another thread's.
         """
         other = StatusEvidence.of(event)
         if self.status & 0x7F or other.status & 0x7F:

@@ -1,9 +1,9 @@
-"""Who came of a hook: every process that a hook root forks, and whatever that forks, for as long as it lives. PURE.
+"""The processes of hooks: every process that a hook root forks, and its descendants, for as long as they live. PURE.
 
-A root is the daemon itself, or the runner service. Its children are hooks, or spares that stand ready to become one
-(launch/starter.py); nothing but the announcement tells them apart, and it may come before the fork is read. So both are
-of the family, and a spare is no hook that runs. Grandchildren are known by the forks that are asked for while hooks run
-(subscription.HookFollower), wherever they daemonize to: descent does not end with a session or with a parent.
+A root is the daemon itself, or the runner service. Its children are hooks, or spares that are ready to become one
+(launch/starter.py). Only the announcement distinguishes them, and it may come before the fork event is read. So both
+belong to the family, and a spare does not count as a running hook. Later descendants are known by the fork events that
+are asked for while hooks run (subscription.HookFollower). A descendant that daemonizes still belongs to the family.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from cnprocd.connector.event import Fork
 
 
 class HookFamily:
-    """The PIDs of hooks and all that came of them."""
+    """The PIDs of hooks and of their descendants."""
 
     def __init__(self, own_tgid: int) -> None:
         self.roots = {own_tgid}
         self.hooks: set[int] = set()
-        self._spares: set[int] = set()  # children of a root that nobody has announced
+        self._spares: set[int] = set()  # children of a root that were not announced as hooks
         self._dead: set[int] = set()  # at the last sweep
 
     def __contains__(self, tgid: int | None) -> bool:
@@ -31,15 +31,15 @@ class HookFamily:
         return not self.hooks <= self._spares
 
     def add(self, tgid: int) -> None:
-        """This process is a hook or a descendant of one."""
+        """Add a process that is a hook or a descendant of one."""
         self.hooks.add(tgid)
         self._spares.discard(tgid)
 
     def fork(self, event: Fork) -> None:
-        """A new process."""
+        """Add a new process whose parent is a root or in the family; remove a reused PID otherwise."""
         tgid = event.child_tgid
         if self._dead:
-            self._dead.discard(tgid)  # that was the last owner of its PID
+            self._dead.discard(tgid)  # the PID has a new owner
         if event.parent_tgid in self.roots:
             if tgid not in self.hooks:
                 self.hooks.add(tgid)
@@ -47,10 +47,10 @@ class HookFamily:
         elif event.parent_tgid in self.hooks:
             self.hooks.add(tgid)
         else:
-            self.hooks.discard(tgid)  # the PID of a dead hook has a new owner
+            self.hooks.discard(tgid)  # a new owner of a dead hook's PID
 
     def sweep(self, is_alive: Callable[[int], bool]) -> None:
-        """Forget the dead. One's exit may still be in the queue, so only who was dead the last time too."""
+        """Remove the processes that were dead at this sweep and at the last: an exit event may still be queued."""
         dead = {tgid for tgid in self.hooks if not is_alive(tgid)}
         self.hooks -= dead & self._dead
         self._dead = dead

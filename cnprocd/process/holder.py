@@ -1,11 +1,12 @@
-"""Pidfds on the processes that rules care about: their exit status survives a loss of events.
+"""Hold pidfds on the processes that rules can match: their exit status survives a loss of events.
 
-A pidfd opened while a process lives can be asked for its exit status even after it was reaped: ioctl PIDFD_GET_INFO
-with PIDFD_INFO_EXIT, since Linux 6.15 (fs/pidfs.c; include/uapi/linux/pidfd.h). On older kernels the request fails or
-leaves the bit unset, and nobody is held. It is a second witness only: it is asked after an overrun, and never else.
+A pidfd that was opened while the process lived shows its exit status even after the process was reaped: ioctl
+PIDFD_GET_INFO with PIDFD_INFO_EXIT, since Linux 6.15 (fs/pidfs.c; include/uapi/linux/pidfd.h). On older kernels the
+request fails or leaves the bit unset, and no pidfd is held. Pidfds are a second source only: they are read after an
+overrun and at no other time.
 
-Descriptors are bounded, and given out to whom is asked for first: a process that lives long is worth one, and the
-pipeline asks a second after a process came.
+The number of descriptors is bounded, first come first served. The pipeline asks for one a second after a process
+started, so processes that live long get them.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ _SPARE_DESCRIPTORS = 256  # left for sockets, hooks and the spool
 
 
 class Ended(NamedTuple):
-    """A held process that is gone, and the wait status that its parent was told."""
+    """A held process that is gone, and its wait status as waitpid() returns it."""
 
     process: Process
     status: int
 
 
 def kernel_reports_exit_status() -> bool:
-    """Whether this kernel tells a dead process's status: tried on a child of our own."""
+    """Return whether this kernel reports the status of a reaped process; tried on a child of this process."""
     pid = os.posix_spawn("/bin/true", ["true"], {})
     try:
         fd = os.pidfd_open(pid)
@@ -50,7 +51,7 @@ def kernel_reports_exit_status() -> bool:
 
 
 def exit_status(fd: int) -> int | None:
-    """The wait status of the process behind a pidfd; None while it lives or where the kernel does not tell."""
+    """Return the wait status of the process of a pidfd; None while it lives or if the kernel does not report it."""
     request = bytearray(_INFO.pack(_PIDFD_INFO_EXIT, 0, *[0] * 12))
     try:
         fcntl.ioctl(fd, _PIDFD_GET_INFO, request)
@@ -78,28 +79,28 @@ class Holder:
 
     @property
     def crowded(self) -> bool:
-        """Time to look who has ended: there are twice as many as were left the last time, or no room."""
+        """Whether to release ended processes: the number has doubled since the last release, or reached the limit."""
         return self.full or len(self._held) >= self._crowded_at
 
     def thinned(self) -> None:
-        """Those who ended and need not be held were released."""
+        """Note that the ended processes that need not be held were released."""
         self._crowded_at = max(_CROWDED_AT, 2 * len(self._held))
 
     def hold(self, process: Process) -> None:
-        """Hold a process that is alive, if there is room. The caller has just seen it to be the one it means."""
+        """Hold a living process, if the limit allows. The caller has just checked that the PID is that process."""
         if process.tgid in self._held or self.full:
             return
         with contextlib.suppress(OSError):  # gone, or out of descriptors
             self._held[process.tgid] = os.pidfd_open(process.tgid), process
 
     def release(self, tgid: int) -> None:
-        """Its exit was told."""
+        """Close the pidfd of a process whose exit was reported."""
         held = self._held.pop(tgid, None)
         if held is not None:
             os.close(held[0])
 
     def ended(self) -> list[Ended]:
-        """Held processes that are gone. They stay held until they are released."""
+        """Return the held processes that are gone. They stay held until they are released."""
         statuses = ((process, exit_status(fd)) for fd, process in self._held.values())
         return [Ended(process, status) for process, status in statuses if status is not None]
 

@@ -1,9 +1,8 @@
-"""What we know of one process, and of one thing that happened to it. PURE.
+"""A process with its attributes, and an occurrence: an event joined with the process it is about. PURE.
 
-Every attribute may be None: unknown. Beside it stands its source, so that a reader of a record can tell what the kernel
-accounted (`taskstats`), what an event carried (`event`), what was read at exec (`exec`) or later (`procfs`), and what
-nobody could know any more (`unknown`). Text is str with undecodable bytes as lone surrogates (PEP 383); comm is what
-the process chose to call itself, up to 15 bytes.
+Every attribute may be None: unknown. Beside it stands its provenance: accounted by the kernel (`taskstats`), carried by
+an event (`event`), read at exec (`exec`) or later (`procfs`), or `unknown`. Text is str with undecodable bytes as lone
+surrogates (PEP 383). A process chooses its comm itself, up to 15 bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ TICK_NS = 10_000_000
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which attributes are worth a /proc file: each costs about 15 microseconds. comm and ppid are always read."""
+    """Which attributes to read from /proc: each costs about 15 microseconds. comm and ppid are always read."""
 
     ids: bool = False
     exe: bool = False
@@ -38,7 +37,7 @@ class Process:
     """One process (thread group) of the host's initial PID namespace.
 
     `start_ns` is CLOCK_MONOTONIC; from /proc it is exact to a tick, from a fork event to the microsecond. `threads`
-    counts live threads, and only where the plan has them counted. `ended_ns` is set when its leader's exit was seen.
+    counts live threads, if the plan has them counted. `ended_ns` is set by the exit event of the leader.
     """
 
     tgid: int
@@ -56,11 +55,11 @@ class Process:
     cgroup_source: Provenance = "unknown"
     threads: int = 1
     threaded: bool = False  # ever had more than one
-    counted_ns: int = 0  # events before this moment are part of `threads` already
+    counted_ns: int = 0  # events before this time are already counted in `threads`
     ended_ns: int | None = None
 
     def child(self, tgid: int, start_ns: int) -> Process:
-        """What a process is at fork: all of its parent but the PID and the threads. (A third of replace()'s price.)"""
+        """Return the process after fork: all of its parent but PID and threads. (A third of replace()'s cost.)"""
         return Process(
             tgid, self.tgid, start_ns, self.comm, self.comm_source, self.uid, self.gid, self.ids_source, self.exe,
             self.cmdline, self.cgroup, self.image_source, self.cgroup_source,
@@ -110,7 +109,7 @@ class Process:
         self.comm_source = self.ids_source = self.image_source = self.cgroup_source = provenance
 
     def provenance(self) -> dict[str, Provenance]:
-        """Where each attribute comes from; `unknown` where it is None."""
+        """Return the provenance of each attribute; `unknown` if it is None."""
         by_attribute: dict[str, Provenance] = {
             "comm": self.comm_source,
             "uid": self.ids_source,
@@ -147,10 +146,10 @@ class ProcScan(ProcLookup, Protocol):
 
 @dataclass(slots=True)
 class Occurrence:
-    """One thing that happened to one process, or to one thread where a rule asked for threads.
+    """An event joined with the process it is about, or with the thread if a rule asked for threads.
 
-    `status` is the wait status of an exit, as the parent's waitpid() would tell it; None on an exit means that the exit
-    was not seen (`recovered`). `kernel_time_ns` (CLOCK_MONOTONIC) and `cpu` are None when no event carried them.
+    `status` is the wait status of an exit, as waitpid() returns it; None on an exit means that no source reported it
+    (`recovered`). `kernel_time_ns` (CLOCK_MONOTONIC) and `cpu` are None if no event carried them.
     """
 
     kind: Kind
@@ -162,14 +161,14 @@ class Occurrence:
     recovered: bool = False
     of_thread: bool = False
     usage: TaskRecord | None = None
-    ancestors: tuple[Process, ...] | None = None  # parent first; None when nobody knows
+    ancestors: tuple[Process, ...] | None = None  # parent first; None: unknown
     from_hook: bool = False
-    reaped: bool = False  # an exit that the kernel told of when /proc had nothing of the process any more
-    details: dict[str, int] = field(default_factory=dict)  # what only this kind of event carries
+    reaped: bool = False  # the process had left /proc when the kernel sent the exit
+    details: dict[str, int] = field(default_factory=dict)  # fields that only this kind of event carries
 
     @property
     def lifetime_s(self) -> float | None:
-        """Seconds from the process's start to this event; None when either end is unknown."""
+        """Seconds from the process's start to this event; None if either is unknown."""
         if self.usage is not None and self.kind == "exit":
             return self.usage.lifetime_us / 1e6
         if self.process.start_ns is None or self.kernel_time_ns is None:

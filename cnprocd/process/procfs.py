@@ -1,7 +1,7 @@
-"""Reading /proc: one process, or all of them. The only place that opens those files.
+"""Read /proc: one process, or all of them. The only module that opens those files.
 
-A process can go away, or its PID be taken over, between any two reads. So stat is read first and its start time is part
-of the answer; the caller compares it with what it knows. Nothing here raises for a process that is gone: that is None.
+A process can end, and its PID be reused, between any two reads. So stat is read first, and its start time is part of
+the result; the caller compares it with what it knows. No function raises for a process that is gone; it returns None.
 `exe` of another user's process needs CAP_SYS_PTRACE; stat, status, cmdline and cgroup do not (proc_pid_exe(5)).
 """
 
@@ -33,7 +33,7 @@ def _read(tgid: int, name: str) -> bytes | None:
 
 
 def read_stat(tgid: int) -> Stat | None:
-    """/proc/PID/stat, or None if there is no such process."""
+    """Return /proc/PID/stat, or None if there is no such process."""
     raw = _read(tgid, "stat")
     try:
         return parse_stat(raw) if raw else None
@@ -42,18 +42,18 @@ def read_stat(tgid: int) -> Stat | None:
 
 
 def is_alive(tgid: int) -> bool:
-    """Whether any thread of the process still runs: a zombie is not alive, a zombie leader with threads is."""
+    """Return whether any thread of the process still runs. A zombie is dead; a zombie leader with threads is alive."""
     stat = read_stat(tgid)
     return stat is not None and not stat.is_dead
 
 
 def clock_offset_ns() -> int:
-    """CLOCK_BOOTTIME minus CLOCK_MONOTONIC: the time spent suspended. /proc counts in the one, events in the other."""
+    """Return CLOCK_BOOTTIME minus CLOCK_MONOTONIC: the time suspended. /proc uses the first, events the second."""
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
 
 
 def read_process(tgid: int, wanted: Wanted = EVERYTHING, source: Provenance = "procfs") -> Process | None:
-    """What /proc says of a process now, or None if it is gone. A zombie has no exe and no cmdline."""
+    """Return a process as /proc shows it now, or None if it is gone. A zombie has no exe and no cmdline."""
     stat = read_stat(tgid)
     if stat is None:
         return None
@@ -87,7 +87,7 @@ def read_process(tgid: int, wanted: Wanted = EVERYTHING, source: Provenance = "p
 
 
 def scan(wanted: Wanted = EVERYTHING) -> Iterator[Process]:
-    """Every process that is alive now; zombies are not. Subscribe first and scan second: nothing falls in between."""
+    """Yield every living process, zombies excluded. Subscribe first and scan second, so that none is missed."""
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
@@ -97,7 +97,7 @@ def scan(wanted: Wanted = EVERYTHING) -> Iterator[Process]:
 
 
 class ProcFs:
-    """/proc as the pipeline is given it, so that a test can give it another machine's."""
+    """The real /proc, in the form that the pipeline needs (model.ProcScan). Tests use another machine's."""
 
     read = staticmethod(read_process)
     is_alive = staticmethod(is_alive)
@@ -109,9 +109,9 @@ class ProcFs:
 
     @staticmethod
     def is_hook(tgid: int) -> bool:
-        """Whether this process came of a hook: every hook is started with its job id in the environment.
+        """Return whether a hook started this process: every hook has its job id in the environment.
 
-        False if that cannot be read (another user's, without CAP_SYS_PTRACE) or was wiped by the process.
+        False if the environment cannot be read (another user's, without CAP_SYS_PTRACE) or the process cleared it.
         """
         try:
             with open(f"/proc/{tgid}/environ", "rb") as environ:
@@ -122,7 +122,7 @@ class ProcFs:
 
 @lru_cache(maxsize=256)
 def user_name(uid: int) -> str:
-    """The name of a user, or the number where it has none. Remembered: a directory service may be slow."""
+    """Return the name of a user, or the number if it has none. Cached, because a directory service may be slow."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
@@ -130,6 +130,6 @@ def user_name(uid: int) -> str:
 
 
 def boot_id() -> str:
-    """This boot's random id (random(4)): what makes a PID and a start time unique over reboots."""
+    """Return this boot's random id (random(4)). With it a PID and a start time are unique across boots."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         return file.read().strip()

@@ -1,7 +1,8 @@
-"""Bytes of /proc files to values: pure, and suspicious of every byte a process can choose. PURE.
+"""Parse the bytes of /proc files. PURE.
 
-comm may hold spaces, parentheses and newlines, so /proc/PID/stat is split at the last `)` (proc_pid_stat(5)). cmdline
-is the process's own memory and may hold anything. Undecodable bytes become lone surrogates.
+A process chooses some of the bytes. Its comm may hold spaces, parentheses and newlines, so /proc/PID/stat is split at
+the last `)` (proc_pid_stat(5)). cmdline is the process's own memory and may hold any byte. Undecodable bytes become
+lone surrogates.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import re
 from typing import NamedTuple
 
 _MAX_CMDLINE = 4096
-_STAT_FIELDS = 20  # of /proc/PID/stat, from behind the name to the start time; the thirty after it are not split
+_STAT_FIELDS = 20  # of /proc/PID/stat, from the state to the start time; the thirty after it are not split
 _UNIT = re.compile(r"\.(?:service|scope|socket|mount|swap|timer|path|device|automount|target)$")
 _CONTAINER = re.compile(r"(?:^|[/-])([0-9a-f]{64})(?:\.scope)?(?:/|$)|^/(?:lxc(?:\.payload)?[./])([^/]+)")
 
@@ -26,17 +27,17 @@ class Stat(NamedTuple):
 
     @property
     def is_dead(self) -> bool:
-        """Every thread has ended and a zombie is left. A zombie leader whose threads live on counts more than one."""
+        """Whether every thread has ended. A zombie leader whose other threads live has a thread count above one."""
         return self.state in "ZX" and self.threads <= 1
 
 
 def text(raw: bytes) -> str:
-    """Kernel bytes as str: UTF-8, with lone surrogates for what is not."""
+    """Return kernel bytes as str: UTF-8, with lone surrogates for other bytes."""
     return raw.decode("utf-8", "surrogateescape")
 
 
 def parse_stat(raw: bytes) -> Stat:
-    """/proc/PID/stat. Raises ValueError if it does not look like one."""
+    """Parse /proc/PID/stat. Raises ValueError if it is malformed."""
     opening, closing = raw.find(b"("), raw.rfind(b")")
     fields = raw[closing + 1 :].split(maxsplit=_STAT_FIELDS)
     if opening < 0 or closing < opening or len(fields) < _STAT_FIELDS:
@@ -51,9 +52,9 @@ def parse_stat(raw: bytes) -> Stat:
 
 
 def parse_ids(raw: bytes) -> tuple[int, int]:
-    """Real uid and gid from /proc/PID/status. Raises ValueError if they are not in it.
+    """Return the real uid and gid of /proc/PID/status. Raises ValueError if they are missing.
 
-    The lines are looked for at a line start: comm (the Name: line) is escaped by the kernel, so it cannot forge one.
+    Only the start of a line matches. The kernel escapes comm (the Name: line), so it cannot forge such a line.
     """
     uid = gid = None
     for line in raw.split(b"\n"):
@@ -70,18 +71,18 @@ def parse_ids(raw: bytes) -> tuple[int, int]:
 def _first_number(line: bytes) -> int:
     words = line.split(maxsplit=2)
     if len(words) < 2:
-        raise ValueError("an id line of /proc/PID/status without ids")
+        raise ValueError("no ids in an id line of /proc/PID/status")
     return int(words[1])
 
 
 def parse_cmdline(raw: bytes) -> str | None:
-    """The arguments joined by spaces; None for a kernel thread or a zombie, which have none."""
+    """Return the arguments joined by spaces; None for a kernel thread or a zombie, which have none."""
     joined = raw[:_MAX_CMDLINE].rstrip(b"\0").replace(b"\0", b" ")
     return text(joined) if joined else None
 
 
 def parse_cgroup(raw: bytes) -> str | None:
-    """The cgroup path that systemd uses: the unified hierarchy's, or on a hybrid system name=systemd's."""
+    """Return the cgroup path that systemd uses: of the unified hierarchy, or of name=systemd on a hybrid system."""
     unified = named = None
     for line in raw.split(b"\n"):
         hierarchy, _, rest = line.partition(b":")

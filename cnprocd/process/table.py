@@ -1,17 +1,17 @@
-"""The table of live processes: what fork, exec, comm, uid, gid and exit events and a /proc scan add up to. PURE.
+"""The table of live processes, kept by fork, exec, comm, uid, gid and exit events and by a /proc scan. PURE.
 
-It is kept only when a rule needs what no exit record can tell (exe, cmdline, cgroup, ancestry), or when this kernel has
-no exit records. Facts and rules that keep it right:
+It is kept only if a rule needs what exit records lack (exe, cmdline, cgroup, ancestry), or if this kernel has no exit
+records. Facts and rules that keep it correct:
 
-- Events are ordered per CPU only. An event older than the start of the entry with its PID is about the process that had
-  the PID before, so a late exit never removes the new owner.
-- A process inherits everything but its PID at fork, comm from the very thread that forked; exec changes comm, exe and
+- Events are ordered per CPU only. An event older than the start of the entry with its PID is about the former process
+  of that PID, so a late exit never removes the new owner.
+- At fork a process inherits everything but its PID, and comm from the thread that forked. exec changes comm, exe and
   cmdline, and keeps real ids and cgroup.
-- An ended process stays for a moment (its children's parent, a late event) and its entry is marked, not removed.
-- A leader that ends while its threads run on looks ended. `sweep` asks /proc before it forgets anybody, and again until
-  the rest has ended, for nobody may tell of that.
-- FORK of a PID that is in the table and not ended means that its exit was lost: it is handed back as vanished, unless
-  it is the forked process itself, which a scan or an event from another CPU has told of before its FORK came.
+- An ended process stays for a moment, as its children's parent and for late events. Its entry is marked, not removed.
+- A leader that ends before its other threads looks like an ended process. `sweep` checks /proc before it removes an
+  entry, and again until the other threads have ended, because no event may report that.
+- FORK of a PID that is in the table and not ended means that its exit was lost. The former process is returned as
+  vanished, unless it is the forked process itself, which a scan or an event of another CPU entered before its FORK.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from collections.abc import Callable, Container, Iterable
 from cnprocd.connector.event import Comm, Exit, Fork, Gid, Uid
 from cnprocd.process.model import TICK_NS, Process
 
-_MAX_DEPTH = 64  # of ancestry; a longer chain counts as unknown beyond it
+_MAX_DEPTH = 64  # of ancestry; beyond it a chain is unknown
 KEEP_NS = 2_000_000_000
-START_TOLERANCE_NS = 3 * TICK_NS  # a start from /proc is cut to a tick, and clocks are read one after the other
+START_TOLERANCE_NS = 3 * TICK_NS  # /proc rounds a start down to a tick, and the clocks are read one after the other
 
 
 class Table:
@@ -33,20 +33,20 @@ class Table:
     def __init__(self) -> None:
         self._processes: dict[int, Process] = {}
         self._ended: deque[tuple[int, int, int, bool]] = deque()  # (due_ns, ended_ns, tgid, certain), first due first
-        self._leaderless: set[int] = set()  # tgids that looked ended and lived on
+        self._leaderless: set[int] = set()  # tgids of processes whose leader ended before other threads
 
     def __len__(self) -> int:
         return sum(process.ended_ns is None for process in self._processes.values())
 
     def get(self, tgid: int, at_ns: int | None = None) -> Process | None:
-        """The process that had this PID at `at_ns` (default: now), if the table still knows it."""
+        """Return the process that had this PID at `at_ns` (default: now), if the table still has it."""
         process = self._processes.get(tgid)
         if process is None or (at_ns is not None and process.start_ns is not None and at_ns < process.start_ns):
             return None
         return process
 
     def fork(self, event: Fork) -> tuple[Process, Process | None]:
-        """A new process: its entry, and the vanished former owner of the PID if its exit was never seen."""
+        """Enter a new process. Return its entry, and the former owner of the PID if its exit event never came."""
         former = self._processes.get(event.child_tgid)
         if former is not None and former.ended_ns is None and _began_at(former, event.timestamp_ns):
             former.start_ns = event.timestamp_ns
@@ -59,29 +59,29 @@ class Table:
         else:
             child = parent.child(event.child_tgid, event.timestamp_ns)
         if event.parent_pid != event.parent_tgid:
-            child.comm, child.comm_source = None, "unknown"  # it inherits the name of the thread that forked it
+            child.comm, child.comm_source = None, "unknown"  # it inherits the comm of the thread that forked it
         self._processes[event.child_tgid] = child
         if former is None or former.ended_ns is not None:
             return child, None
         if event.child_tgid in self._leaderless:
-            # It ended in a way that nobody asked for: with one that a rule could match, its last thread was told of.
+            # Its last exit was filtered in the kernel, so no rule could match it.
             self._leaderless.discard(event.child_tgid)
             return child, None
         return child, former
 
     def enter(self, process: Process) -> Process:
-        """Enter what was read of a process that no event has told of."""
+        """Enter a process that was read from /proc without an event. Return the entry that the table has now."""
         return self._processes.setdefault(process.tgid, process)
 
     def thread(self, event: Fork) -> None:
-        """A new thread of a process."""
+        """Count a new thread of a process."""
         process = self.get(event.child_tgid, event.timestamp_ns)
         if process is not None and event.timestamp_ns > process.counted_ns:
             process.threads += 1
             process.threaded = True
 
     def thread_exit(self, event: Exit) -> Process | None:
-        """A thread ended: its process, if that was its last one by our count."""
+        """Count the end of a thread. Return its process if it was the last thread by this count."""
         process = self.get(event.process_tgid, event.timestamp_ns)
         if process is None:
             return None
@@ -90,7 +90,7 @@ class Table:
         return process if process.threads <= 0 else None
 
     def exec(self, tgid: int, at_ns: int, fresh: Process | None) -> Process:
-        """A new image: `fresh` is what /proc said right after, None if the process was gone by then."""
+        """Enter a new image. `fresh` is the process as /proc showed it after the event; None: it was gone."""
         process = self.get(tgid, at_ns)
         if process is None:
             process = self._processes[tgid] = fresh or Process(tgid)
@@ -110,7 +110,7 @@ class Table:
         return process
 
     def rename(self, event: Comm, comm: str) -> None:
-        """The leader's name is the process's; a thread's name is its own."""
+        """Take a new comm. Only the leader's comm is the process's."""
         process = self.get(event.process_tgid, event.timestamp_ns)
         if process is not None and event.process_pid == event.process_tgid:
             process.comm, process.comm_source = comm, "event"
@@ -126,13 +126,13 @@ class Table:
             process.gid, process.ids_source = event.rgid, "event"
 
     def ancestors(
-        self, process: Process, at_ns: int | None, told: bool, parent_now: Callable[[int], int | None]
+        self, process: Process, at_ns: int | None, parent_named: bool, parent_now: Callable[[int], int | None]
     ) -> tuple[Process, ...]:
-        """Parent first, as far as known. A child is younger than its parent, which tells a reused PID; but the
-        starts of both may be cut to the same tick, or only one of them.
+        """Return the known ancestors, parent first.
 
-        `told`: the kernel has just named the parent. Else, where that has ended, somebody has adopted the child, and
-        only /proc (`parent_now`) can tell who: nobody is guessed.
+        A child is younger than its parent; an older child means that the parent's PID was reused. Either start or both
+        may be rounded to a tick. `parent_named`: the kernel has just named the parent. Otherwise, if the parent has
+        ended, another process has adopted the child, and only /proc (`parent_now`) shows which. None is guessed.
         """
         chain: list[Process] = []
         while process.ppid and len(chain) < _MAX_DEPTH:
@@ -144,34 +144,34 @@ class Table:
                 if adopter is not None and adopter != process.ppid:
                     process.ppid = adopter
                     continue
-                if adopter is None and not told:
+                if adopter is None and not parent_named:
                     process.ppid = None
                     break
                 if parent is None:
                     break
             chain.append(parent)
-            process, told = parent, False
+            process, parent_named = parent, False
         return tuple(chain)
 
     def end(self, process: Process, at_ns: int, certain: bool = False) -> None:
-        """Mark a process as ended; `sweep` forgets it later. Unless that is `certain`, threads of it may live on."""
+        """Mark a process as ended; `sweep` removes it later. Unless `certain`, other threads may still live."""
         if process.ended_ns is None:
             process.ended_ns = at_ns
             self._ended.append((at_ns + KEEP_NS, at_ns, process.tgid, certain))
 
     def sweep(self, now_ns: int, is_alive: Callable[[int], bool]) -> None:
-        """Forget processes that ended over KEEP_NS ago; one whose threads live on was not dead but leaderless."""
+        """Remove the processes that ended over KEEP_NS ago. One with living threads has only lost its leader."""
         while self._ended and self._ended[0][0] < now_ns:
             _, ended_ns, tgid, certain = self._ended.popleft()
             process = self._processes.get(tgid)
             if process is None or process.ended_ns != ended_ns:
-                continue  # the PID has a new owner, or exec revived it
+                continue  # the PID has a new owner, or an exec event came later
             if certain:
                 del self._processes[tgid]
             elif is_alive(tgid):
                 process.ended_ns = None
                 self._leaderless.add(tgid)
-            else:  # its last thread may have ended just now, and who it was is asked when that is read
+            else:  # its last thread may have just ended, and that event needs the entry
                 self._ended.append((now_ns + KEEP_NS, ended_ns, tgid, True))
         for tgid in list(self._leaderless):
             process = self._processes.get(tgid)
@@ -182,7 +182,7 @@ class Table:
                 self.end(process, now_ns)
 
     def adopt(self, snapshot: Iterable[Process]) -> list[Process]:
-        """First half of a resync: take in a /proc scan. Returns former owners of reused PIDs, whose exit was lost."""
+        """Enter a /proc scan (first half of a resync). Return former owners of reused PIDs, whose exit was lost."""
         vanished = []
         for found in snapshot:
             known = self._processes.get(found.tgid)
@@ -198,9 +198,10 @@ class Table:
         return vanished
 
     def missing(self, living: Container[int], scan_began_ns: int) -> list[Process]:
-        """Second half, after the events that came during the scan were taken: who is gone and nobody told.
+        """Remove and return the processes that are gone without an exit event (second half of a resync).
 
-        `living` are the PIDs of the scan. A process that started after the scan began cannot be in it.
+        Call it after the events that came during the scan were read. `living` are the PIDs of the scan. A process that
+        started after the scan began cannot be in it.
         """
         gone = [
             process
@@ -222,7 +223,7 @@ def _began_at(process: Process, at_ns: int) -> bool:
 
 
 def same_process(one: Process, other: Process) -> bool:
-    """Whether two entries with one PID are one process: their starts agree within the resolution of /proc."""
+    """Return whether two entries with one PID are one process: their starts agree within the resolution of /proc."""
     if one.start_ns is None or other.start_ns is None:
         return True
     return abs(one.start_ns - other.start_ns) <= START_TOLERANCE_NS

@@ -23,7 +23,7 @@ _by_time = itemgetter(2)
 
 
 Cares = Callable[[Kind, bool, "str | None"], bool]
-"""Whether any rule could match this kind of event, of a thread or a process, of something of this name."""
+"""Whether any rule could match this kind of event, of a thread or of a process, with this comm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,20 +31,20 @@ class Tracking:
     """The part of the plan that the tracker needs (see rules/plan.py)."""
 
     table: bool
-    records: bool  # deaths are told by exit records, or no rule asks for them; else threads are counted
-    wanted: Wanted  # of a process that is known and only changed its image: real ids and cgroup survive exec
+    records: bool  # exit records show deaths, or no rule asks for them; else threads are counted
+    wanted: Wanted  # to read after exec of a known process: real ids and cgroup survive exec
     kinds: frozenset[Kind]
     thread_kinds: frozenset[Kind]
-    statuses: StatusSet = EVERY_STATUS  # of the exits that some rule could match; others come for the table only
+    statuses: StatusSet = EVERY_STATUS  # of exits that a rule could match; others come only for the table
 
     @property
     def looks_up(self) -> bool:
-        """Whether anything is read from /proc while its process may still be there."""
+        """Whether attributes are read from /proc while the process may still be there."""
         return self.table or not (self.kinds | self.thread_kinds) <= {"exit"}
 
     @property
     def wanted_anew(self) -> Wanted:
-        """What to read of a process of which nothing is known yet."""
+        """What to read of a process that is not known yet."""
         wanted = self.wanted
         return Wanted(ids=True, exe=wanted.exe, cmdline=wanted.cmdline, cgroup=wanted.cgroup)
 
@@ -54,16 +54,16 @@ def _about_everything(kind: Kind, of_thread: bool, comm: str | None) -> bool:
 
 
 class Tracker:
-    """Keeps the table, joins deaths, knows the family of hooks."""
+    """Keeps the table, joins deaths, and follows the family of hooks."""
 
     def __init__(self, tracking: Tracking, procfs: ProcLookup, own_tgid: int, cares: Cares = _about_everything) -> None:
         self.table = Table()
         self.deaths = Deaths(procfs.is_alive)
         self.use(tracking, cares)
         self._procfs = procfs
-        self.newcomers: set[int] = set()  # tgids that were born or took another name since the last tick, with a table
+        self.newcomers: set[int] = set()  # tgids that started or changed their comm since the last tick, with a table
         self.family = HookFamily(own_tgid)
-        self._cores: dict[int, int] = {}  # tgid -> time of its coredump event: one dump is told once
+        self._cores: dict[int, int] = {}  # tgid -> time of its coredump event: one dump is one occurrence
         self._evidence: dict[int, StatusEvidence] = {}  # tgid -> of its threads so far, where threads are counted
         self._leaderless: dict[int, Exit] = {}  # tgid -> its leader's exit, where threads are counted
         self._dead_leaderless: set[int] = set()
@@ -80,7 +80,7 @@ class Tracker:
         }
 
     def use(self, tracking: Tracking, cares: Cares = _about_everything) -> None:
-        """Another plan, from the next event on."""
+        """Use another plan from the next event on."""
         self.tracking, self._cares = tracking, cares
         self._of_thread_forks = "fork" in tracking.thread_kinds
         self.deaths.wanted = tracking.statuses.wait_statuses()
@@ -88,12 +88,12 @@ class Tracker:
     def take(
         self, events: list[Event], records: Iterable[TaskRecord], now_ns: int | None = None
     ) -> Iterator[Occurrence]:
-        """What happened, in order. `records` must have been drained after `events`.
+        """Yield the occurrences in order. `records` must have been drained after `events`.
 
-        `now_ns` (CLOCK_MONOTONIC) bounds how long a death waits for what is missing; None: until this call.
+        `now_ns` (CLOCK_MONOTONIC) bounds how long an incomplete death is held; None: until this call.
 
-        Each occurrence shows the world as it was at that moment, and only until the next one is asked for: the
-        processes in it are the table's own, not copies. So judge it at once.
+        Evaluate each occurrence at once. It shows the state at the time of its event, and only until the next one is
+        taken, because its processes are the table's own, not copies.
         """
         if not events:
             self.deaths.caught_up()
@@ -109,9 +109,10 @@ class Tracker:
                 yield from found
 
     def sweep(self, now_ns: int) -> list[Occurrence]:
-        """Housekeeping, about once a second: forget the dead. Returns deaths that were missed till now.
+        """Remove dead processes, about once a second. Return the deaths that were missed until now.
 
-        By the count of threads; or because the kernel lost their event without a word, which are `recovered`.
+        They were missed by the count of threads, or because the kernel lost their event without an error; the latter
+        are `recovered`.
         """
         is_alive = self._procfs.is_alive
         self.table.sweep(now_ns, is_alive)
@@ -119,7 +120,7 @@ class Tracker:
         if len(self._cores) > 64:
             self._cores = {tgid: at for tgid, at in self._cores.items() if at > now_ns - 60_000_000_000}
         self.family.sweep(is_alive)
-        gone: set[int] = set()  # likewise, the end of its last thread may still be in the queue
+        gone: set[int] = set()  # the exit of the last thread may still be queued, so wait for the next sweep
         for tgid, event in list(self._leaderless.items()):
             process = self.table.get(tgid, event.timestamp_ns)
             if process is None:
@@ -134,15 +135,15 @@ class Tracker:
     # Recovery: see recovery.py for the order of these calls.
 
     def adopt(self, snapshot: list[Process]) -> list[Occurrence]:
-        """Take in a /proc scan; the occurrences are of processes whose PID has a new owner already."""
+        """Enter a /proc scan. Return exits of processes whose PID already has a new owner."""
         return [self._vanished(process) for process in self.table.adopt(snapshot)]
 
     def missing(self, living: set[int], scan_began_ns: int) -> list[Occurrence]:
-        """Tracked processes that vanished without an event, as exits of unknown status."""
+        """Return the tracked processes that vanished without an event, as exits of unknown status."""
         return [self._vanished(process) for process in self.table.missing(living, scan_began_ns)]
 
     def without_event(self, waited: Waiting) -> list[Occurrence]:
-        """After an overrun: deaths whose exit event was lost but whose record came. See Deaths.without_event."""
+        """Return the deaths whose exit event was lost but whose record came. See Deaths.without_event."""
         return [o for death in self.deaths.without_event(waited) for o in self._died(death)]
 
     # One handler per event type.
@@ -165,9 +166,9 @@ class Tracker:
                 if child.comm is None:
                     self._fill(child)
                 elif not (vanished or self._of_thread_forks or self._cares("fork", False, child.comm)):
-                    return ()  # what nearly every fork comes to
-        told = self._occurrences("fork", tgid, event.child_pid, event, is_process, {}, known=child)
-        return [*vanished, *told] if vanished else told
+                    return ()  # the most frequent case
+        found = self._occurrences("fork", tgid, event.child_pid, event, is_process, {}, known=child)
+        return [*vanished, *found] if vanished else found
 
     def _exec(self, event: Exec) -> Iterable[Occurrence]:
         tgid = event.process_tgid
@@ -206,7 +207,7 @@ class Tracker:
         found = self._occurrences("comm", event.process_tgid, event.process_pid, event, None, {})
         for occurrence in found:
             if occurrence.of_thread or event.process_pid == event.process_tgid:
-                # A copy: a thread's name must not become its process's in the table.
+                # A copy: a thread's comm must not become its process's in the table.
                 occurrence.process = replace(occurrence.process, comm=comm, comm_source="event")
         return found
 
@@ -229,7 +230,7 @@ class Tracker:
                     found += self._died(death)
                     return found
             if self.tracking.table and event.process_pid == event.process_tgid:
-                # Early or not: `sweep` asks /proc before a leader's process is forgotten.
+                # The leader may have ended early: `sweep` checks /proc before it removes the process.
                 process = self.table.get(event.process_tgid, event.timestamp_ns)
                 if process is not None:
                     self.table.end(process, event.timestamp_ns)
@@ -238,7 +239,7 @@ class Tracker:
         return found
 
     def _count_exit(self, event: Exit) -> Iterable[Occurrence]:
-        """Without exit records: the last thread by our count is the end of the process."""
+        """Yield the exits of an event without exit records: the process ends with its last thread by the count."""
         tgid = event.process_tgid
         if "exit" in self.tracking.thread_kinds:
             yield self._thread_end(event, None)
@@ -246,20 +247,20 @@ class Tracker:
         self._evidence[tgid] = so_far.after(event) if so_far is not None else StatusEvidence.of(event)
         process = self.table.thread_exit(event)
         if process is not None and process.ended_ns is not None:
-            return  # told already
+            return  # reported before
         if process is not None and process.threaded and self._recounted(process):
             return
         if process is None:
             if event.process_pid == tgid:
-                self._leaderless[tgid] = event  # its threads go on, or our count is off: `sweep` will see
+                self._leaderless[tgid] = event  # its threads live, or the count is off: `sweep` checks
             if self.table.get(tgid, event.timestamp_ns) is not None or self._procfs.is_alive(tgid):
                 return
             process = Process(tgid, event.parent_tgid or None)
-            self.table.enter(process)  # so that it is told once, not for each of its threads
+            self.table.enter(process)  # so that it is reported once, not for each of its threads
         yield from self._counted_out(process, event)
 
     def _recounted(self, process: Process) -> bool:
-        """Whether a process that had threads lives on against our count, which a scan in a storm can put off by one."""
+        """Return whether a process still lives although the count is 0: a scan in a storm may miscount its threads."""
         fresh = self._procfs.read(process.tgid, Wanted(), "procfs")
         if fresh is None or not fresh.threads or not same_process(process, fresh):
             return False
@@ -278,17 +279,17 @@ class Tracker:
     # From events to occurrences.
 
     def _died(self, death: Death) -> list[Occurrence]:
-        """The death of a process, told by its exit record or, if that was lost, by its event alone."""
+        """Return the exit of a process from its exit record or, if that was lost, from its event alone."""
         event, record, leader = death.event, death.record, death.leader
         at_ns = event.timestamp_ns if event is not None else None
         known = self.table.get(death.tgid, at_ns) if self.tracking.table else None
         if known is not None:
-            # Without an event nobody knows when: it is forgotten with the next sweep.
+            # Without an event the time is unknown: the next sweep removes it.
             self.table.end(known, at_ns or known.start_ns or 0, certain=record is not None)
         comm = leader.comm if leader is not None else known.comm if known is not None else None
         if "exit" not in self.tracking.kinds or not self._cares("exit", False, comm):
             if known is not None and leader is not None:
-                known.take_comm(leader, "taskstats")  # it may be the parent of who dies next
+                known.take_comm(leader, "taskstats")  # it may be the parent of the next process to end
             return []
         process = known or Process(death.tgid)
         process.take_exit_records(record, leader, at_ns)
@@ -297,12 +298,12 @@ class Tracker:
             "exit", process, tid, death.status, at_ns, event.cpu if event is not None else None, usage=record
         )
         occurrence.recovered = event is None
-        # cn_proc.c names no parent of a task that was released before; a thread always is, its process may be a zombie.
+        # cn_proc.c names no parent of a released task. A thread is always released; its process may be a zombie.
         occurrence.reaped = event is not None and event.parent_tgid == 0 and event.process_pid == death.tgid
         return [self._placed(occurrence, event.parent_tgid if event is not None else 0)]
 
     def _thread_end(self, event: Exit, record: TaskRecord | None) -> Occurrence:
-        """The end of one thread; its comm is the thread's own."""
+        """Return the exit of one thread. Its comm is the thread's own."""
         known = self.table.get(event.process_tgid, event.timestamp_ns) if self.tracking.table else None
         process = Process(event.process_tgid, event.parent_tgid or None)
         if known is not None:
@@ -330,7 +331,7 @@ class Tracker:
         only_threads: bool = False,
         known: Process | None = None,
     ) -> list[Occurrence]:
-        """The occurrences of an event that is not an exit: one for process rules, one for thread rules.
+        """Return the occurrences of an event that is not an exit: one for process rules, one for thread rules.
 
         `of_process`: whether the event is about the process as a whole; None: it is if the thread is the leader.
         """
@@ -345,7 +346,7 @@ class Tracker:
         for of_thread in (False, True):
             if not (for_threads if of_thread else for_process):
                 continue
-            # A rename is judged by the new name, which is not in place yet.
+            # A comm event matches by the new comm, which the process does not have yet.
             if kind != "comm" and not self._cares(kind, of_thread, process.comm):
                 continue
             occurrence = Occurrence(
@@ -355,14 +356,14 @@ class Tracker:
         return found
 
     def _living(self, tgid: int, at_ns: int) -> Process:
-        """A process that is alive as far as we know: from the table, or from /proc now."""
+        """Return a process that is believed alive: from the table, or from /proc now."""
         known = self.table.get(tgid, at_ns) if self.tracking.table else None
         if known is not None:
             return known
         return self._procfs.read(tgid, self.tracking.wanted_anew, "procfs") or Process(tgid)
 
     def _fill(self, process: Process) -> None:
-        """A child of a process that the table does not know: ask /proc."""
+        """Read a child from /proc whose parent is not in the table."""
         fresh = self._procfs.read(process.tgid, self.tracking.wanted_anew, "procfs")
         if fresh is not None:
             process.take_identity(fresh)
@@ -372,14 +373,14 @@ class Tracker:
         return self._placed(occurrence, 0)
 
     def _placed(self, occurrence: Occurrence, parent_tgid: int) -> Occurrence:
-        """Say whose child it was, and whether it came of a hook."""
+        """Add the parent and the ancestors, and whether a hook started the process."""
         process = occurrence.process
         if parent_tgid:
             process.ppid = parent_tgid
         occurrence.from_hook = process.tgid in self.family or process.ppid in self.family.roots
         if self.tracking.table:
-            told = bool(parent_tgid) or occurrence.usage is not None
-            occurrence.ancestors = self.table.ancestors(process, occurrence.kernel_time_ns, told, self._parent_now)
+            named = bool(parent_tgid) or occurrence.usage is not None
+            occurrence.ancestors = self.table.ancestors(process, occurrence.kernel_time_ns, named, self._parent_now)
         return occurrence
 
     def _parent_now(self, tgid: int) -> int | None:
