@@ -1,17 +1,15 @@
-"""What is done about matches: throttle, spool, log; in this order, once per batch. And the runner behind the spool.
+"""Dispatch the matches of a batch: throttle, spool, log, in this order. Owns the spool and the scheduler.
 
-The jobs of a batch are committed before any of its records is written, so a record that names a job never lies, and a
-crash between the two costs a log line, not a cleanup.
+The jobs of a batch are committed before its records are written, so a record never names a job that does not exist. A
+crash between the two loses a log record, not a cleanup.
 
-A job's key says for ever which death of which process under which rule it is, so a job is never made twice, whatever is
-seen twice: boot id, PID, the kernel's time of the event, and the rule.
+A job's key identifies its match for ever (job_key), so an event that is seen twice makes one job.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -21,13 +19,13 @@ from cnprocd.output.record import Record, message
 from cnprocd.pipeline import RecordedMatch
 from cnprocd.rules.compile import Match
 from cnprocd.rules.problems import LoadedRules
-from cnprocd.rules.ruleset import Rule, Settings
-from cnprocd.runner.client import Remote
-from cnprocd.spool.job import Backoff, Gather, HookSpec, JobRequest, Limits, serialize_key
-from cnprocd.spool.scheduler import Runner
+from cnprocd.rules.ruleset import Rule, Settings, hooks_of
+from cnprocd.runner.client import RunnerClient
+from cnprocd.spool.job import Gather, JobRequest, serialize_key
+from cnprocd.spool.rows import PastMatch
+from cnprocd.spool.scheduler import Scheduler
 from cnprocd.spool.spool import Keep, Spool
-from cnprocd.spool.store import Match as PastMatch
-from cnprocd.spool.throttle import After, RateLimit, Throttle
+from cnprocd.spool.throttle import Throttle
 
 
 class HookRegistry(Protocol):
@@ -37,14 +35,14 @@ class HookRegistry(Protocol):
         """Ask the kernel for every fork from now on: a hook is about to start."""
 
     def register_hook(self, hook_pid: int) -> None:
-        """Take this process for a hook. It has not done anything yet."""
+        """Treat this process and its descendants as hooks. It has not done anything yet."""
 
     def register_runner(self, runner_pid: int) -> None:
-        """Take this process for the runner service: whatever it forks from now on is a hook."""
+        """Treat every process that the runner forks from now on as a hook."""
 
 
-class Actions:
-    """The pipeline's way out."""
+class Dispatcher:
+    """Receives the pipeline's matches. Without the path of a `runner` socket, hooks are children of this process."""
 
     def __init__(
         self, state_dir: Path, loaded: LoadedRules, log: Log, hooks: HookRegistry, runner: Path | None = None
@@ -55,62 +53,62 @@ class Actions:
         self._limits: dict[str, object] = {}
         self._use_throttles(loaded.rules)
         self.spool = Spool.open(state_dir, log=log, keep=keep_of(loaded.settings))
-        self.runner = Runner(
+        self.scheduler = Scheduler(
             self.spool,
-            hook_specs(loaded.rules),
+            hooks_of(loaded.rules),
             slots=loaded.settings.hook_slots,
             log=log,
             before_start=hooks.follow,
             on_started=lambda hook_pid, job_id: hooks.register_hook(hook_pid),
-            launcher=None if runner is None else Remote(runner, log, hooks.register_runner),
+            launcher=None if runner is None else RunnerClient(runner, log, hooks.register_runner),
         )
 
     def deliver(self, matches: list[RecordedMatch]) -> None:
-        """Hold back what the throttles hold back, make every hook of the rest durable, then say the matches."""
+        """Hold back matches that the throttles refuse, commit the jobs of the others, then log those."""
         matches = [recorded for recorded in matches if self._admits(recorded)]
         hooked = [recorded for recorded in matches if wants_hook(recorded.match)]
         if hooked:
             self._submit(hooked)
         for recorded in matches:
-            self._say(recorded)
+            self._log_match(recorded)
         self._past += [past_match(recorded.record) for recorded in matches]
         if hooked:
-            self.runner.wake()
+            self.scheduler.wake()
 
     def _admits(self, recorded: RecordedMatch) -> bool:
         throttle = self._throttles.get(recorded.match.rule.name)
         held_by = None if throttle is None else throttle.admit(recorded.record, time.monotonic_ns())
         if held_by is not None:
-            recorded.record["held_by"] = held_by  # whoever watches sees this record; nobody else does
+            recorded.record["held_by"] = held_by  # shown by `cnprocctl watch` only
         return held_by is None
 
     def start(self) -> None:
-        """Take up what the last run left, then run hooks. Needs a running event loop."""
-        self.runner.start()
+        """Recover what the last run left, then run hooks. Needs a running event loop."""
+        self.scheduler.start()
 
     async def stop(self, bound_s: float) -> None:
-        """Let running hooks finish within the bound; what is not done waits in the spool."""
-        await self.runner.stop(bound_s)
-        self._remember()
+        """Let running hooks finish within the bound. The jobs of the others wait in the spool."""
+        await self.scheduler.stop(bound_s)
+        self._store_past_matches()
         self.spool.close()
 
     @property
     def busy(self) -> bool:
-        """A hook runs or may start any moment."""
-        return bool(self.runner.running())
+        """Whether a hook is running."""
+        return bool(self.scheduler.running())
 
     @property
     def holds_back(self) -> bool:
-        """A throttle has something to tell when its window closes."""
+        """Whether a throttle has held back matches that are not logged yet."""
         return any(throttle.next_report_ns() is not None for throttle in self._throttles.values())
 
     def tick(self) -> None:
         """Housekeeping, about once a second while there is something to do."""
-        self._tell_held_back()
-        self._remember()
-        self.spool.settle()
+        self._log_held_back()
+        self._store_past_matches()
+        self.spool.sync()
 
-    def _tell_held_back(self) -> None:
+    def _log_held_back(self) -> None:
         now_ns = time.monotonic_ns()
         for held in [held for throttle in self._throttles.values() for held in throttle.reports(now_ns)]:
             key = printable(held.key)
@@ -126,26 +124,26 @@ class Actions:
                 message=f"{held.rule}: {held.count} matches held back by {held.held_by} {key}".rstrip(),
             )
 
-    def _remember(self) -> None:
-        """Past matches are for people to look at: they go to the disk in one commit, off the hot line."""
+    def _store_past_matches(self) -> None:
+        """Commit the matches for `cnprocctl history`, outside of the hot path."""
         past, self._past = self._past, []
         if past:
             self.spool.record_matches(past)
 
     def status_phrase(self) -> str:
-        """For the status line: what waits, what runs, and whether it would survive us."""
+        """Return the counts of jobs for the status line, and whether the spool is durable."""
         counts = self.spool.counts()
         phrase = f"{counts.waiting} jobs waiting, {counts.running} running, {counts.dead} dead"
         return phrase if counts.durable else f"{phrase}, NOT DURABLE ({counts.why})"
 
     def use(self, loaded: LoadedRules) -> None:
-        """New rules, from now on."""
+        """Use new rules from now on."""
         self.spool.keep = keep_of(loaded.settings)
         self._use_throttles(loaded.rules)
-        self.runner.reload(hook_specs(loaded.rules), loaded.settings.hook_slots)
+        self.scheduler.reload(hooks_of(loaded.rules), loaded.settings.hook_slots)
 
     def _use_throttles(self, rules: Iterable[Rule]) -> None:
-        """A rule whose limits did not change keeps its budget over a reload."""
+        """Make the throttles. A rule whose limits did not change keeps its budget."""
         former = self._throttles
         self._throttles = {}
         for rule in rules:
@@ -173,7 +171,7 @@ class Actions:
             gather=Gather(rule.name, rule.coalesce.window_s, rule.coalesce.max) if rule.coalesce is not None else None,
         )
 
-    def _say(self, recorded: RecordedMatch) -> None:
+    def _log_match(self, recorded: RecordedMatch) -> None:
         wanted = recorded.match.rule.rule.log
         if wanted is not None:
             self._log(wanted.level, "rule_matched", message=message(wanted.message, recorded.record), **recorded.record)
@@ -183,22 +181,25 @@ class Actions:
 
 
 def wants_hook(match: Match) -> bool:
-    """Whether this match is to run a hook: not where the rule only wants to hear of an unknown exit."""
+    """Whether this match runs a hook. An exit of unknown status may be logged only (`on_unknown_exit`)."""
     return match.rule.rule.run is not None and not match.log_only
 
 
 def job_key(boot_id: str, match: Match) -> str:
-    """What makes a job the same job: this thing, that happened to this process, under this rule."""
+    """Return the key of a match: boot id, PID, the kernel's time of the event, event name and rule.
+
+    Without an event (a recovered exit) the process's start time replaces the kernel's time.
+    """
     occurrence, process = match.occurrence, match.occurrence.process
     thread = f"/{occurrence.tid}" if occurrence.of_thread else ""
-    # The moment is the kernel's, so it is the same for whoever sees the event again. A start may be known from the
-    # fork to one daemon and from the exit record to the next: it serves where no event was seen.
+    # Every daemon sees the same kernel time. The start time may differ: one daemon knows it from the fork event, the
+    # next one from the exit record.
     moment = occurrence.kernel_time_ns if occurrence.kernel_time_ns is not None else f"started {process.start_ns}"
     return ":".join((boot_id, f"{process.tgid}{thread}", str(moment), match.event, match.rule.name))
 
 
 def past_match(record: Record) -> PastMatch:
-    """A match for the history."""
+    """Return the history row of a match."""
     comm, pid = record["comm"], record["pid"]
     return PastMatch(
         time_ns=time.time_ns(),
@@ -210,48 +211,12 @@ def past_match(record: Record) -> PastMatch:
 
 
 def throttle_of(rule: Rule) -> Throttle:
-    """`rate_limit`, `cooldown`, `after` and `resets` of a rule."""
-    limit, after = rule.rate_limit, rule.after
+    """Return the throttle for `rate_limit`, `cooldown`, `after` and `resets` of a rule."""
     return Throttle(
-        rule.name,
-        rate_limit=RateLimit(limit.count, limit.per_s, limit.by) if limit is not None else None,
-        cooldown_s=rule.cooldown_s,
-        after=After(after.count, after.within_s, rule.resets_s) if after is not None else None,
+        rule.name, rate_limit=rule.rate_limit, cooldown_s=rule.cooldown_s, after=rule.after, resets_s=rule.resets_s
     )
 
 
 def keep_of(settings: Settings) -> Keep:
-    """The spool's bounds."""
+    """Return the bounds of the spool."""
     return Keep(settings.queue_limit, settings.history_count, settings.history_age_s)
-
-
-def hook_specs(rules: Iterable[Rule]) -> Mapping[str, HookSpec]:
-    """The hooks of all rules that have one, by rule; disabled ones too, whose jobs may still be waiting."""
-    return {rule.name: hook_spec(rule) for rule in rules if rule.run is not None}
-
-
-def hook_spec(rule: Rule) -> HookSpec:
-    """`run:` of a rule as the hooks' room understands it."""
-    run = rule.run
-    assert run is not None
-    limits = run.limits
-    return HookSpec(
-        rule=rule.name,
-        command=run.command,
-        user=run.user,
-        group=run.group,
-        timeout_s=run.timeout_s,
-        deadline_s=run.deadline_s,
-        retries=run.retries,
-        backoff=Backoff(run.backoff.initial_s, run.backoff.max_s),
-        env=run.env,
-        working_directory=run.working_directory,
-        umask=run.umask,
-        nice=run.nice,
-        limits=Limits(**asdict(limits)) if limits is not None else Limits(),
-        slots=run.slots,
-        serialize=run.serialize,
-        output_limit_bytes=run.output_limit_bytes,
-        failure_level=run.on_failure.level if run.on_failure is not None else "error",
-        failure_message=run.on_failure.message if run.on_failure is not None else None,
-    )

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from cnprocd.connector.canary import kernel_sends_events, raise_listener_count
 from cnprocd.connector.gathering import Gathering
-from cnprocd.dispatch import Actions
+from cnprocd.dispatch import Dispatcher
 from cnprocd.log import Log
 from cnprocd.pipeline import Pipeline
 from cnprocd.process.deaths import HOLD_NS
@@ -56,7 +56,7 @@ class EventLoop:
         ticker: Ticker,
         rules: RulesInForce,
         pipeline: Pipeline,
-        actions: Actions,
+        actions: Dispatcher,
         follower: HookFollower,
         manager: ServiceManager,
         log: Log,

@@ -82,7 +82,7 @@ def as_number(value: JsonValue) -> int | float:
     """Return an integer or a finite float, as it is. Raises JsonError (also for NaN, which Python's json accepts)."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise _unexpected("a number", value)
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):  # isfinite() of an int above 1e308 would overflow
         raise JsonError(f"expected a number, found {value}")
     return value
 

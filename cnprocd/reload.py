@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from cnprocd.connector.source import Source
 from cnprocd.connector.uapi import QUEUED_EVENT_BYTES
-from cnprocd.dispatch import Actions
+from cnprocd.dispatch import Dispatcher
 from cnprocd.log import Level, Log
 from cnprocd.pipeline import Pipeline
 from cnprocd.rules.compile import Matcher
@@ -28,7 +28,7 @@ class RulesInForce:
         load: Callable[[], Awaitable[LoadedRules]],
         subscription: Subscription,
         pipeline: Pipeline,
-        actions: Actions,
+        actions: Dispatcher,
         manager: ServiceManager,
         log: Log,
         set_log_level: Callable[[Level], None],

@@ -19,7 +19,7 @@ from cnprocd.connector.request import Features
 from cnprocd.connector.source import Source
 from cnprocd.control.room import ControlRoom
 from cnprocd.control.tap import Tap
-from cnprocd.dispatch import Actions
+from cnprocd.dispatch import Dispatcher
 from cnprocd.event_loop import EventLoop, Ticker
 from cnprocd.log import Level, Log
 from cnprocd.pipeline import Pipeline
@@ -64,7 +64,7 @@ class ControlledDaemon:
     rules_in_force: RulesInForce
     subscription: Subscription
     pipeline: Pipeline
-    actions: Actions
+    actions: Dispatcher
     kept_by_manager: bool
     started_ns: int = field(default_factory=time.time_ns)
 
@@ -90,7 +90,7 @@ class Parts:
 
     rules: RulesInForce
     pipeline: Pipeline
-    actions: Actions
+    actions: Dispatcher
     control: ControlRoom
     event_loop: EventLoop
     stopping: asyncio.Event
@@ -111,7 +111,7 @@ def connect(options: Options, loaded: LoadedRules, outside: Outside) -> Parts:
     procfs = ProcFs()
     tracker = Tracker(subscription.plan.tracking, procfs, outside.own_tgid, matcher.cares)
     follower = HookFollower(subscription, tracker.family, ticker.arm)
-    actions = Actions(options.state_dir, loaded, log, follower, options.runner)
+    actions = Dispatcher(options.state_dir, loaded, log, follower, options.runner)
     tap = Tap(actions)
     holder = Holder() if "pidfd_info" not in options.refused and kernel_reports_exit_status() else None
     recovery = Recovery(source, tracker, procfs, holder, log)

@@ -1,6 +1,6 @@
-"""cnprocd-runner: the service that runs hooks for the reader. Started by cnprocd-runner.socket.
+"""cnprocd-runner: the service that runs hooks for the daemon. Started by cnprocd-runner.socket.
 
-Not for people: without a passed socket it says so and ends. Exit statuses as cnprocd's.
+It cannot be started by hand: without a passed socket it exits. Exit statuses are those of cnprocd.
 """
 
 from __future__ import annotations
@@ -15,43 +15,42 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from cnprocd.dispatch import hook_specs
 from cnprocd.errors import EX_OK, CnprocdError
 from cnprocd.log import Log
 from cnprocd.output.journal import is_journal_stream
 from cnprocd.output.log import make_log, make_output
 from cnprocd.rules.language.load import load
 from cnprocd.rules.problems import LoadedRules
+from cnprocd.rules.ruleset import Hook, hooks_of
 from cnprocd.runner.service import IDLE_S, Service, delegated_cgroup
 from cnprocd.service import ServiceManager
-from cnprocd.spool.job import HookSpec
 
 
 class Rules:
-    """The hooks of the root-owned rules, read again whenever a file or directory of theirs has changed."""
+    """The hooks of the root-owned rules. They are read again when one of the files or directories has changed."""
 
     def __init__(self, read: Callable[[], LoadedRules]) -> None:
         self._read = read
         self._seen: dict[Path, tuple[int, int, int] | None] = {}
-        self._specs: Mapping[str, HookSpec] = {}
+        self._hooks: Mapping[str, Hook] = {}
 
-    def __call__(self) -> Mapping[str, HookSpec]:
-        """Raises RulesError while the rules are wrong: then nothing is run, rather than something stale."""
+    def __call__(self) -> Mapping[str, Hook]:
+        """Return the hooks by rule. Raises RulesError while a file is invalid: outdated hooks are never run."""
         if not self._seen or any(stamp(path) != seen for path, seen in self._seen.items()):
-            # Stamps first: a change while we read is seen the next time.
+            # Stamps first: a change during the read is detected the next time.
             before = {path: stamp(path) for path in self._seen}
             loaded = self._read()
             files = [*loaded.files, *(path.parent for path in loaded.files), *DIRECTORIES]
             self._seen = {path: before.get(path, stamp(path)) for path in files}
-            self._specs = hook_specs(loaded.rules)
-        return self._specs
+            self._hooks = hooks_of(loaded.rules)
+        return self._hooks
 
 
 DIRECTORIES = tuple(Path(top, "cnprocd/rules.d") for top in ("/usr/lib", "/run", "/etc"))
 
 
 def stamp(path: Path) -> tuple[int, int, int] | None:
-    """What changes when a file is written or replaced, or a directory gains or loses an entry."""
+    """Return values that change when a file is written or replaced, or a directory gains or loses an entry."""
     try:
         status = path.stat()
     except OSError:
@@ -61,10 +60,14 @@ def stamp(path: Path) -> tuple[int, int, int] | None:
 
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(prog="cnprocd-runner", description="Run the hooks of cnprocd (a systemd service).")
-    result.add_argument("--rules", type=Path, metavar="FILE", help="only this file, as for cnprocd")
-    result.add_argument("--user", default="cnprocd", help="who may connect, besides root")
+    result.add_argument("--rules", type=Path, metavar="FILE", help="load only this file, like cnprocd --rules")
+    result.add_argument("--user", default="cnprocd", help="the user that may connect, besides root (default: cnprocd)")
     result.add_argument(
-        "--idle", type=float, default=IDLE_S, metavar="SECONDS", help="end after so long without a reader"
+        "--idle",
+        type=float,
+        default=IDLE_S,
+        metavar="SECONDS",
+        help="exit after so long without a connection (default: 30)",
     )
     return result
 
@@ -90,7 +93,7 @@ def run(arguments: list[str] | None = None) -> int:
 def adopted_listener(manager: ServiceManager) -> socket.socket:
     descriptors = manager.adopted("runner")
     if not descriptors:
-        raise CnprocdError("no socket was passed", "it is started by cnprocd-runner.socket, not by hand")
+        raise CnprocdError("no socket was passed", "start cnprocd-runner.socket; systemd then starts the runner")
     return socket.socket(fileno=descriptors[0])
 
 
@@ -98,7 +101,7 @@ def allowed_users(name: str) -> set[int]:
     try:
         return {0, pwd.getpwnam(name).pw_uid}
     except KeyError:
-        raise CnprocdError(f"there is no user {name!r}", "systemd-sysusers makes it") from None
+        raise CnprocdError(f"unknown user {name!r}", "run systemd-sysusers to create it") from None
 
 
 async def serve(listener: socket.socket, options: argparse.Namespace, manager: ServiceManager, log: Log) -> None:
@@ -107,7 +110,7 @@ async def serve(listener: socket.socket, options: argparse.Namespace, manager: S
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, service.stop)
-    manager.ready("Waiting for the reader")
+    manager.ready("Waiting for the daemon")
     await service.serve(options.idle)
     manager.stopping()
 

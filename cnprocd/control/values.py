@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from cnprocd.json_value import JsonDict
 from cnprocd.spool.job import Job
-from cnprocd.spool.store import Match as PastMatch
+from cnprocd.spool.rows import PastMatch
 
 
 def job_value(job: Job) -> JsonDict:

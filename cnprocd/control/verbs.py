@@ -86,7 +86,7 @@ def _retry(daemon: view.DaemonView, args: Args) -> JsonValue:
     job_id = get_int(args, "job_id", minimum=0, maximum=_MAX_ID)
     if not daemon.actions.spool.revive(job_id):
         raise VerbError(f"job {job_id} is not dead", "only dead jobs can be retried; see `cnprocctl jobs show`", 1)
-    daemon.actions.runner.wake()
+    daemon.actions.scheduler.wake()
     return {"job_id": job_id, "state": "waiting"}
 
 

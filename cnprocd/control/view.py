@@ -12,7 +12,7 @@ from typing import Protocol
 from cnprocd import __version__
 from cnprocd.connector import uapi
 from cnprocd.connector.request import Features
-from cnprocd.dispatch import Actions
+from cnprocd.dispatch import Dispatcher
 from cnprocd.json_value import JsonDict
 from cnprocd.pipeline import Pipeline
 from cnprocd.rules.compile import CompiledRule
@@ -34,7 +34,7 @@ class DaemonView(Protocol):
     @property
     def pipeline(self) -> Pipeline: ...
     @property
-    def actions(self) -> Actions: ...
+    def actions(self) -> Dispatcher: ...
     @property
     def started_ns(self) -> int: ...
     @property
@@ -142,14 +142,14 @@ def jobs(daemon: DaemonView) -> JsonDict:
                 "attempt": hook.attempt,
                 "running_s": hook.running_s,
             }
-            for hook in daemon.actions.runner.running()
+            for hook in daemon.actions.scheduler.running()
         ],
     }
 
 
 def _latency(daemon: DaemonView) -> JsonDict:
     """Return the histogram of times from the kernel's event to the first instruction of its hook."""
-    histogram = daemon.actions.runner.latency
+    histogram = daemon.actions.scheduler.latency
     return {
         "bounds_ms": list(histogram.bounds_ms),
         "counts": list(histogram.counts),

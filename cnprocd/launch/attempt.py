@@ -1,14 +1,14 @@
-"""One try of a hook, from order to exit status.
+"""One attempt to run a hook, from its request to its exit status.
 
-Strategy: `launch` is synchronous and short (a spare becomes the hook beside us); `attend` is a task that waits for the
-report of the exec, the exit (by pidfd), the time limit, or a call to cut it short, and ends the whole group when it
-must. The hook is reaped last, when its group is gone, so that no PID of it can be someone else's.
+`launch` is synchronous and short: a spare process becomes the hook while this process goes on. `wait` is a task that
+waits for the report of the exec, the exit (by pidfd), the time limit, or `terminate`, and ends the whole group if it
+must. The hook is reaped last, when its group is gone, so none of its PIDs can be reused meanwhile.
 
-What a hook that succeeded leaves running stays (it may have restarted a service); what one that failed leaves is ended
-with it, before the next try can meet it.
+Processes that a successful hook leaves behind keep running: it may have restarted a service. Processes that a failed
+hook leaves behind are ended with it, before the next attempt can meet them.
 
-Latency is the time from the kernel's timestamp to the report pipe's EOF, as the event loop sees it: the exec has
-succeeded, the first instruction of the hook runs. It is an upper bound, by the loop's own delay.
+Latency is the time from the kernel's timestamp to the report pipe's EOF as the event loop sees it: the exec succeeded.
+It is an upper bound, by the loop's own delay.
 """
 
 from __future__ import annotations
@@ -19,66 +19,47 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from cnprocd.launch import group, render
+from cnprocd.launch import group
 from cnprocd.launch.output import Output
 from cnprocd.launch.program import Programs
-from cnprocd.launch.spawn import Child, Order, Starter, launch_failure
+from cnprocd.launch.request import AttemptResult, Ending, LaunchRequest
+from cnprocd.launch.spawn import Child, Starter, launch_failure
 from cnprocd.log import Log
-from cnprocd.spool.job import Attempt, HookSpec, Identity, Job
+from cnprocd.rules.ruleset import Hook
 
 TERM_GRACE_S = 5.0
-STUCK_WAIT_S = 2.0  # a process that KILL does not end sits in the kernel: its slot is given free
+STUCK_WAIT_S = 2.0  # a process that survives SIGKILL so long is blocked in the kernel: its slot is freed
 MS = 1_000_000
 Emit = Callable[[str], None]
+Announce = Callable[[int], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """How the try ended. `interrupted` and `not_started` say that `attempt` is no verdict on the hook."""
+class RunningAttempt(Protocol):
+    """A hook that runs: in this process (LocalAttempt), or in the runner (runner/client.py)."""
 
-    attempt: Attempt
-    interrupted: bool = False
-    not_started: bool = False  # there was nobody, or nothing, to start it with
-    stuck: bool = False  # not even KILL ended it: it is still to be reaped
-
-
-class Running(Protocol):
-    """A hook that runs, here (Try) or in the runner service (remote.py)."""
-
-    job: Job
-    spec: HookSpec
+    request: LaunchRequest
     pid: int
     latency_ms: float | None
 
     @property
     def running_s(self) -> float: ...
-    def cut(self, grace_s: float) -> None: ...
-    async def attend(self, emit: Emit, launched: Callable[[Running], None]) -> Ending: ...
+    def terminate(self, grace_s: float) -> None: ...
+    async def wait(self, emit: Emit, launched: Callable[[RunningAttempt], None]) -> Ending: ...
 
 
 class Launcher(Protocol):
-    """Where hooks are started: in this process (Here), or in the runner service (remote.py)."""
+    """Starts hooks: as children of this process (LocalLauncher), or in the runner (runner/client.py)."""
 
     def prepare(self, *, soon: bool = False) -> None: ...
     def close(self) -> None: ...
-    def launch(
-        self,
-        job: Job,
-        spec: HookSpec,
-        who: Identity,
-        attempt_id: str,
-        *,
-        limit_s: float,
-        announce: Callable[[int], None],
-    ) -> Running: ...
+    def launch(self, request: LaunchRequest, announce: Announce) -> RunningAttempt: ...
 
 
-class Here:
-    """Hooks as children of this process."""
+class LocalLauncher:
+    """Starts hooks as children of this process. `cgroup_dir` is a delegated cgroup v2 directory, if there is one."""
 
     def __init__(self, log: Log, cgroup_dir: Path | None = None) -> None:
         self._starter = Starter(log)
@@ -87,60 +68,55 @@ class Here:
         self.prepare = self._starter.prepare
         self.close = self._starter.close
 
-    def launch(
-        self,
-        job: Job,
-        spec: HookSpec,
-        who: Identity,
-        attempt_id: str,
-        *,
-        limit_s: float,
-        announce: Callable[[int], None],
-    ) -> Try:
-        return launch(
-            self._starter,
-            self._programs,
-            job,
-            spec,
-            who,
-            attempt_id,
-            limit_s=limit_s,
-            cgroup_dir=self._cgroup_dir,
-            announce=announce,
-        )
+    def launch(self, request: LaunchRequest, announce: Announce) -> LocalAttempt:
+        """Start a hook. `announce` gets its PID before the hook does anything.
+
+        Raises HookRefusedError if the hook must not be started, and OSError if it cannot be started now.
+        """
+        program = self._programs.open(_path(request.hook))
+        cgroup, procs_fd = None, None
+        try:
+            if self._cgroup_dir is not None:
+                cgroup = self._cgroup_dir / cgroup_name(request)
+                cgroup.mkdir(exist_ok=True)
+                procs_fd = os.open(cgroup / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+            child = self._starter.spawn(request, program, announce, procs_fd)
+        finally:
+            os.close(program.fd)
+            if procs_fd is not None:
+                os.close(procs_fd)
+        return LocalAttempt(request, program.path, child, group.Root(child.pid, None, request.attempt_id, cgroup))
 
 
-class Try:
-    """A hook that runs. Made by launch(); attend() waits for its end; cut() ends it early."""
+class LocalAttempt:
+    """A hook that runs as a child of this process. `wait` must be called once."""
 
-    def __init__(self, job: Job, spec: HookSpec, order: Order, child: Child, root: group.Root, limit_s: float) -> None:
-        self.job = job
-        self.spec = spec
+    def __init__(self, request: LaunchRequest, program_path: str, child: Child, root: group.Root) -> None:
+        self.request = request
         self.pid = child.pid
         self.started_ns = time.monotonic_ns()
         self.latency_ms: float | None = None
-        self._order = order
+        self._program_path = program_path
         self._child = child
         self._root = root
-        self._limit_s = limit_s
         self._grace_s = TERM_GRACE_S
-        self._cut = asyncio.Event()
+        self._terminated = asyncio.Event()
         self._report: bytes | None = None
 
     @property
     def running_s(self) -> float:
-        """How long it runs by now."""
+        """The time since the start, in seconds."""
         return (time.monotonic_ns() - self.started_ns) / 1e9
 
-    def cut(self, grace_s: float) -> None:
-        """End it now: TERM, and KILL after `grace_s`."""
+    def terminate(self, grace_s: float) -> None:
+        """End the attempt now: SIGTERM, and SIGKILL after `grace_s`."""
         self._grace_s = grace_s
-        self._cut.set()
+        self._terminated.set()
 
-    async def attend(self, emit: Emit, launched: Callable[[Running], None]) -> Ending:
+    async def wait(self, emit: Emit, launched: Callable[[RunningAttempt], None]) -> Ending:
         """Wait for the end. `emit` gets each line of output, `launched` is called when the program runs."""
         loop = asyncio.get_running_loop()
-        output = Output(self._child.output_fd, self.spec.output_limit_bytes, emit)
+        output = Output(self._child.output_fd, self.request.hook.output_limit_bytes, emit)
         loop.add_reader(self._child.report_fd, self._on_report, launched)
         loop.add_reader(output.fd, _on_output, output)
         try:
@@ -158,30 +134,31 @@ class Try:
         return self._ending(overdue, survivors, status)
 
     async def _until_end(self) -> str | None:
-        """None when the hook exited by itself, else why it must end now."""
+        """Return None if the hook exited by itself, else the reason to end it now."""
         exit_ = asyncio.ensure_future(group.exited(self._child.pidfd))
-        cut = asyncio.ensure_future(self._cut.wait())
-        await asyncio.wait({exit_, cut}, timeout=self._limit_s, return_when=asyncio.FIRST_COMPLETED)
-        ended, was_cut = exit_.done(), cut.done()
-        for waiting in (exit_, cut):
+        terminated = asyncio.ensure_future(self._terminated.wait())
+        limit_s = self.request.limit_s
+        await asyncio.wait({exit_, terminated}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        has_exited, was_terminated = exit_.done(), terminated.done()
+        for waiting in (exit_, terminated):
             waiting.cancel()
-        await asyncio.gather(exit_, cut, return_exceptions=True)
-        if ended:
+        await asyncio.gather(exit_, terminated, return_exceptions=True)
+        if has_exited:
             return None
-        return "interrupted" if was_cut else f"timed out after {self._limit_s:g} s"
+        return "interrupted" if was_terminated else f"timed out after {limit_s:g} s"
 
     def _succeeded(self) -> bool:
-        """Whether the hook, which has exited and is not reaped, did so with 0."""
+        """Whether the hook, which has exited and is not reaped, exited with 0."""
         status = os.waitid(os.P_PIDFD, self._child.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         return status is not None and (status.si_code, status.si_status) == (os.CLD_EXITED, 0)
 
     async def _reap(self) -> os.waitid_result | None:
-        """The exit status; None when not even KILL ended it."""
+        """Return the exit status, or None if the hook survived SIGKILL."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(group.exited(self._child.pidfd), STUCK_WAIT_S)
         return os.waitid(os.P_PIDFD, self._child.pidfd, os.WEXITED | os.WNOHANG)
 
-    def _on_report(self, launched: Callable[[Running], None]) -> None:
+    def _on_report(self, launched: Callable[[RunningAttempt], None]) -> None:
         now_ns = time.monotonic_ns()
         try:
             self._report = os.read(self._child.report_fd, 4096)
@@ -189,13 +166,13 @@ class Try:
             return
         asyncio.get_running_loop().remove_reader(self._child.report_fd)
         if not self._report:
-            if self.job.kernel_time_ns is not None:
-                self.latency_ms = round((now_ns - self.job.kernel_time_ns) / MS, 3)
+            if self.request.kernel_time_ns is not None:
+                self.latency_ms = round((now_ns - self.request.kernel_time_ns) / MS, 3)
             launched(self)
 
     def _leave_cgroup(self) -> None:
         if self._root.cgroup is not None:
-            with contextlib.suppress(OSError):  # something lives on in it: sweep_cgroups() tries again
+            with contextlib.suppress(OSError):  # a process lives on in it: sweep_cgroups() tries again
                 self._root.cgroup.rmdir()
 
     def _ending(self, overdue: str | None, survivors: int, status: os.waitid_result | None) -> Ending:
@@ -204,74 +181,35 @@ class Try:
         number = status.si_status if status is not None and not exited else None
         reason = overdue
         if self._report:
-            reason = launch_failure(self._report, self._order)
+            reason = launch_failure(self._report, self.request, self._program_path)
             code = None  # 127 is the spare's, not the hook's
         elif overdue is None:
             reason = f"killed by {_name(number)}" if number is not None else f"exit code {code}" if code else None
         if survivors or status is None:
-            reason = f"{reason}, and {max(survivors, 1)} of its processes could not be ended"
-        attempt = Attempt(reason, code, number, round((time.monotonic_ns() - self.started_ns) / MS, 3), self.latency_ms)
+            reason = f"{reason}; {max(survivors, 1)} of its processes survived SIGKILL"
+        duration_ms = round((time.monotonic_ns() - self.started_ns) / MS, 3)
+        result = AttemptResult(reason, code, number, duration_ms, self.latency_ms)
         interrupted = overdue == "interrupted" and not self._report
-        return Ending(attempt, interrupted=interrupted, stuck=status is None)
+        return Ending(result, interrupted=interrupted, stuck=status is None)
 
 
-def launch(
-    starter: Starter,
-    programs: Programs,
-    job: Job,
-    spec: HookSpec,
-    who: Identity,
-    attempt_id: str,
-    *,
-    limit_s: float,
-    cgroup_dir: Path | None,
-    announce: Callable[[int], None],
-) -> Try:
-    """Start the hook of a job. Raises HookRefusedError (it may not be started) or OSError (it cannot be, now)."""
-    program = programs.open(_text(spec))
-    cgroup, procs_fd = None, None
-    try:
-        if cgroup_dir is not None:
-            cgroup = cgroup_dir / cgroup_name(job)
-            cgroup.mkdir(exist_ok=True)
-            procs_fd = os.open(cgroup / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
-        order = Order(
-            program=program,
-            argv=render.argv(spec, job),
-            env=render.environment(spec, job, who, attempt_id),
-            standard_input=render.standard_input(job),
-            identity=who,
-            directory=spec.working_directory,
-            umask=spec.umask,
-            nice=spec.nice,
-            limits=spec.limits,
-            cgroup_procs_fd=procs_fd,
-        )
-        child = starter.spawn(order, announce)
-    finally:
-        os.close(program.fd)
-        if procs_fd is not None:
-            os.close(procs_fd)
-    return Try(job, spec, order, child, group.Root(child.pid, None, attempt_id, cgroup), limit_s)
+def cgroup_name(request: LaunchRequest) -> str:
+    """Return the name of the attempt's cgroup below the delegated one."""
+    return f"job-{request.job_id}-{request.attempt}"
 
 
-def cgroup_name(job: Job) -> str:
-    """The cgroup of a job's current try, below the delegated one."""
-    return f"job-{job.job_id}-{job.attempts}"
-
-
-def sweep_cgroups(cgroup_dir: Path, running: Iterable[Job] = ()) -> None:
-    """Remove the cgroups of former tries that are empty by now. One that is about to be entered is empty, too."""
-    busy = {cgroup_name(job) for job in running}
+def sweep_cgroups(cgroup_dir: Path, running: Iterable[LaunchRequest] = ()) -> None:
+    """Remove the empty cgroups of former attempts. The cgroup of a running attempt may be empty for a moment."""
+    busy = {cgroup_name(request) for request in running}
     for cgroup in cgroup_dir.glob("job-*"):
         if cgroup.name not in busy:
             with contextlib.suppress(OSError):
                 cgroup.rmdir()
 
 
-def _text(spec: HookSpec) -> str:
-    """The program: the rule language accepts no fields in it."""
-    return "".join(part for part in spec.command[0].parts if isinstance(part, str))
+def _path(hook: Hook) -> str:
+    """Return the program's path. The rule language accepts no fields in it."""
+    return "".join(part for part in hook.command[0].parts if isinstance(part, str))
 
 
 def _on_output(output: Output) -> None:

@@ -1,19 +1,19 @@
-"""Everything that a hook started: finding it, ending it, reaping it.
+"""Find and end all processes that a hook started.
 
-Strategy: where a delegated cgroup is given, it knows (cgroup v2, cgroup.procs and cgroup.kill). Elsewhere a process
-belongs to a hook when any of this holds: it is in the hook's session, it descends from the hook by parent PIDs, or its
-environment carries the hook's CNPROCD_ATTEMPT_ID, 128 random bits that children inherit even through setsid and double
-fork. (Jenkins' ProcessTreeKiller finds what builds leave behind in the same way.) A process that does all of setsid,
-double fork and clearing its environment gets away; only the cgroup holds that one.
+With a delegated cgroup, cgroup.procs lists them and cgroup.kill ends them (cgroup v2). Without one, a process belongs
+to a hook if it is in the hook's session or process group, if it descends from the hook by parent PIDs, or if its
+environment carries the hook's CNPROCD_ATTEMPT_ID. Children inherit those 128 random bits even through setsid and double
+fork. (Jenkins' ProcessTreeKiller does the same.) Without a cgroup, a process that does all of setsid, double fork and
+clearing its environment is not found.
 
 Facts:
-- A PID is only safe to signal while it cannot be reused: processes are signalled through pidfds, and the start time is
-  compared once more after the pidfd is open (proc_pid_stat(5), field 22). The hook itself is not reaped before its
-  group is ended, so its PID, session and process group cannot be taken over meanwhile.
-- kill(-pgid) is atomic against fork (both take the tasklist lock; a fork with a signal pending is restarted), so a fork
-  bomb that stays in its process group dies in one call. For the rest: stop everything that is found until nothing new
-  is found, then kill. What is stopped cannot fork, and RLIMIT_NPROC counts it as before.
-- Reading all of /proc takes 20 to 30 microseconds a process: the loop is yielded to every 200.
+- A PID is safe to signal only while it cannot be reused. Processes are signalled through pidfds, and the start time is
+  compared again after the pidfd is open (proc_pid_stat(5), field 22). The hook itself is not reaped before its group
+  has ended, so its PID, session and process group cannot be reused meanwhile.
+- kill(-pgid) is atomic against fork (both take the tasklist lock; a fork with a signal pending is restarted), so one
+  call ends a fork bomb that stays in its process group. The others are stopped until no new one is found, then killed.
+  A stopped process cannot fork, and RLIMIT_NPROC still counts it.
+- Reading all of /proc takes 20 to 30 microseconds a process: the scan yields to the loop every 200 processes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +33,7 @@ _SCAN_BATCH = 200
 
 @dataclass(frozen=True, slots=True)
 class Root:
-    """A hook, as its group is found. `start_ticks` None: the PID is surely still its own (our child, not reaped)."""
+    """Where to start looking for a hook's processes. `start_ticks` is None for an unreaped child of this process."""
 
     pid: int | None
     start_ticks: int | None
@@ -43,7 +43,7 @@ class Root:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A living process, and its start time that tells it from a later owner of its PID."""
+    """A living process. Its start time distinguishes it from a later process with the same PID."""
 
     pid: int
     start_ticks: int
@@ -64,7 +64,7 @@ class _Stat:
 
 
 async def members(root: Root) -> list[Member]:
-    """Everything of the hook's that lives, the hook itself included."""
+    """Return the living processes of the hook, including the hook itself."""
     if root.cgroup is not None:
         found = (_stat(pid) for pid in _cgroup_pids(root.cgroup))
         return [Member(stat.pid, stat.start_ticks) for stat in found if stat is not None and stat.alive]
@@ -74,7 +74,7 @@ async def members(root: Root) -> list[Member]:
 
 
 async def end(root: Root, grace_s: float) -> int:
-    """TERM to everything, and after the grace KILL to what is left. Returns how many survived even that."""
+    """Send SIGTERM to all, and SIGKILL to those that live after the grace. Return how many survived."""
     found = await members(root)
     if not found:
         return 0
@@ -101,32 +101,14 @@ async def end(root: Root, grace_s: float) -> int:
     return len(await members(root))
 
 
-def reap_strangers(known: Collection[int]) -> list[int]:
-    """Reap our dead children that are not `known`: orphans handed to us as a subreaper. Returns their PIDs.
-
-    waitid(P_ALL) would take a hook's exit status from under the runner, and with WNOWAIT always shows the same one.
-    """
-    try:
-        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii").split()
-    except OSError:  # a kernel without CONFIG_PROC_CHILDREN: they stay zombies until we end
-        return []
-    reaped = []
-    for pid in map(int, children):
-        if pid not in known:
-            with contextlib.suppress(ChildProcessError):
-                if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG) is not None:
-                    reaped.append(pid)
-    return reaped
-
-
 def start_ticks(pid: int) -> int | None:
-    """When a process started, in clock ticks since boot; None when there is none."""
+    """Return when a process started, in clock ticks since boot, or None if there is no such process."""
     found = _stat(pid)
     return None if found is None else found.start_ticks
 
 
 async def exited(pidfd: int) -> None:
-    """Return when the process behind a pidfd has exited. It is not reaped."""
+    """Wait until the process behind a pidfd has exited. It is not reaped."""
     loop = asyncio.get_running_loop()
     done = asyncio.Event()
     loop.add_reader(pidfd, done.set)
@@ -137,7 +119,7 @@ async def exited(pidfd: int) -> None:
 
 
 class _Watched:
-    """Processes that were sent a signal, held by pidfd until the block ends."""
+    """Signal processes, and hold their pidfds until the block ends."""
 
     def __init__(self, targets: Iterable[Member], number: int) -> None:
         self._pidfds = [pidfd for member in targets if (pidfd := _open_and_send(member, number)) is not None]
@@ -150,7 +132,7 @@ class _Watched:
             os.close(pidfd)
 
     async def gone(self, bound_s: float) -> None:
-        """Wait until all have exited, or for `bound_s`."""
+        """Wait until all have exited, at most for `bound_s`."""
         waits = [asyncio.ensure_future(exited(pidfd)) for pidfd in self._pidfds]
         if waits:
             _, late = await asyncio.wait(waits, timeout=bound_s)
@@ -179,7 +161,7 @@ def _send(member: Member, number: int) -> None:
 
 
 def _family(root: Root, stats: dict[int, _Stat]) -> set[int]:
-    """The PIDs that belong to the hook."""
+    """Return the PIDs that belong to the hook."""
     leader = stats.get(root.pid) if root.pid is not None else None
     sure = leader is not None and root.start_ticks in (None, leader.start_ticks)
     mark = f"CNPROCD_ATTEMPT_ID={root.attempt_id}".encode()
@@ -191,7 +173,7 @@ def _family(root: Root, stats: dict[int, _Stat]) -> set[int]:
         or (stat.start_ticks >= oldest and stat.alive and mark in _environment(stat.pid))
     }
     grown = True
-    while grown:  # parents are not always older or of lower PID than their children: go on until nothing is added
+    while grown:  # a parent may have a higher PID than its child: repeat until nothing is added
         children = {stat.pid for stat in stats.values() if stat.ppid in ours} - ours
         ours |= children
         grown = bool(children)
@@ -223,7 +205,7 @@ def _cgroup_pids(cgroup: Path) -> Iterator[int]:
 def _stat(pid: int) -> _Stat | None:
     try:
         raw = Path(f"/proc/{pid}/stat").read_bytes()
-        fields = raw[raw.rindex(b")") + 2 :].split()  # comm may hold anything, brackets and blanks too
+        fields = raw[raw.rindex(b")") + 2 :].split()  # comm may hold anything, including brackets and blanks
         return _Stat(pid, fields[0].decode(), int(fields[1]), int(fields[2]), int(fields[3]), int(fields[19]))
     except (OSError, ValueError, IndexError):
         return None

@@ -1,9 +1,9 @@
-"""What a hook writes: logged line by line up to a cap, and thrown away beyond it.
+"""Log a hook's output line by line up to a limit, and discard the rest.
 
-Strategy: standard output and standard error are one pipe, so that their order is kept. Past the cap the pipe is still
-emptied, or the hook would hang in write(2) or die of SIGPIPE for being talkative: splice(2) moves pages from the pipe
-to /dev/null without copying them. What is read per wakeup is bounded (a pipe holds 64 KiB), so a hook that writes
-100 MB takes turns with everything else. Lines are cut and counted too: 64 KiB of newlines are not 65,536 records.
+Standard output and standard error are one pipe, so that their order is kept. Past the limit the pipe is still drained;
+otherwise the hook would block in write(2) or get SIGPIPE. splice(2) moves pages from the pipe to /dev/null without
+copying. Each wakeup reads a bounded amount (a pipe holds 64 KiB), so a hook that writes 100 MB does not hold the loop.
+Long lines are split and lines are counted: 64 KiB of newlines must not become 65,536 records.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _CHUNK = 65536
 
 
 class Output:
-    """One hook's output. `emit` gets each line, escaped for people. `fd` is the caller's, and non-blocking."""
+    """One hook's output. `emit` gets each line, escaped. `fd` is non-blocking, and the caller closes it."""
 
     def __init__(self, fd: int, limit: int, emit: Callable[[str], None]) -> None:
         self.fd = fd
@@ -32,7 +32,7 @@ class Output:
         self._partial = b""
 
     def read(self) -> bool:
-        """Take what is there, at most a pipe full; False at the end of the output. BlockingIOError: nothing there."""
+        """Read at most a pipe full. Return False at EOF. Raises BlockingIOError if nothing is available."""
         if self._left > 0:
             data = os.read(self.fd, min(_CHUNK, self._left))
             self._left -= len(data)
@@ -43,9 +43,9 @@ class Output:
         return gone > 0
 
     def finish(self) -> None:
-        """The hook is gone: take what is still in the pipe, then say what was thrown away."""
+        """Read what is still in the pipe after the hook has exited, then emit how much was discarded."""
         with contextlib.suppress(BlockingIOError):
-            for _ in range(16):  # a leftover child may go on writing for ever
+            for _ in range(16):  # a child that was left behind may write for ever
                 if not self.read():
                     break
         if self._partial:

@@ -1,24 +1,18 @@
-"""Which program a hook runs, and whether anyone but root could have put it there.
+"""Open a hook's program, and refuse it if any user but root (or this process's own) could have changed it.
 
-Strategy: safe_open.py walks the path by descriptor and judges every component; what it opens is what is judged
-here. The interpreter of a #! script is judged the same way: a script is no safer than what reads it.
+safe_open.py walks the path by descriptor and checks every component. The checks here use the descriptor that it opened.
+The interpreter of a #! script is checked in the same way.
 
-A judgement is remembered (Programs) with device, inode and change time of every component of the resolved path, and
-holds while none of them has changed and the name still leads to the same file: neither a mode nor an owner nor an entry
-can change without the change time. Eight lstats instead of a walk: 0.08 ms instead of 0.3 between death and cleanup.
+Programs caches a check with the device, inode and change time of every component of the resolved path. The cached check
+holds while none of them has changed and the name still leads to the same file: no mode, owner or entry changes without
+the change time. Eight lstats take 0.08 ms between death and cleanup; a walk takes 0.3 ms.
 
-Exec by descriptor or by path? Once every component of the resolved path belongs to root (or to us, when we are not
-root) and nobody else can write it, only a trusted owner can change what the path names: exec by that resolved path is
-not a race that an attacker can enter. By descriptor is stronger still (what was judged is what runs, even while a
-package manager is at work), but it has two warts:
-
-- A script: the kernel hands the interpreter /dev/fd/N, which must then stay open in the hook and becomes its $0, so
-  that `dirname "$0"` breaks. Scripts are executed by resolved path.
-- Before Linux 6.14 the comm of a program executed by descriptor is the number of the descriptor ("4" in ps). There,
-  binaries too are executed by resolved path.
-
-So: ELF on 6.14 and newer by descriptor; all else by resolved path, with device and inode compared once more in the
-child right before the exec. Set-user-ID bits and file capabilities of the program are the administrator's business.
+An ELF program is executed by descriptor on Linux 6.14 and newer: the checked file runs even if a package manager
+replaces it meanwhile. Everything else is executed by its resolved path, with device and inode compared again in the
+child right before the exec. That race is not open to attackers: only root can change what the checked path names.
+- A script executed by descriptor would get /dev/fd/N as its $0, so `dirname "$0"` would break.
+- Before Linux 6.14 the comm of a program executed by descriptor is the descriptor's number ("4" in ps).
+Set-user-ID bits and file capabilities of the program are left to the administrator.
 """
 
 from __future__ import annotations
@@ -40,7 +34,7 @@ SHEBANG_BYTES = 256  # BINPRM_BUF_SIZE
 MOST_INTERPRETERS = 5  # as fs/exec.c: a script may be the interpreter of a script
 COMM_KEPT_SINCE = (6, 14)
 _FOR_NOW = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
-CHANGING_NS = 50_000_000  # change times are as coarse as a tick: what changed so lately may change again unseen
+CHANGING_NS = 50_000_000  # change times have the resolution of a tick: a second change may be invisible
 
 
 _MOVE_HOOK = "move the hook to a root-owned directory such as /usr/local/lib/cnprocd"
@@ -53,7 +47,7 @@ class HookRefusedError(CnprocdError):
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """Where a name led when it was judged."""
+    """Which file a path led to when it was checked."""
 
     path: str
     resolved: str
@@ -62,17 +56,17 @@ class Name:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A judged program. `fd` is open for reading on it; the caller closes it."""
+    """A checked program. `fd` is open for reading; the caller closes it."""
 
     fd: int
-    path: str  # resolved: no symlink is left in it
+    path: str  # resolved: it contains no symlink
     inode: tuple[int, int]
     by_fd: bool
 
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """A component of a resolved path as it was when it was judged."""
+    """A component of a resolved path as it was when it was checked."""
 
     path: str
     device: int
@@ -86,7 +80,7 @@ class _Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class _Judgement:
+class _Check:
     program: Program
     components: frozenset[_Seen]
     names: tuple[Name, ...]  # of the program and of its interpreters
@@ -98,26 +92,26 @@ class _Judgement:
 
 
 class Programs:
-    """Programs that were judged before, by the path that the rule names."""
+    """A cache of checked programs, by the path that the rule names."""
 
     def __init__(self) -> None:
-        self._judged: dict[str, _Judgement] = {}
+        self._checked: dict[str, _Check] = {}
 
     def open(self, path: str) -> Program:
-        """Open the program at an absolute path; raises HookRefusedError with the reason."""
-        known = self._judged.pop(path, None)
+        """Open and check the program at an absolute path. Raises as open_program does."""
+        known = self._checked.pop(path, None)
         if known is not None:
             with contextlib.suppress(OSError):
                 if known.holds():
                     fd = os.open(known.program.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-                    self._judged[path] = known
+                    self._checked[path] = known
                     return replace(known.program, fd=fd)
         began_ns = time.time_ns() - CHANGING_NS
         names: list[Name] = []
         program = open_program(path, names)
         components = _components(name.resolved for name in names)
         if all(one.changed_ns < began_ns for one in components):
-            self._judged[path] = _Judgement(program, components, tuple(names))
+            self._checked[path] = _Check(program, components, tuple(names))
         return program
 
 
@@ -128,10 +122,10 @@ def _components(paths: Iterable[str]) -> frozenset[_Seen]:
 
 
 def open_program(path: str, names: list[Name] | None = None, depth: int = MOST_INTERPRETERS) -> Program:
-    """Open and judge the program at an absolute path; raises HookRefusedError with the reason.
+    """Open and check the program at an absolute path, and add its name and those of its interpreters to `names`.
 
-    Its name and those of its interpreters are added to `names`. For want of descriptors or memory it is an OSError:
-    that says nothing of the program, and the job must wait, not fail.
+    Raises HookRefusedError if the program must not be run. Raises OSError if descriptors or memory are missing: that
+    does not depend on the program, so the job must wait, not fail.
     """
     if not path.startswith("/"):
         raise HookRefusedError(f"{path} is not an absolute path", "name the program with its full path")
@@ -144,19 +138,19 @@ def open_program(path: str, names: list[Name] | None = None, depth: int = MOST_I
             raise
         raise HookRefusedError(f"cannot open {path}: {os.strerror(error.errno or 0)}") from error
     try:
-        return _judge(fd, path, [] if names is None else names, depth)
+        return _check(fd, path, [] if names is None else names, depth)
     except BaseException:
         os.close(fd)
         raise
 
 
-def _judge(fd: int, path: str, names: list[Name], depth: int) -> Program:
+def _check(fd: int, path: str, names: list[Name], depth: int) -> Program:
     found = os.fstat(fd)
     if not found.st_mode & (stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH):
         raise HookRefusedError(f"{path} is not executable", f"chmod +x {path}")
     head = os.pread(fd, SHEBANG_BYTES, 0)
     if head.startswith(b"#!"):
-        _judge_interpreter(path, head, names, depth)
+        _check_interpreter(path, head, names, depth)
     name = Name(path, os.readlink(f"/proc/self/fd/{fd}"), (found.st_dev, found.st_ino))
     names.append(name)
     return Program(
@@ -167,7 +161,7 @@ def _judge(fd: int, path: str, names: list[Name], depth: int) -> Program:
     )
 
 
-def _judge_interpreter(path: str, head: bytes, names: list[Name], depth: int) -> None:
+def _check_interpreter(path: str, head: bytes, names: list[Name], depth: int) -> None:
     words = head[2:].split(b"\n", 1)[0].split()
     if not words:
         raise HookRefusedError(f"{path} has an empty #! line")
@@ -181,6 +175,6 @@ def _judge_interpreter(path: str, head: bytes, names: list[Name], depth: int) ->
 
 
 def comm_is_kept(release: str) -> bool:
-    """Whether this kernel names a program executed by descriptor after its file."""
+    """Whether a kernel sets the comm of a program executed by descriptor to its file name."""
     numbers = re.match(r"(\d+)\.(\d+)", release)
     return numbers is not None and (int(numbers[1]), int(numbers[2])) >= COMM_KEPT_SINCE

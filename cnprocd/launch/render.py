@@ -1,15 +1,15 @@
-"""What a hook is told: its arguments, its environment and its standard input. PURE.
+"""Render a hook's arguments, environment and standard input. PURE.
 
-The invariant: what a process says about itself (comm, exe, unit...) is data. In an argument it is escaped so that it is
-never an option and never a path; in the environment and on standard input it is exact, for programs that parse
-neither. No text that a process chose can become the program, a variable's name, or a second argument.
+Invariant: text that a process chose (comm, exe, unit...) is data. In an argument it is escaped, so that it is never an
+option and never a path. In the environment and on standard input it is exact. It can never become the program, the name
+of a variable, or a second argument.
 
 Facts:
 - execve(2): one string of argv or environ may have 128 KiB (MAX_ARG_STRLEN), all together a quarter of the stack limit.
-  A process that dies with a huge command line must not thereby prevent its own cleanup: long values are cut.
+  Long values are truncated; otherwise a process with a huge command line could prevent its own cleanup.
 - A record's texts are escaped for the log; `<field>_hex` beside one holds its exact bytes.
 - systemd.exec(5) describes $MONITOR_SERVICE_RESULT, $MONITOR_EXIT_CODE, $MONITOR_EXIT_STATUS and $MONITOR_UNIT for
-  units of OnFailure=. The same names are given where they mean the same, so that one program serves both.
+  units of OnFailure=. Hooks get the same variables with the same meaning, so one program serves both.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ import signal
 from collections.abc import Iterator, Mapping, Sequence
 
 from cnprocd.escape import argument, printable
+from cnprocd.json_value import JsonObject, JsonValue
+from cnprocd.launch.request import LaunchRequest
+from cnprocd.rules.ruleset import Hook
 from cnprocd.rules.values import Field, Template
-from cnprocd.spool.job import HookSpec, Identity, Job, Record
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 MOST_VALUE_BYTES = 32 * 1024
@@ -30,83 +32,79 @@ _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")  # of a record's field; a damaged sp
 _KEEPS_SLASH = frozenset({"exe", "cgroup"})  # paths by nature
 
 
-def argv(spec: HookSpec, job: Job) -> list[bytes]:
-    """The argument list. A field that is not known is empty text."""
-    record = _first(job)
-    return [_encoded(_rendered(template, record, as_argument=True)) for template in spec.command]
+def argv(hook: Hook, record: JsonObject) -> list[bytes]:
+    """Return the argument list. An unknown field is empty text."""
+    return [_encoded(_rendered(template, record, as_argument=True)) for template in hook.command]
 
 
-def environment(spec: HookSpec, job: Job, who: Identity, attempt_id: str) -> dict[bytes, bytes]:
-    """The whole environment: nothing is inherited. The rule's own variables win over the plain ones."""
-    record = _first(job)
+def environment(request: LaunchRequest) -> dict[bytes, bytes]:
+    """Return the whole environment: nothing is inherited. `env:` overrides PATH and the like, but not CNPROCD_*."""
+    record, user = request.first_record, request.user
     variables: dict[str, str] = {
         "PATH": PATH,
         "LANG": "C.UTF-8",
-        "HOME": who.home,
-        "USER": who.name,
-        "LOGNAME": who.name,
-        "SHELL": who.shell,
+        "HOME": user.home,
+        "USER": user.name,
+        "LOGNAME": user.name,
+        "SHELL": user.shell,
     }
-    variables.update((name, _rendered(template, record, as_argument=False)) for name, template in spec.env.items())
+    variables.update(
+        (name, _rendered(template, record, as_argument=False)) for name, template in request.hook.env.items()
+    )
     variables.update(_of_event(record))
     variables.update(_of_monitor(record))
     variables.update(
-        CNPROCD_JOB_ID=str(job.job_id),
-        CNPROCD_RULE=job.rule,
-        CNPROCD_ATTEMPT=str(job.attempts),
-        CNPROCD_ATTEMPT_ID=attempt_id,
-        CNPROCD_EVENTS=str(job.event_count),
+        CNPROCD_JOB_ID=str(request.job_id),
+        CNPROCD_RULE=request.rule,
+        CNPROCD_ATTEMPT=str(request.attempt),
+        CNPROCD_ATTEMPT_ID=request.attempt_id,
+        CNPROCD_EVENTS=str(len(request.events)),
     )
     return {name.encode(): _encoded(value) for name, value in variables.items()}
 
 
-def standard_input(job: Job) -> bytes:
-    """The events as JSON lines, as they are logged; one line unless the rule gathers."""
-    return b"".join(json.dumps({**record, "job_id": job.job_id}).encode() + b"\n" for record in job.events)
+def standard_input(request: LaunchRequest) -> bytes:
+    """Return the events as JSON lines, as they are logged. There is one line unless the rule has `coalesce`."""
+    return b"".join(json.dumps({**record, "job_id": request.job_id}).encode() + b"\n" for record in request.events)
 
 
-def message(template: Template, job: Job) -> str:
-    """A message for people, of the first event."""
-    record = _first(job)
+def message(template: Template, record: JsonObject) -> str:
+    """Return a message for people."""
     return "".join(
         part if isinstance(part, str) else printable(_text(exact(record, part.name))) for part in template.parts
     )
 
 
-def exact(record: Record, name: str) -> object:
-    """The value of a field before it was escaped for the log; text keeps undecodable bytes as surrogates."""
+def exact(record: JsonObject, name: str) -> JsonValue:
+    """Return a field's value as it was before escaping. Undecodable bytes of text become surrogates."""
     raw = record.get(f"{name}_hex")
     if isinstance(raw, str):
-        with contextlib.suppress(ValueError):  # no hexadecimal: from a damaged disk, or a reader that makes things up
+        with contextlib.suppress(ValueError):  # not hexadecimal: from a damaged disk, or from a compromised daemon
             return bytes.fromhex(raw).decode("utf-8", "surrogateescape")
     return record.get(name)
 
 
-def _first(job: Job) -> Record:
-    return {**job.events[0], "job_id": job.job_id}
-
-
-def _rendered(template: Template, record: Record, *, as_argument: bool) -> str:
+def _rendered(template: Template, record: JsonObject, *, as_argument: bool) -> str:
     return "".join(
         part if isinstance(part, str) else _field(part, record, as_argument=as_argument) for part in template.parts
     )
 
 
-def _field(part: Field, record: Record, *, as_argument: bool) -> str:
+def _field(part: Field, record: JsonObject, *, as_argument: bool) -> str:
     value = exact(record, part.name)
     if as_argument and isinstance(value, str):
         return argument(value, keep_slash=part.name in _KEEPS_SLASH)
     return _text(value)
 
 
-def _text(value: object) -> str:
-    """A JSON value as text: null is empty, true and false are words, lists and objects stay JSON."""
+def _text(value: JsonValue) -> str:
+    """Return a JSON value as text: null is empty, true and false are words, lists and objects stay JSON."""
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _of_event(record: Record) -> Iterator[tuple[str, str]]:
+def _of_event(record: JsonObject) -> Iterator[tuple[str, str]]:
     for name, value in record.items():
         if value is None or not _NAME.fullmatch(name):
             continue
@@ -114,7 +112,7 @@ def _of_event(record: Record) -> Iterator[tuple[str, str]]:
             yield f"CNPROCD_{name.upper()}", _text(exact(record, name))
 
 
-def _of_monitor(record: Record) -> Mapping[str, str]:
+def _of_monitor(record: JsonObject) -> Mapping[str, str]:
     code, number, unit = record.get("exit_code"), record.get("signal"), exact(record, "unit")
     found: dict[str, str] = {} if not isinstance(unit, str) else {"MONITOR_UNIT": unit}
     if number is not None:
@@ -129,8 +127,8 @@ def _of_monitor(record: Record) -> Mapping[str, str]:
     return found
 
 
-def signal_name(number: object) -> str:
-    """A signal as systemd writes it: KILL, SEGV, RTMIN+3. A name is taken without its SIG."""
+def signal_name(number: JsonValue) -> str:
+    """Return a signal as systemd writes it: KILL, SEGV, RTMIN+3. A name loses its SIG."""
     if not isinstance(number, int):
         return str(number).removeprefix("SIG")
     if signal.SIGRTMIN <= number <= signal.SIGRTMAX:
@@ -140,7 +138,7 @@ def signal_name(number: object) -> str:
 
 
 def _encoded(text: str) -> bytes:
-    """Bytes for execve: no NUL, not too long, undecodable bytes as they were (and no lone surrogate can fail)."""
+    """Return bytes for execve: no NUL, truncated, undecodable bytes as they were. A lone surrogate becomes "?"."""
     raw = text.encode("utf-8", "surrogateescape") if _plain(text) else text.encode("utf-8", "replace")
     return raw.replace(b"\0", b"")[:MOST_VALUE_BYTES]
 

@@ -1,12 +1,12 @@
-"""Starting one hook: the daemon's side of starter.py.
+"""Start one hook: the parent's side of starter.py.
 
-Strategy: everything that can fail for want of a descriptor or memory is made first; then a spare is reserved, its PID
-told to the caller (who may have to tell the kernel filter and the process table *before* the hook does anything), and
-only then is the order handed over. The exec happens beside us: the event loop is held for about 0.2 ms, and the report
-pipe tells when it has succeeded. A helper that dies is started again; if it cannot be, the daemon forks.
+First everything is made that can fail for lack of descriptors or memory. Then a spare is reserved and its PID announced
+to the caller, which registers it *before* the hook does anything. Only then is the order sent. The exec happens in the
+spare: the event loop is held for about 0.2 ms, and EOF on the report pipe means that the exec succeeded. A helper that
+died is started again; if that fails, this process forks.
 
-Standard input is a memfd, not a pipe: nothing blocks or breaks when the hook reads late, not at all, or closes it. The
-output pipe belongs to the hook's user, or `echo >/dev/stderr` would be refused to it.
+Standard input is a memfd, not a pipe: nothing blocks or fails if the hook reads late, does not read, or closes it. The
+output pipe belongs to the hook's user; otherwise `echo >/dev/stderr` would fail with EACCES.
 """
 
 from __future__ import annotations
@@ -25,39 +25,23 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from cnprocd.launch import starter
+from cnprocd.launch import render, starter
 from cnprocd.launch.program import Program
-from cnprocd.launch.render import PATH
+from cnprocd.launch.request import HookUser, LaunchRequest
 from cnprocd.log import Log
-from cnprocd.spool.job import Identity, Limits
+from cnprocd.rules.ruleset import ResourceLimits
 
 ANSWER_TIMEOUT_S = 2.0
 _MFD_NOEXEC_SEAL = 0x0008  # Linux 6.3; without it vm.memfd_noexec=2 refuses a memfd
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """All that a spare needs to become a hook."""
-
-    program: Program
-    argv: list[bytes]
-    env: dict[bytes, bytes]
-    standard_input: bytes
-    identity: Identity
-    directory: str
-    umask: int
-    nice: int
-    limits: Limits
-    cgroup_procs_fd: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Child:
-    """A hook on its way: our child, not reaped. The owner closes the descriptors."""
+    """A hook that is being started: a child of this process, not reaped. The owner closes the descriptors."""
 
     pid: int
     pidfd: int
-    report_fd: int  # EOF: the program runs. Text: see launch_failure()
+    report_fd: int  # EOF: the program runs. Text: input of launch_failure()
     output_fd: int
 
     def close(self) -> None:
@@ -67,31 +51,37 @@ class Child:
 
 @dataclass(frozen=True, slots=True)
 class Spare:
-    """A process that waits for its order."""
+    """A process that waits for its order and then becomes a hook."""
 
     pid: int
     orders: socket.socket
 
 
 class Starter:
-    """Keeps a spare process ready and turns it into a hook on order."""
+    """Keeps a spare process ready and turns it into a hook."""
 
     def __init__(self, log: Log) -> None:
         self._log = log
-        self._forks = not sys.executable  # no interpreter to start a helper with
+        self._forks = not sys.executable  # no Python interpreter to start the helper with
         self._helper: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._asked = False
 
     def prepare(self, *, soon: bool = False) -> None:
-        """Have a spare made ready, if there is none: when nothing is urgent, or `soon` when another order follows."""
+        """Ask the helper for a spare if none is ready. `soon`: another hook follows at once, so do not rehearse."""
         with contextlib.suppress(OSError):
             self._ask(starter.NOW if soon else starter.LATER)
 
-    def spawn(self, order: Order, announce: Callable[[int], None]) -> Child:
-        """Start a hook. `announce` gets its PID before it does anything. Raises OSError: nothing was started."""
+    def spawn(
+        self,
+        request: LaunchRequest,
+        program: Program,
+        announce: Callable[[int], None],
+        cgroup_procs_fd: int | None = None,
+    ) -> Child:
+        """Start a hook. `announce` gets its PID before the hook does anything. Raises OSError: nothing was started."""
         with ExitStack() as ours, ExitStack() as made:
-            files, report, output = _files(order, ours, made)
+            files, report, output = _files(request, program, cgroup_procs_fd, ours, made)
             spare = self._reserve()
             ours.callback(spare.orders.close)
             try:
@@ -102,7 +92,7 @@ class Starter:
             made.callback(os.close, pidfd)
             announce(spare.pid)
             try:
-                _hand_over(spare, order, files)
+                _send_order(spare, request, program, cgroup_procs_fd, files)
             except OSError:
                 _discard(spare)
                 raise
@@ -110,7 +100,7 @@ class Starter:
             return Child(spare.pid, pidfd, report, output)
 
     def close(self) -> None:
-        """Let the helper and its spare go."""
+        """End the helper and its spare."""
         if self._asked and self._control is not None:
             with contextlib.suppress(OSError):
                 spare = _answer(self._control)
@@ -126,7 +116,7 @@ class Starter:
             self._helper = None
 
     def _reserve(self) -> Spare:
-        """A spare that waits for its order."""
+        """Return a spare that waits for its order."""
         for _ in range(2):
             if self._forks:
                 break
@@ -141,7 +131,7 @@ class Starter:
                 self._asked = False
                 if error.errno not in (errno.ENOSYS, errno.EPERM):
                     raise
-                # An old kernel, or a seccomp filter that has never heard of clone3.
+                # An old kernel, or a seccomp filter that does not know clone3.
                 self._log("notice", "starter_lost", reason=f"clone3: {error.strerror}; cnprocd forks hooks itself")
                 self._forks = True
                 self.close()
@@ -149,16 +139,16 @@ class Starter:
                 self._asked = False
                 if _waits(spare):
                     return spare
-                _discard(spare)  # someone killed it while it waited
+                _discard(spare)  # it was killed while it waited
         return _fork()
 
-    def _ask(self, wish: bytes) -> None:
+    def _ask(self, kind: bytes) -> None:
         if self._forks or self._asked:
             return
         if self._control is None:
             self._start_helper()
         assert self._control is not None
-        self._control.send(wish)
+        self._control.send(kind)
         self._asked = True
 
     def _start_helper(self) -> None:
@@ -171,8 +161,8 @@ class Starter:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 cwd="/",
-                env={"PATH": PATH},
-                start_new_session=True,  # a Ctrl-C in the foreground is for the daemon
+                env={"PATH": render.PATH},
+                start_new_session=True,  # Ctrl-C in the foreground is meant for the daemon alone
             )
         except OSError as error:
             control.close()
@@ -183,14 +173,14 @@ class Starter:
 
 
 def _answer(control: socket.socket) -> Spare:
-    """The helper's answer to our asking; raises the OSError that it met."""
+    """Return the spare that the helper made. Raises the OSError that the helper got."""
     message, fds, _, _ = socket.recv_fds(control, 8, 1)
     if not message:
-        raise ConnectionResetError(errno.ECONNRESET, "the helper is gone")
+        raise ConnectionResetError(errno.ECONNRESET, "the helper exited")
     pid = int.from_bytes(message, "little", signed=True)
     if pid <= 0:
-        raise OSError(-pid, f"cannot make a process: {os.strerror(-pid)}")
-    if not fds:  # we have no descriptor left for its socket, so that is closed and the spare ends
+        raise OSError(-pid, f"cannot create a process: {os.strerror(-pid)}")
+    if not fds:  # no descriptor was left for the spare's socket: the kernel closed it, and the spare exits
         os.waitpid(pid, 0)
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     for fd in fds:
@@ -199,7 +189,7 @@ def _answer(control: socket.socket) -> Spare:
 
 
 def _waits(spare: Spare) -> bool:
-    """Whether the spare is still there: its end is closed when it is not."""
+    """Whether the spare is alive: its end of the socket is closed if it is not."""
     try:
         return spare.orders.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK) != b""
     except BlockingIOError:
@@ -210,19 +200,19 @@ def _waits(spare: Spare) -> bool:
 
 def _discard(spare: Spare) -> None:
     with contextlib.suppress(OSError):
-        os.kill(spare.pid, signal.SIGKILL)  # our child, not reaped: the PID is its own
+        os.kill(spare.pid, signal.SIGKILL)  # a child that is not reaped: its PID cannot be reused
         os.waitpid(spare.pid, 0)
 
 
 def _fork() -> Spare:
-    """The dear way: a spare made of ourselves, for one order."""
+    """Fork a spare from this process, for one order. This costs more than asking the helper."""
     far, near = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         pid = os.fork()
         if pid == 0:
             try:
-                signal.set_wakeup_fd(-1)  # the event loop's pipe is shared with the parent
+                signal.set_wakeup_fd(-1)  # the event loop's wakeup pipe is shared with the parent
                 far.close()
                 starter.drop_inheritance()
                 starter.wait_for_order(near)
@@ -237,55 +227,60 @@ def _fork() -> Spare:
     return Spare(pid, far)
 
 
-def _hand_over(spare: Spare, order: Order, files: list[int]) -> None:
+def _send_order(
+    spare: Spare, request: LaunchRequest, program: Program, cgroup_procs_fd: int | None, files: list[int]
+) -> None:
+    hook = request.hook
     message = marshal.dumps(
         {
-            "argv": order.argv,
-            "env": order.env,
-            "path": order.program.path,
-            "inode": order.program.inode,
-            "by_fd": order.program.by_fd,
-            "cgroup": order.cgroup_procs_fd is not None,
-            "nice": None if order.nice == os.getpriority(os.PRIO_PROCESS, 0) else order.nice,
-            "limits": _limits(order.limits),
-            "identity": _switch(order.identity),
-            "directory": order.directory,
-            "umask": order.umask,
+            "argv": render.argv(hook, request.first_record),
+            "env": render.environment(request),
+            "path": program.path,
+            "inode": program.inode,
+            "by_fd": program.by_fd,
+            "cgroup": cgroup_procs_fd is not None,
+            "nice": None if hook.nice == os.getpriority(os.PRIO_PROCESS, 0) else hook.nice,
+            "limits": _limits(hook.limits),
+            "user": _switch(request.user),
+            "directory": hook.working_directory,
+            "umask": hook.umask,
         }
     )
     os.write(files[0], message)
     socket.send_fds(spare.orders, [len(message).to_bytes(8, "little")], files)
 
 
-def launch_failure(report: bytes, order: Order) -> str:
-    """The spare's report as a sentence."""
+def launch_failure(report: bytes, request: LaunchRequest, path: str) -> str:
+    """Return the spare's report as a sentence. `path` is the program's."""
     stage, number, *rest = report.decode("utf-8", "replace").split(" ", 2)
     code = int(number) if number.isdigit() else 0
     cause = rest[0] if rest else os.strerror(code)
-    path = order.program.path
+    user, hook = request.user, request.hook
     if stage == "exec":
         return {
             errno.ENOEXEC: f"{path} is neither a program nor a script with a #! line",
-            errno.EACCES: f"{path} may not be executed by user {order.identity.name}",
-            errno.EAGAIN: f"user {order.identity.name} has too many processes to execute {path}",
+            errno.EACCES: f"user {user.name} may not execute {path}",
+            errno.EAGAIN: f"user {user.name} has too many processes to execute {path}",
         }.get(code, f"cannot execute {path}: {cause}")
     return {
         "changed": f"{path} was replaced between check and use",
         "cgroup": f"cannot enter its cgroup: {cause}",
-        "nice": f"cannot set nice {order.nice}: {cause}",
+        "nice": f"cannot set nice {hook.nice}: {cause}",
         "limits": f"cannot set its resource limits: {cause}",
-        "group": f"cannot become group {order.identity.gid}: {cause}",
-        "user": f"cannot become user {order.identity.name}: {cause}",
-        "working_directory": f"cannot enter {order.directory}: {cause}",
+        "group": f"cannot become group {user.gid}: {cause}",
+        "user": f"cannot become user {user.name}: {cause}",
+        "working_directory": f"cannot enter {hook.working_directory}: {cause}",
     }.get(stage, f"cannot start ({stage}): {cause}")
 
 
-def _files(order: Order, ours: ExitStack, made: ExitStack) -> tuple[list[int], int, int]:
-    """The descriptors for the spare (closed with `ours`), and the reading ends of report and output (with `made`)."""
+def _files(
+    request: LaunchRequest, program: Program, cgroup_procs_fd: int | None, ours: ExitStack, made: ExitStack
+) -> tuple[list[int], int, int]:
+    """Return the descriptors for the spare, and the read ends of report and output. `ours` and `made` close them."""
     files = [_memfd("order"), _memfd("event")]
     for fd in files:
         ours.callback(os.close, fd)
-    view = memoryview(order.standard_input)
+    view = memoryview(render.standard_input(request))
     while view:
         view = view[os.write(files[1], view) :]
     os.lseek(files[1], 0, os.SEEK_SET)
@@ -297,12 +292,12 @@ def _files(order: Order, ours: ExitStack, made: ExitStack) -> tuple[list[int], i
         os.set_blocking(reader, False)
         files.append(writer)
         ends.append(reader)
-    if order.identity.switch and os.geteuid() == 0:
-        os.fchown(files[2], order.identity.uid, order.identity.gid)
-    if order.program.by_fd:
-        files.append(order.program.fd)
-    if order.cgroup_procs_fd is not None:
-        files.append(order.cgroup_procs_fd)
+    if request.user.switch and os.geteuid() == 0:
+        os.fchown(files[2], request.user.uid, request.user.gid)
+    if program.by_fd:
+        files.append(program.fd)
+    if cgroup_procs_fd is not None:
+        files.append(cgroup_procs_fd)
     output, report = ends
     return files, report, output
 
@@ -316,11 +311,13 @@ def _memfd(name: str) -> int:
         return os.memfd_create(f"cnprocd-{name}", os.MFD_CLOEXEC)
 
 
-def _switch(who: Identity) -> tuple[int, int, list[int]] | None:
-    return (who.uid, who.gid, list(who.groups)) if who.switch else None
+def _switch(user: HookUser) -> tuple[int, int, list[int]] | None:
+    return (user.uid, user.gid, list(user.groups)) if user.switch else None
 
 
-def _limits(limits: Limits) -> list[tuple[int, int]]:
+def _limits(limits: ResourceLimits | None) -> list[tuple[int, int]]:
+    if limits is None:
+        return []
     wanted = (
         (resource.RLIMIT_NOFILE, limits.open_files),
         (resource.RLIMIT_NPROC, limits.processes),

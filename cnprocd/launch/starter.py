@@ -1,31 +1,30 @@
-"""The process that stands ready to become the next hook. Run as a script of its own, it imports nothing of cnprocd.
+"""The helper process that keeps a spare ready to become the next hook. A script that imports nothing of cnprocd.
 
-Why not fork in the daemon? A fork copies page tables, and then both sides fault on every page they touch. From order to
-exec, out of a 35 MB Python daemon on this 2-core VM under other load, interleaved in one run at real-time priority
-(chrt -r 50, tests/unit/launch/measure_start.py), p10 / p50, and for how long the event loop stood still:
+A helper (`main`) is started once. It is small because it imports little, and it clones *spares*. A spare waits for one
+order, sets itself up as the order demands, and execs the program. It is cloned with CLONE_PARENT, so it is a child of
+the daemon: for pidfd, waitid and the proc connector's real_parent. clone3 has one number on every architecture (435,
+Linux 5.3). Python's at-fork handlers do not run in the child; a single-threaded process that execs needs none of them.
+Without clone3 the daemon forks, and the child calls `wait_for_order`: the protocol is the same.
+
+A fork in the daemon copies page tables, and then both sides fault on every page they touch. Time from order to exec
+(p10 / p50) and time that the event loop is held, for a 35 MB Python daemon on a busy 2-core VM at real-time priority
+(chrt -r 50, tests/unit/launch/measure_start.py):
 
     os.fork in the daemon                          5.3 / 6.5 ms   3.4 ms
-    a small helper that forks when asked           3.0 / 3.5 ms   2.1 ms
+    a small helper that forks on request           3.0 / 3.5 ms   2.1 ms
     a small helper that forked before (a spare)    2.2 / 2.5 ms   0.9 ms
-    vfork and exec alone                           0.2 ms on a quiet machine, but without user, groups, limits, cgroup
+    vfork and exec alone                           0.2 ms on an idle machine, but without user, groups, limits, cgroup
 
-A spare made ahead of time also rehearses: it writes to the pages it will write to, while nobody waits. That saves a
-quarter of a millisecond later; in a burst it would only take time.
+A spare made in advance also rehearses: it writes to the pages that it will write to later. That saves 0.25 ms at the
+order. In a burst it would only cost time.
 
-So: a helper (`main`) started once, small because it imports next to nothing, clones *spares*. A spare waits for one
-order, makes itself what the order says and execs the program. It is cloned with CLONE_PARENT, so it is the daemon's own
-child: pidfd, waitid and the proc connector's real_parent all say so. clone3 has one number on every architecture (435,
-Linux 5.3), and no at-fork hooks of Python run in the child, none of which a single-threaded process that execs needs.
-
-Where clone3 is not to be had, the daemon forks itself and the child calls `wait_for_order`: same protocol.
-
-Protocol, over SOCK_SEQPACKET pairs (spawn.py has the other ends; EOF ends us):
-    control   daemon -> helper   one byte: make a spare, LATER (it rehearses) or NOW (that would only take time)
-              helper -> daemon   8 bytes, signed: its PID, with the other end of its own socket; or minus an errno
+Protocol over SOCK_SEQPACKET pairs (spawn.py has the other ends; this process exits at EOF):
+    control   daemon -> helper   one byte: make a spare, LATER (it rehearses) or NOW (it does not)
+              helper -> daemon   8 bytes, signed: the spare's PID with the other end of its socket, or minus an errno
     order     daemon -> spare    8 bytes: the length of the order, with descriptors: the order (a memfd, marshal),
-                                 standard input, output, report, and as the order says the program and cgroup.procs
-    report    spare -> daemon    nothing but EOF when the exec has succeeded (it is close-on-exec), else "stage errno"
-Each spare has a socket of its own: with a common one, the next spare could take the order of one that has not run yet.
+                                 standard input, output, report, and if the order demands it program and cgroup.procs
+    report    spare -> daemon    only EOF if the exec succeeded (it is close-on-exec), else "stage errno"
+Each spare has a socket of its own. With a shared one, the next spare could receive an order of the one before it.
 """
 
 import _socket
@@ -47,7 +46,7 @@ MSG_CMSG_CLOEXEC = 0x40000000
 MOST_FILES = 6
 NOW, LATER = b"n", b"l"
 
-_libc = ctypes.PyDLL(None, use_errno=True)  # PyDLL: the GIL is not let go around a call that returns twice
+_libc = ctypes.PyDLL(None, use_errno=True)  # PyDLL: the GIL is not released around a call that returns twice
 _Files = list[int]
 
 
@@ -61,7 +60,7 @@ class CloneArgs(ctypes.Structure):
             "pidfd",
             "child_tid",
             "parent_tid",
-            "exit_signal",  # must be 0 with CLONE_PARENT: ours is inherited, SIGCHLD
+            "exit_signal",  # must be 0 with CLONE_PARENT; the helper's is inherited: SIGCHLD
             "stack",
             "stack_size",
             "tls",
@@ -73,26 +72,26 @@ class CloneArgs(ctypes.Structure):
 
 
 def drop_inheritance() -> None:
-    """What a hook must not have of the daemon and an exec would not take away: ambient capabilities, OOM protection."""
+    """Drop what a hook must not inherit and an exec would keep: ambient capabilities and the OOM score."""
     _libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     try:
         fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
         os.write(fd, b"0")
         os.close(fd)
     except OSError:
-        pass  # no /proc, or a sandbox that keeps it read-only: the hook is then as hard to kill as the daemon
+        pass  # no /proc, or a read-only one: the hook keeps the daemon's OOM score
 
 
 def wait_for_order(orders: _socket.socket) -> NoReturn:
-    """Wait for this process's order, and become the hook. Never returns."""
+    """Wait for the order of this process and become the hook. Never returns."""
     try:
         changed = _changed_signals()
         message, ancillary, _flags, _address = orders.recvmsg(8, _socket.CMSG_SPACE(4 * MOST_FILES), MSG_CMSG_CLOEXEC)
         if not message or not ancillary:
             os._exit(0)
-        # Out of the way first: 0..4 are about to be taken, and a received descriptor may be one of them.
+        # 0..4 are overwritten below, and a received descriptor may be one of them: duplicate all to 10 and above.
         files = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in memoryview(ancillary[0][2]).cast("i")]
-        order = marshal.loads(os.pread(files[0], int.from_bytes(message, "little"), 0))  # noqa: S302 (from our parent)
+        order = marshal.loads(os.pread(files[0], int.from_bytes(message, "little"), 0))  # noqa: S302 (from the parent)
         _become(order, files, changed)
     finally:
         os._exit(127)
@@ -119,14 +118,14 @@ def _become(order: dict[str, Any], files: _Files, changed: list[int]) -> None:
         stage = "limits"
         for which, value in order["limits"]:
             resource.setrlimit(which, (value, value))
-        if order["identity"] is not None:
-            uid, gid, groups = order["identity"]
+        if order["user"] is not None:
+            uid, gid, groups = order["user"]
             stage = "group"
             os.setgroups(groups)
             os.setresgid(gid, gid, gid)
             stage = "user"
             os.setresuid(uid, uid, uid)
-        stage = "working_directory"  # as the user: where root may not go on NFS, and where the user may not go
+        stage = "working_directory"  # as the user: root may be refused on NFS, and the user's own permissions apply
         os.chdir(order["directory"])
         os.umask(order["umask"])
         stage = "signals"
@@ -135,7 +134,7 @@ def _become(order: dict[str, Any], files: _Files, changed: list[int]) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         stage = "exec"
         if order["by_fd"]:
-            os.execve(4, order["argv"], order["env"])  # noqa: S606 (no shell: that is the point)
+            os.execve(4, order["argv"], order["env"])  # noqa: S606 (without a shell, on purpose)
         found = os.stat(order["path"])
         if (found.st_dev, found.st_ino) != order["inode"]:
             stage = "changed"
@@ -148,35 +147,35 @@ def _become(order: dict[str, Any], files: _Files, changed: list[int]) -> None:
 
 
 def _changed_signals() -> list[int]:
-    """What has another than its default disposition: exec resets handlers, but keeps SIG_IGN (Python's for SIGPIPE)."""
-    kept = (signal.SIG_DFL, None)  # None: a handler of C code, which an exec resets
+    """Return the signals without their default disposition: exec keeps SIG_IGN, which Python sets for SIGPIPE."""
+    kept = (signal.SIG_DFL, None)  # None: a handler in C code, which an exec resets
     return [number for number in range(1, signal.NSIG) if signal.getsignal(number) not in kept]
 
 
-def _clone(argument: Any, size: int) -> int:  # noqa: ANN401 (ctypes has no name for what byref returns)
+def _clone(argument: Any, size: int) -> int:  # noqa: ANN401 (ctypes has no public type for the result of byref)
     return int(_libc.syscall(SYS_CLONE3, argument, size))
 
 
 def _rehearse() -> None:
-    """Write to every page that becoming a hook will write to (reference counts), while nobody waits for it."""
+    """Write to every page that becoming a hook will write to (reference counts), before an order is waiting."""
     gc.unfreeze()
     for _ in gc.get_objects():
         pass
-    marshal.loads(marshal.dumps({"argv": [b"x"], "identity": (0, 0, [0])}))  # noqa: S302
+    marshal.loads(marshal.dumps({"argv": [b"x"], "user": (0, 0, [0])}))  # noqa: S302
 
 
-def _asked(control: _socket.socket) -> bytes:
+def _receive(control: _socket.socket) -> bytes:
     try:
         return control.recv(1)
-    except OSError:  # the daemon died with an answer of ours unread
+    except OSError:  # the daemon died with an answer unread
         return b""
 
 
 def main(control_fd: int) -> None:
-    """Clone a spare for every wish on the control socket, until EOF."""
+    """Clone a spare for every request on the control socket, until EOF."""
     control = _socket.socket(fileno=control_fd)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # meant for the daemon; its end is our EOF
+        signal.signal(number, signal.SIG_IGN)  # meant for the daemon; when it ends, this process gets EOF
     drop_inheritance()
     os.chdir("/")
     _libc.syscall.restype = ctypes.c_long
@@ -185,16 +184,16 @@ def main(control_fd: int) -> None:
     gc.collect()
     gc.freeze()
     gc.disable()
-    while wish := _asked(control):
+    while request := _receive(control):
         far, near = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         pid = _clone(argument, size)
         if pid == 0:
             control.close()
-            far.close()  # or the daemon's going away would never be our EOF
-            if wish == LATER:
+            far.close()  # otherwise the spare would never get EOF when the daemon ends
+            if request == LATER:
                 _rehearse()
             wait_for_order(near)
-        near.close()  # now: the daemon tells by it whether the spare still lives
+        near.close()  # now: the daemon detects by it whether the spare is alive
         answer = pid if pid > 0 else -ctypes.get_errno()
         rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, far.fileno().to_bytes(4, sys.byteorder))] if pid > 0 else []
         with contextlib.suppress(OSError):

@@ -8,7 +8,7 @@ None or ().
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Literal, get_args
 
@@ -163,6 +163,11 @@ class Settings:
     gather_s: float
     log_level: LogLevel
     metrics_file: str | None
+
+
+def hooks_of(rules: Iterable[Rule]) -> Mapping[str, Hook]:
+    """Return the hooks by rule name, those of disabled rules included: their jobs may still be waiting."""
+    return {rule.name: rule.run for rule in rules if rule.run is not None}
 
 
 def given_keys(condition: Condition | ProcessCondition) -> tuple[str, ...]:

@@ -1,16 +1,15 @@
-"""What the reader and the runner service say to each other, as bytes. PURE.
+"""The protocol between the daemon and the runner, as bytes. PURE.
 
-A frame is a 4-byte big-endian length and a JSON object with a "type". The reader names a rule and hands over events;
-it cannot name a program or a user: there is no field for one, and unknown fields are refused. A limit above the rule's
-own has no effect. The first frame each way is `hello` with the version of this file: an upgrade in between is told, not
-guessed at.
+A frame is a 4-byte big-endian length and a JSON object with a "type". The first frame each way is `hello` with VERSION,
+so that an upgrade of only one side is detected.
 
-The reader trusts the runner, which is root, and only looks whether a frame is one (`from_runner`); what the runner lets
-through from the reader is strict.py's to say. So the reader, which never ends, does without pydantic.
+    daemon -> runner   hello     run     terminate
+    runner -> daemon   hello (its PID)     announced (the hook's PID, before it does anything)     launched     output
+                       ended (the result of one attempt)     not_now (not started: something was missing)
 
-    reader -> runner   hello     run     cut
-    runner -> reader   hello (its PID)     announced (the hook's PID, before it does anything)     launched     output
-                       ended (the verdict of one try)     not_now (not started, for want of something)
+The daemon names a rule and sends events. It cannot name a program or a user: no frame has a field for one, and unknown
+fields are rejected. A limit above the rule's own has no effect. The daemon trusts the runner, which is root; the frames
+that the runner accepts from the daemon are parsed by wire_validate.py.
 """
 
 from __future__ import annotations
@@ -18,115 +17,108 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal
+from typing import Literal, TypeVar
 
-from cnprocd.spool.job import Attempt, Job, State
+from cnprocd.json_value import (
+    JsonError,
+    JsonObject,
+    JsonValue,
+    as_dict,
+    as_number,
+    as_str,
+    get_bool,
+    get_choice,
+    get_int,
+    get_int_or_none,
+    get_number_or_none,
+    get_str,
+    get_with,
+    parse_json,
+)
+from cnprocd.launch.request import AttemptResult
 
-VERSION = 1
+VERSION = 2
 MOST_FRAME_BYTES = 16 << 20  # a job may gather a thousand events of several kilobytes each
+MOST_COUNT = (1 << 63) - 1
 _LENGTH = struct.Struct(">I")
-_KEY = re.compile(r"[a-z][a-z0-9_]{0,63}")  # becomes a variable's name, CNPROCD_<KEY>
+_KEY = re.compile(r"[a-z][a-z0-9_]{0,63}")  # becomes the name of a variable, CNPROCD_<KEY>
 _ATTEMPT_ID = re.compile(r"[0-9a-f]{32}")
-_MOST = 1 << 63
+
+T = TypeVar("T")
 
 
 class WireError(ValueError):
-    """The other side does not speak this protocol; the connection cannot go on."""
+    """The peer broke the protocol; the connection must be closed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Frame:
-    # For strict.py: types as they are here, no conversions, no other keys.
-    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hello(_Frame):
+class Hello:
     type: Literal["hello"] = "hello"
     version: int
     pid: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run(_Frame):
-    """One try of one job. `try_id` names it in every frame that follows."""
+class Run:
+    """Start one attempt of one job. `attempt_id` names the attempt in every frame that follows. See LaunchRequest."""
 
     type: Literal["run"] = "run"
-    try_id: int
+    attempt_id: str
+    attempt: int
     rule: str
     job_id: int
-    attempts: int
-    attempt_id: str
     limit_s: float
     kernel_time_ns: int | None
-    events: list[dict[str, Any]]  # JSON objects; pydantic cannot read the recursive JsonObject
+    events: Sequence[JsonObject]
 
     def __post_init__(self) -> None:
-        _require(_is_count(self.try_id) and _is_count(self.job_id) and _is_count(self.attempts), "a count is not one")
-        _require(self.kernel_time_ns is None or _is_count(self.kernel_time_ns), "the kernel's time is none")
-        _require(len(self.rule) <= 256, "the rule's name is too long")
-        _require(_ATTEMPT_ID.fullmatch(self.attempt_id) is not None, "the attempt's id is none")
-        _require(self.limit_s > 0, "the limit is not above 0")
-        _require(bool(self.events), "there are no events")
+        _require(_ATTEMPT_ID.fullmatch(self.attempt_id) is not None, "attempt_id: expected 32 hexadecimal digits")
+        _require(len(self.rule) <= 256, "rule: longer than 256 characters")
+        _require(self.limit_s > 0, "limit_s: not above 0")
+        _require(bool(self.events), "events: empty")
         for event in self.events:
-            _require(all(map(_KEY.fullmatch, event)), "an event's field has a name that no record has")
-
-    def job(self) -> Job:
-        """The job as the runner's side knows it: all that rendering a hook needs."""
-        return Job(
-            job_id=self.job_id,
-            rule=self.rule,
-            state=State.RUNNING,
-            serialize_key=None,
-            kernel_time_ns=self.kernel_time_ns,
-            boot_id="",
-            created_ns=0,
-            due_ns=0,
-            attempts=self.attempts,
-            failures=0,
-            event_count=len(self.events),
-            events=tuple(self.events),
-        )
+            _require(all(map(_KEY.fullmatch, event)), "events: a key that no record has")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cut(_Frame):
-    type: Literal["cut"] = "cut"
-    try_id: int
+class Terminate:
+    """End an attempt: SIGTERM, and SIGKILL after `grace_s`."""
+
+    type: Literal["terminate"] = "terminate"
+    attempt_id: str
     grace_s: float
 
     def __post_init__(self) -> None:
-        _require(_is_count(self.try_id), "a count is not one")
-        _require(0 <= self.grace_s <= 60, "the time of grace is not from 0 to 60 s")
+        _require(0 <= self.grace_s <= 60, "grace_s: not from 0 to 60")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Announced(_Frame):
+class Announced:
     type: Literal["announced"] = "announced"
-    try_id: int
+    attempt_id: str
     hook_pid: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Launched(_Frame):
+class Launched:
     type: Literal["launched"] = "launched"
-    try_id: int
+    attempt_id: str
     latency_ms: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Output(_Frame):
+class Output:
     type: Literal["output"] = "output"
-    try_id: int
+    attempt_id: str
     line: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ended(_Frame):
+class Ended:
     type: Literal["ended"] = "ended"
-    try_id: int
+    attempt_id: str
     reason: str | None
     exit_code: int | None = None
     signal: int | None = None
@@ -134,43 +126,42 @@ class Ended(_Frame):
     latency_ms: float | None = None
     interrupted: bool = False
 
-    def attempt(self) -> Attempt:
-        return Attempt(self.reason, self.exit_code, self.signal, self.duration_ms, self.latency_ms)
+    def result(self) -> AttemptResult:
+        return AttemptResult(self.reason, self.exit_code, self.signal, self.duration_ms, self.latency_ms)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NotNow(_Frame):
+class NotNow:
     type: Literal["not_now"] = "not_now"
-    try_id: int
+    attempt_id: str
     reason: str
 
 
-FromReader = Hello | Run | Cut
+FromDaemon = Hello | Run | Terminate
 FromRunner = Hello | Announced | Launched | Output | Ended | NotNow
-Message = FromReader | FromRunner
+Message = FromDaemon | FromRunner
 
 
 def _require(holds: bool, otherwise: str) -> None:
     if not holds:
-        raise ValueError(otherwise)
+        raise WireError(otherwise)
 
 
-def _is_count(number: int) -> bool:
-    return 0 <= number < _MOST
+# Frames as bytes.
 
 
 def frame(message: Message) -> bytes:
-    """One message, ready to send."""
+    """Return one message, ready to send."""
     body = json.dumps({one.name: getattr(message, one.name) for one in fields(message)}).encode()
     return _LENGTH.pack(len(body)) + body
 
 
 def bodies(buffer: bytearray) -> Iterator[bytes]:
-    """Take the complete frames from the front of `buffer`."""
+    """Remove the complete frames from the front of `buffer` and return their bodies. Raises WireError."""
     while len(buffer) >= _LENGTH.size:
         (length,) = _LENGTH.unpack_from(buffer)
         if length > MOST_FRAME_BYTES:
-            raise WireError(f"a frame of {length} bytes")
+            raise WireError(f"a frame of {length} bytes; the maximum is {MOST_FRAME_BYTES}")
         end = _LENGTH.size + length
         if len(buffer) < end:
             return
@@ -179,35 +170,70 @@ def bodies(buffer: bytearray) -> Iterator[bytes]:
         yield body
 
 
-_FROM_RUNNER: Mapping[str, type[FromRunner]] = {
-    "hello": Hello,
-    "announced": Announced,
-    "launched": Launched,
-    "output": Output,
-    "ended": Ended,
-    "not_now": NotNow,
-}
-# What JSON has for the types of the fields above, which are texts here (PEP 563).
-_JSON_TYPES: Mapping[str, frozenset[type]] = {
-    "int": frozenset({int}),
-    "int | None": frozenset({int, type(None)}),
-    "float | None": frozenset({int, float, type(None)}),
-    "str": frozenset({str}),
-    "str | None": frozenset({str, type(None)}),
-    "bool": frozenset({bool}),
+# Bodies as messages.
+
+
+def parse(body: bytes, readers: Mapping[str, Callable[[JsonObject], T]]) -> T:
+    """Return the message in `body`, read by the reader of its type. Raises WireError for any other JSON or key."""
+    try:
+        found = as_dict(parse_json(body))
+        message = readers[get_choice(found, "type", readers)](found)
+    except JsonError as error:
+        raise WireError(str(error)) from error
+    known = {one.name for one in fields(message)}  # type: ignore[arg-type]  # every message is a dataclass
+    for key in found:
+        _require(key in known, f"unknown key {key[:40]!r}")
+    return message
+
+
+def nullable(read: Callable[[JsonValue], T]) -> Callable[[JsonValue], T | None]:
+    """Return the reader of a value that may be null."""
+    return lambda value: None if value is None else read(value)
+
+
+def read_hello(found: JsonObject) -> Hello:
+    return Hello(version=get_int(found, "version"), pid=get_int(found, "pid", 0))
+
+
+def _read_announced(found: JsonObject) -> Announced:
+    return Announced(attempt_id=get_str(found, "attempt_id"), hook_pid=get_int(found, "hook_pid"))
+
+
+def _read_launched(found: JsonObject) -> Launched:
+    latency_ms = get_with(found, "latency_ms", nullable(as_number))
+    return Launched(attempt_id=get_str(found, "attempt_id"), latency_ms=latency_ms)
+
+
+def _read_output(found: JsonObject) -> Output:
+    return Output(attempt_id=get_str(found, "attempt_id"), line=get_str(found, "line"))
+
+
+def _read_ended(found: JsonObject) -> Ended:
+    return Ended(
+        attempt_id=get_str(found, "attempt_id"),
+        reason=get_with(found, "reason", nullable(as_str)),  # required: null means that the hook succeeded
+        exit_code=get_int_or_none(found, "exit_code"),
+        signal=get_int_or_none(found, "signal"),
+        duration_ms=get_number_or_none(found, "duration_ms"),
+        latency_ms=get_number_or_none(found, "latency_ms"),
+        interrupted=get_bool(found, "interrupted", False),
+    )
+
+
+def _read_not_now(found: JsonObject) -> NotNow:
+    return NotNow(attempt_id=get_str(found, "attempt_id"), reason=get_str(found, "reason"))
+
+
+_FROM_RUNNER: Mapping[str, Callable[[JsonObject], FromRunner]] = {
+    "hello": read_hello,
+    "announced": _read_announced,
+    "launched": _read_launched,
+    "output": _read_output,
+    "ended": _read_ended,
+    "not_now": _read_not_now,
 }
 
 
 def from_runner(body: bytes) -> FromRunner:
-    """What the runner said. Raises WireError."""
-    try:
-        told = json.loads(body)
-        made = _FROM_RUNNER[told.pop("type")]
-        for one in fields(made):
-            if one.name in told and type(told[one.name]) not in _JSON_TYPES[str(one.type)]:
-                raise WireError(f"{one.name} is {told[one.name]!r:.40}")
-        return made(**told)
-    except WireError:
-        raise
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise WireError(f"no frame of the runner: {error}") from error
+    """Return the message of a body from the runner. Raises WireError."""
+    return parse(body, _FROM_RUNNER)

@@ -1,24 +1,42 @@
-"""What the runner service lets through from the reader: exactly the frames of wire.py, or nothing. PURE.
+"""Parse what the daemon sends to the runner: exactly the frames of wire.py, or WireError. PURE.
 
-The runner is root and the reader is not: a compromised one may send what it likes. So types are taken as they are
-(no text becomes a number), unknown keys are refused, and the bounds are those that wire.py's classes hold.
+The runner is root and the daemon is not, so a compromised daemon may send anything. Types are taken as they are (text
+never becomes a number), unknown keys are rejected, and every value is bounded, here or by the classes of wire.py.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable, Mapping
 
-from pydantic import Field, TypeAdapter, ValidationError
-
+from cnprocd.json_value import JsonObject, as_dict, as_int, get_int, get_list, get_number, get_str, get_with
 from cnprocd.runner import wire
 
-_FROM_READER: TypeAdapter[wire.FromReader] = TypeAdapter(Annotated[wire.FromReader, Field(discriminator="type")])
+
+def _read_run(found: JsonObject) -> wire.Run:
+    return wire.Run(
+        attempt_id=get_str(found, "attempt_id"),
+        attempt=get_int(found, "attempt", minimum=0, maximum=wire.MOST_COUNT),
+        rule=get_str(found, "rule"),
+        job_id=get_int(found, "job_id", minimum=0, maximum=wire.MOST_COUNT),
+        limit_s=get_number(found, "limit_s"),
+        kernel_time_ns=get_with(
+            found, "kernel_time_ns", wire.nullable(lambda value: as_int(value, minimum=0, maximum=wire.MOST_COUNT))
+        ),
+        events=get_list(found, "events", as_dict),
+    )
 
 
-def from_reader(body: bytes) -> wire.FromReader:
-    """What the reader said. Raises WireError."""
-    try:
-        return _FROM_READER.validate_json(body)
-    except ValidationError as error:
-        found = error.errors(include_url=False, include_input=False)[0]
-        raise wire.WireError(f"{'.'.join(map(str, found['loc']))}: {found['msg']}") from error
+def _read_terminate(found: JsonObject) -> wire.Terminate:
+    return wire.Terminate(attempt_id=get_str(found, "attempt_id"), grace_s=get_number(found, "grace_s"))
+
+
+_FROM_DAEMON: Mapping[str, Callable[[JsonObject], wire.FromDaemon]] = {
+    "hello": wire.read_hello,
+    "run": _read_run,
+    "terminate": _read_terminate,
+}
+
+
+def from_daemon(body: bytes) -> wire.FromDaemon:
+    """Return the message of a body from the daemon. Raises WireError."""
+    return wire.parse(body, _FROM_DAEMON)

@@ -1,17 +1,16 @@
 """The tables of the spool, and how its SQLite database is opened: in a file, or in memory.
 
 Facts:
-- WAL with synchronous=NORMAL: a commit is a write() to the WAL, in the page cache when COMMIT returns
-  (sqlite.org/pragma.html#pragma_synchronous). It outlives this process, not a power cut; spool.py says what that means.
-- locking_mode=EXCLUSIVE: nobody can hold a lock against us once we are in, no reader can keep the WAL from being
-  checkpointed, and no shared memory file is needed. Two daemons cannot use one file. fcntl locks go with the process.
-- integrity_check verifies NOT NULL and CHECK constraints and that every index has exactly the rows of its table: a bit
-  that flips in a state, a number or an index is seen when the file is opened. quick_check leaves the indexes out, and a
-  job that `waiting` does not name is never run, one that it names twice is run for ever. The price of the difference:
-  30 instead of 20 ms for 20,000 jobs and 10,000 matches. A bit that flips in other text is not seen: records are parsed
-  with care (store.py).
-- page_size=1024: a commit writes whole pages to the WAL, some eight of them for a job. A quarter of the volume that the
-  usual 4096 bytes make, at no cost in time.
+- WAL with synchronous=NORMAL: a commit is a write() to the WAL, which is in the page cache when COMMIT returns
+  (sqlite.org/pragma.html#pragma_synchronous). It survives this process but not a power cut; see spool.py.
+- locking_mode=EXCLUSIVE: no other process can lock the file or block a checkpoint of the WAL, and no shared memory file
+  is needed. Two daemons cannot use one file. The kernel releases fcntl locks when the process ends.
+- integrity_check verifies NOT NULL and CHECK constraints and that every index has exactly the rows of its table, so a
+  flipped bit in a state, a number or an index is detected at open. quick_check skips the indexes: then a job missing in
+  `waiting` would never run, and one listed twice would run for ever. The difference is 30 instead of 20 ms for 20,000
+  jobs and 10,000 matches. A flipped bit in other text is not detected; store.py parses records with checks.
+- page_size=1024: a commit writes whole pages to the WAL, about eight for a job. That is a quarter of the volume of 4096
+  byte pages, and it takes no longer.
 - wal_autocheckpoint=0: the two fsyncs of a checkpoint never happen inside a commit that a hook waits for.
 """
 
@@ -20,9 +19,9 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-APPLICATION_ID = 0x636E7072  # "cnpr": a database that is not ours is not touched, but moved aside
+APPLICATION_ID = 0x636E7072  # "cnpr": a database of another program is renamed, not written to
 SCHEMA_VERSION = 2
-BUSY_TIMEOUT_S = 0.05  # the event loop waits for nobody: a locked file is answered by memory
+BUSY_TIMEOUT_S = 0.05  # the event loop must not wait: a locked file is answered by memory
 
 _SCHEMA = """
 CREATE TABLE jobs(
@@ -53,16 +52,16 @@ CREATE INDEX ended ON jobs(state, finished_ns) WHERE state IN ('done', 'dead');
 CREATE INDEX events_of ON events(job_id);
 CREATE INDEX matches_by_time ON matches(time_ns);
 """
-# Not in files of before 2026-11-24, whose version is the same: to count the running must not mean to read all jobs.
+# Files made before 2026-11-24 lack it and have the same version. Counting running jobs must not read all jobs.
 _RUNNING = "CREATE INDEX IF NOT EXISTS running ON jobs(job_id) WHERE state = 'running';"
 
 
 class NotOurDatabaseError(sqlite3.DatabaseError):
-    """A sound SQLite file that another program, or a newer cnprocd, made."""
+    """A valid SQLite file that another program or a newer cnprocd made."""
 
 
 def in_file(path: Path) -> sqlite3.Connection:
-    """Open or make the file; raises sqlite3.Error when it is unusable or damaged."""
+    """Open or create the file. Raises sqlite3.Error if it is unusable or damaged."""
     db = connect(path)
     try:
         db.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -72,7 +71,7 @@ def in_file(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA wal_autocheckpoint = 0")
         db.execute("PRAGMA journal_size_limit = 16777216")
         _make_or_check(db)
-    except UnicodeDecodeError as error:  # sqlite3 quotes a damaged schema in its message, and trips over that itself
+    except UnicodeDecodeError as error:  # sqlite3 quotes a damaged schema in its message and fails to decode it
         db.close()
         raise sqlite3.DatabaseError("malformed database schema") from error
     except BaseException:
@@ -82,14 +81,14 @@ def in_file(path: Path) -> sqlite3.Connection:
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Only connect. Text that is not UTF-8 any more is read as far as it can be, not refused."""
+    """Connect without checks. Invalid UTF-8 in text is replaced, not refused."""
     db = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
     db.text_factory = lambda raw: raw.decode("utf-8", "replace")
     return db
 
 
 def in_memory() -> sqlite3.Connection:
-    """An empty database that a crash takes with it."""
+    """Return an empty database that is lost in a crash."""
     db = sqlite3.connect(":memory:", isolation_level=None)
     _make_or_check(db)
     return db

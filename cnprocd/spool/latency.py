@@ -1,4 +1,4 @@
-"""How long from the kernel's event to the hook's first instruction: a histogram of fixed buckets. PURE."""
+"""A histogram of the time from the kernel's event to the hook's first instruction, in fixed buckets. PURE."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ BOUNDS_MS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.5, 10.0, 25.0, 50.0, 100.
 
 @dataclass(slots=True)
 class Histogram:
-    """Counts per bucket: `counts[i]` values were at most `bounds_ms[i]`; the last count is of all that were longer."""
+    """Counts per bucket: `counts[i]` values were at most `bounds_ms[i]`; the last count is of all longer ones."""
 
     bounds_ms: tuple[float, ...] = BOUNDS_MS
     counts: list[int] = field(default_factory=list)
@@ -22,7 +22,7 @@ class Histogram:
 
     @property
     def count(self) -> int:
-        """How many values there were."""
+        """The number of values."""
         return sum(self.counts)
 
     def add(self, value_ms: float) -> None:
@@ -31,7 +31,7 @@ class Histogram:
         self.max_ms = max(self.max_ms, value_ms)
 
     def quantile_ms(self, share: float) -> float | None:
-        """The upper bound of the bucket that holds the value at `share` (0..1); None when there is no value."""
+        """Return the upper bound of the bucket with the value at `share` (0..1), or None without any value."""
         rank = share * self.count
         seen = 0
         for bound, count in zip((*self.bounds_ms, self.max_ms), self.counts, strict=True):

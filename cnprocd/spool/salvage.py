@@ -1,4 +1,4 @@
-"""Getting a spool out of a bad file: telling damage from trouble, moving it aside, reading what can be read."""
+"""Recover jobs from a bad spool file: detect damage, rename the file, and read what is still readable."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from cnprocd.spool.rows import Rows
 from cnprocd.spool.store import Store, read_rows
 
 LIVE = (State.WAITING, State.RUNNING)
-MOST_DAMAGED = 5  # kept aside: a disk that damages one file after the other must not also be filled with them
+MOST_DAMAGED = 5  # renamed files that are kept: repeated damage must not fill the disk
 
-# What a call on a database can raise: sqlite3 quotes the schema in its messages, and trips over a damaged one itself.
+# What a call on a database can raise. sqlite3 quotes the schema in its messages and fails to decode a damaged one.
 FAILURES = (sqlite3.Error, UnicodeDecodeError)
-# SQLite's primary result codes that mean the file itself is bad, not the disk under it.
+# SQLite's primary result codes that mean that the file is bad, not the disk.
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT})
 
 
 def private_file(path: Path) -> Store:
-    """The store in a file that only we may read: records hold other users' command lines."""
+    """Open the store in a file of mode 0600: records contain other users' command lines."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     os.close(fd)  # before SQLite opens it: closing any descriptor of a file drops the process's fcntl locks on it
     return Store(database.in_file(path))
 
 
 def salvaged(path: Path) -> Rows:
-    """What can still be read of a damaged file's live jobs."""
+    """Return the live jobs that are still readable in a damaged file."""
     try:
         with contextlib.closing(database.connect(path)) as db:
             return read_rows(db, LIVE, damaged=True)
@@ -42,7 +42,7 @@ def salvaged(path: Path) -> Rows:
 
 
 def copied(path: Path) -> Rows:
-    """The live jobs of a file that cannot be written, read from a copy: SQLite must write to open one with a WAL."""
+    """Return the live jobs of a read-only file, from a copy: SQLite must write to open a file with a WAL."""
     try:
         with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
             for suffix in ("", "-wal"):
@@ -54,7 +54,7 @@ def copied(path: Path) -> Rows:
 
 
 def with_new_ids(store: Store) -> Store:
-    """Job ids must differ from all that are in a file which cannot be read: milliseconds are always ahead of counts."""
+    """Start job ids at the time in milliseconds, above all ids in a file that cannot be read."""
     store.skip_ids(time.time_ns() // 1_000_000)
     return store
 
@@ -80,8 +80,8 @@ def size_of_wal(path: Path) -> int:
         return 0
 
 
-def move_aside(path: Path) -> Path:
-    """Rename a damaged file, for a person to look at; the oldest of such files go."""
+def rename_damaged(path: Path) -> Path:
+    """Rename a damaged file, and keep it for inspection. Delete the oldest of such files. Return the new path."""
     kept = sorted(path.parent.glob(f"{path.name}.damaged-*[0-9a-f]"))
     for old in kept[: max(0, len(kept) + 1 - MOST_DAMAGED)]:
         for suffix in ("", "-wal", "-shm"):

@@ -1,27 +1,26 @@
-"""The durable queue of jobs: what a match promised survives the daemon.
+"""The durable queue of jobs.
 
-Strategy: one SQLite file in the state directory (store.py), and when the disk fails, the same tables in memory. Every
-call goes through `_do`: on sqlite3.Error the live jobs are carried over, the call is made again, and cleanup goes on.
-A damaged file is moved aside as spool.sqlite3.damaged-<time>, for a person to look at, and a new one is begun with
-every job that could still be read. While there is no durability, `durable` is False, `why` says why, and
-`try_durable()` (the runner calls it now and then) moves everything back to the disk.
+There is one SQLite file in the state directory (store.py). If the disk fails, the same tables are kept in memory. Every
+call goes through `_do`: on sqlite3.Error the live jobs are copied to another store and the call is repeated, so cleanup
+continues. A damaged file is renamed to spool.sqlite3.damaged-<time>, and a new one gets every job that is still
+readable. Meanwhile `durable` is False and `why` is the reason. `try_durable()`, which the scheduler calls from time to
+time, moves everything back to the disk.
 
-What survives what, and at what price. Measured by tests/unit/spool/measure_sync.py (chrt -r 50) on ext4 on a virtio
-disk, Linux 6.18, SQLite 3.40, a busy machine; one commit of 1 job / of 100 jobs, p50:
+The price of durability, measured by tests/unit/spool/measure_sync.py (chrt -r 50) on ext4 on a virtio disk, Linux 6.18,
+SQLite 3.40, busy machine; one commit of 1 job / of 100 jobs, p50:
 
-    synchronous=OFF      0.08 ms / 3.1 ms     daemon crash: nothing lost.  machine crash: the file may be damaged
-    synchronous=NORMAL   0.08 ms / 3.3 ms     daemon crash: nothing lost.  machine crash: loses the unsettled commits
-    synchronous=FULL     0.42 ms / 7.0 ms     nothing lost; p99 of one job 1.4 to 17 ms, and that on a quick disk
+    synchronous=OFF      0.08 ms / 3.1 ms     daemon crash: no loss.  machine crash: the file may be damaged
+    synchronous=NORMAL   0.08 ms / 3.3 ms     daemon crash: no loss.  machine crash: loses the commits since sync()
+    synchronous=FULL     0.42 ms / 7.0 ms     no loss; p99 of one job 1.4 to 17 ms, on a fast disk
 
-Chosen: NORMAL, and settle() within a second of a commit: one fsync, 13 ms after 300 jobs. A crash, kill -9 or OOM kill
-of the daemon loses nothing. A power cut or kernel panic loses at most the jobs of the last second, and never damages
-the file. That is the right side of the trade: when the machine goes down, every process goes down with it, unseen, so
-the last second's jobs are only a sliver of what a machine crash leaves to clean up; and FULL would put a disk's fsync,
-the least predictable latency of a machine, between each death and its cleanup. The WAL is moved into the file when it
-is longer than MOST_WAL_BYTES, and at the end.
+NORMAL is used, with one fsync (sync()) within a second of a commit: 13 ms after 300 jobs. A crash, kill -9 or OOM kill
+of the daemon loses nothing. A power cut or kernel panic loses at most the jobs of the last second and never damages
+the file. A machine crash ends all processes unseen, so those jobs are a small part of its cleanup. FULL would put an
+fsync between each death and its cleanup. The WAL is moved into the file when it is longer than MOST_WAL_BYTES, and at
+the end.
 
-The clock: times in the spool are wall clock as it was when the daemon started, carried on by CLOCK_BOOTTIME. A clock
-step neither delays a retry nor eats a deadline.
+Times in the spool are wall clock as of the daemon's start, continued by CLOCK_BOOTTIME. A clock step neither delays a
+retry nor expires a deadline.
 """
 
 from __future__ import annotations
@@ -34,19 +33,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from cnprocd.log import Log
+from cnprocd.json_value import JsonObject
+from cnprocd.launch.request import AttemptResult
+from cnprocd.log import Log, ThrottledLog
 from cnprocd.spool import database, salvage
-from cnprocd.spool.job import (
-    NS,
-    Attempt,
-    Happening,
-    Job,
-    JobRequest,
-    Record,
-    State,
-    after_interruption,
-)
-from cnprocd.spool.rows import Enqueued, Leftover, Match, Rows
+from cnprocd.spool.job import NS, Job, JobRequest, State, after_interruption
+from cnprocd.spool.rows import Enqueued, Leftover, PastMatch, Rows
 from cnprocd.spool.store import Store
 
 FILE_NAME = "spool.sqlite3"
@@ -58,7 +50,7 @@ T = TypeVar("T")
 
 
 class SteadyClock:
-    """Wall clock nanoseconds that no clock step moves: the wall clock of our start plus CLOCK_BOOTTIME since."""
+    """Wall clock nanoseconds without clock steps: the wall clock at creation plus CLOCK_BOOTTIME since then."""
 
     def __init__(self) -> None:
         self._offset_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
@@ -69,7 +61,7 @@ class SteadyClock:
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """How much the spool holds: waiting jobs, and history by count and age."""
+    """The bounds of the spool: waiting jobs, and history by count and age."""
 
     queue_limit: int = 10_000
     history_count: int = 10_000
@@ -78,7 +70,7 @@ class Keep:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """The spool at a glance, for `status`."""
+    """The counts of jobs for `status`."""
 
     waiting: int
     running: int
@@ -92,7 +84,7 @@ class Counts:
 
 
 class Spool:
-    """Jobs from match to history. `durable` is False while they live in memory only, and then `why` is a sentence."""
+    """Jobs from match to history. While they are in memory only, `durable` is False and `why` is the reason."""
 
     def __init__(self, path: Path, *, log: Log, keep: Keep, clock: Callable[[], int], boot_id: str) -> None:
         self.path = path
@@ -103,61 +95,60 @@ class Spool:
         self.why: str | None = None
         self.duplicates = 0
         self.shed = 0
-        self.unsettled = False
+        self.unsynced = False
         self._since_prune = 0
-        self._shed_untold = 0
-        self._shed_told_ns: int | None = None
         self._log = log
+        self._shed_log = ThrottledLog(log, SHED_EVERY_S)
         self._store = self._open()
 
     @classmethod
     def open(
         cls, state_dir: Path, *, log: Log, keep: Keep | None = None, clock: Callable[[], int] | None = None
     ) -> Spool:
-        """Open the spool of a state directory. Never fails: what is wrong with the disk is logged and in `why`."""
+        """Open the spool of a state directory. If the disk cannot be used, log it and keep the jobs in memory."""
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return cls(state_dir / FILE_NAME, log=log, keep=keep or Keep(), clock=clock or SteadyClock(), boot_id=boot_id)
 
     def close(self) -> None:
-        """Settle and let go of the file. SQLite moves the WAL into it as the last connection closes."""
-        self.settle()
+        """Sync and close the file. SQLite moves the WAL into it when the last connection closes."""
+        self.sync()
         with contextlib.suppress(sqlite3.Error):
             self._store.close()
 
-    # -- the pipeline's side -------------------------------------------------------------------------------------
+    # -- matches in -------------------------------------------------------------------------------------
 
     def enqueue(self, requests: Sequence[JobRequest]) -> Enqueued:
-        """Take in a batch in one commit. Shed jobs are counted, and logged here, loudly."""
+        """Add a batch in one commit. Jobs above the queue limit are dropped, counted and logged."""
         limit = self.keep.queue_limit
         result = self._write(
             lambda store: store.enqueue(requests, boot_id=self.boot_id, now_ns=self.clock(), queue_limit=limit)
         )
         self.duplicates += result.duplicates
         self.shed += result.shed
-        self._shed_untold += result.shed
-        self._tell_shed()
+        if result.shed:
+            self._shed_log.add(
+                "error",
+                "queue_full",
+                self.clock() / NS,
+                {"shed": result.shed},
+                lambda counts: f"dropped {counts['shed']} jobs: {limit} are waiting already (queue_limit)",
+                shed_in_all=self.shed,
+                limit=limit,
+            )
         return result
 
-    def _tell_shed(self) -> None:
-        """At once, and then every few seconds while it goes on: a storm must not become a storm of records."""
-        now_ns = self.clock()
-        if self._shed_untold and (self._shed_told_ns is None or now_ns - self._shed_told_ns >= SHED_EVERY_S * NS):
-            limit = self.keep.queue_limit
-            self._log("error", "queue_full", shed=self._shed_untold, shed_in_all=self.shed, limit=limit)
-            self._shed_untold, self._shed_told_ns = 0, now_ns
-
-    def record_matches(self, matches: Sequence[Match]) -> None:
-        """Remember matches for `cnprocctl history`."""
+    def record_matches(self, matches: Sequence[PastMatch]) -> None:
+        """Store matches for `cnprocctl history`."""
         self._since_prune += len(matches)
         self._write(lambda store: store.add_matches(matches))
 
     def matches(
         self, *, rule: str | None = None, comm: str | None = None, since_ns: int = 0, limit: int = 100
-    ) -> list[Match]:
-        """Past matches, newest first."""
+    ) -> list[PastMatch]:
+        """Return past matches, newest first."""
         return self._do(lambda store: store.matches(rule, comm, since_ns, limit))
 
-    # -- the runner's side ---------------------------------------------------------------------------------------
+    # -- the scheduler's calls ------------------------------------------------------------------------------------
 
     def due(
         self,
@@ -168,7 +159,7 @@ class Spool:
         skip_keys: Sequence[str] = (),
         skip_jobs: Sequence[int] = (),
     ) -> list[Job]:
-        """The oldest jobs that may start now; `skip_*` name what is busy."""
+        """Return the oldest jobs that may start now, without those that `skip_*` name."""
         now_ns = self.clock()
         return self._do(
             lambda store: store.due(
@@ -176,68 +167,71 @@ class Spool:
             )
         )
 
-    def events(self, job_id: int) -> tuple[Record, ...]:
-        """The events of a job; none when a record cannot be read."""
+    def events(self, job_id: int) -> tuple[JsonObject, ...]:
+        """Return the events of a job, or () if one of them cannot be read."""
         return self._do(lambda store: store.events(job_id))
 
     def next_due_in_s(self) -> float | None:
-        """How long until a job that waits for its time comes due; None when there is none."""
+        """Return the seconds until the next job that waits for its time is due, or None."""
         now_ns = self.clock()
         due_ns = self._do(lambda store: store.next_due_ns(now_ns))
         return None if due_ns is None else (due_ns - now_ns) / NS
 
     def start(self, job_id: int, attempt_id: str) -> None:
-        """Before the fork."""
+        """Mark the job as running, before the fork."""
         now_ns = self.clock()
         self._write(lambda store: store.start(job_id, attempt_id, self.boot_id, now_ns))
 
     def launched(self, job_id: int, hook_pid: int, hook_start_ticks: int | None, latency_ms: float | None) -> None:
-        """After the exec."""
+        """Store the hook's PID and latency, after the exec."""
         self._write(lambda store: store.launched(job_id, hook_pid, hook_start_ticks, latency_ms))
 
-    def finish(self, job_id: int, attempt: Attempt) -> None:
-        """The hook succeeded: the job is done."""
+    def finish(self, job_id: int, result: AttemptResult) -> None:
+        """Mark the job as done: the hook succeeded."""
         self._since_prune += 1
         now_ns = self.clock()
-        self._write(lambda store: store.end(job_id, State.DONE, attempt, now_ns, None))
+        self._write(lambda store: store.end(job_id, State.DONE, result, now_ns, None))
 
-    def retry(self, job_id: int, attempt: Attempt, due_ns: int) -> None:
-        """The hook failed and will be tried again at `due_ns`."""
-        self._write(lambda store: store.retry(job_id, attempt, due_ns))
+    def retry(self, job_id: int, result: AttemptResult, due_ns: int) -> None:
+        """Let the job wait for its next attempt at `due_ns`: the hook failed."""
+        self._write(lambda store: store.retry(job_id, result, due_ns))
 
-    def bury(self, job_id: int, attempt: Attempt, reason: str) -> None:
-        """The job has failed for good: a dead letter."""
+    def bury(self, job_id: int, result: AttemptResult, reason: str) -> None:
+        """Mark the job as dead: no further attempt follows."""
         self._since_prune += 1
         now_ns = self.clock()
-        self._write(lambda store: store.end(job_id, State.DEAD, attempt, now_ns, reason))
+        self._write(lambda store: store.end(job_id, State.DEAD, result, now_ns, reason))
 
     def interrupt(self, job_id: int) -> None:
-        """The try was cut short by our own stop: it waits again, the attempt counted, no retry used up."""
+        """Let the job wait again: the daemon stopped its attempt. The attempt is counted, and no retry is used up."""
         now_ns = self.clock()
-        self._write(lambda store: store.put_back(job_id, now_ns, counts=True))
+        self._write(lambda store: store.put_back(job_id, now_ns, counted=True))
 
     def postpone(self, job_id: int, due_ns: int) -> None:
-        """The try could not even begin for want of a process or descriptor: as if it had not been."""
-        self._write(lambda store: store.put_back(job_id, due_ns, counts=False))
+        """Let the job wait until `due_ns`: its attempt could not be started. The attempt is not counted."""
+        self._write(lambda store: store.put_back(job_id, due_ns, counted=False))
 
     def recover(self) -> list[Leftover]:
-        """At start: running jobs wait again (or are dead, if too often interrupted). Their hooks may still be alive."""
+        """Return what was running at a crash, and let it wait again (or die after too many interruptions).
+
+        The hooks may still be alive.
+        """
         found = self._do(lambda store: store.leftovers())
         for leftover in found:
             job = leftover.job
             following = after_interruption(job, self.clock())
-            if following.happening is Happening.GAVE_UP:
+            if following.state is State.DEAD:
                 assert following.reason is not None
-                self.bury(job.job_id, Attempt(following.reason), following.reason)
+                self.bury(job.job_id, AttemptResult(following.reason), following.reason)
                 self._log("error", "job_dead", job_id=job.job_id, rule=job.rule, reason=following.reason)
             else:
                 self.interrupt(job.job_id)
         return found
 
-    # -- looking and deciding by hand ----------------------------------------------------------------------------
+    # -- control ---------------------------------------------------------------------------------------------
 
     def counts(self) -> Counts:
-        """How many jobs are in each state, and whether they would survive us."""
+        """Return the number of jobs in each state, and whether they are durable."""
         by_state = self._do(lambda store: store.counts())
         oldest_ns = self._do(lambda store: store.oldest_waiting_ns())
         return Counts(
@@ -253,46 +247,46 @@ class Spool:
         )
 
     def last_job_id(self) -> int:
-        """The newest job there has ever been."""
+        """Return the highest job id ever given."""
         return self._do(lambda store: store.last_job_id())
 
     def jobs(self, *, state: State | None = None, rule: str | None = None, limit: int = 100) -> list[Job]:
-        """Jobs, newest first, without their events."""
+        """Return jobs, newest first, without their events."""
         return self._do(lambda store: store.jobs(state, rule, limit))
 
     def job(self, job_id: int) -> Job | None:
-        """One job with its events."""
+        """Return one job with its events."""
         return self._do(lambda store: store.job(job_id))
 
     def revive(self, job_id: int) -> bool:
-        """`cnprocctl jobs retry`: a dead job waits again. Call the runner's wake() after."""
+        """Let a dead job wait again (`cnprocctl jobs retry`). Call the scheduler's wake() after it."""
         return self._write(lambda store: store.revive(job_id, self.clock()))
 
     def drop(self, job_id: int) -> bool:
-        """`cnprocctl jobs drop`: a waiting job will not run."""
+        """Mark a waiting job as dead (`cnprocctl jobs drop`)."""
         return self._write(lambda store: store.drop(job_id, self.clock()))
 
     # -- upkeep --------------------------------------------------------------------------------------------------
 
-    def settle(self) -> None:
-        """Make every commit so far survive a power cut. The runner calls it within a second of a commit."""
+    def sync(self) -> None:
+        """Make all commits survive a power cut, prune, and log dropped jobs. Call it within a second of a commit."""
         if self._since_prune >= PRUNE_EVERY:
             self.prune()
-        self._tell_shed()
-        if self.durable and self.unsettled:
-            self._do(lambda store: store.settle())
+        self._shed_log.flush_due(self.clock() / NS)
+        if self.durable and self.unsynced:
+            self._do(lambda store: store.sync())
             if salvage.size_of_wal(self.path) > MOST_WAL_BYTES:
                 self._do(lambda store: store.checkpoint())
-        self.unsettled = False
+        self.unsynced = False
 
     def prune(self) -> int:
-        """Forget history beyond `keep`."""
+        """Delete history beyond `keep`. Return how many rows were deleted."""
         self._since_prune = 0
         older_than_ns = self.clock() - int(self.keep.history_age_s * NS)
         return self._write(lambda store: store.prune(keep=self.keep.history_count, older_than_ns=older_than_ns))
 
     def try_durable(self) -> bool:
-        """Move back to the disk if it can be used again."""
+        """Move back to the disk if it can be used again. Return whether the spool is durable."""
         if self.durable:
             return True
         try:
@@ -308,11 +302,11 @@ class Spool:
             return False
         self._store.close()
         self._store = store
-        self.durable, self.why, self.unsettled = True, None, True
+        self.durable, self.why, self.unsynced = True, None, True
         self._log("notice", "spool_durable", path=str(self.path))
         return True
 
-    # -- when the disk fails -------------------------------------------------------------------------------------
+    # -- disk failures -------------------------------------------------------------------------------------------
 
     def _do(self, work: Callable[[Store], T]) -> T:
         try:
@@ -324,7 +318,7 @@ class Spool:
             return work(self._store)
 
     def _write(self, work: Callable[[Store], T]) -> T:
-        self.unsettled = True
+        self.unsynced = True
         return self._do(work)
 
     def _open(self) -> Store:
@@ -332,22 +326,22 @@ class Spool:
             return self._file()
         except (sqlite3.Error, OSError) as error:
             store = self._memory(error)
-            # A file that is locked belongs to whoever holds it; a file that we only cannot write is still our work.
+            # The jobs of a locked file belong to the process that holds it; those of a read-only file are run here.
             busy = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
-            self._carry(Rows([], [], [], 0) if busy else salvage.copied(self.path), store)
+            self._copy_jobs(Rows([], [], [], 0) if busy else salvage.copied(self.path), store)
             return store
 
     def _file(self) -> Store:
-        """The file's store; a damaged file is moved aside first, and what can be read of it carried over."""
+        """Open the file. A damaged file is renamed first, and its readable jobs are copied."""
         try:
             return salvage.private_file(self.path)
         except sqlite3.DatabaseError as error:
             if not salvage.is_damage(error):
                 raise
             live = salvage.salvaged(self.path)
-            self._move_aside(error)
+            self._rename_damaged(error)
             store = salvage.private_file(self.path)
-            self._carry(live, store)
+            self._copy_jobs(live, store)
             return store
 
     def _memory(self, error: Exception) -> Store:
@@ -356,7 +350,7 @@ class Spool:
         return Store(database.in_memory())
 
     def _move(self, error: Exception) -> None:
-        """The file failed under us: carry what lives to a new file, or to memory."""
+        """Copy the live jobs to a new file or to memory, because the file failed in use."""
         old = self._store
         live = Rows([], [], [], 0)
         with contextlib.suppress(*salvage.FAILURES):
@@ -366,15 +360,15 @@ class Spool:
         if salvage.is_damage(error):
             live = live if live.jobs else salvage.salvaged(self.path)
             try:
-                self._move_aside(error)
+                self._rename_damaged(error)
                 self._store = salvage.private_file(self.path)
             except (sqlite3.Error, OSError) as second:
                 self._store = self._memory(second)
         else:
             self._store = self._memory(error)
-        self._carry(live, self._store)
+        self._copy_jobs(live, self._store)
 
-    def _carry(self, live: Rows, store: Store) -> None:
+    def _copy_jobs(self, live: Rows, store: Store) -> None:
         try:
             store.adopt(live)
             if live.last_job_id == 0:
@@ -384,6 +378,6 @@ class Spool:
         else:
             self._log("warning", "spool_moved", durable=self.durable, carried=len(live.jobs))
 
-    def _move_aside(self, error: Exception) -> None:
-        aside = salvage.move_aside(self.path)
+    def _rename_damaged(self, error: Exception) -> None:
+        aside = salvage.rename_damaged(self.path)
         self._log("error", "spool_damaged", path=str(self.path), kept_as=str(aside), reason=salvage.sentence(error))

@@ -1,9 +1,9 @@
-"""All SQL on the spool: one Store is one database, in a file or in memory.
+"""All SQL on the spool. A Store is one database, in a file or in memory.
 
-Strategy: a public method that writes is one transaction, so a crash leaves all of it or nothing. Nothing here knows
-what to do when the disk fails: sqlite3.Error goes up to spool.py, which moves house.
+Each public method that writes is one transaction, so a crash leaves all of it or nothing. sqlite3.Error is handled by
+spool.py, which moves the jobs to another store. job.py lists which method changes which state.
 
-A job has one event, or many when gathered. An event's key is unique for as long as history lasts.
+A job has one event, or several if they were gathered. An event's key is unique for as long as history lasts.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+from cnprocd.json_value import JsonError, JsonObject, as_dict, parse_json
+from cnprocd.launch.request import AttemptResult
 from cnprocd.spool import database
-from cnprocd.spool.job import NS, Attempt, Job, JobRequest, Record, State
-from cnprocd.spool.rows import Enqueued, Leftover, Match, Rows
-
-__all__ = ["Enqueued", "Leftover", "Match", "Rows", "Store", "read_rows"]
+from cnprocd.spool.job import NS, Job, JobRequest, State
+from cnprocd.spool.rows import Enqueued, Leftover, PastMatch, Rows
 
 _JOB = """job_id, rule, state, serialize_key, kernel_time_ns, boot_id, created_ns, due_ns, attempts, failures,
     event_count, first_started_ns, finished_ns, exit_code, signal, reason, duration_ms, latency_ms"""
@@ -55,10 +55,10 @@ class Store:
         row = self._db.execute("SELECT count(*) FROM jobs WHERE state = ?", (state,)).fetchone()
         return int(row[0])
 
-    # -- in ------------------------------------------------------------------------------------------------------
+    # -- jobs in--------------------------------------------------------------------------------------------------
 
     def enqueue(self, requests: Sequence[JobRequest], *, boot_id: str, now_ns: int, queue_limit: int) -> Enqueued:
-        """Take in a batch: one commit. Known keys are passed over; beyond `queue_limit` the newest are shed."""
+        """Add a batch in one commit. Skip known keys, and drop the newest jobs above `queue_limit`."""
         job_ids: list[int | None] = []
         duplicates = shed = 0
         with self._transaction() as db:
@@ -80,7 +80,7 @@ class Store:
         return Enqueued(tuple(job_ids), duplicates, shed)
 
     def _gathered(self, db: sqlite3.Connection, request: JobRequest, now_ns: int) -> int | None:
-        """The job that already gathers for this request's key, counted up; due at once when it is full."""
+        """Return the job that gathers events for this request's key, with one event more; due at once if it is full."""
         if request.gather is None:
             return None
         row = db.execute(
@@ -94,7 +94,7 @@ class Store:
 
     def _new_job(self, db: sqlite3.Connection, request: JobRequest, boot_id: str, now_ns: int) -> int:
         gather = request.gather
-        # With max 1 there is nothing to gather: the window closes as it opens.
+        # With max 1 there is nothing to gather: the job is due at once.
         window_ns = 0 if gather is None or gather.max <= 1 else int(gather.window_s * NS)
         cursor = db.execute(
             "INSERT INTO jobs(rule, state, serialize_key, gather_key, kernel_time_ns, boot_id, created_ns, due_ns,"
@@ -113,7 +113,7 @@ class Store:
         assert cursor.lastrowid is not None
         return cursor.lastrowid
 
-    # -- the runner's side ---------------------------------------------------------------------------------------
+    # -- the scheduler's calls ------------------------------------------------------------------------------------
 
     def due(
         self,
@@ -125,7 +125,7 @@ class Store:
         skip_keys: Sequence[str] = (),
         skip_jobs: Sequence[int] = (),
     ) -> list[Job]:
-        """The oldest jobs that may start now, without their events."""
+        """Return the oldest jobs that may start now, without their events."""
         rows = self._db.execute(
             f"SELECT {_JOB} FROM jobs INDEXED BY waiting WHERE state = 'waiting' AND job_id > ? AND due_ns <= ?"  # noqa: S608
             f" AND rule NOT IN ({_marks(skip_rules)}) AND job_id NOT IN ({_marks(skip_jobs)})"
@@ -134,20 +134,20 @@ class Store:
             (after_id, now_ns, *skip_rules, *skip_jobs, *skip_keys, limit),
         )
         found = [_job(row) for row in rows]
-        # SQLite takes the state from the index. If that is damaged, what is done would be given out again and again.
+        # SQLite takes the state from the index. If the index is damaged, a job that is done would be returned for ever.
         if any(job.state is not State.WAITING for job in found):
-            raise sqlite3.DatabaseError("the index of waiting jobs names one that does not wait")
+            raise sqlite3.DatabaseError("the index of waiting jobs contains one that is not waiting")
         return found
 
     def next_due_ns(self, now_ns: int) -> int | None:
-        """When the next job that waits for its time comes due."""
+        """Return when the next job that waits for its time is due, or None."""
         row = self._db.execute(
             "SELECT min(due_ns) FROM jobs WHERE state = 'waiting' AND due_ns > ?", (now_ns,)
         ).fetchone()
         return None if row[0] is None else int(row[0])
 
     def start(self, job_id: int, attempt_id: str, boot_id: str, now_ns: int) -> None:
-        """Before the fork: the try counts, and the id that its processes carry is known."""
+        """Mark a waiting job as running, before the fork: the attempt is counted, and its id is stored."""
         with self._transaction() as db:
             cursor = db.execute(
                 "UPDATE jobs SET state = 'running', attempts = attempts + 1, attempt_id = ?, attempt_boot_id = ?,"
@@ -158,7 +158,7 @@ class Store:
             self.waiting -= cursor.rowcount
 
     def launched(self, job_id: int, hook_pid: int, hook_start_ticks: int | None, latency_ms: float | None) -> None:
-        """After the exec: who it is, and how long it took to get there."""
+        """Store the hook's PID, start time and latency, after the exec."""
         with self._transaction() as db:
             db.execute(
                 "UPDATE jobs SET hook_pid = ?, hook_start_ticks = ?, latency_ms = coalesce(latency_ms, ?)"
@@ -166,49 +166,49 @@ class Store:
                 (hook_pid, hook_start_ticks, latency_ms, job_id),
             )
 
-    def end(self, job_id: int, state: State, attempt: Attempt, now_ns: int, reason: str | None) -> None:
-        """The job is done or dead."""
+    def end(self, job_id: int, state: State, result: AttemptResult, now_ns: int, reason: str | None) -> None:
+        """Mark a job as done or dead."""
         with self._transaction() as db:
             waited = db.execute("SELECT 1 FROM jobs WHERE job_id = ? AND state = 'waiting'", (job_id,)).fetchone()
             db.execute(
                 "UPDATE jobs SET state = ?, failures = failures + ?, finished_ns = ?, exit_code = ?, signal = ?,"
                 " reason = ?, duration_ms = ? WHERE job_id = ? AND state IN ('waiting', 'running')",
-                (state, attempt.reason is not None, now_ns, *_result(attempt), reason, attempt.duration_ms, job_id),
+                (state, result.reason is not None, now_ns, *_status(result), reason, result.duration_ms, job_id),
             )
             self.waiting -= waited is not None
 
-    def retry(self, job_id: int, attempt: Attempt, due_ns: int) -> None:
-        """The try failed; there will be another."""
+    def retry(self, job_id: int, result: AttemptResult, due_ns: int) -> None:
+        """Let a running job wait for its next attempt: this one failed."""
         with self._transaction() as db:
             cursor = db.execute(
                 "UPDATE jobs SET state = 'waiting', failures = failures + 1, due_ns = ?, exit_code = ?, signal = ?,"
                 " reason = ?, duration_ms = ? WHERE job_id = ? AND state = 'running'",
-                (due_ns, *_result(attempt), attempt.reason, attempt.duration_ms, job_id),
+                (due_ns, *_status(result), result.reason, result.duration_ms, job_id),
             )
             self.waiting += cursor.rowcount
 
-    def put_back(self, job_id: int, due_ns: int, *, counts: bool) -> None:
-        """Running to waiting without a verdict; `counts` says whether the attempt remains counted."""
+    def put_back(self, job_id: int, due_ns: int, *, counted: bool) -> None:
+        """Let a running job wait again without a failure. If `counted`, the attempt remains counted."""
         with self._transaction() as db:
             cursor = db.execute(
                 "UPDATE jobs SET state = 'waiting', due_ns = ?, attempts = attempts - ?"
                 " WHERE job_id = ? AND state = 'running'",
-                (due_ns, not counts, job_id),
+                (due_ns, not counted, job_id),
             )
             self.waiting += cursor.rowcount
 
     def leftovers(self) -> list[Leftover]:
-        """The jobs that are marked as running."""
+        """Return the jobs that are marked as running."""
         rows = self._db.execute(
             f"SELECT {_JOB}, attempt_id, attempt_boot_id, hook_pid, hook_start_ticks"  # noqa: S608
             " FROM jobs WHERE state = 'running' ORDER BY job_id"
         )
         return [Leftover(_job(row[:-4]), *row[-4:]) for row in rows]
 
-    # -- looking and deciding by hand ----------------------------------------------------------------------------
+    # -- control ---------------------------------------------------------------------------------------------
 
     def counts(self) -> dict[State, int]:
-        # By the indexes alone: a scan of all jobs, sorted by state, is 2.4 ms for 10,000 of them, this is 0.6.
+        # By the indexes alone: 0.6 ms for 10,000 jobs. A scan of all jobs, sorted by state, takes 2.4 ms.
         rows = self._db.execute(
             "SELECT 'waiting', count(*) FROM jobs INDEXED BY waiting WHERE state = 'waiting'"
             " UNION ALL SELECT 'running', count(*) FROM jobs INDEXED BY running WHERE state = 'running'"
@@ -229,7 +229,7 @@ class Store:
         return 0 if row is None else int(row[0])
 
     def jobs(self, state: State | None, rule: str | None, limit: int) -> list[Job]:
-        """The newest jobs, newest first, without their events."""
+        """Return the newest jobs, newest first, without their events."""
         rows = self._db.execute(
             f"SELECT {_JOB} FROM jobs WHERE (?1 IS NULL OR state = ?1) AND (?2 IS NULL OR rule = ?2)"  # noqa: S608
             " ORDER BY job_id DESC LIMIT ?3",
@@ -238,21 +238,21 @@ class Store:
         return [_job(row) for row in rows]
 
     def job(self, job_id: int) -> Job | None:
-        """One job with its events; without any when a record cannot be read."""
+        """Return one job with its events, or with () if one of them cannot be read."""
         row = self._db.execute(f"SELECT {_JOB} FROM jobs WHERE job_id = ?", (job_id,)).fetchone()  # noqa: S608
         if row is None:
             return None
         return _job(row, self.events(job_id))
 
-    def events(self, job_id: int) -> tuple[Record, ...]:
-        """The events of a job; none when a record cannot be read."""
+    def events(self, job_id: int) -> tuple[JsonObject, ...]:
+        """Return the events of a job, or () if one of them cannot be read."""
         texts = self._db.execute("SELECT record FROM events WHERE job_id = ? ORDER BY event_id", (job_id,))
         records = [_record(text) for (text,) in texts]
         found = tuple(record for record in records if record is not None)
         return found if len(found) == len(records) else ()
 
     def revive(self, job_id: int, now_ns: int) -> bool:
-        """A dead job waits again, with all its retries."""
+        """Let a dead job wait again, with all its retries. Return False if it is not dead."""
         with self._transaction() as db:
             cursor = db.execute(
                 "UPDATE jobs SET state = 'waiting', due_ns = ?, attempts = 0, failures = 0, first_started_ns = NULL,"
@@ -263,7 +263,7 @@ class Store:
             return cursor.rowcount == 1
 
     def drop(self, job_id: int, now_ns: int) -> bool:
-        """A waiting job will not run: it is kept among the dead."""
+        """Mark a waiting job as dead. Return False if it is not waiting."""
         with self._transaction() as db:
             cursor = db.execute(
                 "UPDATE jobs SET state = 'dead', finished_ns = ?, reason = 'dropped by hand'"
@@ -275,25 +275,25 @@ class Store:
 
     # -- history -------------------------------------------------------------------------------------------------
 
-    def add_matches(self, matches: Sequence[Match]) -> None:
+    def add_matches(self, matches: Sequence[PastMatch]) -> None:
         with self._transaction() as db:
             db.executemany(
                 "INSERT INTO matches(time_ns, rule, comm, pid, record) VALUES (?, ?, ?, ?, ?)",
                 [(m.time_ns, m.rule, m.comm, m.pid, json.dumps(m.record, separators=(",", ":"))) for m in matches],
             )
 
-    def matches(self, rule: str | None, comm: str | None, since_ns: int, limit: int) -> list[Match]:
-        """The newest past matches, newest first."""
+    def matches(self, rule: str | None, comm: str | None, since_ns: int, limit: int) -> list[PastMatch]:
+        """Return the newest past matches, newest first."""
         rows = self._db.execute(
             "SELECT time_ns, rule, comm, pid, record FROM matches WHERE time_ns >= ?1"
             " AND (?2 IS NULL OR rule = ?2) AND (?3 IS NULL OR comm = ?3) ORDER BY match_id DESC LIMIT ?4",
             (since_ns, rule, comm, limit),
         )
         found = [(row, _record(row[4])) for row in rows]
-        return [Match(row[0], row[1], row[2], row[3], record) for row, record in found if record is not None]
+        return [PastMatch(row[0], row[1], row[2], row[3], record) for row, record in found if record is not None]
 
     def prune(self, *, keep: int, older_than_ns: int) -> int:
-        """Forget finished jobs, dead jobs and matches beyond `keep` of each, or older; how many rows went."""
+        """Delete done jobs, dead jobs and matches beyond `keep` of each, or older. Return the number of rows."""
         gone = 0
         with self._transaction() as db:
             for state in (State.DONE, State.DEAD):
@@ -310,10 +310,10 @@ class Store:
             ).rowcount
         return gone
 
-    # -- moving house --------------------------------------------------------------------------------------------
+    # -- files and copies----------------------------------------------------------------------------------------
 
-    def settle(self) -> None:
-        """Make every commit so far survive a power cut: one fsync of the WAL, by a small commit at the FULL level."""
+    def sync(self) -> None:
+        """Make all commits survive a power cut: one fsync of the WAL, by a small commit with synchronous=FULL."""
         self._db.execute("PRAGMA synchronous = FULL")
         try:
             self._db.execute(f"PRAGMA user_version = {database.SCHEMA_VERSION}")
@@ -321,38 +321,38 @@ class Store:
             self._db.execute("PRAGMA synchronous = NORMAL")
 
     def checkpoint(self) -> None:
-        """Move what is in the WAL to its place in the file: two fsyncs, and a write for every page."""
+        """Move the pages of the WAL to their places in the file: two fsyncs, and a write for every page."""
         self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def skip_ids(self, last: int) -> None:
-        """Let the next job id be after `last`."""
+        """Let the next job id be above `last`."""
         with self._transaction() as db:
             _skip_ids(db, last)
 
     def rows(self, *states: State) -> Rows:
-        """The jobs in `states` with their events (and all matches when every state is asked for)."""
+        """Return the jobs in `states` with their events, and all matches if every state is requested."""
         return read_rows(self._db, states)
 
     def adopt(self, rows: Rows) -> None:
-        """Take over rows of another store; where both know a job, theirs is the newer truth."""
+        """Copy rows of another store into this one. They are newer than rows of the same job here."""
         columns = _marks(_ALL_JOB_COLUMNS.split(","))
         with self._transaction() as db:
             db.executemany(f"INSERT OR REPLACE INTO jobs({_ALL_JOB_COLUMNS}) VALUES ({columns})", rows.jobs)  # noqa: S608
             db.executemany("INSERT OR IGNORE INTO events(job_id, key, record) VALUES (?, ?, ?)", rows.events)
             db.executemany("INSERT INTO matches(time_ns, rule, comm, pid, record) VALUES (?, ?, ?, ?, ?)", rows.matches)
-            # Its event was known here under another job: that one stands.
+            # Their events were stored here already, with other jobs, which are kept.
             db.execute("DELETE FROM jobs WHERE state = 'waiting' AND job_id NOT IN (SELECT job_id FROM events)")
             _skip_ids(db, max(rows.last_job_id, self.last_job_id()))
         self.waiting = self._count(State.WAITING)
 
 
 def read_rows(db: sqlite3.Connection, states: Sequence[State], *, damaged: bool = False) -> Rows:
-    """The jobs in `states` with their events. From a `damaged` database: what can be read before it fails."""
+    """Return the jobs in `states` with their events. From a `damaged` database: the rows that can be read."""
 
     def read(query: str, *values: object, wanted: Container[object] | None = None) -> list[tuple[Any, ...]]:
         rows: list[tuple[Any, ...]] = []
         with contextlib.suppress(*([sqlite3.Error] if damaged else [])):
-            # extend keeps what came before an error
+            # extend() keeps the rows before an error
             rows.extend(row for row in db.execute(query, values) if wanted is None or row[0] in wanted)
         return rows
 
@@ -367,7 +367,7 @@ def read_rows(db: sqlite3.Connection, states: Sequence[State], *, damaged: bool 
 
 
 def _is_sound(row: tuple[Any, ...]) -> bool:
-    """Whether a row of a damaged table can be a job at all."""
+    """Whether a row of a damaged table can be a job."""
     job_id, rule, state, _, _, boot_id, created_ns, due_ns, attempts, failures, event_count = row[:11]
     numbers = (job_id, created_ns, due_ns, attempts, failures, event_count)
     return (
@@ -386,19 +386,18 @@ def _marks(values: Sequence[object]) -> str:
     return ", ".join("?" * len(values))
 
 
-def _result(attempt: Attempt) -> tuple[int | None, int | None]:
-    return attempt.exit_code, attempt.signal
+def _status(result: AttemptResult) -> tuple[int | None, int | None]:
+    return result.exit_code, result.signal
 
 
-def _record(text: str) -> Record | None:
-    """A stored record; None when a damaged disk made something else of it."""
+def _record(text: str) -> JsonObject | None:
+    """Return a stored record, or None if the disk has damaged it."""
     try:
-        found = json.loads(text)
-    except (ValueError, TypeError, RecursionError):  # not JSON, not even text, or brackets without end
+        return as_dict(parse_json(text))
+    except (JsonError, TypeError):  # TypeError: not text
         return None
-    return found if isinstance(found, dict) else None
 
 
-def _job(row: tuple[Any, ...], events: tuple[Record, ...] = ()) -> Job:
+def _job(row: tuple[Any, ...], events: tuple[JsonObject, ...] = ()) -> Job:
     job = Job(*row)
     return replace(job, state=State(job.state), events=events)

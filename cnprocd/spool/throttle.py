@@ -1,30 +1,32 @@
-"""What holds matches back: `after`, `cooldown` and `rate_limit` of a rule. PURE: time is an argument, in nanoseconds of
-any clock that does not go back (the kernel's timestamps will do).
+"""Hold back matches: `after`, `cooldown` and `rate_limit` of a rule. PURE.
 
-Strategy: one Throttle per rule. A match must get past all three; only one that does counts as passed:
+Time is an argument, in nanoseconds of any clock that does not go back. There is one Throttle per rule. A match must
+pass all three, and only a match that does counts for cooldown and rate_limit:
 
-after       fires at the n-th match within a period, once; the same flapping then stays quiet until there was no match
-            at all for `resets` (as long as `within`, unless said otherwise).
-cooldown    after a match passed, none passes for so long.
-rate_limit  at most `count` pass in any period of `per` (a sliding window, not a fixed one: never twice the count
-            around a boundary), by rule, or by the value of a field.
+after       passes the n-th match within a period, once. Then nothing passes until there was no match at all for
+            `resets` (by default as long as `within`).
+cooldown    after a match passed, none passes for that long.
+rate_limit  at most `count` pass in any period of `per`, by rule or by the value of a field. The window slides: a fixed
+            one would pass twice the count around a boundary.
 
-What cooldown and rate_limit held back is counted and given out once per window (reports), so that the log says how much
-it does not show. What `after` keeps quiet is not reported: it is below the threshold, not held back.
+Matches held back by cooldown and rate_limit are counted and reported once per window. Matches below the threshold of
+`after` are not reported.
 
-Memory is bounded although the keys are chosen by anyone who can name a process: a sliding window of n needs the last n
-times of each key, so the keys of a rule are limited to MOST_TIMES / n, MOST_KEYS at most, and the one used longest ago
-is forgotten first. A forgotten key has its full budget again. That is no way round the limit that an attacker did not
-have before (each new name has a budget of its own); what then bounds hooks is the spool's queue limit. What is held
-back for more keys than that is reported under OTHER_KEYS. All is lost on restart: every budget is fresh then.
+Memory is bounded although processes choose the keys. A sliding window of n needs the last n times of each key, so a
+rule has at most MOST_TIMES / n keys, and at most MOST_KEYS. The key used longest ago is discarded first and then has
+its full budget again. This gives an attacker nothing new, because each new name has a budget of its own; the spool's
+queue limit bounds the hooks. Counts for more keys than that are reported under OTHER_KEYS.
+After a restart every budget is full.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
+
+from cnprocd.json_value import JsonObject
+from cnprocd.rules.ruleset import After, RateLimit
 
 NS = 1_000_000_000
 MOST_KEYS = 4096
@@ -36,26 +38,8 @@ Holder = Literal["after", "cooldown", "rate_limit"]
 
 
 @dataclass(frozen=True, slots=True)
-class RateLimit:
-    """At most `count` in any `per_s`, for each value of the field `by` ("rule": all together)."""
-
-    count: int
-    per_s: float
-    by: str = "rule"
-
-
-@dataclass(frozen=True, slots=True)
-class After:
-    """Fire at the match number `count` within `within_s`; count anew after `resets_s` without a match."""
-
-    count: int
-    within_s: float
-    resets_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class HeldBack:
-    """What one window held back: for the record `throttled`. `key` is raw text of a process: escape it."""
+    """What one window held back, for the record `throttled`. `key` is raw text of a process: escape it."""
 
     rule: str
     held_by: Holder
@@ -73,7 +57,7 @@ class _Held:
 
 @dataclass(slots=True)
 class _Sliding:
-    """A sliding window per key, of the last `count` passes."""
+    """A sliding window per key: the times of the last `count` matches that passed."""
 
     held_by: Holder
     by: str
@@ -82,7 +66,7 @@ class _Sliding:
     passed: OrderedDict[str, deque[int]] = field(default_factory=OrderedDict)
     held: dict[str, _Held] = field(default_factory=dict)  # in the order of opened_ns
 
-    def key_of(self, record: Mapping[str, object]) -> str:
+    def key_of(self, record: JsonObject) -> str:
         return WHOLE_RULE if self.by == "rule" else str(record.get(self.by))
 
     def allows(self, key: str, now_ns: int) -> bool:
@@ -110,13 +94,13 @@ class _Sliding:
         return [HeldBack(rule, self.held_by, self.by, key, held.count, self.per_ns / NS) for key, held in ripe]
 
     def next_report_ns(self) -> int | None:
-        """When the oldest window with something held back closes."""
+        """Return when the oldest window with held back matches closes, or None."""
         oldest = next(iter(self.held.values()), None)
         return None if oldest is None else oldest.opened_ns + self.per_ns
 
 
 class Throttle:
-    """One rule's throttle. Not given is not limited."""
+    """The throttle of one rule. `resets_s` belongs to `after`; None means as long as `within`."""
 
     def __init__(
         self,
@@ -125,12 +109,14 @@ class Throttle:
         rate_limit: RateLimit | None = None,
         cooldown_s: float | None = None,
         after: After | None = None,
+        resets_s: float | None = None,
     ) -> None:
         self.rule = rule
         self._after = after
+        self._resets_s = resets_s
         self._matches: deque[int] = deque(maxlen=after.count if after is not None else 1)
         self._last_match_ns: int | None = None
-        self._fired = False
+        self._has_passed = False
         self._limits: list[_Sliding] = []
         if cooldown_s is not None:
             self._limits.append(_Sliding("cooldown", "rule", 1, int(cooldown_s * NS)))
@@ -138,8 +124,8 @@ class Throttle:
             per_ns = int(rate_limit.per_s * NS)
             self._limits.append(_Sliding("rate_limit", rate_limit.by, rate_limit.count, per_ns))
 
-    def admit(self, record: Mapping[str, object], now_ns: int) -> Holder | None:
-        """None when the match passes, else what held it back."""
+    def admit(self, record: JsonObject, now_ns: int) -> Holder | None:
+        """Return None if the match passes, else what held it back."""
         if self._after is not None and not self._reaches(self._after, now_ns):
             return "after"
         keys = [limit.key_of(record) for limit in self._limits]
@@ -152,23 +138,23 @@ class Throttle:
         return None
 
     def reports(self, now_ns: int) -> list[HeldBack]:
-        """What was held back in windows that have closed, each told once."""
+        """Return what the windows held back that have closed since the last call."""
         return [held for limit in self._limits for held in limit.reports(self.rule, now_ns)]
 
     def next_report_ns(self) -> int | None:
-        """When reports() will next have something to tell; None: nothing is held back."""
+        """Return when reports() will next return something, or None if nothing is held back."""
         times = [time for limit in self._limits if (time := limit.next_report_ns()) is not None]
         return min(times) if times else None
 
     def _reaches(self, after: After, now_ns: int) -> bool:
-        """Whether this match is the one to fire at."""
-        resets_s = after.within_s if after.resets_s is None else after.resets_s
+        """Whether this match is the n-th within the period."""
+        resets_s = after.within_s if self._resets_s is None else self._resets_s
         if self._last_match_ns is not None and now_ns - self._last_match_ns >= resets_s * NS:
             self._matches.clear()
-            self._fired = False
+            self._has_passed = False
         self._last_match_ns = now_ns
         self._matches.append(now_ns)
         enough = len(self._matches) == after.count and now_ns - self._matches[0] <= after.within_s * NS
-        fires = enough and not self._fired
-        self._fired = self._fired or enough
-        return fires
+        passes = enough and not self._has_passed
+        self._has_passed = self._has_passed or enough
+        return passes

@@ -12,10 +12,10 @@ from hookkit import request, running, shell
 
 async def main(user: str, script: str) -> None:
     with tempfile.TemporaryDirectory() as directory:
-        spec = shell("r", script, user=user or None)
-        async with running(Path(directory), spec) as (spool, runner, records):
+        spec = shell(script, user=user or None)
+        async with running(Path(directory), {"r": spec}) as (spool, scheduler, records):
             spool.enqueue([request("r")])
-            runner.wake()
+            scheduler.wake()
             await records.ended(1)
             for fields in records.of("hook_output"):
                 print(fields["line"])

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).parents[2]
-sys.path.insert(0, str(REPO / "tests" / "unit" / "hooks"))
+sys.path.insert(0, str(REPO / "tests" / "unit"))
 
 from hookkit import Records, aio, alive, hook, request, running, shell, zombies  # noqa: E402
 
@@ -21,7 +21,8 @@ from cnprocd.connector.decode import decode  # noqa: E402
 from cnprocd.connector.event import Exec, Fork  # noqa: E402
 from cnprocd.connector.listener import Listener  # noqa: E402
 from cnprocd.launch import group  # noqa: E402
-from cnprocd.spool.job import Limits, State  # noqa: E402
+from cnprocd.rules.ruleset import ResourceLimits  # noqa: E402
+from cnprocd.spool.job import State  # noqa: E402
 from cnprocd.spool.spool import FILE_NAME, Spool  # noqa: E402
 
 NOBODY = 65534
@@ -30,9 +31,9 @@ LONER = 100_000 + os.getpid()  # an unused user ID: all its processes belong to 
 
 async def output_of(tmp_path, spec):
     """Run one hook. Return (its lines, its record)."""
-    async with running(tmp_path, spec) as (spool, runner, records):
-        spool.enqueue([request(spec.rule)])
-        runner.wake()
+    async with running(tmp_path, {"r": spec}) as (spool, scheduler, records):
+        spool.enqueue([request("r")])
+        scheduler.wake()
         await records.ended(1)
         (record,) = records.of("hook_finished") or records.of("hook_failed")
         return [fields["line"] for fields in records.of("hook_output")], record
@@ -45,7 +46,7 @@ async def output_of(tmp_path, spec):
 async def test_a_hook_has_its_users_groups_and_no_privileges(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "getgrouplist", lambda name, gid: [gid, 4, 24])
     script = "id -u; id -g; id -G; grep -E '^Cap(Eff|Prm|Inh|Amb)' /proc/self/status; echo $HOME $USER $LOGNAME $SHELL"
-    lines, record = await output_of(tmp_path, shell("r", script, user="nobody"))
+    lines, record = await output_of(tmp_path, shell(script, user="nobody"))
     assert record["reason"] is None
     assert lines[:3] == [str(NOBODY), str(NOBODY), f"{NOBODY} 4 24"]
     assert {re.sub(r"\s+", " ", line).split()[1] for line in lines[3:7]} == {"0" * 16}
@@ -54,22 +55,22 @@ async def test_a_hook_has_its_users_groups_and_no_privileges(tmp_path, monkeypat
 
 @aio
 async def test_a_group_alone_and_a_number_without_an_entry(tmp_path):
-    lines, _ = await output_of(tmp_path, shell("r", "id -u; id -g; id -G", group=NOBODY))
+    lines, _ = await output_of(tmp_path, shell("id -u; id -g; id -G", group=NOBODY))
     assert (lines[0], lines[1]) == ("0", str(NOBODY))
     (tmp_path / "b").mkdir()
-    lines, _ = await output_of(tmp_path / "b", shell("r", "id -u; id -g; id -G", user=LONER, group=LONER))
+    lines, _ = await output_of(tmp_path / "b", shell("id -u; id -g; id -G", user=LONER, group=LONER))
     assert lines == [str(LONER)] * 3
 
 
 @aio
 async def test_a_number_without_an_entry_needs_a_group(tmp_path):
-    _, record = await output_of(tmp_path, shell("r", "true", user=LONER))
+    _, record = await output_of(tmp_path, shell("true", user=LONER))
     assert "not in the user database" in record["reason"]
 
 
 @aio
 async def test_a_hook_of_another_user_can_reopen_what_it_was_given(tmp_path):
-    lines, record = await output_of(tmp_path, shell("r", "echo out >/dev/stdout; cat /dev/stdin", user="nobody"))
+    lines, record = await output_of(tmp_path, shell("echo out >/dev/stdout; cat /dev/stdin", user="nobody"))
     assert record["reason"] is None, lines
     assert lines[0] == "out"
     assert lines[1].startswith("{")
@@ -79,7 +80,7 @@ async def test_a_hook_of_another_user_can_reopen_what_it_was_given(tmp_path):
 async def test_the_directory_is_entered_as_the_user(tmp_path):
     private = tmp_path / "private"
     private.mkdir(mode=0o700)
-    _, record = await output_of(tmp_path, shell("r", "true", user="nobody", working_directory=str(private)))
+    _, record = await output_of(tmp_path, shell("true", user="nobody", working_directory=str(private)))
     assert record["reason"] == f"cannot enter {private}: Permission denied"
 
 
@@ -88,8 +89,8 @@ async def test_a_program_that_the_user_may_not_execute(tmp_path):
     program = tmp_path / "hook"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o700)
-    _, record = await output_of(tmp_path, hook("r", str(program), user="nobody"))
-    assert record["reason"] == f"{program} may not be executed by user nobody"
+    _, record = await output_of(tmp_path, hook(str(program), user="nobody"))
+    assert record["reason"] == f"user nobody may not execute {program}"
 
 
 @aio
@@ -98,7 +99,7 @@ async def test_a_hook_does_not_inherit_the_oom_score_of_the_daemon(tmp_path):
     before = mine.read_text()
     mine.write_text("300")  # a negative one needs CAP_SYS_RESOURCE, which even root may lack
     try:
-        lines, _ = await output_of(tmp_path, shell("r", "cat /proc/self/oom_score_adj"))
+        lines, _ = await output_of(tmp_path, shell("cat /proc/self/oom_score_adj"))
     finally:
         mine.write_text(before)
     assert lines == ["0"]
@@ -152,16 +153,15 @@ def of_user(uid):
 async def test_a_fork_bomb_within_its_limit_is_ended_alone(tmp_path, monkeypatch):
     monkeypatch.setattr("cnprocd.launch.attempt.TERM_GRACE_S", 0.2)
     bomb = shell(
-        "bomb",
         "trap '' TERM; b() { b & b & while :; do sleep 1000; done; }; b",
         user=LONER,
         group=LONER,
         timeout_s=1.0,
-        limits=Limits(processes=40),
+        limits=ResourceLimits(processes=40),
     )
-    async with running(tmp_path, bomb, hook("good", "/bin/true"), slots=2) as (spool, runner, records):
+    async with running(tmp_path, {"bomb": bomb, "good": hook("/bin/true")}, slots=2) as (spool, scheduler, records):
         spool.enqueue([request("bomb")] + [request("good") for _ in range(5)])
-        runner.wake()
+        scheduler.wake()
         await records.ended(*range(1, 7))
         # Some shells exit when fork fails; the bomb is then left behind by the failed hook.
         assert records.of("hook_failed", rule="bomb")[0]["reason"] in ("timed out after 1 s", "exit code 2")
@@ -191,10 +191,10 @@ ESCAPE = "setsid env -i sh -c 'sleep 1000 & echo $!'"  # without session, parent
 @aio
 async def test_a_cgroup_keeps_processes_that_leave_their_session(tmp_path, cgroup, monkeypatch):
     monkeypatch.setattr("cnprocd.launch.attempt.TERM_GRACE_S", 0.2)
-    spec = shell("r", f"cat /proc/self/cgroup; {ESCAPE}; sleep 1000", timeout_s=0.5)
-    async with running(tmp_path, spec, cgroup_dir=cgroup) as (spool, runner, records):
+    spec = shell(f"cat /proc/self/cgroup; {ESCAPE}; sleep 1000", timeout_s=0.5)
+    async with running(tmp_path, {"r": spec}, cgroup_dir=cgroup) as (spool, scheduler, records):
         spool.enqueue([request("r")])
-        runner.wake()
+        scheduler.wake()
         await records.ended(1)
         *membership, pid = [fields["line"] for fields in records.of("hook_output")]
         assert any(line.endswith("/job-1-1") for line in membership)
@@ -204,18 +204,18 @@ async def test_a_cgroup_keeps_processes_that_leave_their_session(tmp_path, cgrou
 
 @aio
 async def test_an_emptied_cgroup_is_removed_later(tmp_path, cgroup, monkeypatch):
-    monkeypatch.setattr("cnprocd.spool.scheduler.TEND_S", 0.01)
-    spec = shell("r", "sleep 1000 & echo $!")
-    async with running(tmp_path, spec, cgroup_dir=cgroup) as (spool, runner, records):
+    monkeypatch.setattr("cnprocd.spool.scheduler.HOUSEKEEPING_S", 0.01)
+    spec = shell("sleep 1000 & echo $!")
+    async with running(tmp_path, {"r": spec}, cgroup_dir=cgroup) as (spool, scheduler, records):
         spool.enqueue([request("r")])
-        runner.wake()
+        scheduler.wake()
         await records.ended(1)
         assert [path.name for path in cgroup.glob("job-*")] == ["job-1-1"]
         pid = int(records.of("hook_output")[0]["line"])
         os.kill(pid, signal.SIGKILL)
         async with asyncio.timeout(60):
             while list(cgroup.glob("job-*")):
-                runner.wake()
+                scheduler.wake()
                 await asyncio.sleep(0.01)
 
 
@@ -223,7 +223,7 @@ async def test_an_emptied_cgroup_is_removed_later(tmp_path, cgroup, monkeypatch)
 async def test_without_a_cgroup_only_that_one_gets_away(tmp_path, monkeypatch):
     """A limit in group.py. If this test begins to fail, the docstring there can promise more."""
     monkeypatch.setattr("cnprocd.launch.attempt.TERM_GRACE_S", 0.2)
-    lines, _ = await output_of(tmp_path, shell("r", f"{ESCAPE}; sleep 1000", timeout_s=0.5))
+    lines, _ = await output_of(tmp_path, shell(f"{ESCAPE}; sleep 1000", timeout_s=0.5))
     assert alive(int(lines[0]))
     os.kill(int(lines[0]), signal.SIGKILL)
 
@@ -240,12 +240,12 @@ async def test_a_hook_is_known_before_its_exec_and_is_a_direct_child(tmp_path):
     try:
         async with running(
             tmp_path,
-            hook("r", "/bin/true"),
+            {"r": hook("/bin/true")},
             before_start=lambda: before.append(time.monotonic_ns()),
             on_started=lambda pid, _: known.update({pid: time.monotonic_ns()}),
-        ) as (spool, runner, records):
+        ) as (spool, scheduler, records):
             spool.enqueue([request("r") for _ in range(5)])
-            runner.wake()
+            scheduler.wake()
             await records.ended(*range(1, 6))
         events = list(drained(listener))
     finally:
@@ -277,22 +277,22 @@ def small_disk(tmp_path):
 
 @aio
 async def test_a_full_disk_stops_no_cleanup_and_durability_comes_back(small_disk, monkeypatch):
-    monkeypatch.setattr("cnprocd.spool.scheduler.TEND_S", 0.01)
+    monkeypatch.setattr("cnprocd.spool.scheduler.HOUSEKEEPING_S", 0.01)
     monkeypatch.setattr("cnprocd.spool.scheduler.DURABLE_RETRY_S", 0.0)
-    async with running(small_disk, hook("r", "/bin/true")) as (spool, runner, records):
+    async with running(small_disk, {"r": hook("/bin/true")}) as (spool, scheduler, records):
         spool.enqueue([request("r")])
-        runner.wake()
+        scheduler.wake()
         await records.ended(1)
         filler = small_disk / "filler"
         with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
             while file.write(b"x" * 4096):
                 pass
         ids = spool.enqueue([request("r", {"pid": n, "filler": "y" * 2000}) for n in range(50)]).job_ids
-        runner.wake()
+        scheduler.wake()
         await records.until(lambda: records.of("spool_not_durable"))
         await records.ended(*ids)
         filler.unlink()
-        runner.wake()
+        scheduler.wake()
         await records.until(lambda: records.of("spool_durable"))
         assert spool.counts().done == 51
     again = Spool.open(small_disk, log=Records())
@@ -307,7 +307,7 @@ async def test_jobs_in_a_file_that_cannot_be_written_still_run(small_disk):
     spool.enqueue([request("r"), request("r")])
     spool._store._db.close()  # a crash: what was committed is in the WAL
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    async with running(small_disk, hook("r", "/bin/true")) as (spool, _, records):
+    async with running(small_disk, {"r": hook("/bin/true")}) as (spool, _, records):
         assert not spool.durable
         assert "Read-only file system" in spool.why
         await records.ended(1, 2)

@@ -1,25 +1,36 @@
-"""What the tests of this room share: a log that can be waited on, jobs, hooks, and a runner that is always stopped."""
+"""What the tests of hooks share: a log to wait on, jobs, hooks, and a scheduler that is always stopped."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import os
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 
+from cnprocd.launch.request import HookUser, LaunchRequest
+from cnprocd.launch.user import resolve_user
+from cnprocd.rules.ruleset import Backoff, Hook
 from cnprocd.rules.values import Field, Template
-from cnprocd.spool.job import HookSpec, JobRequest
-from cnprocd.spool.scheduler import Runner
+from cnprocd.spool.job import JobRequest
+from cnprocd.spool.scheduler import Scheduler
 from cnprocd.spool.spool import Spool
 
 PATIENCE_S = 60.0  # only a test that fails waits so long
+ATTEMPT_ID = "a" * 32
+# The defaults of the rule language, without pydantic: tests of ordinary users run with the system's Python.
+HOOK = Hook(
+    command=(Template(("/bin/true",)),), user=None, group=None, timeout_s=30.0, deadline_s=None, retries=0,
+    backoff=Backoff(1.0, 300.0), env={}, working_directory="/", umask=0o077, nice=0, limits=None, slots=None,
+    serialize="none", output_limit_bytes=65536, on_failure=None,
+)  # fmt: skip
 
 
 class Records:
-    """A log sink. `await until(...)` returns as soon as a condition on it holds: nobody sleeps."""
+    """A log. `await until(...)` returns as soon as a condition on it holds, without sleeping."""
 
     def __init__(self) -> None:
         self.all: list[tuple[str, str, dict[str, object]]] = []
@@ -45,12 +56,12 @@ class Records:
                 self._news.clear()
 
     async def ended(self, *jobs: int) -> None:
-        """Until each of these jobs is done or dead."""
+        """Wait until each of these jobs is done or dead."""
         await self.until(lambda: all(self.of("hook_finished", job_id=j) or self.of("job_dead", job_id=j) for j in jobs))
 
 
 def aio(test: Callable[..., Coroutine[None, None, None]]) -> Callable[..., None]:
-    """A test that is a coroutine, in a loop of its own."""
+    """Run a coroutine test in a loop of its own."""
 
     @functools.wraps(test)
     def run(*args: object, **kwargs: object) -> None:
@@ -68,14 +79,25 @@ def template(text: str) -> Template:
     return Template(tuple(parts))
 
 
-def hook(rule: str, *command: str, **more: object) -> HookSpec:
-    return HookSpec(rule, tuple(map(template, command)), **more)  # type: ignore[arg-type]
+def hook(*command: str, **more: object) -> Hook:
+    """Return a hook with the defaults of the rule language; `{field}` in its command becomes the event's field."""
+    return dataclasses.replace(HOOK, command=tuple(map(template, command)), **more)  # type: ignore[arg-type]
 
 
-def shell(rule: str, script: str, **more: object) -> HookSpec:
-    """A hook that runs a script; braces in it are the shell's."""
-    command = (Template(("/bin/sh",)), Template(("-c",)), Template((script,)))
-    return HookSpec(rule, command, **more)  # type: ignore[arg-type]
+def shell(script: str, **more: object) -> Hook:
+    """Return a hook that runs a script; braces in it are the shell's."""
+    command = tuple(Template((part,)) for part in ("/bin/sh", "-c", script))
+    return dataclasses.replace(HOOK, command=command, **more)  # type: ignore[arg-type]
+
+
+def launch_request(
+    wanted: Hook, *events: dict[str, object], user: HookUser | None = None, **more: object
+) -> LaunchRequest:
+    """Return the first attempt of job 7 of the rule "r"."""
+    fields = {"rule": "r", "job_id": 7, "attempt": 1, "attempt_id": ATTEMPT_ID, "limit_s": 10.0} | more
+    return LaunchRequest(
+        hook=wanted, user=user or resolve_user(wanted.user, wanted.group), events=events or ({"pid": 1},), **fields
+    )  # type: ignore[arg-type]
 
 
 _number = iter(range(1 << 60))
@@ -88,16 +110,16 @@ def request(rule: str, event: dict[str, object] | None = None, **more: object) -
 
 
 @contextlib.asynccontextmanager
-async def running(directory: Path, *specs: HookSpec, slots: int = 4, records: Records | None = None, **more):
-    """A spool and a runner over it: yields (spool, runner, records), and stops and closes them whatever happens."""
+async def running(directory: Path, hooks: dict[str, Hook], slots: int = 4, records: Records | None = None, **more):
+    """Yield a spool, a scheduler over it, and its records. Stop and close them whatever happens. `hooks` by rule."""
     records = records or Records()
     spool = Spool.open(directory, log=records)
-    runner = Runner(spool, {spec.rule: spec for spec in specs}, slots=slots, log=records, **more)
-    runner.start()
+    scheduler = Scheduler(spool, hooks, slots=slots, log=records, **more)
+    scheduler.start()
     try:
-        yield spool, runner, records
+        yield spool, scheduler, records
     finally:
-        await runner.stop(0)
+        await scheduler.stop(0)
         spool.close()
 
 
@@ -111,7 +133,7 @@ def alive(pid: int) -> bool:
 
 
 def zombies() -> list[int]:
-    """Our own children that died and were not reaped."""
+    """Return the children of this process that have exited and are not reaped."""
     found = []
     for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
         with contextlib.suppress(OSError):

@@ -55,7 +55,7 @@ cli/plans cli/reasons cli/rule_text
 connector/decode connector/event connector/filter connector/gathering connector/request connector/sequence
 connector/status connector/taskrecord connector/uapi
 control/protocol
-launch/render
+launch/render launch/request
 output/console output/record
 process/completion process/deaths process/family process/model process/stat process/table process/tracker
 rules/compile rules/plan rules/predicate rules/ruleset rules/values rules/written
@@ -172,7 +172,6 @@ def test_imports_point_down_only(module):
 
 
 LANGUAGE_IMPORTERS = ("rules/language", "cli")  # the loader child's entry is in cli/cnprocd.py
-VALIDATORS = ("runner/wire_validate",)  # the runner service, a process of its own, validates frames with pydantic
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -181,8 +180,7 @@ def test_only_commands_and_the_loader_know_the_language(module):
     if room(module) in LANGUAGE_IMPORTERS:
         return
     assert not [name for name in ours(MODULES[module]) if room(name) == "rules/language"]
-    heavy = {"yaml"} if module in VALIDATORS else {"pydantic", "pydantic_core", "yaml"}
-    assert not imports(MODULES[module]) & heavy
+    assert not imports(MODULES[module]) & {"pydantic", "pydantic_core", "yaml"}
 
 
 def test_the_import_closure_of_the_daemon_has_no_pydantic():

@@ -169,3 +169,8 @@ def test_the_path_leads_to_the_wrong_value_from_outside(case):
         read(value)
     assert caught.value.path == path
     assert str(caught.value) == f"{path}: {caught.value.problem}".removeprefix(": ")
+
+
+def test_a_number_above_every_float_is_returned_as_it_is():
+    """Found by fuzzing the frames between daemon and runner: it must not raise OverflowError."""
+    assert as_number(10**400) == 10**400

@@ -12,7 +12,6 @@ from cnprocd.cli.grammar import Options
 from cnprocd.cli.reasons import afterwards
 from cnprocd.cli.ruleset import loaded_rules
 from cnprocd.cli.terminal import Style, print_json
-from cnprocd.dispatch import hook_spec
 from cnprocd.errors import EX_NO, EX_OK, NotFoundError
 from cnprocd.json_value import JsonDict, JsonError, JsonObject, as_dict, as_str, get_list, parse_json
 from cnprocd.launch import render
@@ -21,7 +20,6 @@ from cnprocd.process import procfs
 from cnprocd.process.model import Occurrence, Process
 from cnprocd.rules.compile import Match, Matcher
 from cnprocd.rules.language.load import _system_group, _system_user
-from cnprocd.spool.job import Job, State
 
 NAMES = Names(_system_user, _system_group)
 _MOST_ANCESTORS = 64
@@ -133,9 +131,10 @@ def _outcome(match: Match) -> JsonDict:
         record["pid"] = record["tid"] = None
     hook = None
     if rule.run is not None and not match.log_only:
-        spec = hook_spec(rule)
         hook = {
-            "argv": [part.decode("utf-8", "backslashreplace") for part in render.argv(spec, _job(rule.name, record))],
+            "argv": [
+                part.decode("utf-8", "backslashreplace") for part in render.argv(rule.run, {**record, "job_id": 0})
+            ],
             "user": rule.run.user if rule.run.user is not None else "root",
             "timeout_s": rule.run.timeout_s,
             "retries": rule.run.retries,
@@ -149,14 +148,6 @@ def _outcome(match: Match) -> JsonDict:
         "only_logged": match.log_only,
         "may_be_held_back_by": afterwards(match.rule),
     }
-
-
-def _job(rule: str, record: JsonObject) -> Job:
-    """The job that the hook would be started for; its id is not known before."""
-    return Job(
-        job_id=0, rule=rule, state=State.RUNNING, serialize_key=None, kernel_time_ns=None, boot_id="", created_ns=0,
-        due_ns=0, attempts=1, failures=0, event_count=1, events=(record,),
-    )  # fmt: skip
 
 
 def _show(found: list[JsonDict]) -> None:

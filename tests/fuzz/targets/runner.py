@@ -12,91 +12,97 @@ import asyncio
 import json
 import random
 import struct
+from dataclasses import replace
 
 from fuzz.mutate import json_damaged, json_text
 from fuzz.target import Target, outcome, pieces
 
 from cnprocd.launch import render
-from cnprocd.launch.attempt import Ending
 from cnprocd.launch.program import HookRefusedError
+from cnprocd.launch.request import AttemptResult, Ending
+from cnprocd.rules.language.actions import HookModel
+from cnprocd.rules.language.plain import plain
 from cnprocd.rules.values import Field, Template
 from cnprocd.runner import wire
-from cnprocd.runner import wire_validate as strict
 from cnprocd.runner.service import Session
-from cnprocd.spool.job import Attempt, HookSpec, Identity
+from cnprocd.runner.wire_validate import from_daemon
 
 _LENGTH = struct.Struct(">I")
+_ID, _OTHER_ID = "0" * 32, "1" * 32
 _EVENT = {
     "rule": "a", "kind": "exit", "pid": 7, "comm": "x\\xff", "comm_hex": "78ff", "exe": None, "unit": "a.service",
     "unit_hex": "612e73", "exit_code": None, "signal": "SIGKILL", "core_dumped": False, "job_id": 3, "lifetime_s": 1.5,
 }  # fmt: skip
 _RUN = {
-    "type": "run", "try_id": 1, "rule": "a", "job_id": 5, "attempts": 1, "attempt_id": "0" * 32, "limit_s": 9.0,
+    "type": "run", "rule": "a", "job_id": 5, "attempt": 1, "attempt_id": _ID, "limit_s": 9.0,
     "kernel_time_ns": 12, "events": [_EVENT],
 }  # fmt: skip
 _SENT = (
-    {"type": "hello", "version": 1, "pid": 3}, _RUN, _RUN, _RUN, {**_RUN, "rule": "b", "try_id": 2},
-    {"type": "cut", "try_id": 1, "grace_s": 2.5}, {"type": "announced", "try_id": 1, "hook_pid": 7},
-    {"type": "launched", "try_id": 1, "latency_ms": None}, {"type": "output", "try_id": 1, "line": "said\udcff"},
-    {"type": "ended", "try_id": 1, "reason": None, "exit_code": 0}, {"type": "not_now", "try_id": 1, "reason": "why"},
+    {"type": "hello", "version": 2, "pid": 3}, _RUN, _RUN, _RUN, {**_RUN, "rule": "b", "attempt_id": _OTHER_ID},
+    {"type": "terminate", "attempt_id": _ID, "grace_s": 2.5}, {"type": "announced", "attempt_id": _ID, "hook_pid": 7},
+    {"type": "launched", "attempt_id": _ID, "latency_ms": None},
+    {"type": "output", "attempt_id": _ID, "line": "said\udcff"},
+    {"type": "ended", "attempt_id": _ID, "reason": None, "exit_code": 0},
+    {"type": "not_now", "attempt_id": _ID, "reason": "why"},
 )  # fmt: skip
 _WORDS = (
-    "type", "run", "cut", "hello", "events", "limit_s", "user", "command", "comm_hex", "unit_hex", "signal",
+    "type", "run", "terminate", "hello", "events", "limit_s", "user", "command", "comm_hex", "unit_hex", "signal",
     "exit_code", "core_dumped", "path", "ld_preload", "job_id", "a", "b", "0", "zz", "SIGKILL", "PATH", "__class__",
 )  # fmt: skip
-_WHO = Identity(0, 0, (), "root", "/root", "/bin/sh", False)
 _COMMAND = (
     Template(("/bin/true",)),
     *(Template((Field(name),)) for name in ("comm", "unit", "pid", "signal", "lifetime_s")),
     Template(("--exe=", Field("exe"))),
 )
-_SPECS = {
-    "a": HookSpec("a", _COMMAND, user="root", timeout_s=5.0, env={"NAME": Template(("n ", Field("comm")))}),
-    "b": HookSpec("b", _COMMAND, timeout_s=1.0),
+_HOOK = replace(plain(HookModel.model_validate({"command": ["/bin/true"]})), command=_COMMAND)
+_HOOKS = {
+    "a": replace(_HOOK, user="root", timeout_s=5.0, env={"NAME": Template(("n ", Field("comm")))}),
+    "b": replace(_HOOK, timeout_s=1.0),
 }
 
 
-class FakeTry:
-    """A hook that ends at the first look."""
+class FakeAttempt:
+    """A hook that ends as soon as it is waited for."""
 
     latency_ms = 1.0
 
-    def cut(self, grace_s: float) -> None:
+    def terminate(self, grace_s: float) -> None:
         assert 0 <= grace_s <= 60
 
-    async def attend(self, emit, launched):
+    async def wait(self, emit, launched):
         launched(self)
         emit("line")
-        return Ending(Attempt(None, 0))
+        return Ending(AttemptResult(None, 0))
 
 
-class FakeHere:
-    """Check the requests and start nothing."""
+class FakeLauncher:
+    """Checks what it is to start, and starts nothing."""
 
     def __init__(self) -> None:
         self.launched = 0
 
-    def launch(self, job, spec, who, attempt_id, *, limit_s, announce):
-        assert spec is _SPECS[job.rule]
-        assert who.name == "root"
-        assert 0 < limit_s <= spec.timeout_s
+    def launch(self, request, announce):
+        hook = request.hook
+        assert hook is _HOOKS[request.rule]
+        assert request.user.name == "root"
+        assert 0 < request.limit_s <= hook.timeout_s
         self.launched += 1
-        argv = render.argv(spec, job)
+        argv = render.argv(hook, request.first_record)
         assert argv[0] == b"/bin/true"
-        assert len(argv) == len(spec.command)
-        env = render.environment(spec, job, _WHO, attempt_id)
+        assert len(argv) == len(hook.command)
+        env = render.environment(request)
         assert (env[b"PATH"], env[b"HOME"], env[b"CNPROCD_JOB_ID"]) == (
             render.PATH.encode(),
             b"/root",
-            b"%d" % job.job_id,
+            b"%d" % request.job_id,
         )
         assert all(name.startswith((b"CNPROCD_", b"MONITOR_")) or name in _OWN for name in env), env
         texts = [*argv, *env, *env.values()]
         assert not any(b"\0" in text or len(text) > render.MOST_VALUE_BYTES for text in texts)
         assert not any(b"=" in name for name in env)
-        assert render.standard_input(job).count(b"\n") == len(job.events)
+        assert render.standard_input(request).count(b"\n") == len(request.events)
         announce(4242)
-        return FakeTry()
+        return FakeAttempt()
 
 
 _OWN = {b"PATH", b"LANG", b"HOME", b"USER", b"LOGNAME", b"SHELL", b"NAME"}
@@ -166,18 +172,18 @@ class Runner(Target):
         return found, ""
 
     async def _served(self, bodies: list[bytes]) -> None:
-        here, tries = FakeHere(), set()
-        session = Session(None, here, lambda: _SPECS, tries, lambda *said, **fields: None)
+        launcher, attempts = FakeLauncher(), set()
+        session = Session(None, launcher, lambda: _HOOKS, attempts, lambda *said, **fields: None)
         session._writer = FakeWriter()
-        started: set[int] = set()
+        started: set[str] = set()
         try:
             for body in bodies:
-                message = strict.from_reader(body)
-                before = here.launched
-                session._hear(message)
-                if here.launched > before:
-                    assert message.try_id not in started
-                    started.add(message.try_id)
+                message = from_daemon(body)
+                before = launcher.launched
+                session._receive(message)
+                if launcher.launched > before:
+                    assert message.attempt_id not in started
+                    started.add(message.attempt_id)
         except (wire.WireError, HookRefusedError):
             pass
         finally:
@@ -186,6 +192,6 @@ class Runner(Target):
                 for task in done:
                     task.result()
         assert not session._mine
-        assert not tries
+        assert not attempts
         for body in wire.bodies(session._writer.frames):
             wire.from_runner(body)

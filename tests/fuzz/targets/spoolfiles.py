@@ -14,22 +14,27 @@ import random
 import shutil
 import struct
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from fuzz.target import Target
 
 from cnprocd.launch import render
+from cnprocd.launch.request import AttemptResult, HookUser, LaunchRequest
+from cnprocd.rules.language.actions import HookModel
+from cnprocd.rules.language.plain import plain
 from cnprocd.rules.values import Field, Template
-from cnprocd.spool.job import NS, Attempt, Gather, HookSpec, Identity, Job, JobRequest
+from cnprocd.spool.job import NS, Gather, Job, JobRequest
+from cnprocd.spool.rows import PastMatch
 from cnprocd.spool.spool import FILE_NAME, Spool
-from cnprocd.spool.store import Match
 
 _LENGTH = struct.Struct(">I")
-_FINE, _FAILED = Attempt(None, 0), Attempt("exit code 1", 1)
+_FINE, _FAILED = AttemptResult(None, 0), AttemptResult("exit code 1", 1)
 _SHM = "/dev/shm" if Path("/dev/shm").is_dir() else None
 _PAGE = 1024
-_WHO = Identity(0, 0, (), "root", "/root", "/bin/sh", False)
-_HOOK = HookSpec("a", (Template(("/bin/true",)), *(Template((Field(name),)) for name in ("comm", "pid", "unit"))))
+_USER = HookUser(0, 0, (), "root", "/root", "/bin/sh", False)
+_COMMAND = (Template(("/bin/true",)), *(Template((Field(name),)) for name in ("comm", "pid", "unit")))
+_HOOK = replace(plain(HookModel.model_validate({"command": ["/bin/true"]})), command=_COMMAND)
 
 
 class Clock:
@@ -84,12 +89,12 @@ class SpoolFiles(Target):
                 spool.start(job_id, "t")
             spool.finish(1, _FINE)
             spool.retry(2, _FAILED, self._clock())
-            spool.bury(3, _FAILED, "exit code 1 (1 try)")
-            spool.record_matches([Match(n, "a", "c", n, {"pid": n}) for n in range(5)])
+            spool.bury(3, _FAILED, "exit code 1 (1 attempt)")
+            spool.record_matches([PastMatch(n, "a", "c", n, {"pid": n}) for n in range(5)])
             if at_rest:
                 spool.close()
             else:
-                spool.settle()
+                spool.sync()
             found.append(self._taken())
             if not at_rest:
                 spool.close()
@@ -156,19 +161,23 @@ class SpoolFiles(Target):
                 found = spool.job(job.job_id)
                 assert found is None or isinstance(found.events, tuple)
                 if found is not None and found.events:
-                    self._told(found)
+                    self._render(found)
                 spool.finish(job.job_id, _FINE)
                 ran.append(job.job_id)
-        assert not spool.due(99), "jobs are given out again and again"
-        assert len(set(ran)) == len(ran), f"a finished job was given out again: {sorted(ran)}"
-        assert set(new.job_ids) <= set(ran), "a new job was not given out"
-        spool.settle()
+        assert not spool.due(99), "jobs are returned again and again"
+        assert len(set(ran)) == len(ran), f"a finished job was returned again: {sorted(ran)}"
+        assert set(new.job_ids) <= set(ran), "a new job was not returned"
+        spool.sync()
         spool.prune()
 
     @staticmethod
-    def _told(job: Job) -> None:
-        env = render.environment(_HOOK, job, _WHO, "0" * 32)
-        assert not any(b"\0" in text for text in (*render.argv(_HOOK, job), *env, *env.values()))
+    def _render(job: Job) -> None:
+        request = LaunchRequest(
+            rule=job.rule, hook=_HOOK, user=_USER, job_id=job.job_id, attempt=job.attempts, attempt_id="0" * 32,
+            events=job.events, limit_s=1.0,
+        )  # fmt: skip
+        env = render.environment(request)
+        assert not any(b"\0" in text for text in (*render.argv(_HOOK, request.first_record), *env, *env.values()))
         assert not any(b"=" in name for name in env), list(env)
-        assert render.standard_input(job).endswith(b"\n")
-        render.message(_HOOK.command[1], job)
+        assert render.standard_input(request).endswith(b"\n")
+        render.message(_HOOK.command[1], request.first_record)

@@ -63,4 +63,6 @@ def test_without_a_passed_socket_it_says_who_starts_it():
     command = [sys.executable, "-m", "cnprocd.cli.runner"]
     done = subprocess.run(command, env=environ, capture_output=True, text=True, cwd=Path(__file__).parents[3])
     assert done.returncode == 71
-    assert done.stderr == "cnprocd-runner: no socket was passed: it is started by cnprocd-runner.socket, not by hand\n"
+    assert done.stderr == (
+        "cnprocd-runner: no socket was passed: start cnprocd-runner.socket; systemd then starts the runner\n"
+    )

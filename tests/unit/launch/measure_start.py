@@ -1,6 +1,6 @@
 """Print what starting a hook costs, by each way there is, interleaved in one run. Not a test; run it by hand.
 
-.venv/bin/python tests/unit/launch/measure_start.py [rounds]        (chrt -r 50 in front, where the machine is busy)
+PYTHONPATH=tests/unit .venv/bin/python tests/unit/launch/measure_start.py [rounds]    (on a busy machine: chrt -r 50)
 
     fork    os.fork in the daemon, which has 35 MB and a hundred thousand objects
     asked   a spare is made when the order is there
@@ -15,11 +15,10 @@ import time
 
 import pydantic  # noqa: F401 (a daemon's memory)
 import yaml  # noqa: F401
+from hookkit import hook, launch_request
 
-from cnprocd.launch.identity import resolve
 from cnprocd.launch.program import open_program
-from cnprocd.launch.spawn import Order, Starter
-from cnprocd.spool.job import Limits
+from cnprocd.launch.spawn import Starter
 
 
 def median(values: list[float]) -> str:
@@ -39,9 +38,7 @@ def main(rounds: int) -> None:
             time.sleep(0.01)
             begin = time.perf_counter()
             program = open_program("/bin/true")
-            who = resolve("nobody", None)
-            order = Order(program, [b"true"], {b"PATH": b"/bin"}, b"{}\n", who, "/", 0o77, 0, Limits())
-            child = starter.spawn(order, lambda pid: None)
+            child = starter.spawn(launch_request(hook("/bin/true", user="nobody")), program, lambda pid: None)
             held[name].append((time.perf_counter() - begin) * 1e3)
             os.set_blocking(child.report_fd, True)
             assert os.read(child.report_fd, 100) == b""

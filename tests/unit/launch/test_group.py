@@ -132,21 +132,6 @@ async def test_a_hook_that_is_gone_already():
     assert group.start_ticks(leader.pid) is None
 
 
-def dying_child():
-    pid = os.fork()
-    if pid == 0:
-        os._exit(3)
-    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    return pid
-
-
-def test_strangers_are_reaped_and_hooks_are_left_to_their_runner():
-    hook, stranger = dying_child(), dying_child()
-    assert group.reap_strangers({hook}) == [stranger]
-    assert os.waitpid(hook, 0)[1] == 3 << 8
-    assert group.reap_strangers(set()) == []
-
-
 @aio
 async def test_an_exit_is_seen_through_its_pidfd_and_not_reaped():
     pid = os.fork()

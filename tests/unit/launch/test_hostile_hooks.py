@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 from hookkit import aio, hook, request, running, shell, zombies
 
-from cnprocd.spool.job import Limits
+from cnprocd.rules.ruleset import ResourceLimits
 
 KILL = signal.SIGKILL
 
@@ -58,13 +58,13 @@ TABLE = {
         "head -c 1000000 /dev/zero >big; exit 7",
         "exit code 7",
         exit_code=7,
-        more={"limits": Limits(file_size_bytes=4096)},
+        more={"limits": ResourceLimits(file_size_bytes=4096)},
     ),
     "burns its CPU time": Hostile(
-        "while :; do :; done", "killed by SIGKILL", signal=KILL, more={"limits": Limits(cpu_time_s=0.2)}
+        "while :; do :; done", "killed by SIGKILL", signal=KILL, more={"limits": ResourceLimits(cpu_time_s=0.2)}
     ),
     "wants more files than it may": Hostile(
-        "exec 3</dev/null 4</dev/null", "exit code 2", exit_code=2, more={"limits": Limits(open_files=4)}
+        "exec 3</dev/null 4</dev/null", "exit code 2", exit_code=2, more={"limits": ResourceLimits(open_files=4)}
     ),
 }
 
@@ -74,10 +74,14 @@ TABLE = {
 async def test_a_hostile_hook_gets_its_record_and_harms_no_other(name, tmp_path, monkeypatch):
     monkeypatch.setattr("cnprocd.launch.attempt.TERM_GRACE_S", 0.2)
     case = TABLE[name]
-    hostile = shell("hostile", case.script, working_directory=str(tmp_path), **case.more)
-    async with running(tmp_path, hostile, hook("good", "/bin/true"), slots=2) as (spool, runner, records):
+    hostile = shell(case.script, working_directory=str(tmp_path), **case.more)
+    async with running(tmp_path, {"hostile": hostile, "good": hook("/bin/true")}, slots=2) as (
+        spool,
+        scheduler,
+        records,
+    ):
         spool.enqueue([request("hostile")] + [request("good") for _ in range(5)])
-        runner.wake()
+        scheduler.wake()
         await records.ended(*range(1, 7))
         assert len(records.of("hook_finished", rule="good")) == 5
         (record,) = records.of("hook_failed" if case.reason else "hook_finished", rule="hostile")
@@ -85,7 +89,7 @@ async def test_a_hostile_hook_gets_its_record_and_harms_no_other(name, tmp_path,
         assert bool(records.of("job_dead")) == bool(case.reason)
         if case.output is not None:
             assert [line["line"] for line in records.of("hook_output")] == case.output
-        assert runner.running() == []
+        assert scheduler.running() == []
     assert zombies() == []
 
 
@@ -156,13 +160,13 @@ async def test_a_program_that_cannot_run_is_reported_and_fails_alone(spoil, tmp_
     program.write_text("#!/bin/sh\nexit 0\n")
     program.chmod(0o755)
     spoil(program)
-    async with running(tmp_path, hook("hostile", str(program)), hook("good", "/bin/true"), slots=2) as (
+    async with running(tmp_path, {"hostile": hook(str(program)), "good": hook("/bin/true")}, slots=2) as (
         spool,
-        runner,
+        scheduler,
         records,
     ):
         spool.enqueue([request("hostile"), request("good")])
-        runner.wake()
+        scheduler.wake()
         await records.ended(1, 2)
         (record,) = records.of("hook_failed", rule="hostile")
         assert REFUSED[spoil] in record["reason"]

@@ -202,7 +202,7 @@ def test_a_link_that_now_leads_elsewhere_is_followed(settled, tmp_path):
     wait_out(settled, near)
     programs = Programs()
     opened_by(programs, near)
-    assert programs._judged
+    assert programs._checked
     other.write_text("#!/bin/sh\n")
     other.chmod(0o755)
     far.unlink()
@@ -217,7 +217,7 @@ def test_an_interpreter_that_is_made_writable_is_noticed(settled, tmp_path):
     wait_out(interpreter, settled)
     programs = Programs()
     opened_by(programs, settled)
-    assert programs._judged
+    assert programs._checked
     interpreter.chmod(0o757)
     with pytest.raises(HookRefusedError):
         opened_by(programs, settled)

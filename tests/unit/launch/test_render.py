@@ -4,21 +4,20 @@ import dataclasses
 import json
 
 import pytest
-from hookkit import hook
+from hookkit import ATTEMPT_ID, HOOK, hook, launch_request
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cnprocd.escape import printable
 from cnprocd.launch import render
-from cnprocd.spool.job import Identity, Job, State
+from cnprocd.launch.request import HookUser
 
-WHO = Identity(1000, 1000, (1000,), "oracle", "/home/oracle", "/bin/bash", switch=True)
+USER = HookUser(1000, 1000, (1000,), "oracle", "/home/oracle", "/bin/bash", switch=True)
 COMM = st.binary(min_size=1, max_size=15).filter(lambda raw: b"\0" not in raw)
 
 
-def job(*events, **more):
-    base = Job(7, "r", State.RUNNING, None, None, "boot", 0, 0, attempts=2, failures=1, event_count=len(events))
-    return dataclasses.replace(base, events=events, **more)
+def request(*events, **more):
+    return launch_request(HOOK, *events, user=USER, attempt=2, **more)
 
 
 def record(comm: bytes):
@@ -28,8 +27,8 @@ def record(comm: bytes):
 
 
 def environment(*events, **variables):
-    spec = hook("r", "/bin/true", env={name: hook("r", value).command[0] for name, value in variables.items()})
-    return render.environment(spec, job(*events), WHO, "a" * 32)
+    env = {name: hook(value).command[0] for name, value in variables.items()}
+    return render.environment(dataclasses.replace(request(*events), hook=hook("/bin/true", env=env)))
 
 
 @given(COMM)
@@ -42,8 +41,8 @@ def test_the_environment_holds_the_very_bytes(comm):
 
 @given(COMM)
 def test_an_argument_is_never_an_option_or_a_path_and_always_one(comm):
-    spec = hook("r", "/bin/x", "{comm}", "--name={comm}", "{pid}")
-    argv = render.argv(spec, job(record(comm)))
+    wanted = hook("/bin/x", "{comm}", "--name={comm}", "{pid}")
+    argv = render.argv(wanted, record(comm))
     assert len(argv) == 4
     assert not argv[1].startswith((b"-", b"."))
     assert b"/" not in argv[1]
@@ -54,21 +53,21 @@ def test_an_argument_is_never_an_option_or_a_path_and_always_one(comm):
 @given(COMM)
 def test_standard_input_is_the_record_as_logged_on_one_line(comm):
     event = record(comm)
-    lines = render.standard_input(job(event)).splitlines()
+    lines = render.standard_input(request(event)).splitlines()
     assert [json.loads(line) for line in lines] == [event | {"job_id": 7}]
 
 
 def test_coalesced_events_are_one_line_each_and_one_job():
-    spec = hook("r", "/bin/x", "{pid}")
+    wanted = hook("/bin/x", "{pid}")
     events = ({"pid": 1}, {"pid": 2}, {"pid": 3})
-    assert render.argv(spec, job(*events))[1] == b"1"
-    assert [json.loads(line)["pid"] for line in render.standard_input(job(*events)).splitlines()] == [1, 2, 3]
+    assert render.argv(wanted, request(*events).first_record)[1] == b"1"
+    assert [json.loads(line)["pid"] for line in render.standard_input(request(*events)).splitlines()] == [1, 2, 3]
     assert environment(*events)[b"CNPROCD_EVENTS"] == b"3"
 
 
 def test_exe_and_cgroup_stay_paths_in_an_argument():
-    spec = hook("r", "/bin/x", "{exe}", "{cgroup}", "{unit}")
-    argv = render.argv(spec, job({"exe": "/usr/bin/a b", "cgroup": "/system.slice/x", "unit": "-.mount/x"}))
+    wanted = hook("/bin/x", "{exe}", "{cgroup}", "{unit}")
+    argv = render.argv(wanted, {"exe": "/usr/bin/a b", "cgroup": "/system.slice/x", "unit": "-.mount/x"})
     assert argv[1:] == [b"/usr/bin/a b", b"/system.slice/x", b"\\x2d.mount\\x2fx"]
 
 
@@ -77,7 +76,7 @@ def test_an_unknown_field_is_no_variable_and_an_empty_argument():
     assert b"CNPROCD_UID" not in env
     assert env[b"CNPROCD_CORE_DUMPED"] == b"false"
     assert env[b"CNPROCD_CMDLINE"] == b'["a", "b"]'
-    assert render.argv(hook("r", "/bin/x", "{uid}"), job({"uid": None}))[1] == b""
+    assert render.argv(hook("/bin/x", "{uid}"), {"uid": None})[1] == b""
 
 
 def test_the_environment_is_ours_alone(monkeypatch):
@@ -94,7 +93,11 @@ def test_the_environment_is_ours_alone(monkeypatch):
 
 def test_an_event_cannot_overrule_what_cnprocd_says_itself():
     env = environment({"job_id": 99, "rule": "other", "attempt_id": "x"})
-    assert (env[b"CNPROCD_JOB_ID"], env[b"CNPROCD_RULE"], env[b"CNPROCD_ATTEMPT_ID"]) == (b"7", b"r", b"a" * 32)
+    assert (env[b"CNPROCD_JOB_ID"], env[b"CNPROCD_RULE"], env[b"CNPROCD_ATTEMPT_ID"]) == (
+        b"7",
+        b"r",
+        ATTEMPT_ID.encode(),
+    )
 
 
 @pytest.mark.parametrize(
@@ -129,8 +132,8 @@ def test_a_huge_or_hostile_text_cannot_make_the_exec_fail():
 
 
 def test_a_message_for_people_cannot_deceive():
-    template = hook("r", "{comm}[{pid}] is gone").command[0]
-    assert render.message(template, job(record(b"\x1b[2J"))) == "\\x1b[2J[42] is gone"
+    template = hook("{comm}[{pid}] is gone").command[0]
+    assert render.message(template, record(b"\x1b[2J")) == "\\x1b[2J[42] is gone"
 
 
 @pytest.mark.parametrize("raw", ["zz", "6", "\udcff", "6 f"])

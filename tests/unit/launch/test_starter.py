@@ -1,6 +1,7 @@
 """starter.py and spawn.py with real processes: what a hook finds when it begins, by either way of starting it."""
 
 import ctypes
+import dataclasses
 import errno
 import gc
 import itertools
@@ -10,16 +11,18 @@ import resource
 import signal
 import socket
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hookkit import Records, alive, zombies
+from hookkit import HOOK, Records, alive, launch_request, zombies
 
 from cnprocd.launch import spawn
-from cnprocd.launch.identity import resolve
-from cnprocd.launch.program import open_program
-from cnprocd.launch.spawn import Order, Starter, launch_failure
-from cnprocd.spool.job import Limits
+from cnprocd.launch.program import Program, open_program
+from cnprocd.launch.request import LaunchRequest
+from cnprocd.launch.spawn import Starter, launch_failure
+from cnprocd.rules.ruleset import ResourceLimits
+from cnprocd.rules.values import Template
 
 PROBE = """
 import json, os, resource, signal, sys
@@ -47,26 +50,32 @@ def starter(request):
     assert zombies() == []
 
 
-def order(*argv, path="/bin/sh", standard_input=b"", **more):
-    fields = {
-        "program": open_program(path),
-        "argv": [os.fsencode(word) for word in (path, *argv)],
-        "env": {b"PATH": b"/usr/bin:/bin"},
-        "standard_input": standard_input,
-        "identity": resolve(None, None),
-        "directory": "/",
-        "umask": 0o077,
-        "nice": 0,
-        "limits": Limits(),
-    }
-    return Order(**(fields | more))
+@dataclass
+class Start:
+    """What spawn() takes, and the way to undo it."""
+
+    request: LaunchRequest
+    program: Program
+
+    def spawn(self, starter, announce):
+        child = starter.spawn(self.request, self.program, announce)
+        os.close(self.program.fd)
+        return child
+
+    def failure(self, report):
+        return launch_failure(report, self.request, self.program.path)
+
+
+def start(*argv, path="/bin/sh", events=({"pid": 1},), **more):
+    """Return a start of `path`. `argv` are literal."""
+    command = tuple(Template((word,)) for word in (path, *argv))
+    return Start(launch_request(dataclasses.replace(HOOK, command=command, **more), *events), open_program(path))
 
 
 def run(starter, one):
     """Start, wait, reap: (report, output, waitid_result)."""
     announced = []
-    child = starter.spawn(one, announced.append)
-    os.close(one.program.fd)
+    child = one.spawn(starter, announced.append)
     assert announced == [child.pid]
     os.set_blocking(child.report_fd, True)
     os.set_blocking(child.output_fd, True)
@@ -81,7 +90,7 @@ def run(starter, one):
 
 def probe(starter, *argv, **more):
     path = os.path.realpath(sys.executable)
-    report, output, status = run(starter, order("-I", "-S", "-c", PROBE, *argv, path=path, **more))
+    report, output, status = run(starter, start("-I", "-S", "-c", PROBE, *argv, path=path, **more))
     assert (report, status.si_status) == (b"", 0), output
     return json.loads(output)
 
@@ -93,15 +102,18 @@ def test_a_hook_begins_clean(starter, monkeypatch):
     old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGTERM})
     try:
-        found = probe(starter, "--pid", "42", standard_input=b'{"pid": 42}\n', env={b"CNPROCD_COMM": b"a\xff"})
+        found = probe(starter, "--pid", "42", events=({"pid": 42, "comm": "a", "comm_hex": "61ff"},))
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         signal.signal(signal.SIGHUP, old)
         inherited.close()
         other.close()
     assert found["argv"] == ["--pid", "42"]
-    assert found["stdin"] == '{"pid": 42}\n'
-    assert found["env"] == {"CNPROCD_COMM": "a\udcff", "LC_CTYPE": "C.UTF-8"} or list(found["env"]) == ["CNPROCD_COMM"]
+    assert json.loads(found["stdin"]) == {"pid": 42, "comm": "a", "comm_hex": "61ff", "job_id": 7}
+    assert found["env"]["CNPROCD_COMM"] == "a\udcff"
+    assert {name for name in found["env"] if not name.startswith("CNPROCD_")} - {"LC_CTYPE"} == {
+        *("PATH", "LANG", "HOME", "USER", "LOGNAME", "SHELL")
+    }
     assert found["fds"] == [0, 1, 2, 3], "3 is the listing's own"
     assert found["session"]
     assert (found["umask"], found["cwd"]) == (0o077, "/")
@@ -111,32 +123,32 @@ def test_a_hook_begins_clean(starter, monkeypatch):
 
 
 def test_limits_nice_umask_and_directory_are_set(starter, tmp_path):
-    limits = Limits(open_files=64, core_bytes=0, cpu_time_s=1.5)
-    found = probe(starter, limits=limits, nice=7, umask=0o027, directory=str(tmp_path))
+    limits = ResourceLimits(open_files=64, core_bytes=0, cpu_time_s=1.5)
+    found = probe(starter, limits=limits, nice=7, umask=0o027, working_directory=str(tmp_path))
     assert found["nofile"] == [64, 64]
     assert found["core"] == [0, 0]
     assert (found["nice"], found["umask"], found["cwd"]) == (7, 0o027, str(tmp_path))
 
 
 def test_a_gathered_standard_input_of_megabytes_blocks_nobody(starter):
-    event = b'{"pid": 1}\n' * 300_000
-    report, output, status = run(starter, order("-c", "exit 0", standard_input=event))
+    events = ({"pid": 1},) * 150_000
+    report, output, status = run(starter, start("-c", "exit 0", events=events))
     assert (report, output, status.si_status) == (b"", b"", 0)
-    _, output, _ = run(starter, order("-c", "wc -c", standard_input=event))
-    assert int(output) == len(event)
+    _, output, _ = run(starter, start("-c", "wc -c", events=events))
+    assert int(output) == len('{"pid": 1, "job_id": 7}\n') * len(events) > 3 << 20
 
 
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        ({"directory": "/no/such"}, "cannot enter /no/such: No such file or directory"),
-        ({"limits": Limits(processes=1 << 31, open_files=1 << 40)}, "cannot set its resource limits"),
+        ({"working_directory": "/no/such"}, "cannot enter /no/such: No such file or directory"),
+        ({"limits": ResourceLimits(processes=1 << 31, open_files=1 << 40)}, "cannot set its resource limits"),
     ],
 )
 def test_what_goes_wrong_before_the_exec_is_a_sentence(starter, more, sentence):
-    one = order("-c", "exit 0", **more)
+    one = start("-c", "exit 0", **more)
     report, _, status = run(starter, one)
-    assert sentence in launch_failure(report, one)
+    assert sentence in one.failure(report)
     assert (status.si_code, status.si_status) == (os.CLD_EXITED, 127)
 
 
@@ -144,30 +156,30 @@ def test_a_text_without_a_first_line_is_no_program(starter, tmp_path):
     path = tmp_path / "hook"
     path.write_text("echo hello\n")
     path.chmod(0o755)
-    one = order(path=str(path))
+    one = start(path=str(path))
     report, _, _ = run(starter, one)
-    assert "neither a program nor a script" in launch_failure(report, one)
+    assert "neither a program nor a script" in one.failure(report)
 
 
 def test_a_script_swapped_between_check_and_use_is_not_run(starter, tmp_path):
     path = tmp_path / "hook"
     path.write_text("#!/bin/sh\necho good\n")
     path.chmod(0o755)
-    one = order(path=str(path))
+    one = start(path=str(path))
     other = tmp_path / "other"
     other.write_text("#!/bin/sh\necho bad\n")
     other.chmod(0o755)
     other.rename(path)
     report, output, _ = run(starter, one)
     assert output == b""
-    assert "was replaced between check and use" in launch_failure(report, one)
+    assert "was replaced between check and use" in one.failure(report)
 
 
 def test_a_binary_swapped_after_its_check_runs_as_checked(starter, tmp_path):
     path = tmp_path / "hook"
     path.write_bytes(Path("/bin/echo").read_bytes())
     path.chmod(0o755)
-    one = order("checked", path=str(path))
+    one = start("checked", path=str(path))
     if not one.program.by_fd:
         pytest.skip("this kernel names a program executed by descriptor after the descriptor (before 6.14)")
     path.unlink()
@@ -178,9 +190,7 @@ def test_a_binary_swapped_after_its_check_runs_as_checked(starter, tmp_path):
 
 
 def test_a_binary_keeps_its_name(starter):
-    found = order("4", path="/bin/sleep")
-    child = starter.spawn(found, lambda pid: None)
-    os.close(found.program.fd)
+    child = start("4", path="/bin/sleep").spawn(starter, lambda pid: None)
     os.set_blocking(child.report_fd, True)
     assert os.read(child.report_fd, 10) == b""
     assert Path(f"/proc/{child.pid}/comm").read_text() == "sleep\n"
@@ -195,9 +205,8 @@ def test_the_caller_knows_the_pid_before_the_hook_does_anything(starter, tmp_pat
     def announce(pid):
         seen.append((alive(pid), os.path.realpath(f"/proc/{pid}/exe"), (tmp_path / "ran").exists()))
 
-    one = order("-c", f"touch {tmp_path}/ran")
-    child = starter.spawn(one, announce)
-    os.close(one.program.fd)
+    one = start("-c", f"touch {tmp_path}/ran")
+    child = one.spawn(starter, announce)
     os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED)
     child.close()
     assert seen == [(True, os.path.realpath(sys.executable), False)]
@@ -205,12 +214,12 @@ def test_the_caller_knows_the_pid_before_the_hook_does_anything(starter, tmp_pat
 
 
 def test_descriptors_do_not_leak(starter):
-    run(starter, order("-c", "exit 0"))
+    run(starter, start("-c", "exit 0"))
     gc.collect()  # what other tests left to the collector must not be closed in between
     before = sorted(os.listdir("/proc/self/fd"))
     for _ in range(5):
-        run(starter, order("-c", "exit 0"))
-        run(starter, order("-c", "exit 0", directory="/no/such"))
+        run(starter, start("-c", "exit 0"))
+        run(starter, start("-c", "exit 0", working_directory="/no/such"))
     assert sorted(os.listdir("/proc/self/fd")) == before
 
 
@@ -227,18 +236,18 @@ def helped():
 
 
 def test_a_helper_that_was_killed_is_started_again(helped):
-    run(helped, order("-c", "exit 0"))
+    run(helped, start("-c", "exit 0"))
     helped._helper.kill()
     helped._helper.wait()
     for _ in range(3):
-        _, output, _ = run(helped, order("-c", "echo ok"))
+        _, output, _ = run(helped, start("-c", "echo ok"))
         assert output == b"ok\n"
     assert helped._log.of("starter_lost")
     assert not helped._forks
 
 
 def test_a_spare_that_was_killed_while_it_waited_is_replaced(helped):
-    run(helped, order("-c", "exit 0"))
+    run(helped, start("-c", "exit 0"))
     helped.prepare()
     os.set_blocking(helped._control.fileno(), True)
     helped._control.recv(8, socket.MSG_PEEK)  # it has been made
@@ -249,14 +258,14 @@ def test_a_spare_that_was_killed_while_it_waited_is_replaced(helped):
     )
     os.kill(spare, signal.SIGKILL)
     os.waitid(os.P_PID, spare, os.WEXITED | os.WNOWAIT)
-    _, output, _ = run(helped, order("-c", "echo ok"))
+    _, output, _ = run(helped, start("-c", "echo ok"))
     assert output == b"ok\n"
 
 
 def test_no_helper_to_be_had_at_all(helped, monkeypatch):
     helped.close()
     monkeypatch.setattr(sys, "executable", "/no/such/python")
-    _, output, _ = run(helped, order("-c", "echo ok"))
+    _, output, _ = run(helped, start("-c", "echo ok"))
     assert output == b"ok\n"
 
 
@@ -266,7 +275,7 @@ def test_a_kernel_without_clone3_makes_the_daemon_fork(helped, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(spawn, "_answer", refuse)
-        _, output, _ = run(helped, order("-c", "echo ok"))
+        _, output, _ = run(helped, start("-c", "echo ok"))
     assert output == b"ok\n"
     assert helped._forks
     assert "clone3" in helped._log.of("starter_lost")[0]["reason"]
@@ -275,7 +284,7 @@ def test_a_kernel_without_clone3_makes_the_daemon_fork(helped, monkeypatch):
 @pytest.mark.parametrize("left", range(12))
 def test_no_descriptors_left_is_an_error_before_any_start(helped, left):
     """Wherever on the way they run out; with enough of them, it starts."""
-    one = order("-c", "exit 0")
+    one = start("-c", "exit 0")
     announced, child = [], None
     old = resource.getrlimit(resource.RLIMIT_NOFILE)
     gc.collect()  # other tests' sockets
@@ -283,7 +292,7 @@ def test_no_descriptors_left_is_an_error_before_any_start(helped, left):
     free = (number for number in itertools.count() if number not in taken)
     resource.setrlimit(resource.RLIMIT_NOFILE, (next(itertools.islice(free, left, None)), old[1]))
     try:
-        child = helped.spawn(one, announced.append)
+        child = helped.spawn(one.request, one.program, announced.append)
     except OSError as error:
         assert error.errno == errno.EMFILE
     finally:
@@ -293,7 +302,7 @@ def test_no_descriptors_left_is_an_error_before_any_start(helped, left):
     else:
         os.waitpid(child.pid, 0)
         child.close()
-    _, output, _ = run(helped, order("-c", "echo ok"))
+    _, output, _ = run(helped, start("-c", "echo ok"))
     assert output == b"ok\n"
 
 

@@ -4,9 +4,11 @@ import pickle
 from dataclasses import fields, is_dataclass
 
 import pytest
+from hookkit import HOOK
 from pydantic import BaseModel
 
 from cnprocd.rules.language import schema
+from cnprocd.rules.language.actions import HookModel
 from cnprocd.rules.language.plain import VALUE_CLASSES, plain
 from cnprocd.rules.language.schema import RuleFileModel
 from cnprocd.rules.ruleset import given_keys
@@ -90,3 +92,7 @@ def test_given_keys_are_those_of_the_file():
     assert "timeout_s" not in full.run.given
     assert {"deadline_s", "backoff"} <= full.run.given
     assert (bare.match, bare.log) == (None, None)
+
+
+def test_the_hook_of_the_tests_has_the_defaults_of_the_language():
+    assert plain(HookModel.model_validate({"command": ["/bin/true"]})) == HOOK

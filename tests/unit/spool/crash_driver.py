@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hookkit import Records, request, shell
 
-from cnprocd.spool.scheduler import Runner
+from cnprocd.spool.scheduler import Scheduler
 from cnprocd.spool.spool import Spool
 
 
@@ -34,18 +34,18 @@ async def main(directory: Path, first: int, last: int) -> None:
     records = Telling()
     spool = Spool.open(directory, log=records)
     ledger = directory / "ledger"
-    runner = Runner(spool, {"r": shell("r", f'echo "$CNPROCD_PID" >>{ledger}')}, slots=4, log=records)
+    scheduler = Scheduler(spool, {"r": shell(f'echo "$CNPROCD_PID" >>{ledger}')}, slots=4, log=records)
     say("started")
-    runner.start()
+    scheduler.start()
     while first < last:
         after = min(first + 5, last)
         spool.enqueue([request("r", {"pid": n}, key=f"job-{n}") for n in range(first, after)])
         say(f"committed {first} {after}")
-        runner.wake()
+        scheduler.wake()
         first = after
         await asyncio.sleep(0.002)
-    await records.until(lambda: not runner.running() and not spool.counts().waiting)
-    await runner.stop(5)
+    await records.until(lambda: not scheduler.running() and not spool.counts().waiting)
+    await scheduler.stop(5)
     spool.close()
     say("drained")
 

@@ -1,6 +1,6 @@
-"""Print the latency of hooks, as the runner sees it: isolated jobs, then a burst. Not a test; run it by hand.
+"""Print the latency of hooks, as the scheduler sees it: isolated jobs, then a burst. Not a test; run it by hand.
 
-.venv/bin/python tests/unit/spool/measure_latency.py [jobs]
+PYTHONPATH=tests/unit .venv/bin/python tests/unit/spool/measure_latency.py [jobs]
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from cnprocd.rules.values import Template
-from cnprocd.spool.job import HookSpec, JobRequest
-from cnprocd.spool.scheduler import Runner
+from hookkit import hook
+
+from cnprocd.spool.job import JobRequest
+from cnprocd.spool.scheduler import Scheduler
 from cnprocd.spool.spool import Spool
 
 
@@ -32,16 +33,15 @@ async def main(jobs: int) -> None:
     spool = Spool.open(Path(tempfile.mkdtemp()), log=log)
     for program in ("/bin/true", "/bin/sh"):
         argv = [program] if program == "/bin/true" else [program, "-c", "exit 0"]
-        spec = HookSpec("r", tuple(Template((word,)) for word in argv), user="nobody")
-        runner = Runner(spool, {"r": spec}, slots=8, log=log)
-        runner.start()
+        scheduler = Scheduler(spool, {"r": hook(*argv, user="nobody")}, slots=8, log=log)
+        scheduler.start()
         await asyncio.sleep(0.2)
         held = []
         for number in range(jobs):
             await asyncio.sleep(0.02)
             now_ns = time.monotonic_ns()
             spool.enqueue([JobRequest(f"{program}{number}", "r", {"pid": number}, kernel_time_ns=now_ns)])
-            runner.wake()
+            scheduler.wake()
             held.append((time.monotonic_ns() - now_ns) / 1e6)
         await asyncio.sleep(0.3)
         print(f"{program}: {len(started)} isolated jobs: {quantiles(started)}; loop held {quantiles(held)}")
@@ -49,12 +49,12 @@ async def main(jobs: int) -> None:
         begin = time.monotonic()
         now_ns = time.monotonic_ns()
         spool.enqueue([JobRequest(f"{program}b{i}", "r", {"pid": i}, kernel_time_ns=now_ns) for i in range(jobs)])
-        runner.wake()
+        scheduler.wake()
         while spool.counts().waiting or spool.counts().running:
             await asyncio.sleep(0.01)
         print(f"{program}: a burst of {jobs}: {jobs / (time.monotonic() - begin):.0f} hooks a second")
         started.clear()
-        await runner.stop(1)
+        await scheduler.stop(1)
     spool.close()
 
 

@@ -30,15 +30,15 @@ def main(parent: str | None) -> None:
                     store.enqueue(requests, boot_id="b", now_ns=1, queue_limit=1 << 30)
                     took.append((time.perf_counter() - begin) * 1e3)
                 begin = time.perf_counter()
-                store.settle()
-                settled = (time.perf_counter() - begin) * 1e3
+                store.sync()
+                synced = (time.perf_counter() - begin) * 1e3
                 begin = time.perf_counter()
                 store.checkpoint()
                 moved = (time.perf_counter() - begin) * 1e3
                 took.sort()
                 print(
                     f"synchronous={level:6} {batch:3} jobs a commit: p50 {took[rounds // 2]:.2f} ms"
-                    f"  p99 {took[rounds * 99 // 100]:.2f} ms   after {batch * rounds} jobs: settle() {settled:.1f} ms"
+                    f"  p99 {took[rounds * 99 // 100]:.2f} ms   after {batch * rounds} jobs: sync() {synced:.1f} ms"
                     f"  checkpoint() {moved:.1f} ms"
                 )
                 store.close()

@@ -47,15 +47,15 @@ async def test_many_jobs_at_once_run_in_order_and_memory_stays_flat(tmp_path):
     def on_started(pid, job_id):
         nonlocal most
         started.append(job_id)
-        most = max(most, len(runner.running()) + 1)
+        most = max(most, len(scheduler.running()) + 1)
 
     records = Counting()
-    flood = running(tmp_path, hook("r", "/bin/true"), slots=SLOTS, records=records, on_started=on_started)
-    async with flood as (spool, runner, _):
+    flood = running(tmp_path, {"r": hook("/bin/true")}, slots=SLOTS, records=records, on_started=on_started)
+    async with flood as (spool, scheduler, _):
         spool.keep = Keep(queue_limit=JOBS)
         assert len(spool.enqueue([request("r") for _ in range(JOBS)]).job_ids) == JOBS
         begin = time.monotonic()
-        runner.wake()
+        scheduler.wake()
         while records.finished < JOBS:
             await records.until(lambda seen=records.finished: records.finished > seen)
         took_s = time.monotonic() - begin

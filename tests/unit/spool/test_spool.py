@@ -11,11 +11,12 @@ from hookkit import Records, request
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnprocd.spool.job import MOST_INTERRUPTIONS, NS, Attempt, Gather, State
+from cnprocd.launch.request import AttemptResult
+from cnprocd.spool.job import MOST_INTERRUPTIONS, NS, Gather, State
+from cnprocd.spool.rows import PastMatch
 from cnprocd.spool.spool import FILE_NAME, Keep, Spool
-from cnprocd.spool.store import Match
 
-FINE, FAILED = Attempt(None, 0), Attempt("exit code 1", 1)
+FINE, FAILED = AttemptResult(None, 0), AttemptResult("exit code 1", 1)
 
 
 class Clock:
@@ -97,7 +98,7 @@ def test_a_flood_of_dropped_jobs_is_logged_in_few_records(open_spool, records, c
         clock.now_ns += NS // 10
         assert spool.enqueue([request("a")]).shed == 1
     clock.now_ns += 10 * NS
-    spool.settle()
+    spool.sync()
     told = records.of("queue_full")
     assert len(told) <= 4
     assert told[0]["shed"] == 1
@@ -217,8 +218,8 @@ def test_the_dead_are_kept_shown_and_revived_by_hand(open_spool):
     spool = open_spool()
     spool.enqueue([request("a"), request("b")])
     spool.start(1, "t")
-    spool.bury(1, FAILED, "exit code 1 (1 try)")
-    assert [(job.job_id, job.reason) for job in spool.jobs(state=State.DEAD)] == [(1, "exit code 1 (1 try)")]
+    spool.bury(1, FAILED, "exit code 1 (1 attempt)")
+    assert [(job.job_id, job.reason) for job in spool.jobs(state=State.DEAD)] == [(1, "exit code 1 (1 attempt)")]
     assert not spool.revive(2)
     assert spool.revive(1)
     assert not spool.revive(1)
@@ -283,11 +284,25 @@ OPERATIONS = st.lists(
 )
 
 
+# As listed in job.py, by the method of spool.py that calls the one of store.py: (state before, state after).
+TRANSITIONS = {
+    "enqueue": {(None, "waiting")},
+    "start": {("waiting", "running")},
+    "finish": {("running", "done"), ("waiting", "done")},  # the scheduler finishes only running ones
+    "bury": {("waiting", "dead"), ("running", "dead")},
+    "retry": {("running", "waiting")},
+    "interrupt": {("running", "waiting")},
+    "revive": {("dead", "waiting")},
+    "drop": {("waiting", "dead")},
+    "reopen": {("running", "waiting")},
+}
+
+
 @given(OPERATIONS)
 def test_the_counters_agree_with_the_tables_whatever_is_called(tmp_path_factory, operations):
     directory, clock, log = tmp_path_factory.mktemp("spool"), Clock(), Records()
     spool = Spool.open(directory, log=log, clock=clock)
-    done: set[int] = set()
+    states: dict[int, str] = {}
     for name, job_id in operations:
         match name:
             case "enqueue":
@@ -312,9 +327,11 @@ def test_the_counters_agree_with_the_tables_whatever_is_called(tmp_path_factory,
                 spool.recover()
         counts = spool.counts()
         assert spool._store.waiting == counts.waiting == len(spool.due(99))
-        now_done = {job.job_id for job in spool.jobs(state=State.DONE)}
-        assert done <= now_done
-        done = now_done
+        now = {job.job_id: str(job.state) for job in spool.jobs()}
+        assert set(states) <= set(now)
+        changes = {(states.get(job_id), state) for job_id, state in now.items() if states.get(job_id) != state}
+        assert changes <= TRANSITIONS[name], "job.py lists every change of state, and none leaves done"
+        states = now
     spool.close()
 
 
@@ -341,15 +358,15 @@ def test_history_is_bounded_by_count_and_age(open_spool, clock):
 def test_history_is_pruned_by_itself(open_spool, clock):
     spool = open_spool(history_count=10)
     for _ in range(60):
-        spool.record_matches([Match(clock(), "a", None, n, {}) for n in range(10)])
-    spool.settle()
+        spool.record_matches([PastMatch(clock(), "a", None, n, {}) for n in range(10)])
+    spool.sync()
     assert len(spool.matches(limit=1000)) == 10
 
 
 def test_past_matches_are_found_and_forgotten(open_spool, clock):
     spool = open_spool(history_count=3, history_age_s=100)
     now_ns = clock()
-    spool.record_matches([Match(now_ns + n, "ab"[n % 2], f"c{n}", n, {"pid": n}) for n in range(6)])
+    spool.record_matches([PastMatch(now_ns + n, "ab"[n % 2], f"c{n}", n, {"pid": n}) for n in range(6)])
     assert [match.pid for match in spool.matches()] == [5, 4, 3, 2, 1, 0]
     assert [match.pid for match in spool.matches(rule="a", limit=2)] == [4, 2]
     assert [match.record for match in spool.matches(comm="c3")] == [{"pid": 3}]
@@ -486,7 +503,7 @@ def test_found_by_fuzzing_a_done_job_that_is_indexed_as_waiting(tmp_path, open_s
     spool = open_spool()
     monkeypatch.undo()
     assert ids(spool.due(9)) == [2]
-    assert records.of("spool_damaged", reason="the index of waiting jobs names one that does not wait")
+    assert records.of("spool_damaged", reason="the index of waiting jobs contains one that is not waiting")
 
 
 def test_found_by_fuzzing_a_constraint_that_is_not_utf8(tmp_path, open_spool, records):
@@ -530,7 +547,7 @@ def test_found_by_fuzzing_a_schema_that_is_not_utf8_is_damage(tmp_path, open_spo
 def test_found_by_fuzzing_an_unreadable_record_has_no_events(tmp_path, open_spool, new):
     spool = open_spool()
     spool.enqueue([request("a", {"pid": 12345}), request("a", {"pid": 1})])
-    spool.record_matches([Match(1, "a", None, 12345, {"pid": 12345})])
+    spool.record_matches([PastMatch(1, "a", None, 12345, {"pid": 12345})])
     spool.close()
     flipped(tmp_path / FILE_NAME, b'{"pid":12345}', new)
     spool = open_spool()
@@ -641,11 +658,11 @@ def test_settle_syncs_the_wal_once_and_looking_is_no_reason_to(open_spool):
     spool.counts()
     statements = []
     spool._store._db.set_trace_callback(statements.append)
-    assert spool.unsettled
-    spool.settle()
+    assert spool.unsynced
+    spool.sync()
     spool.counts()
-    assert not spool.unsettled
-    spool.settle()
+    assert not spool.unsynced
+    spool.sync()
     assert [line for line in statements if line.startswith("PRAGMA")] == [
         "PRAGMA synchronous = FULL",
         "PRAGMA user_version = 2",  # a write, or there would be no commit to sync
@@ -658,7 +675,7 @@ def test_a_long_wal_is_moved_into_the_file(tmp_path, open_spool, monkeypatch):
     monkeypatch.setattr("cnprocd.spool.spool.MOST_WAL_BYTES", 0)
     spool = open_spool()
     spool.enqueue([request("a") for _ in range(100)])
-    spool.settle()
+    spool.sync()
     with sqlite3.connect(f"file:{tmp_path / FILE_NAME}?mode=ro&immutable=1", uri=True) as db:
         assert db.execute("SELECT count(*) FROM jobs").fetchone() == (100,)  # without the WAL: it is in the file
     db.close()

@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnprocd.spool.throttle import MOST_KEYS, MOST_TIMES, NS, OTHER_KEYS, After, HeldBack, RateLimit, Throttle
+from cnprocd.rules.ruleset import After, RateLimit
+from cnprocd.spool.throttle import MOST_KEYS, MOST_TIMES, NS, OTHER_KEYS, HeldBack, Throttle
 
 # Whole seconds often, so that matches fall on the very edge of a window.
 GAP_NS = st.integers(0, 5).map(lambda seconds: seconds * NS) | st.integers(0, 5 * NS)
@@ -43,7 +44,7 @@ def test_cooldown_lets_one_pass_and_then_none_for_so_long(gaps, cooldown_s):
 
 @given(GAPS, st.integers(1, 5), st.integers(1, 20), st.none() | st.integers(1, 20))
 def test_after_fires_once_for_each_flapping(gaps, count, within_s, resets_s):
-    throttle = Throttle("r", after=After(count, within_s, resets_s))
+    throttle = Throttle("r", after=After(count, within_s), resets_s=resets_s)
     quiet = (within_s if resets_s is None else resets_s) * NS
     episode: list[int] = []
     fired = False

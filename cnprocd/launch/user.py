@@ -1,7 +1,7 @@
-"""Who a hook runs as: names to numbers, with the supplementary groups that a login would have.
+"""Resolve a hook's `user:` and `group:` to numbers, with the supplementary groups that a login would have.
 
-Facts: getpwnam, getgrnam and getgrouplist may ask LDAP and take their time. The runner asks once per rule and load of
-the rules, keeps the answer, and asks again after a failure.
+getpwnam(3), getgrnam(3) and getgrouplist(3) may ask LDAP and block. The scheduler resolves once per rule and load of
+the rules, keeps the result, and resolves again after a failure.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import os
 import pwd
 
 from cnprocd.launch.program import HookRefusedError
-from cnprocd.spool.job import Identity
+from cnprocd.launch.request import HookUser
 
 
-def resolve(user: str | int | None, group: str | int | None) -> Identity:
-    """The identity for `user:` and `group:` of a rule; raises HookRefusedError when there is no such user or group."""
+def resolve_user(user: str | int | None, group: str | int | None) -> HookUser:
+    """Return the user for `user:` and `group:` of a rule. Raises HookRefusedError if one of them does not exist."""
     entry = _entry(os.geteuid() if user is None else user)
     uid = entry.pw_uid if entry is not None else int(user or 0)
     gid = _gid(group) if group is not None else None
     if gid is None:
         if entry is None:
-            raise HookRefusedError(f"user {uid} is not in the user database", "say which group: it should have, too")
+            raise HookRefusedError(f"user {uid} is not in the user database", "set group: in the rule as well")
         gid = os.getegid() if user is None else entry.pw_gid
     switch = user is not None or group is not None
     if not switch:
@@ -31,8 +31,8 @@ def resolve(user: str | int | None, group: str | int | None) -> Identity:
     else:
         groups = (gid,)
     if os.geteuid() != 0 and (uid, gid) == (os.geteuid(), os.getegid()):
-        switch = False  # an ordinary user may not call setgroups, and need not
-    return Identity(
+        switch = False  # an ordinary user may not call setgroups(2), and does not need to
+    return HookUser(
         uid=uid,
         gid=gid,
         groups=groups,
@@ -49,7 +49,7 @@ def _entry(user: str | int) -> pwd.struct_passwd | None:
     except KeyError:
         if isinstance(user, int):
             return None
-        raise HookRefusedError(f"there is no user {user!r}", "make the user, or correct user: in the rule") from None
+        raise HookRefusedError(f"unknown user {user!r}", "create the user, or correct user: in the rule") from None
 
 
 def _gid(group: str | int) -> int:
@@ -58,4 +58,4 @@ def _gid(group: str | int) -> int:
     try:
         return grp.getgrnam(group).gr_gid
     except KeyError:
-        raise HookRefusedError(f"there is no group {group!r}", "make the group, or correct group:") from None
+        raise HookRefusedError(f"unknown group {group!r}", "create the group, or correct group: in the rule") from None
