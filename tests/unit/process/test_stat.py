@@ -208,5 +208,5 @@ def test_the_container_by_the_names_its_engine_gives(cgroup, container):
 
 @pytest.mark.parametrize("status", [b"Uid:", b"Uid:\nGid:\n", b"Uid:\t1\t1\nGid:", b"Uid:\t\t\nGid:\t1\n"])
 def test_found_by_fuzzing_an_id_line_without_ids_is_no_ids(status):
-    with pytest.raises(ValueError, match=r"without ids|no Uid"):
+    with pytest.raises(ValueError, match=r"no ids|no Uid"):
         parse_ids(status)
