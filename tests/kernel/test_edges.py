@@ -1,0 +1,342 @@
+"""Nothing outside stops the loop: each edge of docs/architecture.md is blocked for a while.
+
+Meanwhile another program's processes fail every 100 ms. Each death must be reported within 1 s, each hook must run,
+`cnprocctl status` must answer within 1 s, SIGTERM must end the daemon within its bound, and nothing may happen twice.
+CNPTEST_BLOCKED_S sets for how long (default 3 s).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from blocking import (
+    DeafManager,
+    Endurance,
+    FrozenDisk,
+    SleepyNames,
+    StoppedJournal,
+    Timed,
+    UnreadPipe,
+    fork_storm,
+    greedy_clients,
+    hanging_process,
+    runner_service,
+    small_disk,
+    stopped,
+)
+from harness import PATIENCE_S, Daemon
+
+LOOKS_UP = "  - {name: looks-up, events: [nonzero_exit], match: {exe: /cnptest/none, parent: {comm: none}}}"
+UNKNOWN_UID = 54321
+
+
+@pytest.fixture
+def endurance(tmp_path):
+    os.chmod(tmp_path, 0o755)
+    return Endurance(tmp_path)
+
+
+@contextlib.contextmanager
+def started(tmp_path, endurance, *options, under=(), env=None):
+    daemon = Timed(tmp_path, endurance.rules, *options, under=under, env=env)
+    try:
+        yield daemon.ready()
+    finally:
+        daemon.kill()
+
+
+def restarted_without_doubles(tmp_path, endurance, **how):
+    """After a restart on the same directories everything is done once, and nothing is left to do."""
+    with started(tmp_path, endurance, **how) as daemon:
+        daemon.mark()
+        endurance.assert_hooks_ran(PATIENCE_S)
+        daemon.mark()
+        endurance.assert_nothing_doubled()
+        assert daemon.stop() == 0
+
+
+def collected(daemon):
+    """The records that have come so far, after everything that happened was evaluated."""
+    daemon.mark()
+    return daemon.records
+
+
+# -- /proc -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["execve", "mmap"])
+def test_a_hanging_process_costs_no_other_process(tmp_path, kind):
+    endurance = Endurance(tmp_path, LOOKS_UP)
+    with started(tmp_path, endurance) as daemon, hanging_process(kind):
+        endurance.live(tmp_path / "run")
+        endurance.assert_answered()
+        endurance.assert_reported(collected(daemon))
+        endurance.assert_hooks_ran()
+        endurance.assert_stops(daemon.process)
+    restarted_without_doubles(tmp_path, endurance)
+
+
+@pytest.mark.parametrize("kind", ["execve", "mmap"])
+def test_a_hanging_process_does_not_delay_a_start(tmp_path, kind):
+    endurance = Endurance(tmp_path, LOOKS_UP)
+    with hanging_process(kind) as victim:
+        began = time.monotonic()
+        with started(tmp_path, endurance) as daemon:
+            assert time.monotonic() - began < 5.0
+            unread = daemon.wait_for("proc_unreadable")
+            assert victim in unread["pids"]
+            endurance.live(tmp_path / "run", 1.0)
+            endurance.assert_reported(collected(daemon))
+            endurance.assert_stops(daemon.process)
+
+
+# -- names -------------------------------------------------------------------------------------------------------
+
+
+def test_a_silent_name_service_delays_nothing(tmp_path, endurance):
+    """Processes of a uid that is not in passwd, as subordinate uids and containers have them."""
+    names = SleepyNames(tmp_path)
+    with started(tmp_path, endurance, under=names.under, env=names.env) as daemon, names.blocked():
+        endurance.live(tmp_path / "run", uid=UNKNOWN_UID)
+        endurance.assert_answered()
+        records = collected(daemon)
+        endurance.assert_reported(records)
+        endurance.assert_hooks_ran()
+        seen = next(record for record in records if record.get("rule") == "seen")
+        assert (seen["uid"], seen["user"]) == (UNKNOWN_UID, None)
+        endurance.assert_stops(daemon.process)
+    restarted_without_doubles(tmp_path, endurance, under=names.under, env=names.env)
+
+
+# -- the log -----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def logging_to(tmp_path, endurance, stdout, *options, under=()):
+    """A daemon whose standard output is not read by the harness; ready when its control socket is there."""
+    rules = tmp_path / "rules.yaml"
+    rules.write_text(endurance.rules.replace("$MARKER", ""))
+    process = subprocess.Popen(
+        [
+            *under, sys.executable, "-m", "cnprocd.cli.cnprocd", "--rules", str(rules), "--state-dir",
+            str(tmp_path / "state"), "--runtime-dir", str(tmp_path / "run"), *options,
+        ],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+    deadline = time.monotonic() + PATIENCE_S
+    while not (tmp_path / "run" / "control.sock").exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.01)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def lost(records):
+    """How many records and matches the daemon reported as lost."""
+    reports = [record for record in records if record["event"] == "log_lost"]
+    return sum(record["records"] for record in reports), sum(record["matches"] for record in reports)
+
+
+def test_an_unread_output_stops_nothing(tmp_path, endurance):
+    """Every match is written in the end or counted as lost."""
+    pipe = UnreadPipe()
+    with logging_to(tmp_path, endurance, pipe.writer, "--log-format", "json") as process:
+        with pipe.blocked():
+            endurance.live(tmp_path / "run")
+            endurance.assert_answered()
+            endurance.assert_hooks_ran()
+        endurance.assert_stops(process)
+    os.close(pipe.writer)
+    pipe.thread.join(PATIENCE_S)
+    records = pipe.records()
+    seen = [record["pid"] for record in records if record["event"] == "rule_matched"]
+    assert len(seen) == len(set(seen))
+    assert len(seen) + lost(records)[1] == len(endurance.died_at)
+    endurance.assert_nothing_doubled()
+
+
+def test_an_unread_output_does_not_hold_up_a_stop(tmp_path, endurance):
+    pipe = UnreadPipe()
+    with logging_to(tmp_path, endurance, pipe.writer, "--log-format", "json") as process, pipe.blocked():
+        endurance.live(tmp_path / "run", 1.0)
+        endurance.assert_stops(process)
+    restarted_without_doubles(tmp_path, endurance)
+
+
+def test_a_stopped_journal_stops_nothing(tmp_path, endurance):
+    journal = StoppedJournal(tmp_path)
+    options = ("--log-format", "journal")
+    with (
+        logging_to(tmp_path, endurance, subprocess.DEVNULL, *options, under=journal.under) as process,
+        journal.blocked(),
+    ):
+        endurance.live(tmp_path / "run")
+        endurance.assert_answered()
+        endurance.assert_hooks_ran()
+        endurance.assert_stops(process)
+    restarted_without_doubles(tmp_path, endurance)
+
+
+def test_a_full_disk_under_the_output_loses_no_word(tmp_path, endurance):
+    """After the disk has room again each line is whole, and what is missing was counted."""
+    with small_disk(tmp_path / "disk") as disk:
+        log = disk / "log"
+        with log.open("ab") as stdout:
+            rest = disk / "rest"
+            with logging_to(tmp_path, endurance, stdout, "--log-format", "json") as process:
+                with rest.open("wb") as file, contextlib.suppress(OSError):
+                    while True:
+                        file.write(b"x")
+                        file.flush()
+                endurance.live(tmp_path / "run")
+                endurance.assert_hooks_ran()
+                endurance.assert_answered()
+                rest.unlink()
+                endurance.live(tmp_path / "run", 1.0)
+                endurance.assert_hooks_ran()
+                endurance.assert_stops(process)
+        import json
+
+        records = [json.loads(line) for line in log.read_bytes().splitlines()]
+    seen = [record["pid"] for record in records if record["event"] == "rule_matched"]
+    assert len(seen) == len(set(seen))
+    assert len(seen) + lost(records)[1] == len(endurance.died_at)
+
+
+# -- the disk ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["thaw", "stop"])
+def test_a_frozen_disk_stops_nothing(tmp_path, endurance, end):
+    """Hooks run from memory, reported as not durable; after the thaw nothing runs again."""
+    disk = FrozenDisk(tmp_path)
+    options = ("--state-dir", str(disk.directory / "state"))
+    try:
+        with started(tmp_path, endurance, *options) as daemon:
+            with disk.blocked():
+                endurance.live(tmp_path / "run")
+                endurance.assert_answered()
+                endurance.assert_reported(collected(daemon))
+                endurance.assert_hooks_ran()
+                assert endurance.status["jobs"]["durable"] is False
+                if end == "stop":
+                    endurance.assert_stops(daemon.process)
+            if end == "thaw":
+                daemon.wait_for("spool_durable")
+                assert daemon.stop() == 0
+        with started(tmp_path, endurance, *options) as daemon:
+            daemon.mark()
+            daemon.mark()
+            endurance.assert_hooks_ran()
+            endurance.assert_nothing_doubled()
+            daemon.stop()
+    finally:
+        disk.close()
+
+
+# -- the service manager, the control socket, the runner, one owner ----------------------------------------------
+
+
+def test_a_deaf_service_manager_stops_nothing(tmp_path, endurance):
+    manager = DeafManager(tmp_path)
+    with started(tmp_path, endurance, env=manager.env) as daemon, manager.blocked():
+        endurance.live(tmp_path / "run")
+        endurance.assert_answered()
+        endurance.assert_reported(collected(daemon))
+        endurance.assert_hooks_ran()
+        endurance.assert_stops(daemon.process)
+
+
+def test_greedy_clients_delay_nothing(tmp_path, endurance):
+    """A history of 18 MB, asked for by three clients a thousand rows at a time."""
+    (tmp_path / "state").mkdir()
+    endurance.fill_history(tmp_path / "state", 18 << 20)
+    with started(tmp_path, endurance) as daemon:
+        with greedy_clients(tmp_path / "run"):
+            endurance.live(tmp_path / "run")
+            endurance.assert_answered()
+            endurance.assert_reported(collected(daemon))
+            endurance.assert_hooks_ran()
+        assert daemon.stop() == 0
+
+
+def test_a_stopped_runner_holds_no_slot_for_ever(tmp_path, endurance):
+    """Its jobs are reported and tried again; SIGTERM ends the daemon; after SIGCONT each hook has run once."""
+    endurance.rules = endurance.rules.replace(
+        "timeout: 20s", "timeout: 1s, retries: 5, backoff: {initial: 1s, max: 1s}"
+    )
+    (tmp_path / "rules.yaml").write_text(endurance.rules.replace("$MARKER", ""))
+    with runner_service(tmp_path) as (path, runner), started(tmp_path, endurance, "--runner", str(path)) as daemon:
+        endurance.fail()
+        endurance.assert_hooks_ran(PATIENCE_S)
+        with stopped(runner):
+            endurance.live(tmp_path / "run")
+            endurance.assert_answered()
+            endurance.assert_reported(collected(daemon))
+            daemon.wait_for("runner_silent")
+            endurance.assert_stops(daemon.process)
+        with started(tmp_path, endurance, "--runner", str(path)) as daemon:
+            daemon.mark()
+            endurance.assert_hooks_ran(PATIENCE_S)
+            endurance.assert_nothing_doubled()
+            assert daemon.stop() == 0
+
+
+def test_a_second_daemon_ends_with_75_and_names_the_first(tmp_path, endurance):
+    with started(tmp_path, endurance) as daemon:
+        for options in ((), ("--state-dir", str(tmp_path / "other")), ("--runtime-dir", str(tmp_path / "other"))):
+            second = Daemon(tmp_path, endurance.rules, *options)
+            assert second.process.wait(PATIENCE_S) == 75
+            assert f"PID {daemon.process.pid}" in second.stderr()
+        endurance.live(tmp_path / "run", 1.0)
+        endurance.assert_reported(collected(daemon))
+        endurance.assert_hooks_ran()
+        endurance.assert_nothing_doubled()
+
+
+# -- storms ------------------------------------------------------------------------------------------------------
+
+
+def test_a_storm_by_a_user_costs_no_other_process(tmp_path):
+    """Two loops of vfork and _exit(1) against a rule that matches every failure."""
+    endurance = Endurance(tmp_path, "  - {name: every-failure, events: [nonzero_exit]}")
+    os.chmod(tmp_path, 0o755)
+    with started(tmp_path, endurance, under=("nice", "-n", "-10")) as daemon:
+        with fork_storm(tmp_path) as counts:
+            endurance.live(tmp_path / "run")
+            endurance.assert_answered()
+            endurance.assert_reported(collected(daemon))
+            endurance.assert_hooks_ran()
+            peak_kib = memory_kib(daemon.process.pid)
+        assert peak_kib < 80 << 10, f"{peak_kib >> 10} MiB"
+        endurance.assert_stops(daemon.process)
+        assert counts
+
+
+def memory_kib(pid):
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1])
+    raise AssertionError("no VmHWM")
+
+
+def test_a_hundred_hangups_cost_at_most_two_reloads(tmp_path, endurance):
+    with started(tmp_path, endurance) as daemon:
+        for _ in range(100):
+            daemon.process.send_signal(signal.SIGHUP)
+        daemon.wait_for("rules_loaded")
+        endurance.live(tmp_path / "run", 1.0)
+        endurance.assert_reported(collected(daemon))
+        assert len([record for record in daemon.records if record["event"] == "rules_loaded"]) <= 2
+        assert daemon.stop() == 0
