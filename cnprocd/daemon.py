@@ -37,6 +37,7 @@ async def start(parts: Parts, outside: Outside) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, parts.stopping.set)
     log_receive_buffer(parts.pipeline.source, parts.rules.loaded.settings.receive_buffer_bytes, outside.log)
+    parts.lookups.prepare()
     parts.pipeline.start()
     loop.add_signal_handler(signal.SIGHUP, parts.rules.reload_soon)
     parts.actions.start()
@@ -63,6 +64,7 @@ async def stop(parts: Parts, outside: Outside) -> None:
     outside.log("notice", "stopping", message=parts.rules.status_line())
     await parts.control.close()
     await parts.actions.stop(STOP_BOUND_S)
+    parts.lookups.close()
     if not parts.kept_by_manager:
         with contextlib.suppress(OSError):
             parts.pipeline.source.close()

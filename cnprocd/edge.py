@@ -47,6 +47,7 @@ class Limits:
     workers: int = 1  # at work at the same time; with one, pieces are done in order
     inbox: int = 64  # pieces that wait for a worker
     replacements: int = 0  # stuck workers that are replaced; 0: the edge waits until its worker comes back
+    spares: int = 0  # workers that are kept ready beside those at work, where starting one takes long
 
 
 @dataclass(slots=True)
@@ -94,16 +95,19 @@ class Edge(Generic[W, R]):
         limits: Limits,
         loop: asyncio.AbstractEventLoop,
         on_late: Callable[[W], None] | None = None,
+        blame: Callable[[str, float], None] | None = None,
     ) -> None:
-        """`start` makes a worker, at the first piece and to replace a stuck one. `on_late` is told each late piece."""
+        """`start` makes a worker. `on_late` gets each late piece; `blame` the time that ask() made the loop wait."""
         self.name = name
         self.limits = limits
         self.counters = Counters()
         self._start = start
         self._loop = loop
         self._on_late = on_late
+        self._blame = blame
         self._inbox: deque[_Piece[W, R]] = deque()
         self._idle: list[_Seat[W, R]] = []
+        self._starting: dict[_Seat[W, R], None] = {}
         self._busy: dict[_Seat[W, R], None] = {}  # in the order in which they began
         self._stuck: dict[_Seat[W, R], float] = {}  # since when
         self._leaving: list[Worker[W, R]] = []  # closed or ended, and not reaped
@@ -145,12 +149,19 @@ class Edge(Generic[W, R]):
             self._collect(seat)
         elif not answers:
             self._give_up(seat)
+        if self._blame is not None:
+            self._blame(self.name, time.monotonic() - now_s)
         return answers[0]
 
     @property
     def waiting(self) -> int:
         """Pieces that wait for a worker."""
         return len(self._inbox)
+
+    @property
+    def ready(self) -> int:
+        """Workers that can begin at once."""
+        return len(self._idle)
 
     @property
     def stalled_s(self) -> float:
@@ -181,11 +192,12 @@ class Edge(Generic[W, R]):
         self._inbox.clear()
         for seat in (*self._busy, *self._stuck):
             self._dismiss(seat, abandon=True)
-        for seat in self._idle:
+        for seat in (*self._idle, *self._starting):
             self._dismiss(seat)
         self._busy.clear()
         self._stuck.clear()
         self._idle.clear()
+        self._starting.clear()
         self.counters.stuck = 0
         for piece in left:
             self._end(piece, Missed.STOPPED)
@@ -194,31 +206,46 @@ class Edge(Generic[W, R]):
 
     # -- workers -------------------------------------------------------------------------------------------------
 
+    def prepare(self, within_s: float) -> bool:
+        """Start the workers, and wait at most so long until one is ready. Returns whether one is."""
+        self._grow()
+        deadline_s = time.monotonic() + within_s
+        for seat in list(self._starting):
+            if seat.poller.poll(max(0, math.ceil((deadline_s - time.monotonic()) * 1000))):
+                self._collect(seat)
+        return bool(self._idle)
+
     def _free_seat(self) -> _Seat[W, R] | None:
-        """Return an idle worker, started if need be; None if there may be no further one."""
+        """Return an idle worker, started if need be; None if there is none now."""
+        if not self._idle and not self._closed:
+            self._grow()
+        return self._idle.pop() if self._idle and len(self._busy) < self.limits.workers else None
+
+    def _grow(self) -> None:
+        """Start workers until there are enough, as far as stuck ones leave room. An idle one is ready at once."""
+        limits = self.limits
+        wanted = limits.workers + limits.spares
         if self._closed:
-            return None
-        if self._idle:
-            return self._idle.pop()
-        if len(self._busy) >= self.limits.workers:
-            return None
-        if len(self._busy) + len(self._stuck) >= self.limits.workers + self.limits.replacements:
+            return
+        if len(self._busy) + len(self._stuck) >= wanted + limits.replacements:
             self._take_back()
-        if self._idle:
-            return self._idle.pop()
-        if len(self._busy) + len(self._stuck) >= self.limits.workers + self.limits.replacements:
-            return None
         self._reap()
-        try:
-            worker = self._start()
-        except (OSError, RuntimeError):  # no process, descriptor or thread to be had
-            return None
-        if self._stuck:
-            self.counters.replaced += 1
-        seat = _Seat(worker)
-        seat.poller.register(worker.fileno(), select.POLLIN)
-        self._loop.add_reader(worker.fileno(), self._on_readable, seat)
-        return seat
+        while True:
+            active = len(self._busy) + len(self._idle) + len(self._starting)
+            if active >= wanted or active + len(self._stuck) >= wanted + limits.replacements:
+                return
+            try:
+                worker = self._start()
+            except (OSError, RuntimeError):  # no process, descriptor or thread to be had
+                return
+            self.counters.replaced += bool(self._stuck)
+            seat = _Seat(worker)
+            seat.poller.register(worker.fileno(), select.POLLIN)
+            self._loop.add_reader(worker.fileno(), self._on_readable, seat)
+            if worker.greets:
+                self._starting[seat] = None
+            else:
+                self._idle.append(seat)
 
     def _begin(self, seat: _Seat[W, R], piece: _Piece[W, R]) -> None:
         seat.piece = piece
@@ -253,11 +280,13 @@ class Edge(Generic[W, R]):
         piece, seat.piece = seat.piece, None
         self._busy.pop(seat, None)
         self._stuck.pop(seat, None)
+        self._starting.pop(seat, None)
         self.counters.stuck = len(self._stuck)
         if seat in self._idle:
             self._idle.remove(seat)
         self.counters.ended += ended
-        if ended or len(self._busy) + len(self._idle) >= self.limits.workers:
+        enough = self.limits.workers + self.limits.spares
+        if ended or len(self._busy) + len(self._idle) + len(self._starting) >= enough:
             self._dismiss(seat)
         else:
             self._idle.append(seat)
@@ -272,6 +301,8 @@ class Edge(Generic[W, R]):
         self._stuck[seat] = piece.submitted_s
         self.counters.stuck = len(self._stuck)
         seat.worker.abandon()
+        if self.limits.spares:
+            self._loop.call_soon(self._grow)  # not now: the caller has waited long enough
         self._end(piece, Missed.LATE)
 
     def _next(self) -> None:

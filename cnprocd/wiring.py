@@ -24,7 +24,8 @@ from cnprocd.event_loop import EventLoop, Ticker
 from cnprocd.log import Level, Log
 from cnprocd.pipeline import Pipeline
 from cnprocd.process.holder import Holder, kernel_reports_exit_status
-from cnprocd.process.procfs import ProcFs, boot_id
+from cnprocd.process.lookups import Lookups
+from cnprocd.process.procfs import boot_id, user_name
 from cnprocd.process.tracker import Tracker
 from cnprocd.recovery import Recovery
 from cnprocd.reload import RulesInForce
@@ -89,6 +90,7 @@ class Parts:
     """The complete daemon, not started yet."""
 
     rules: RulesInForce
+    lookups: Lookups
     pipeline: Pipeline
     actions: Dispatcher
     control: ControlRoom
@@ -108,14 +110,14 @@ def connect(options: Options, loaded: LoadedRules, outside: Outside) -> Parts:
     features = source.subscribe()
     matcher = Matcher(loaded.rules)
     subscription = Subscription(source, features, matcher)
-    procfs = ProcFs()
-    tracker = Tracker(subscription.plan.tracking, procfs, outside.own_tgid, matcher.cares)
+    lookups = Lookups(loop, log, user_name)
+    tracker = Tracker(subscription.plan.tracking, lookups, outside.own_tgid, matcher.cares)
     follower = HookFollower(subscription, tracker.family, ticker.arm)
     actions = Dispatcher(options.state_dir, loaded, log, follower, options.runner)
     tap = Tap(actions)
     holder = Holder() if "pidfd_info" not in options.refused and kernel_reports_exit_status() else None
-    recovery = Recovery(source, tracker, procfs, holder, log)
-    pipeline = Pipeline(source, tracker, matcher, tap, recovery, procfs, log)
+    recovery = Recovery(source, tracker, lookups, holder, log)
+    pipeline = Pipeline(source, tracker, matcher, tap, recovery, lookups, log)
     rules = RulesInForce(
         loaded, outside.load, subscription, pipeline, actions, manager, log, outside.set_log_level, stopping
     )
@@ -123,7 +125,8 @@ def connect(options: Options, loaded: LoadedRules, outside: Outside) -> Parts:
     control = ControlRoom(view, tap, options.runtime_dir, log)
     rules.on_swap.append(control.reloaded)
     event_loop = EventLoop(loop, ticker, rules, pipeline, actions, follower, manager, log, stopping)
-    return Parts(rules, pipeline, actions, control, event_loop, stopping, kept_by_manager)
+    ticker.handlers.append(lambda: lookups.tick(time.monotonic()))
+    return Parts(rules, lookups, pipeline, actions, control, event_loop, stopping, kept_by_manager)
 
 
 def open_source(options: Options, loaded: LoadedRules, manager: ServiceManager) -> tuple[Source, bool]:

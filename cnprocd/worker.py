@@ -42,6 +42,8 @@ class WorkerEndedError(CnprocdError):
 class Worker(Protocol[W_contra, R_co]):
     """Does one piece of work at a time, outside the event loop."""
 
+    greets: bool  # it sends one answer to nothing when it is ready, because it takes long to start
+
     def fileno(self) -> int:
         """Return the descriptor that is readable when there is an answer, or when the worker has ended."""
 
@@ -66,6 +68,8 @@ class Worker(Protocol[W_contra, R_co]):
 
 class ThreadWorker(Generic[W, R]):
     """A thread that runs `run` for each piece. It does not keep the process from ending (threading: daemon)."""
+
+    greets = False
 
     def __init__(self, name: str, run: Callable[[W], R]) -> None:
         """Raises OSError or RuntimeError: there is no descriptor or thread to be had."""
@@ -116,9 +120,11 @@ class ThreadWorker(Generic[W, R]):
 class ChildWorker:
     """A child process that runs a script, and answers messages with messages on its standard input, a socket.
 
-    The script imports nothing of this package: it is started by `python -IS`, in 20 ms. It ends at EOF. Work and
-    answer are at most MOST_MESSAGE_BYTES long (unix(7), SOCK_SEQPACKET).
+    The script imports nothing of this package: `python -IS` starts it in 20 ms. It sends one message when it is ready,
+    and ends at EOF. Work and answer are at most MOST_MESSAGE_BYTES long (unix(7), SOCK_SEQPACKET).
     """
+
+    greets = True
 
     def __init__(self, script: Path, *arguments: str) -> None:
         """Raises OSError: there is no process or descriptor to be had."""

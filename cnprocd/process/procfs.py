@@ -7,14 +7,25 @@ the result; the caller compares it with what it knows. No function raises for a 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import time
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import NamedTuple
 
 from cnprocd.process.model import EVERYTHING, TICK_NS, Process, Provenance, Wanted
-from cnprocd.process.stat import Stat, parse_cgroup, parse_cmdline, parse_ids, parse_stat, text
+from cnprocd.process.stat import (
+    Stat,
+    Status,
+    parse_cgroup,
+    parse_cmdline,
+    parse_ids,
+    parse_stat,
+    parse_status,
+    text,
+)
 
 _CHUNK = 8192
 
@@ -41,10 +52,19 @@ def read_stat(tgid: int) -> Stat | None:
         return None
 
 
+def read_status(tgid: int) -> Status | None:
+    """/proc/PID/status, or None if there is no such process. The process cannot make this wait (see lookups.py)."""
+    raw = _read(tgid, "status")
+    try:
+        return parse_status(raw) if raw else None
+    except ValueError:
+        return None
+
+
 def is_alive(tgid: int) -> bool:
     """Return whether any thread of the process still runs. A zombie is dead; a zombie leader with threads is alive."""
-    stat = read_stat(tgid)
-    return stat is not None and not stat.is_dead
+    status = read_status(tgid)
+    return status is not None and not status.is_dead
 
 
 def clock_offset_ns() -> int:
@@ -52,10 +72,43 @@ def clock_offset_ns() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
 
 
+class Files(NamedTuple):
+    """The content of files in /proc/PID; None: not asked for, or not readable. `exe` is the link's target."""
+
+    stat: bytes | None
+    status: bytes | None = None
+    exe: bytes | None = None
+    cmdline: bytes | None = None
+    cgroup: bytes | None = None
+
+
 def read_process(tgid: int, wanted: Wanted = EVERYTHING, source: Provenance = "procfs") -> Process | None:
-    """Return a process as /proc shows it now, or None if it is gone. A zombie has no exe and no cmdline."""
-    stat = read_stat(tgid)
-    if stat is None:
+    """Return a process as /proc shows it now, or None if it is gone. A zombie has no exe and no cmdline.
+
+    Not for the daemon: a process can make this wait (see lookups.py).
+    """
+    files = Files(
+        stat=_read(tgid, "stat"),
+        status=_read(tgid, "status") if wanted.ids else None,
+        exe=_exe(tgid) if wanted.exe else None,
+        cmdline=_read(tgid, "cmdline") if wanted.cmdline else None,
+        cgroup=_read(tgid, "cgroup") if wanted.cgroup else None,
+    )
+    return to_process(tgid, files, source)
+
+
+def _exe(tgid: int) -> bytes | None:
+    try:
+        return os.readlink(f"/proc/{tgid}/exe".encode())
+    except OSError:
+        return None  # a kernel thread, a zombie, or another user's without CAP_SYS_PTRACE
+
+
+def to_process(tgid: int, files: Files, source: Provenance) -> Process | None:
+    """Return the process that these files show, or None if its `stat` does not show one."""
+    try:
+        stat = parse_stat(files.stat or b"")
+    except ValueError:
         return None
     process = Process(
         tgid=tgid,
@@ -67,31 +120,50 @@ def read_process(tgid: int, wanted: Wanted = EVERYTHING, source: Provenance = "p
         threaded=stat.threads > 1,
         counted_ns=time.clock_gettime_ns(time.CLOCK_MONOTONIC),
     )
-    if wanted.ids and (raw := _read(tgid, "status")):
-        try:
-            process.uid, process.gid = parse_ids(raw)
+    if files.status:
+        with contextlib.suppress(ValueError):
+            process.uid, process.gid = parse_ids(files.status)
             process.ids_source = source
-        except ValueError:
-            process.uid = process.gid = None
-    if wanted.exe:
-        try:
-            process.exe = text(os.readlink(os.fsencode(f"/proc/{tgid}/exe")))
-            process.image_source = source
-        except OSError:
-            process.exe = None  # a kernel thread, a zombie, or another user's without CAP_SYS_PTRACE
-    if wanted.cmdline and (raw := _read(tgid, "cmdline")):
-        process.cmdline, process.image_source = parse_cmdline(raw), source
+    if files.exe is not None:
+        process.exe, process.image_source = text(files.exe), source
+    if files.cmdline:
+        process.cmdline, process.image_source = parse_cmdline(files.cmdline), source
+    if files.cgroup:
+        process.cgroup, process.cgroup_source = parse_cgroup(files.cgroup), source
+    return process
+
+
+def unread_process(tgid: int, wanted: Wanted, source: Provenance) -> Process | None:
+    """Return what can be known of a process whose `stat` does not return: not its start, exe and cmdline."""
+    status = read_status(tgid)
+    if status is None:
+        return None
+    process = Process(
+        tgid=tgid,
+        ppid=status.ppid,
+        comm=status.comm,
+        comm_source=source,
+        uid=status.uid,
+        gid=status.gid,
+        ids_source=source,
+        threads=0 if status.is_dead else max(1, status.threads),
+        threaded=status.threads > 1,
+        counted_ns=time.clock_gettime_ns(time.CLOCK_MONOTONIC),
+    )
     if wanted.cgroup and (raw := _read(tgid, "cgroup")):
         process.cgroup, process.cgroup_source = parse_cgroup(raw), source
     return process
 
 
+def all_pids() -> list[int]:
+    """Return the PID of every process, zombies included."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
 def scan(wanted: Wanted = EVERYTHING) -> Iterator[Process]:
     """Yield every living process, zombies excluded. Subscribe first and scan second, so that none is missed."""
-    for name in os.listdir("/proc"):
-        if not name.isdigit():
-            continue
-        process = read_process(int(name), wanted)
+    for tgid in all_pids():
+        process = read_process(tgid, wanted)
         if process is not None and process.threads:
             yield process
 

@@ -75,6 +75,31 @@ def _first_number(line: bytes) -> int:
     return int(words[1])
 
 
+class Status(NamedTuple):
+    """What /proc/PID/status shows of a process; a process cannot make that file wait."""
+
+    comm: str
+    ppid: int
+    threads: int
+    is_dead: bool
+    uid: int  # real
+    gid: int  # real
+
+
+def parse_status(raw: bytes) -> Status:
+    """Return the fields of /proc/PID/status. Raises ValueError if one of them is missing."""
+    fields: dict[bytes, bytes] = {}
+    for line in raw.split(b"\n"):
+        key, _, value = line.partition(b":\t")
+        fields.setdefault(key, value)
+    if not {b"Name", b"State", b"PPid", b"Threads"} <= fields.keys():
+        raise ValueError("not a /proc/PID/status file")
+    threads = int(fields[b"Threads"])
+    comm = re.sub(rb"\\([n\\])", lambda found: b"\n" if found[1] == b"n" else b"\\", fields[b"Name"])
+    uid, gid = parse_ids(raw)
+    return Status(text(comm), int(fields[b"PPid"]), threads, fields[b"State"][:1] in b"ZX" and threads <= 1, uid, gid)
+
+
 def parse_cmdline(raw: bytes) -> str | None:
     """Return the arguments joined by spaces; None for a kernel thread or a zombie, which have none."""
     joined = raw[:_MAX_CMDLINE].rstrip(b"\0").replace(b"\0", b" ")

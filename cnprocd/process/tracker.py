@@ -262,7 +262,9 @@ class Tracker:
     def _recounted(self, process: Process) -> bool:
         """Return whether a process still lives although the count is 0: a scan in a storm may miscount its threads."""
         fresh = self._procfs.read(process.tgid, Wanted(), "procfs")
-        if fresh is None or not fresh.threads or not same_process(process, fresh):
+        if fresh is None:
+            return self._procfs.is_alive(process.tgid)  # its other files may not answer
+        if not fresh.threads or not same_process(process, fresh):
             return False
         process.threads, process.counted_ns = fresh.threads, fresh.counted_ns
         return True

@@ -33,7 +33,10 @@ from blocking import (
 )
 from harness import PATIENCE_S, Daemon
 
-LOOKS_UP = "  - {name: looks-up, events: [nonzero_exit], match: {exe: /cnptest/none, parent: {comm: none}}}"
+LOOKS_UP = """
+  - {name: theirs, events: [nonzero_exit], match: {comm: cnptest-fuse}}
+  - {name: names, events: [comm], threads: true, match: {comm: cnptest-fuse}}
+"""
 UNKNOWN_UID = 54321
 
 

@@ -1,8 +1,9 @@
-"""A worker process for test_edge.py: answers with what it was sent, waits for ever on `hang`, ends on `exit`."""
+"""A worker process for test_edge.py: greets, echoes what it is sent, waits for ever on `hang`, ends on `exit`."""
 
 import os
 import time
 
+os.write(0, b"ready")
 while message := os.read(0, 1 << 17):
     if message == b"hang":
         time.sleep(1000)

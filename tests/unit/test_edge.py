@@ -71,7 +71,9 @@ def threads(loop, gate, **limits):
 
 
 def children(loop, **limits):
-    return Edge("test", lambda: ChildWorker(CHILD), Limits(**limits), loop)
+    edge = Edge("test", lambda: ChildWorker(CHILD), Limits(**limits), loop)
+    assert edge.prepare(LONG_S)
+    return edge
 
 
 class Answers:
@@ -244,11 +246,33 @@ def test_a_stuck_child_is_killed_and_replaced_for_ever(loop):
     edge = children(loop, deadline_s=LONG_S, replacements=2)
     for _ in range(8):
         assert edge.ask(b"hang", SHORT_S) is Missed.LATE
-        answer = edge.ask(b"a", LONG_S)
-        while answer is Missed.REFUSED:  # SIGKILL takes its moment
-            answer = edge.ask(b"a", LONG_S)
-        assert answer == b"<a>"
+        while not edge.prepare(LONG_S):  # SIGKILL takes its moment
+            pass
+        assert edge.ask(b"a", LONG_S) == b"<a>"
     assert edge.counters.late == 8
+    edge.close()
+
+
+def test_a_spare_child_takes_over_at_once(loop):
+    edge = children(loop, deadline_s=LONG_S, replacements=2, spares=1)
+
+    async def until_both_are_ready():
+        while edge.ready < 2:
+            await asyncio.sleep(0.001)
+
+    for _ in range(4):
+        loop.run_until_complete(asyncio.wait_for(until_both_are_ready(), LONG_S))
+        assert edge.ask(b"hang", SHORT_S) is Missed.LATE
+        assert edge.ask(b"a") == b"<a>"
+    edge.close()
+
+
+def test_a_child_that_is_not_ready_yet_is_no_reason_to_wait(loop):
+    """ask() is refused, submit() is done when the child is ready."""
+    edge, answers = Edge("test", lambda: ChildWorker(CHILD), Limits(LONG_S), loop), Answers(loop)
+    assert edge.ask(b"a") is Missed.REFUSED
+    edge.submit(b"b", answers.to("b"))
+    assert answers.until(1) == [("b", b"<b>")]
     edge.close()
 
 
@@ -268,7 +292,7 @@ def test_an_idle_child_that_was_killed_is_replaced(loop):
         return workers[-1]
 
     edge = Edge("test", start, Limits(LONG_S), loop)
-    assert edge.ask(b"a") == b"<a>"
+    assert edge.prepare(LONG_S)
     workers[0].abandon()
 
     async def until_noticed():
@@ -276,7 +300,7 @@ def test_an_idle_child_that_was_killed_is_replaced(loop):
             await asyncio.sleep(0.001)
 
     loop.run_until_complete(asyncio.wait_for(until_noticed(), LONG_S))
-    assert edge.ask(b"b") == b"<b>"
+    assert edge.prepare(LONG_S) and edge.ask(b"b") == b"<b>"
     assert len(workers) == 2
     edge.close()
 

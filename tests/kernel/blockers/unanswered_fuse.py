@@ -9,8 +9,8 @@ holds the process's exec_update_lock, and waits for the answer to FLUSH (fs/exec
 KIND `mmap`: one thread of the victim waits for the answer to READ with a page locked; another maps the file, waits for
 that page, and holds mmap_lock for writing meanwhile (fs/fuse/file.c fuse_file_mmap, invalidate_inode_pages2).
 
-Before it hangs, the victim forks children that exit with 1, one every 200 ms, each once the victim hangs: the daemon
-looks up the parent of a process that failed.
+While it hangs, something makes the daemon look it up every 200 ms. In `execve` its children exit with 1, so that their
+parent is read. In `mmap` another thread of it takes a name, so that the command line is read.
 
 DEVICE is a character device 10:229 that the user may open; the kernel requires that it is opened in the user namespace
 that mounts (fs/fuse/inode.c fuse_fill_super). Layouts: include/uapi/linux/fuse.h.
@@ -37,7 +37,7 @@ ATTR = struct.Struct("=QQQQQQIIIIIIIIII")
 ENTRY = struct.Struct("=QQQQII")
 ROOT_NODE, FILE_NODE = 1, 2
 SIZE = 1 << 16
-CHILDREN, CHILD_EVERY_MS = 50, 200
+TURNS, TURN_EVERY_MS = 50, 200
 
 
 def attributes(node: int) -> bytes:
@@ -61,17 +61,17 @@ def answer(opcode: int, node: int, body: bytes) -> bytes | None:
     return b""
 
 
-def serve(device: int, victim: int, next_child: int) -> None:
+def serve(device: int, victim: int, next_turn: int) -> None:
     """Answer requests until standard input is closed. Print the PID of the victim when it hangs."""
-    hangs, children = False, CHILDREN
+    hangs, turns = False, TURNS
     poller = select.poll()
     poller.register(device, select.POLLIN)
     poller.register(0, select.POLLIN)
     while True:
-        events = poller.poll(CHILD_EVERY_MS)
-        if hangs and children and not events:
-            os.write(next_child, b"x")
-            children -= 1
+        events = poller.poll(TURN_EVERY_MS)
+        if hangs and turns and not events:
+            os.write(next_turn, b"x")
+            turns -= 1
         for fd, _ in events:
             if fd == 0:
                 return
@@ -109,22 +109,33 @@ def check(result: int, what: str) -> None:
         raise OSError(error, f"{what}: {os.strerror(error)}")
 
 
-def hang_in_execve(path: str) -> None:
-    LIBC.prctl(15, b"cnptest-fuse", 0, 0, 0)
+def hang_in_execve(path: str, turns: int) -> None:
+    for _ in range(TURNS):
+        if os.fork() == 0:
+            os.read(turns, 1)
+            os._exit(1)
     os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     os.execv("/bin/sleep", ["cnptest-fuse", "1000"])
 
 
-def hang_in_mmap(path: str) -> None:
-    """One thread waits for READ with the page locked; this one waits for the page with mmap_lock held for writing."""
-    LIBC.prctl(15, b"cnptest-fuse", 0, 0, 0)
+def hang_in_mmap(path: str, turns: int) -> None:
     cached = os.open(path, os.O_RDONLY)
-    direct = os.open(path, os.O_RDONLY | os.O_DIRECT)  # before the read: open(2) waits for the page, too
-    reader = threading.Thread(target=os.pread, args=(cached, 1, 0), daemon=True)
+    direct = os.open(path, os.O_RDONLY | os.O_DIRECT)  # before the read: open(2) waits for the page as well
+    reader = threading.Thread(target=lambda: LIBC.read(cached, ctypes.create_string_buffer(1), 1), daemon=True)
     reader.start()
     while "request_wait" not in Path(f"/proc/self/task/{reader.native_id}/wchan").read_text():
         os.sched_yield()
-    mmap.mmap(direct, SIZE, mmap.MAP_PRIVATE, mmap.PROT_READ)
+
+    def take_names() -> None:
+        while os.read(turns, 1):
+            set_name()
+
+    threading.Thread(target=take_names, daemon=True).start()
+    LIBC.mmap(None, ctypes.c_size_t(SIZE), mmap.PROT_READ, mmap.MAP_PRIVATE, direct, ctypes.c_long(0))
+
+
+def set_name() -> None:
+    LIBC.prctl(15, b"cnptest-fuse", 0, 0, 0)
 
 
 def main(kind: str, device_path: str, directory: str) -> None:
@@ -132,26 +143,20 @@ def main(kind: str, device_path: str, directory: str) -> None:
     device = os.open(device_path, os.O_RDWR)
     options = f"fd={device},rootmode=40000,user_id=0,group_id=0".encode()
     check(LIBC.mount(b"fuse", directory.encode(), b"fuse", 0, options), "mount")
-    turns = os.pipe()
+    turns, next_turn = os.pipe()
     victim = os.fork()
     if victim == 0:
         os.close(device)
+        os.close(next_turn)
         null = os.open("/dev/null", os.O_RDWR)
         os.dup2(null, 0)
         os.dup2(null, 1)
-        os.close(turns[1])
-        for _ in range(CHILDREN):
-            if os.fork() == 0:
-                os.read(turns[0], 1)
-                os._exit(1)
+        set_name()
         try:
-            {"execve": hang_in_execve, "mmap": hang_in_mmap}[kind](f"{directory}/file")
-        except BaseException as error:
-            os.write(2, f"{error!r}\n".encode())
+            {"execve": hang_in_execve, "mmap": hang_in_mmap}[kind](f"{directory}/file", turns)
         finally:
             os._exit(77)
-    os.close(turns[0])
-    serve(device, victim, turns[1])
+    serve(device, victim, next_turn)
 
 
 if __name__ == "__main__":

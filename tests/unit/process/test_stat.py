@@ -12,6 +12,7 @@ from cnprocd.process.stat import (
     parse_cmdline,
     parse_ids,
     parse_stat,
+    parse_status,
     text,
     unit_of,
 )
@@ -210,3 +211,38 @@ def test_the_container_by_the_names_its_engine_gives(cgroup, container):
 def test_found_by_fuzzing_an_id_line_without_ids_is_no_ids(status):
     with pytest.raises(ValueError, match=r"no ids|no Uid"):
         parse_ids(status)
+
+
+# --- status
+
+
+@pytest.mark.parametrize(
+    ("name", "comm"),
+    [(b"sh", "sh"), (rb"a\nUid:\t0", "a\nUid:\\t0"), (rb"b\\n", "b\\n"), (b"", ""), (b"\xff", "\udcff")],
+)
+def test_status_shows_the_true_name(name, comm):
+    """The kernel escapes newline and backslash, and nothing else (fs/proc/array.c proc_task_name)."""
+    raw = b"Name:\t" + name + b"\nState:\tS (sleeping)\nPPid:\t7\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nThreads:\t3\n"
+    assert parse_status(raw) == (comm, 7, 3, False, 1, 5)
+
+
+@pytest.mark.parametrize(
+    ("state", "threads", "dead"), [("Z", 1, True), ("Z", 3, False), ("X", 1, True), ("S", 1, False)]
+)
+def test_status_of_a_zombie_leader_whose_threads_live_on(state, threads, dead):
+    raw = f"Name:\tx\nState:\t{state} (zombie)\nPPid:\t7\nUid:\t1\t2\nGid:\t5\t6\nThreads:\t{threads}\n"
+    assert parse_status(raw.encode()).is_dead is dead
+
+
+@given(st.binary(max_size=300))
+def test_random_bytes_are_no_status_or_a_whole_one(raw):
+    try:
+        parse_status(raw)
+    except ValueError:
+        return
+
+
+def test_status_and_stat_of_this_process_agree():
+    with open("/proc/self/stat", "rb") as stat, open("/proc/self/status", "rb") as status:
+        one, other = parse_stat(stat.read()), parse_status(status.read())
+    assert (one.comm, one.ppid, one.threads, one.is_dead) == (other.comm, other.ppid, other.threads, other.is_dead)

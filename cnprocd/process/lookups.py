@@ -1,0 +1,278 @@
+"""/proc as the daemon reads it: by a worker process, because a process can make its own files unreadable.
+
+Which files a process can make wait for as long as it wishes, tried on Linux 6.18 (tests/kernel/test_edges.py) and read
+in the kernel:
+
+    stat exe environ   its exec_update_lock is held while execve(2) closes descriptors (fs/exec.c begin_new_exec), and
+                       a FUSE server of its own may never answer FLUSH. Only newer kernels take it for stat and exe
+    cmdline environ    its mmap_lock is held while mmap(2) of a FUSE file waits for a page (__access_remote_vm)
+    status cgroup      take neither; pidfd_open(2) and PIDFD_GET_INFO likewise. These the daemon reads itself
+
+A read that does not return within its deadline costs that process its attributes. Its PID is set aside: it is not read
+again until it has ended or has called execve(2), which a pidfd and the exec event show. A user with SEVERAL such
+processes is set aside as a whole for PENANCE_S. While many reads are late, their deadline shrinks, so that the loop
+waits for at most a tenth of the time (`Patience`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import struct
+import time
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+from cnprocd.edge import Counters, Edge, Limits, Missed
+from cnprocd.log import Log, ThrottledLog
+from cnprocd.process import lookup_child, procfs
+from cnprocd.process.model import Process, Provenance, Wanted
+from cnprocd.process.procfs import Files, to_process, unread_process
+from cnprocd.worker import ChildWorker
+
+DEADLINE_S = 0.05
+SHORTEST_S = 0.002  # what every read gets; one of a process that does not hang takes 0.00002
+START_S = 5.0  # for the worker process
+SCAN_S = 2.0  # that a scan may wait for processes that hang
+MOST_SET_ASIDE = 256
+SEVERAL, PENANCE_S = 3, 10.0
+REPORT_EVERY_S = 10.0
+MOST_NAMED = 20  # PIDs in a record
+_LIMITS = Limits(deadline_s=DEADLINE_S, replacements=4, spares=1)
+_LENGTH = struct.Struct("=H")
+_STAT, _STATUS, _EXE, _CMDLINE, _CGROUP, _ENVIRON = (1 << bit for bit in range(len(lookup_child.FILES)))
+
+
+class Patience:
+    """How long the loop may wait for reads that turn out to be late: SHARE of the time, saved up for LONGEST_S.
+
+    Pure: the caller passes the clock.
+    """
+
+    SHARE = 0.1
+    LONGEST_S = 0.2
+
+    def __init__(self) -> None:
+        self._left_s = self.LONGEST_S
+        self._at_s: float | None = None
+
+    def wait_s(self, now_s: float) -> float:
+        """Return the deadline of a read that begins now."""
+        if self._at_s is not None:
+            self._left_s = min(self.LONGEST_S, self._left_s + (now_s - self._at_s) * self.SHARE)
+        self._at_s = now_s
+        return min(DEADLINE_S, max(SHORTEST_S, self._left_s))
+
+    def spend(self, seconds: float) -> None:
+        """A read was late after so long."""
+        self._left_s = max(0.0, self._left_s - seconds)
+
+
+class Lookups:
+    """Reads /proc for the daemon (process.model.ProcScan). Call prepare() before the first read, close() at the end."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        log: Log,
+        user_name: Callable[[int], str],
+        blame: Callable[[str, float], None] | None = None,
+        start: Callable[[], ChildWorker] = lambda: ChildWorker(Path(lookup_child.__file__)),
+    ) -> None:
+        self.user_name = user_name
+        self.skipped = 0  # reads of processes and users that are set aside
+        self._loop = loop
+        self._log = log
+        self._edge: Edge[bytes, bytes] = Edge("proc", start, _LIMITS, loop, blame=blame)
+        self._patience = Patience()
+        self._throttled = ThrottledLog(log, REPORT_EVERY_S)
+        self._set_aside: dict[int, int | None] = {}  # PID -> pidfd; None: there was no descriptor for one
+        self._late_by_user: dict[int, list[float]] = {}  # uid -> when reads of its processes were late
+
+    @property
+    def counters(self) -> Counters:
+        return self._edge.counters
+
+    @property
+    def set_aside(self) -> int:
+        """How many processes are set aside now."""
+        return len(self._set_aside)
+
+    def prepare(self) -> None:
+        """Start the worker process, and wait until it is ready."""
+        if not self._edge.prepare(START_S):
+            self._log("error", "proc_unavailable", message="cannot start the process that reads /proc")
+
+    def close(self) -> None:
+        """End the worker process."""
+        self._edge.close()
+        for tgid in list(self._set_aside):
+            self._restore(tgid)
+
+    def tick(self, now_s: float) -> None:
+        """Report what was late, and forget what is over. About once a second."""
+        self._throttled.flush_due(now_s)
+        self._late_by_user = {
+            uid: recent
+            for uid, times in self._late_by_user.items()
+            if (recent := [at for at in times if now_s - at < PENANCE_S])
+        }
+        for tgid in [tgid for tgid, pidfd in self._set_aside.items() if pidfd is None]:
+            self._restore(tgid)
+
+    # process.model.ProcScan
+
+    def read(self, tgid: int, wanted: Wanted, source: Provenance) -> Process | None:
+        """Return the process as /proc shows it now; None if it is gone or its files do not answer."""
+        if source == "exec":
+            self._restore(tgid)  # its execve(2) is over
+        elif self._is_set_aside(tgid):
+            self.skipped += 1
+            return None
+        found = self._ask([tgid], _bits(wanted))
+        return None if found is None else to_process(tgid, found[0][0], source)
+
+    def is_alive(self, tgid: int) -> bool:
+        """Return whether any thread of the process still runs. Read by the loop: `status` does not wait."""
+        return procfs.is_alive(tgid)
+
+    def scan(self, wanted: Wanted) -> Iterable[Process]:
+        """Return every process that is alive now. Of one that hangs: what its `status` shows, and report it."""
+        bits, pids = _bits(wanted), iter(procfs.all_pids())
+        found: list[Process | None] = []
+        unread: list[int] = []
+        until_s = time.monotonic() + SCAN_S
+        while batch := list(islice(pids, lookup_child.MOST_PIDS)):
+            for tgid, files in self._files_of(batch, bits, until_s):
+                if files is None:
+                    unread.append(tgid)
+                    found.append(unread_process(tgid, wanted, "procfs"))
+                else:
+                    found.append(to_process(tgid, files, "procfs"))
+        if unread:
+            self._log(
+                "warning",
+                "proc_unreadable",
+                pids=unread[:MOST_NAMED],
+                count=len(unread),
+                message=f"{len(unread)} processes do not let their files in /proc be read; exe and cmdline are unknown",
+            )
+        return [process for process in found if process is not None and process.threads]
+
+    def is_hook(self, tgid: int) -> bool:
+        """Return whether a process was started by a hook: every hook has its job id in the environment.
+
+        False if that cannot be read (another user's, without CAP_SYS_PTRACE) or was wiped by the process.
+        """
+        found = None if self._is_set_aside(tgid) else self._ask([tgid], _STAT | _ENVIRON)
+        return found is not None and found[0][1]
+
+    # Asking.
+
+    def _files_of(self, batch: list[int], bits: int, until_s: float) -> Iterator[tuple[int, Files | None]]:
+        """Read a batch; if it is late, each process by itself. None: this one is late, or the time is up."""
+        allowed = [tgid for tgid in batch if not self._is_set_aside(tgid)]
+        yield from ((tgid, None) for tgid in batch if tgid not in allowed)
+        if time.monotonic() >= until_s:
+            yield from ((tgid, None) for tgid in allowed)
+            return
+        found = self._edge.ask(_request(allowed, bits)) if allowed else b""
+        if isinstance(found, bytes):
+            yield from zip(allowed, (files for files, _ in _parse(found)), strict=True)
+            return
+        for tgid in allowed:
+            self._edge.prepare(max(0.0, until_s - time.monotonic()))
+            alone = self._ask([tgid], bits) if time.monotonic() < until_s else None
+            yield tgid, None if alone is None else alone[0][0]
+
+    def _ask(self, tgids: list[int], bits: int) -> list[tuple[Files, bool]] | None:
+        """Read one process; if it is late, set it aside."""
+        began_s = time.monotonic()
+        answer = self._edge.ask(_request(tgids, bits), self._patience.wait_s(began_s))
+        if isinstance(answer, bytes):
+            return _parse(answer)
+        now_s = time.monotonic()
+        if answer is Missed.LATE:
+            self._patience.spend(now_s - began_s)
+            for tgid in tgids:
+                self._put_aside(tgid, now_s)
+            message = "reads of /proc did not return; the attributes of these processes are unknown"
+        else:
+            message = "the process that reads /proc is not there; attributes of processes are unknown"
+        self._throttled.add(
+            "warning", "proc_unreadable", now_s, {"count": len(tgids)}, message, pids=tgids, reason=answer.value
+        )
+        return None
+
+    # Processes and users that are set aside.
+
+    def _is_set_aside(self, tgid: int) -> bool:
+        if tgid in self._set_aside:
+            return True
+        if not self._late_by_user:
+            return False
+        uid = _uid(tgid)
+        return uid != 0 and len(self._late_by_user.get(uid, ())) >= SEVERAL
+
+    def _put_aside(self, tgid: int, now_s: float) -> None:
+        uid = _uid(tgid)
+        if uid >= 0:
+            self._late_by_user.setdefault(uid, []).append(now_s)
+        if tgid in self._set_aside:
+            return
+        if len(self._set_aside) >= MOST_SET_ASIDE:
+            self._restore(next(iter(self._set_aside)))
+        try:
+            pidfd = os.pidfd_open(tgid)
+        except ProcessLookupError:
+            return
+        except OSError:
+            self._set_aside[tgid] = None
+            return
+        self._set_aside[tgid] = pidfd
+        self._loop.add_reader(pidfd, self._restore, tgid)  # readable when the process has ended (pidfd_open(2))
+
+    def _restore(self, tgid: int) -> None:
+        pidfd = self._set_aside.pop(tgid, None)
+        if pidfd is not None:
+            self._loop.remove_reader(pidfd)
+            os.close(pidfd)
+
+
+def _bits(wanted: Wanted) -> int:
+    return (
+        _STAT
+        | (_STATUS if wanted.ids else 0)
+        | (_EXE if wanted.exe else 0)
+        | (_CMDLINE if wanted.cmdline else 0)
+        | (_CGROUP if wanted.cgroup else 0)
+    )
+
+
+def _request(tgids: list[int], bits: int) -> bytes:
+    return struct.pack(f"=B{len(tgids)}I", bits, *tgids)
+
+
+def _parse(answer: bytes) -> list[tuple[Files, bool]]:
+    """Return the files of each process, and whether its environment has a job id."""
+    parts: list[bytes | None] = []
+    at = 0
+    while at < len(answer):
+        (length,) = _LENGTH.unpack_from(answer, at)
+        at += _LENGTH.size
+        parts.append(None if length == lookup_child.ABSENT else answer[at : at + length])
+        at += 0 if length == lookup_child.ABSENT else length
+    found = []
+    for first in range(0, len(parts), len(lookup_child.FILES)):
+        *files, environ = parts[first : first + len(lookup_child.FILES)]
+        found.append((Files(*files), environ == b"1"))
+    return found
+
+
+def _uid(tgid: int) -> int:
+    """Return the effective uid of a process, 0 if it is not dumpable, -1 if it is gone. Does not wait (proc(5))."""
+    try:
+        return os.stat(f"/proc/{tgid}").st_uid
+    except OSError:
+        return -1

@@ -1,0 +1,212 @@
+"""/proc read by the worker process: real processes, and a worker that hangs on those a test chooses."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cnprocd.process import lookup_child
+from cnprocd.process.lookups import DEADLINE_S, SEVERAL, SHORTEST_S, Lookups, Patience
+from cnprocd.process.model import EVERYTHING, Wanted
+from cnprocd.process.procfs import read_process
+from cnprocd.worker import ChildWorker
+
+HANGING = Path(__file__).with_name("hanging_child.py")
+LONG_S = 30.0
+
+
+@pytest.fixture
+def loop():
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
+
+
+class Records(list):
+    def __call__(self, level, event, **fields):
+        self.append((event, fields))
+
+
+@pytest.fixture
+def records():
+    return Records()
+
+
+@pytest.fixture
+def sleepers():
+    """Processes to read: `start(uid)` returns one."""
+    started = []
+
+    def start(uid=None):
+        started.append(subprocess.Popen(["sleep", "1000"], user=uid))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def lookups(loop, records, hanging=()):
+    script, arguments = (HANGING, (lookup_child.__file__, *map(str, hanging))) if hanging else (None, ())
+    start = {"start": lambda: ChildWorker(script, *arguments)} if script else {}
+    made = Lookups(loop, records, str, **start)
+    made.prepare()
+    return made
+
+
+def run_until(loop, condition):
+    async def wait():
+        while not condition():
+            await asyncio.sleep(0.001)
+
+    loop.run_until_complete(asyncio.wait_for(wait(), LONG_S))
+
+
+def both_ready(loop, made):
+    """A late read cost a worker: wait until its replacement is there, as the loop of the daemon would."""
+    run_until(loop, lambda: made._edge.ready == 2)
+
+
+def test_a_process_reads_as_the_direct_way_reads_it(loop, records, sleepers):
+    pid = sleepers().pid
+    made = lookups(loop, records)
+    for wanted in (EVERYTHING, Wanted(), Wanted(cmdline=True)):
+        one, other = made.read(pid, wanted, "procfs"), read_process(pid, wanted)
+        other.counted_ns = one.counted_ns
+        assert abs(one.start_ns - other.start_ns) < 1_000_000  # the clocks' offset is read anew each time
+        one.start_ns = other.start_ns
+        assert one == other
+    made.close()
+
+
+def test_a_process_that_is_gone_is_none(loop, records, sleepers):
+    process = sleepers()
+    made = lookups(loop, records)
+    process.kill()
+    process.wait()
+    assert made.read(process.pid, EVERYTHING, "procfs") is None
+    assert not made.is_alive(process.pid)
+    assert made.read(os.getpid(), EVERYTHING, "procfs").tgid == os.getpid()
+    assert records == []
+    made.close()
+
+
+def test_a_zombie_is_not_alive(loop, records, sleepers):
+    process = sleepers()
+    made = lookups(loop, records)
+    assert made.is_alive(process.pid)
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert not made.is_alive(process.pid)
+    assert made.read(process.pid, EVERYTHING, "procfs").threads == 0
+    made.close()
+
+
+def test_a_hanging_process_is_set_aside_and_others_are_read(loop, records, sleepers):
+    bad, good = sleepers(), sleepers()
+    made = lookups(loop, records, [bad.pid])
+    both_ready(loop, made)
+    assert made.read(bad.pid, EVERYTHING, "procfs") is None
+    assert made.read(good.pid, EVERYTHING, "procfs").comm == "sleep"
+    assert made.read(bad.pid, EVERYTHING, "procfs") is None  # without waiting again
+    assert (made.counters.late, made.skipped, made.set_aside) == (1, 1, 1)
+    assert [event for event, _ in records] == ["proc_unreadable"]
+    assert records[0][1]["pids"] == [bad.pid]
+    made.close()
+
+
+def test_a_process_is_set_aside_until_it_has_ended(loop, records, sleepers):
+    bad = sleepers()
+    made = lookups(loop, records, [bad.pid])
+    assert made.read(bad.pid, EVERYTHING, "procfs") is None
+    assert made.set_aside == 1
+    bad.kill()
+    bad.wait()
+    run_until(loop, lambda: made.set_aside == 0)
+    made.close()
+
+
+def test_after_exec_a_process_is_read_again(loop, records, sleepers):
+    bad = sleepers()
+    made = lookups(loop, records, [bad.pid])
+    both_ready(loop, made)
+    assert made.read(bad.pid, EVERYTHING, "procfs") is None
+    assert made.read(bad.pid, EVERYTHING, "exec") is None
+    assert made.counters.late == 2 and made.skipped == 0
+    made.close()
+
+
+def test_a_user_with_several_hanging_processes_is_set_aside(loop, records, sleepers):
+    bad = [sleepers(54321) for _ in range(SEVERAL)]
+    innocent, other = sleepers(54321), sleepers(54322)
+    made = lookups(loop, records, [process.pid for process in bad])
+    for process in bad:
+        both_ready(loop, made)
+        assert made.read(process.pid, EVERYTHING, "procfs") is None
+    assert made.read(innocent.pid, EVERYTHING, "procfs") is None
+    assert made.skipped == 1 and made.counters.late == SEVERAL
+    assert made.read(other.pid, EVERYTHING, "procfs").uid == 54322
+    made.close()
+
+
+def test_a_scan_lacks_only_exe_and_cmdline_of_hanging_ones(loop, records, sleepers):
+    bad, good = sleepers(), sleepers()
+    made = lookups(loop, records, [bad.pid])
+    both_ready(loop, made)
+    found = {process.tgid: process for process in made.scan(EVERYTHING)}
+    assert found[good.pid].cmdline == "sleep 1000"
+    assert (found[bad.pid].comm, found[bad.pid].uid, found[bad.pid].cmdline) == ("sleep", os.getuid(), None)
+    assert found[bad.pid].start_ns is None
+    assert [fields["pids"] for event, fields in records if "count" in fields and fields.get("reason") is None] == [
+        [bad.pid]
+    ]
+    made.close()
+
+
+def test_a_hook_is_known_by_its_environment(loop, records):
+    hook = subprocess.Popen(["sleep", "1000"], env={"A": "b", "CNPROCD_JOB_ID": "7"})
+    made = lookups(loop, records)
+    assert made.is_hook(hook.pid) and not made.is_hook(os.getpid())
+    hook.kill()
+    hook.wait()
+    made.close()
+
+
+def test_without_a_worker_nothing_is_known_and_that_is_logged(loop, records):
+    def none():
+        raise BlockingIOError("fork")
+
+    made = Lookups(loop, records, str, start=none)
+    made.prepare()
+    assert made.read(os.getpid(), EVERYTHING, "procfs") is None
+    assert [event for event, _ in records] == ["proc_unavailable", "proc_unreadable"]
+    assert made.is_alive(os.getpid())
+
+
+# -- patience ----------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.floats(0.0, 5.0), min_size=1, max_size=200))
+def test_late_reads_take_a_tenth_of_the_time_at_most(pauses):
+    """Whatever the rhythm: but for what was saved up, and the shortest deadline that every read has."""
+    patience, now_s, waited_s = Patience(), 0.0, 0.0
+    for pause_s in pauses:
+        now_s += pause_s
+        deadline_s = patience.wait_s(now_s)
+        assert SHORTEST_S <= deadline_s <= DEADLINE_S
+        now_s += deadline_s
+        patience.spend(deadline_s)
+        waited_s += deadline_s
+    assert waited_s <= Patience.LONGEST_S + Patience.SHARE * now_s + SHORTEST_S * len(pauses) + 1e-9
+
+
+def test_reads_in_time_keep_the_full_deadline():
+    patience = Patience()
+    assert all(patience.wait_s(now_s / 1000) == DEADLINE_S for now_s in range(1000))
