@@ -15,6 +15,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from reaping import children_reaped  # noqa: F401 (a fixture)
 
 from cnprocd.edge import Edge, Limits, Missed
 from cnprocd.worker import ChildWorker, ThreadWorker

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from reaping import children_reaped  # noqa: F401 (a fixture)
 
 from cnprocd.process import lookup_child
 from cnprocd.process.lookups import DEADLINE_S, SEVERAL, SHORTEST_S, Lookups, Patience
