@@ -1,7 +1,7 @@
-"""A round trip through this kernel: subscribe, let a child end in a known way, and see whether we are told.
+"""A round trip through this kernel: subscribe, let a child exit with a known code, and wait for its event.
 
-What the configuration of a kernel promises and what namespaces forbid is one thing; this is the proof. Everything is
-bounded in time and closed again, the subscription with IGNORE.
+The configuration of a kernel only promises events, and namespaces can prevent them; the round trip proves that they
+arrive. It is bounded in time, and ends its subscription with IGNORE.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from cnprocd.connector.taskrecord import TaskRecord
 from cnprocd.connector.uapi import PROC_EVENT_ALL
 
 CODE = 42
-PATIENCE_S = 2.0
+TIMEOUT_S = 2.0
 BUFFER_BYTES = 8 << 20
 
 
 @dataclass(slots=True)
-class Heard:
-    """What came of the canary's death."""
+class RoundTrip:
+    """The result: the event and the exit record of the child, where they arrived."""
 
     features: Features
     no_taskstats_because: str
@@ -37,15 +37,15 @@ class Heard:
     after_s: float | None = None
 
 
-def round_trip() -> Heard:
-    """Raises CnprocdError if the kernel does not take the subscription."""
+def round_trip() -> RoundTrip:
+    """Return what arrived. Raises CnprocdError if the kernel refuses the subscription."""
     source = Source(Listener.open(BUFFER_BYTES), BUFFER_BYTES)
     try:
         features = source.subscribe()
-        heard = Heard(features, source.no_taskstats_because, source.granted_buffer_bytes)
+        found = RoundTrip(features, source.no_taskstats_because, source.granted_buffer_bytes)
         source.ask(_wanted(features))
-        _listen(source, _die(), heard)
-        return heard
+        _listen(source, _die(), found)
+        return found
     finally:
         source.close()
 
@@ -60,7 +60,7 @@ def _wanted(features: Features) -> Request:
 
 
 def _die() -> int:
-    """A child that ended with CODE; it is reaped before we listen, as a parent in a hurry would."""
+    """Return the PID of a child that exited with CODE. It is reaped first, as a quick parent would do."""
     pid = os.fork()
     if pid == 0:
         os._exit(CODE)
@@ -68,15 +68,15 @@ def _die() -> int:
     return pid
 
 
-def _listen(source: Source, pid: int, heard: Heard) -> None:
+def _listen(source: Source, pid: int, found: RoundTrip) -> None:
     poller = select.poll()
     for fd in source.filenos():
         poller.register(fd, select.POLLIN)
     began = time.monotonic()
-    while heard.event is None and (left := began + PATIENCE_S - time.monotonic()) > 0:
+    while found.event is None and (left := began + TIMEOUT_S - time.monotonic()) > 0:
         poller.poll(left * 1000)
         batch = source.drain()
         for event in batch.events:
             if isinstance(event, Exit) and event.process_tgid == pid:
-                heard.event, heard.after_s = event, time.monotonic() - began
-        heard.record = next((record for record in batch.records if record.pid == pid), heard.record)
+                found.event, found.after_s = event, time.monotonic() - began
+        found.record = next((record for record in batch.records if record.pid == pid), found.record)

@@ -1,7 +1,7 @@
-"""The daemon's command line: options in, exit status out. The only place where cnprocd exits.
+"""The command line of the daemon: options in, exit status out. The only place where cnprocd exits.
 
-Exit statuses: 0 clean stop, 2 wrong usage, 69 the kernel has no proc connector for us, 71 the system refused
-something, 77 CAP_NET_ADMIN is missing, 78 the rules are wrong.
+Exit statuses: 0 clean stop, 2 wrong usage, 69 the kernel has no usable proc connector, 71 the system refused a call,
+75 another cnprocd holds the state directory, 77 CAP_NET_ADMIN is missing, 78 invalid rules.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _FEATURES = ("event_mask", "taskstats", "socket_filter", "pidfd_info")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options of cnprocd(8)."""
+    """Return the parser of the options of cnprocd(8)."""
     result = argparse.ArgumentParser(
         prog="cnprocd",
         description="Listen to the kernel's proc connector, match rules, run hooks and log. Runs in the foreground.",
@@ -28,13 +28,17 @@ def parser() -> argparse.ArgumentParser:
     )
     add = result.add_argument
     add("--rules", type=Path, metavar="FILE", help="only this file (default: /etc/cnprocd/rules.yaml and rules.d)")
-    add("--state-dir", type=Path, default=Path("/var/lib/cnprocd"), metavar="DIR", help="where jobs are kept")
-    add("--runtime-dir", type=Path, default=Path("/run/cnprocd"), metavar="DIR", help="where the control socket is")
-    add("--log-format", choices=("auto", "json", "console", "journal"), default="auto", help="how records are written")
-    add("--runner", type=Path, metavar="SOCKET", help="hand hooks to the runner service (default: run them ourselves)")
-    add("--check", action="store_true", help="read the rules, say what is wrong, and exit with 0 or 78")
+    add("--state-dir", type=Path, default=Path("/var/lib/cnprocd"), metavar="DIR", help="directory of the job queue")
+    add("--runtime-dir", type=Path, default=Path("/run/cnprocd"), metavar="DIR", help="directory of the control socket")
+    add("--log-format", choices=("auto", "json", "console", "journal"), default="auto", help="format of log records")
+    add("--runner", type=Path, metavar="SOCKET", help="let the runner service start hooks (default: the daemon does)")
+    add("--check", action="store_true", help="check the rules, print problems, and exit with 0 or 78")
     add(
-        "--refuse", action="append", choices=_FEATURES, default=[], help="do without a kernel feature, as older ones do"
+        "--refuse",
+        action="append",
+        choices=_FEATURES,
+        default=[],
+        help="do not use a kernel feature, as on older kernels",
     )
     add("--version", action="version", version=f"cnprocd {__version__}")
     return result
@@ -46,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Do what the command line says; returns the exit status."""
+    """Carry out the command line. Return the exit status."""
     options = parser().parse_args(arguments)
     try:
         if options.check:
@@ -71,12 +75,12 @@ def _report(loaded: LoadedRules) -> int:
     for warning in loaded.warnings:
         print(warning.render(), file=sys.stderr)
     count = len(loaded.rules)
-    print(f"{', '.join(map(str, loaded.files))}: {count} rule{'' if count == 1 else 's'}, no mistakes")
+    print(f"{', '.join(map(str, loaded.files))}: {count} rule{'' if count == 1 else 's'}, no errors")
     return EX_OK
 
 
 def _serve(options: argparse.Namespace, reading: RuleLoader) -> int:
-    # Imported while the rules are being read by another process.
+    # Imported while another process reads the rules.
     import asyncio
 
     from cnprocd.daemon import serve

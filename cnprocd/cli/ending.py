@@ -1,4 +1,4 @@
-"""How a command that goes on for ever ends: by time or by a signal, and always through `with` and `finally`."""
+"""The end of a command that runs without end: by time or by a signal, and always through `with` and `finally`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from types import FrameType
 
 
 class TimeIsUpError(Exception):
-    """The time that --for gave is over."""
+    """The time of --for is over."""
 
 
 def end_after(seconds: float | None) -> None:
-    """Raise TimeIsUpError after so long, and KeyboardInterrupt at SIGTERM and SIGHUP, wherever we are then."""
+    """Raise TimeIsUpError after `seconds`, and KeyboardInterrupt at SIGTERM and SIGHUP, in the main thread."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     if seconds is not None:

@@ -1,21 +1,22 @@
-"""Events and matches as lines for a person: fixed columns, colour for what went wrong, and never more than can be read.
+"""Events and matches as lines for a terminal: fixed columns, colour for failures, and a limited number per second.
 
-`Budget` is the sampling: so many lines a second are shown; what is beyond is counted, and the count is shown in place
-of it, so that nobody takes a sample for the whole. Pure but for the clock that is handed in.
+`Budget` is the sampling. It counts the lines above the limit, and the count is shown in their place, so that a sample
+is never taken for the whole. Pure: the clock is an argument.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from cnprocd.cli.terminal import Style, text
+from cnprocd.json_value import JsonObject
 
 LINES_A_SECOND = 50
 
 
-def match_line(record: Mapping[str, object], style: Style, at: str) -> str:
-    """One match or event: when, what, who, and whose child."""
+def match_line(record: JsonObject, style: Style, at: str) -> str:
+    """Return one line: time, status or kind, process, user, rule, parent, unit and job."""
     what = str(record.get("status") or record["kind"])
     colour = _colour(record)
     who = f"{text(record.get('comm'))}[{text(record.get('pid'))}]"
@@ -40,7 +41,7 @@ def match_line(record: Mapping[str, object], style: Style, at: str) -> str:
     return "  ".join(parts).rstrip()
 
 
-def _colour(record: Mapping[str, object]) -> str | None:
+def _colour(record: JsonObject) -> str | None:
     if record.get("signal"):
         return "red"
     if record.get("exit_code"):
@@ -49,7 +50,7 @@ def _colour(record: Mapping[str, object]) -> str | None:
 
 
 class Budget:
-    """So many lines in each second."""
+    """At most `per_second` lines in each second of `clock` (in seconds); None means no limit."""
 
     def __init__(self, per_second: int | None, clock: Callable[[], float]) -> None:
         self._per_second = per_second
@@ -59,7 +60,7 @@ class Budget:
         self._left_out: Counter[str] = Counter()
 
     def take(self, kind: str) -> bool:
-        """Whether one more line may be shown; if not it is counted."""
+        """Return whether one more line may be shown. If not, count it under `kind`."""
         if self._per_second is None:
             return True
         if self._shown < self._per_second:
@@ -69,7 +70,7 @@ class Budget:
         return False
 
     def report(self) -> str | None:
-        """At the turn of a second: what was left out in the last one, if anything."""
+        """Return the line about the lines left out in the last second, once the second is over, or None."""
         now = int(self._clock())
         if now == self._second:
             return None
@@ -77,7 +78,7 @@ class Budget:
         return self.rest()
 
     def rest(self) -> str | None:
-        """What was left out since the last report."""
+        """Return the line about the lines left out since the last report, or None."""
         shown, left_out = self._shown, self._left_out
         self._shown, self._left_out = 0, Counter()
         if not left_out:

@@ -1,9 +1,9 @@
-"""A subscription of a command's own: everything the kernel tells, for as long as somebody looks.
+"""A subscription to all events of the kernel, for the duration of one command.
 
-It asks for the full mask without filters, so it is dear on a busy machine and ends with the command; the daemon's own
-subscription is another socket, with a mask of its own, and does not notice. Whatever ends the command (Ctrl-C, TERM, a
-closed pipe, the end of its time) passes through `with`, so that the kernel is told IGNORE: a count of listeners that
-leaks would keep it making events for nobody.
+It asks for the full mask without filters, so it is expensive on a busy machine. The daemon's subscription is another
+socket with its own mask and is not affected. Every end of the command (Ctrl-C, TERM, a closed pipe, the end of its
+time) passes through `with`, which sends IGNORE: the kernel counts listeners globally, and with a leaked count it would
+go on to make events without a listener (drivers/connector/cn_proc.c).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ EVERY_KIND: frozenset[Kind] = frozenset({"fork", "exec", "uid", "gid", "sid", "p
 
 
 def everything(taskstats: bool) -> Request:
-    """All there is."""
+    """Return the request for every event, and every exit record if `taskstats`."""
     return Request(
         mask=uapi.PROC_EVENT_ALL,
         connector=ConnectorFilter(uapi.PROC_EVENT_ALL),
@@ -38,7 +38,7 @@ def everything(taskstats: bool) -> Request:
 
 
 class Listening:
-    """Occurrences from the kernel. Use it with `with`; raises as Listener.subscribe."""
+    """Occurrences from the kernel. A context manager. Raises as Listener.subscribe does."""
 
     def __init__(self, wanted: Wanted, kinds: frozenset[Kind] = EVERY_KIND) -> None:
         self.source = Source(Listener.open(BUFFER_BYTES), BUFFER_BYTES)
@@ -60,7 +60,7 @@ class Listening:
         self.source.close()
 
     def batches(self, wait_s: float = 0.5) -> Iterator[Iterator[Occurrence]]:
-        """What happens, in batches, for ever; an empty one when nothing did for `wait_s`. Read each to its end."""
+        """Yield batches of occurrences, an empty one after `wait_s` without events. Read each batch to its end."""
         poller = select.poll()
         for fd in self.source.filenos():
             poller.register(fd, select.POLLIN)
@@ -70,6 +70,6 @@ class Listening:
             yield self.tracker.take(batch.events, batch.records)
 
     def lost(self) -> int:
-        """Events that the kernel could not deliver to us."""
+        """Return the number of events that the kernel dropped for this socket."""
         self.source.count_losses()
         return self.source.losses.total()

@@ -1,6 +1,8 @@
-"""The plan in words: what the rules ask of the kernel, what each costs, and how a loss would be known. PURE."""
+"""The plan for `explain`: what the rules ask of the kernel, what each costs, and how a loss is detected. PURE."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from cnprocd.connector.filter import connector_program, describe, listing, taskstats_program
 from cnprocd.connector.request import Features
@@ -9,15 +11,45 @@ from cnprocd.rules.compile import CompiledRule, Matcher
 from cnprocd.rules.plan import Plan, identity_of
 
 _SOURCES = {
-    "none": "nothing: no key asks who it was",
+    "none": "not needed: no key is about the process",
     "taskstats": "the exit record that the kernel makes of a dying task; it cannot race",
     "procfs": "/proc, read while the process lives",
     "table": "the table of processes, fed by every fork, exec, rename and exit",
 }
 
 
+@dataclass(frozen=True, slots=True)
+class RulePlan:
+    """The share of one rule in the plan. The names of the fields are those of `explain --json`."""
+
+    rule: str
+    kinds: list[str]
+    statuses: str | None
+    needs: list[str]
+    identity: str
+    identity_means: str
+    cost: int
+    cost_means: str
+
+
+@dataclass(frozen=True, slots=True)
+class WholePlan:
+    """What is asked of the kernel for all rules together. The names of the fields are those of `explain --json`."""
+
+    features: dict[str, bool]
+    mask: str
+    mask_events: list[str]
+    connector_filter: list[str]
+    exit_records: str | None
+    taskstats_filter: list[str]
+    table: bool
+    deaths_told_by: str
+    loss_accounting: str
+    dearest_rules: list[str]
+
+
 def cost_of(rule: CompiledRule, features: Features) -> tuple[int, str]:
-    """The cost class, from 1 (cheapest) to 4, and what it means."""
+    """Return the cost class, from 1 (cheapest) to 4, and its meaning."""
     identity = identity_of(rule, features)
     if identity == "table":
         return 4, "every fork, exec, rename and exit of the machine is delivered"
@@ -29,59 +61,60 @@ def cost_of(rule: CompiledRule, features: Features) -> tuple[int, str]:
     return 1, "only exits with the wanted statuses are delivered; a success costs nothing"
 
 
-def rule_plan(rule: CompiledRule, features: Features) -> dict[str, object]:
-    """One rule's share of the plan."""
+def rule_plan(rule: CompiledRule, features: Features) -> RulePlan:
+    """Return the share of one rule in the plan."""
     identity = identity_of(rule, features)
     cost, meaning = cost_of(rule, features)
-    return {
-        "rule": rule.name,
-        "kinds": sorted(rule.kinds),
-        "statuses": describe(rule.statuses) if "exit" in rule.kinds else None,
-        "needs": sorted(rule.needs),
-        "identity": identity,
-        "identity_means": _SOURCES[identity],
-        "cost": cost,
-        "cost_means": meaning,
-    }
+    return RulePlan(
+        rule=rule.name,
+        kinds=sorted(rule.kinds),
+        statuses=describe(rule.statuses) if "exit" in rule.kinds else None,
+        needs=sorted(rule.needs),
+        identity=identity,
+        identity_means=_SOURCES[identity],
+        cost=cost,
+        cost_means=meaning,
+    )
 
 
-def whole_plan(plan: Plan, matcher: Matcher, features: Features) -> dict[str, object]:
-    """What is asked of the kernel for all rules together."""
-    request, tracking = plan.request, plan.tracking
-    taskstats = request.taskstats
-    return {
-        "features": {
+def whole_plan(plan: Plan, matcher: Matcher, features: Features) -> WholePlan:
+    """Return what is asked of the kernel for all rules together."""
+    request, taskstats = plan.request, plan.request.taskstats
+    return WholePlan(
+        features={
             "event_mask": features.event_mask,
             "taskstats": features.taskstats,
             "socket_filter": features.socket_filter,
         },
-        "mask": f"{request.mask:#010x}",
-        "mask_events": [name for bit, name in EVENT_NAMES.items() if request.mask & bit],
-        "connector_filter": listing(connector_program(request.connector)) if features.socket_filter else [],
-        "exit_records": describe(taskstats.exits) if taskstats is not None else None,
-        "taskstats_filter": listing(taskstats_program(taskstats)) if taskstats is not None else [],
-        "table": tracking.table,
-        "deaths_told_by": "exit records"
-        if taskstats is not None
-        else "nothing"
-        if tracking.records
-        else "counting threads",
-        "loss_accounting": _loss(plan),
-        "dearest_rules": _dearest(matcher, features),
-    }
+        mask=f"{request.mask:#010x}",
+        mask_events=[name for bit, name in EVENT_NAMES.items() if request.mask & bit],
+        connector_filter=listing(connector_program(request.connector)) if features.socket_filter else [],
+        exit_records=describe(taskstats.exits) if taskstats is not None else None,
+        taskstats_filter=listing(taskstats_program(taskstats)) if taskstats is not None else [],
+        table=plan.tracking.table,
+        deaths_told_by=_deaths(plan),
+        loss_accounting=_loss(plan),
+        dearest_rules=_most_expensive(matcher, features),
+    )
+
+
+def _deaths(plan: Plan) -> str:
+    if plan.request.taskstats is not None:
+        return "exit records"
+    return "nothing" if plan.tracking.records else "counting threads"
 
 
 def _loss(plan: Plan) -> str:
     if plan.request.sequence:
-        return "exact: the socket's Drops, and gaps in the per-CPU sequence for what the kernel could not even queue"
+        return "exact: the socket's Drops column, and gaps in the per-CPU sequence for events that were not queued"
     return (
-        "exact for what the buffer could not hold (ENOBUFS and the socket's Drops); events that the kernel could not "
-        "even make for want of memory leave no trace while a mask or filter is in force"
+        "exact for a full buffer (ENOBUFS and the socket's Drops column); while a mask or filter is used, events that "
+        "the kernel cannot allocate are not detected"
     )
 
 
-def _dearest(matcher: Matcher, features: Features) -> list[str]:
-    """The rules that make the plan as dear as it is: without them it would be cheaper."""
+def _most_expensive(matcher: Matcher, features: Features) -> list[str]:
+    """Return the rules of the highest cost class: without them the plan would cost less."""
     costs = {rule.name: cost_of(rule, features)[0] for rule in matcher.rules}
     most = max(costs.values(), default=0)
     return [name for name, cost in costs.items() if cost == most and most > 1]

@@ -1,4 +1,4 @@
-"""The form of a recording: what the kernel sent, byte for byte, and what /proc said, in the order it came.
+"""The file format of a recording: the kernel's messages, byte for byte, and what was read from /proc, in order.
 
     magic     b"CNPROCD RECORDING 1\\n"
     then      one zlib stream of chunks: type (1 byte), length (4 bytes, big-endian), payload
@@ -6,13 +6,13 @@
     S         /proc at the start: JSON list of processes, after LISTEN
     D         datagrams of one drain of the connector, 76 bytes each
     T         exit records of the same drain: each a 2-byte length and the netlink message
-    P         what /proc said right after that drain of the processes that had called exec: JSON list
-    N         names of the users that were seen: JSON object uid -> name
-    E         end, JSON: how much the kernel lost, and why it ended
+    P         what was read from /proc right after that drain, of the processes that had called exec: JSON list
+    N         names of the users of all these processes: JSON object uid -> name
+    E         end, JSON: how many events the kernel dropped, and why the recording ended
 
-D, T and P of one drain follow each other; a D (maybe empty) begins the next. The stream is flushed once a second, so of
-a recording that was cut off all but the last second can be read: `read` says so and gives what there is. Everything is
-checked: a file from elsewhere can be wrong, and must not do worse than be refused.
+D, T and P of one drain follow each other; a D (which may be empty) begins the next. The stream is flushed once a
+second, so all but the last second of a truncated recording can be read; `Recording.cut_short` marks one. Every value is
+checked, because the file may come from another machine: a damaged file raises RecordingError and nothing else.
 """
 
 from __future__ import annotations
@@ -22,32 +22,45 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from cnprocd.connector.uapi import DATAGRAM_SIZE, NLMSGHDR
 from cnprocd.errors import CnprocdError
+from cnprocd.json_value import (
+    JsonDict,
+    JsonError,
+    JsonObject,
+    JsonValue,
+    as_dict,
+    as_str,
+    get_int,
+    get_int_or_none,
+    get_with,
+    list_of,
+    parse_json,
+)
 from cnprocd.process.model import Process
 
 MAGIC = b"CNPROCD RECORDING 1\n"
 _HEAD = struct.Struct(">cI")
 _LENGTH = struct.Struct("=H")
 _MOST_CHUNK = 256 << 20
-_MOST_HELD = 2 << 30  # of all that a file unpacks to: a small one can unpack to a thousand times itself
-_CHUNK_COST = 512  # what an empty chunk takes of it
+_MOST_HELD = 2 << 30  # of all chunks together: zlib unpacks a small file to a thousand times its size
+_CHUNK_COST = 512  # the memory that an empty chunk takes
 _PIECE = 1 << 16
-_NUMBERS_END = 1 << 64
+_MAX_NUMBER = (1 << 64) - 1
 _FACTS = ("tgid", "ppid", "start_ns", "comm", "uid", "gid", "exe", "cmdline", "cgroup", "threads", "counted_ns")
 
 
 class RecordingError(CnprocdError):
-    """The file is no recording, or a damaged one."""
+    """The file is not a recording, or it is damaged."""
 
     exit_status = 1
 
 
 @dataclass(slots=True)
 class Drain:
-    """What one drain brought."""
+    """The result of one drain: datagrams of the connector, exit records, and processes read from /proc."""
 
     datagrams: bytes = b""
     messages: list[bytes] = field(default_factory=list)
@@ -55,7 +68,7 @@ class Drain:
 
 
 class Writer:
-    """Chunks into a file. `written` counts bytes of the file, but for what waits for the next flush."""
+    """Write chunks to a file. `written` counts the bytes of the file, without those that wait for the next flush."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -63,13 +76,16 @@ class Writer:
         self.written = file.write(MAGIC)
 
     def chunk(self, kind: bytes, payload: bytes) -> None:
+        """Write one chunk."""
         self._put(self._compress.compress(_HEAD.pack(kind, len(payload))))
         self._put(self._compress.compress(payload))
 
-    def values(self, kind: bytes, value: object) -> None:
+    def values(self, kind: bytes, value: JsonValue) -> None:
+        """Write one chunk of JSON."""
         self.chunk(kind, json.dumps(value, separators=(",", ":")).encode())
 
     def drain(self, drain: Drain) -> None:
+        """Write the chunks D, T and P of one drain."""
         self.chunk(b"D", drain.datagrams)
         if drain.messages:
             self.chunk(b"T", b"".join(_LENGTH.pack(len(one)) + one for one in drain.messages))
@@ -77,11 +93,12 @@ class Writer:
             self.values(b"P", [facts_of(one) for one in drain.facts])
 
     def flush(self) -> None:
-        """What was written so far can be read, whatever happens next."""
+        """Make all that was written so far readable."""
         self._put(self._compress.flush(zlib.Z_SYNC_FLUSH))
         self._file.flush()
 
-    def end(self, value: object) -> None:
+    def end(self, value: JsonValue) -> None:
+        """Write the last chunk and finish the stream."""
         self.values(b"E", value)
         self._put(self._compress.flush(zlib.Z_FINISH))
         self._file.flush()
@@ -90,73 +107,111 @@ class Writer:
         self.written += self._file.write(data)
 
 
-def facts_of(process: Process) -> dict[str, object]:
-    """A process as JSON; undecodable bytes survive as lone surrogates, which JSON can carry."""
+def facts_of(process: Process) -> JsonDict:
+    """Return a process as JSON. Undecodable bytes become lone surrogates, which JSON can carry."""
     known = asdict(process)
     return {name: known[name] for name in _FACTS if known[name] is not None}
 
 
-def process_of(facts: Any) -> Process:  # noqa: ANN401  # out of a file
-    """Raises RecordingError."""
-    texts = ("comm", "exe", "cmdline", "cgroup")
-    if not isinstance(facts, dict) or not {"tgid"} <= set(facts) <= set(_FACTS):
-        raise RecordingError("the recording is damaged: what it says of a process cannot be")
-    if not all(_is_text(value) if name in texts else _is_number(value) for name, value in facts.items()):
-        raise RecordingError("the recording is damaged: what it says of a process cannot be")
-    return Process(**facts)
+def process_of(value: JsonValue) -> Process:
+    """Return the process that `facts_of` turned into JSON. Raises JsonError."""
+    facts = as_dict(value)
+    unknown = set(facts) - set(_FACTS)
+    if unknown:
+        raise JsonError(f"unknown keys: {', '.join(sorted(map(repr, unknown)))[:80]}")
+    return Process(
+        tgid=_number(facts, "tgid"),
+        ppid=_number_or_none(facts, "ppid"),
+        start_ns=_number_or_none(facts, "start_ns"),
+        comm=_text_or_none(facts, "comm"),
+        uid=_number_or_none(facts, "uid"),
+        gid=_number_or_none(facts, "gid"),
+        exe=_text_or_none(facts, "exe"),
+        cmdline=_text_or_none(facts, "cmdline"),
+        cgroup=_text_or_none(facts, "cgroup"),
+        threads=_number(facts, "threads", 1),
+        counted_ns=_number(facts, "counted_ns", 0),
+    )
 
 
-def _is_text(value: object) -> bool:
-    """Text as the kernel's bytes become: any lone surrogate in it stands for a byte."""
+_PROCESSES = list_of(process_of)
+
+
+def _number(facts: JsonObject, key: str, default: int | None = None) -> int:
+    return get_int(facts, key, default, minimum=-_MAX_NUMBER, maximum=_MAX_NUMBER)
+
+
+def _number_or_none(facts: JsonObject, key: str) -> int | None:
+    return get_int_or_none(facts, key, minimum=-_MAX_NUMBER, maximum=_MAX_NUMBER)
+
+
+def _text_or_none(facts: JsonObject, key: str) -> str | None:
+    return get_with(facts, key, _kernel_text) if facts.get(key) is not None else None
+
+
+def _kernel_text(value: JsonValue) -> str:
+    """Return a text whose lone surrogates all stand for undecodable bytes, as the kernel's bytes are decoded."""
+    text = as_str(value)
     try:
-        return isinstance(value, str) and value.encode("utf-8", "surrogateescape") is not None
+        text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
-        return False
-
-
-def _is_number(value: object) -> bool:
-    return type(value) is int and abs(value) < _NUMBERS_END
+        raise JsonError("expected a decoded byte string, found a surrogate that stands for no byte") from None
+    return text
 
 
 @dataclass(slots=True)
 class Recording:
-    """A whole recording. `cut_short`: the end is missing."""
+    """A recording in memory. `cut_short`: its end is missing."""
 
-    header: dict[str, Any]
+    header: JsonObject
     start: list[Process]
     drains: list[Drain]
     names: dict[int, str]
-    end: dict[str, Any]
+    end: JsonObject
     cut_short: bool = False
 
 
 def read(file: BinaryIO) -> Recording:
-    """Raises RecordingError."""
+    """Return the recording in a file. Raises RecordingError."""
     if file.read(len(MAGIC)) != MAGIC:
-        raise RecordingError("this is not a recording of cnprocd", "`cnprocctl record FILE` makes one")
+        raise RecordingError("the file is not a recording of cnprocd", "`cnprocctl record FILE` writes one")
     found = Recording({}, [], [], {}, {})
-    for kind, payload in _chunks(file, found):
-        if kind == b"H":
-            found.header = _json(payload, dict)
-        elif kind == b"S":
-            found.start = [process_of(facts) for facts in _json(payload, list)]
-        elif kind == b"D":
-            found.drains.append(Drain(_whole(payload)))
-        elif kind == b"T" and found.drains:
-            found.drains[-1].messages = list(_messages(payload))
-        elif kind == b"P" and found.drains:
-            found.drains[-1].facts = [process_of(facts) for facts in _json(payload, list)]
-        elif kind == b"N":
-            found.names = dict(_names(_json(payload, dict)))
-        elif kind == b"E":
-            found.end = _json(payload, dict)
-        else:
-            raise RecordingError(f"the recording is damaged: a chunk {kind!r}")
-    if not found.header:
-        raise RecordingError("the recording has no header", "it was cut off right at its beginning")
-    if not isinstance(found.header.get("family"), int | None):
-        raise RecordingError("the recording is damaged: its header cannot be")
+    try:
+        for kind, payload in _chunks(file, found):
+            _take(kind, payload, found)
+        if not found.header:
+            raise RecordingError("the recording has no header", "it was truncated at its beginning")
+        get_int_or_none(found.header, "family")
+    except JsonError as error:
+        raise RecordingError(f"damaged recording: {error.what}") from error
     return found
+
+
+def _take(kind: bytes, payload: bytes, found: Recording) -> None:
+    """Add one chunk. Raises RecordingError or JsonError."""
+    if kind == b"D":
+        found.drains.append(Drain(_whole(payload)))
+    elif kind == b"T" and found.drains:
+        found.drains[-1].messages = list(_messages(payload))
+    elif kind in (b"S", b"P", b"H", b"N", b"E"):
+        _take_json(kind, parse_json(payload), found)
+    else:
+        raise RecordingError(f"damaged recording: unknown chunk {kind!r}")
+
+
+def _take_json(kind: bytes, value: JsonValue, found: Recording) -> None:
+    if kind == b"H":
+        found.header = as_dict(value)
+    elif kind == b"N":
+        found.names = dict(_names(as_dict(value)))
+    elif kind == b"E":
+        found.end = as_dict(value)
+    elif kind == b"S":
+        found.start = _PROCESSES(value)
+    elif found.drains:
+        found.drains[-1].facts = _PROCESSES(value)
+    else:
+        raise RecordingError("damaged recording: processes before the first drain")
 
 
 def _chunks(file: BinaryIO, found: Recording) -> Iterator[tuple[bytes, bytes]]:
@@ -168,7 +223,7 @@ def _chunks(file: BinaryIO, found: Recording) -> Iterator[tuple[bytes, bytes]]:
         while len(buffer) >= _HEAD.size:
             kind, length = _HEAD.unpack_from(buffer)
             if length > _MOST_CHUNK:
-                raise RecordingError(f"the recording is damaged: a chunk of {length} bytes")
+                raise RecordingError(f"damaged recording: a chunk of {length} bytes")
             if len(buffer) < _HEAD.size + length:
                 break
             payload = bytes(buffer[_HEAD.size : _HEAD.size + length])
@@ -182,26 +237,26 @@ def _chunks(file: BinaryIO, found: Recording) -> Iterator[tuple[bytes, bytes]]:
         if at_end:
             break
         piece = file.read(_PIECE)
-        at_end = not piece or decompress.eof  # what stands behind the end is not ours
+        at_end = not piece or decompress.eof  # ignore bytes after the end of the stream
         try:
             buffer += b"" if at_end else decompress.decompress(piece)
         except zlib.error as error:
-            raise RecordingError(f"the recording is damaged: {error}") from error
+            raise RecordingError(f"damaged recording: {error}") from error
         if len(buffer) > _MOST_CHUNK + _HEAD.size:
-            raise RecordingError("the recording is damaged: it unpacks to more than it can hold")
+            raise RecordingError("damaged recording: it unpacks to more than a chunk can hold")
     found.cut_short = not decompress.eof
 
 
-def _names(names: dict[str, Any]) -> Iterator[tuple[int, str]]:
+def _names(names: JsonObject) -> Iterator[tuple[int, str]]:
     for uid, name in names.items():
-        if not (uid.isdecimal() and len(uid) <= 10 and _is_text(name)):
-            raise RecordingError("the recording is damaged: a user that cannot be")
-        yield int(uid), name
+        if not (uid.isdecimal() and len(uid) <= 10):
+            raise RecordingError("damaged recording: invalid uid")
+        yield int(uid), _kernel_text(name)
 
 
 def _whole(payload: bytes) -> bytes:
     if len(payload) % DATAGRAM_SIZE:
-        raise RecordingError("the recording is damaged: half a datagram")
+        raise RecordingError("damaged recording: truncated datagram")
     return payload
 
 
@@ -209,20 +264,10 @@ def _messages(payload: bytes) -> Iterator[bytes]:
     at = 0
     while at < len(payload):
         if at + _LENGTH.size > len(payload):
-            raise RecordingError("the recording is damaged: half an exit record")
+            raise RecordingError("damaged recording: truncated exit record")
         (length,) = _LENGTH.unpack_from(payload, at)
         at += _LENGTH.size
         if length < NLMSGHDR.size or at + length > len(payload):
-            raise RecordingError("the recording is damaged: half an exit record")
+            raise RecordingError("damaged recording: truncated exit record")
         yield payload[at : at + length]
         at += length
-
-
-def _json(payload: bytes, sort: type) -> Any:  # noqa: ANN401  # what it holds is checked where it is used
-    try:
-        value = json.loads(payload)
-    except (ValueError, RecursionError) as error:
-        raise RecordingError("the recording is damaged: a chunk that is not JSON") from error
-    if not isinstance(value, sort):
-        raise RecordingError("the recording is damaged: a chunk of another shape")
-    return value

@@ -1,11 +1,11 @@
-"""A recording and rules to matches: the same file and the same rules give the same matches, on any machine, every time.
+"""From a recording and rules to matches. The same file and the same rules give the same matches on any machine.
 
-Nothing of this machine comes in. What the daemon would ask of /proc is answered by what the recording knows at that
-point: the scan at the start, what was read at each exec, and who is alive by the events and records so far. Users have
-the names they had where it was recorded. Time is the kernel's, from the events, for throttles as well: what they would
-have held back is among the matches, and says so (`held_by`).
+Nothing of this machine is used. The recording stands for /proc: it has the scan at the start, what was read at each
+exec, and the processes that are alive by the events and exit records so far. Users have the names that they had on the
+recorded machine. Time comes from the events, for throttles as well. Matches that a throttle would
+have held back are included and marked with `held_by`.
 
-Pure, but for the clock that measures how long it took.
+Pure except for the clock that measures the duration.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from cnprocd.connector.request import Features
 from cnprocd.connector.taskrecord import TaskRecord, UnreadableRecordError, decode_record
 from cnprocd.connector.uapi import DATAGRAM_SIZE
 from cnprocd.dispatch import throttle_of
-from cnprocd.output.record import Record, match_record
+from cnprocd.json_value import JsonDict, get_int_or_none
+from cnprocd.output.record import match_record
 from cnprocd.process.model import EVERYTHING, Occurrence, Process, Provenance, Wanted
 from cnprocd.process.tracker import Tracker
 from cnprocd.rules.compile import Matcher
@@ -30,15 +31,15 @@ from cnprocd.rules.plan import make_plan
 from cnprocd.spool.throttle import Throttle
 
 _PAD = b"\0" * (SLOT_SIZE - DATAGRAM_SIZE)
-_NOBODY = -1  # no process of the recording is our own child
+_NO_PROCESS = -1  # no process of the recording is a child of this one
 _AFTER_NS = 10_000_000_000
 
 
 @dataclass(slots=True)
 class Replayed:
-    """What came of it. All but `took_s` is the same every time."""
+    """The result of a replay. All but `took_s` is the same every time."""
 
-    matches: list[Record] = field(default_factory=list)
+    matches: list[JsonDict] = field(default_factory=list)
     events: int = 0
     exit_records: int = 0
     occurrences: int = 0
@@ -50,7 +51,7 @@ class Replayed:
 
 
 class RecordedProc:
-    """/proc as the recording knows it, at the point that was reached."""
+    """/proc as the recording has it, at the current point of the replay."""
 
     def __init__(self, start: Iterable[Process], has_records: bool) -> None:
         self._known = {process.tgid: process for process in start}
@@ -59,11 +60,11 @@ class RecordedProc:
         self._just_read: dict[int, Process] = {}
 
     def begin(self, drain: Drain) -> None:
-        """What /proc said after this drain, which is when the daemon would have asked."""
+        """Use what was read from /proc after this drain, when the daemon would have read it."""
         self._just_read = {process.tgid: process for process in drain.facts}
 
     def note(self, events: Iterable[Event], records: Iterable[TaskRecord]) -> None:
-        """Who is alive after this drain."""
+        """Follow births and deaths of processes through the events of this drain."""
         for event in events:
             if isinstance(event, Fork):
                 self._fork(event)
@@ -92,7 +93,7 @@ class RecordedProc:
         self._known.pop(tgid, None)
         self._threads.pop(tgid, None)
 
-    # What the tracker asks.
+    # Called by the tracker.
 
     def read(self, tgid: int, wanted: Wanted = EVERYTHING, source: Provenance = "procfs") -> Process | None:
         found = self._just_read.get(tgid) if source == "exec" else self._known.get(tgid)
@@ -107,15 +108,15 @@ class RecordedProc:
 
 
 def replay(recording: Recording, matcher: Matcher) -> Replayed:
-    """Every match of these rules."""
+    """Return every match of these rules, with figures."""
     began = time.perf_counter()
     found = Replayed()
     has_records = recording.header.get("taskstats") is True
     proc = RecordedProc(recording.start, has_records)
     plan = make_plan(matcher, Features(taskstats=has_records))
-    tracker = Tracker(replace(plan.tracking, table=True, wanted=EVERYTHING), proc, _NOBODY)
+    tracker = Tracker(replace(plan.tracking, table=True, wanted=EVERYTHING), proc, _NO_PROCESS)
     tracker.adopt([replace(process) for process in recording.start])
-    judge = _Judge(matcher, recording, found)
+    evaluate = _Evaluator(matcher, recording, found)
     first = last = None
     for drain in recording.drains:
         events = _events(drain, found)
@@ -125,10 +126,10 @@ def replay(recording: Recording, matcher: Matcher) -> Replayed:
             first = min(stamps) if first is None else first
             last = max(stamps)
         proc.begin(drain)
-        judge(tracker.take(list(events), records))
+        evaluate(tracker.take(list(events), records))
         proc.note(events, records)
-    judge(tracker.take([], []))
-    judge(tracker.sweep((last or 0) + _AFTER_NS))
+    evaluate(tracker.take([], []))
+    evaluate(tracker.sweep((last or 0) + _AFTER_NS))
     found.span_s = ((last or 0) - (first or 0)) / 1e9
     found.took_s = time.perf_counter() - began
     return found
@@ -147,7 +148,7 @@ def _events(drain: Drain, found: Replayed) -> list[Event]:
 def _records(drain: Drain, recording: Recording, found: Replayed) -> Iterator[TaskRecord]:
     for message in drain.messages:
         try:
-            record = decode_record(message, recording.header.get("family") or 0)
+            record = decode_record(message, get_int_or_none(recording.header, "family") or 0)
         except UnreadableRecordError:
             found.unreadable += 1
             continue
@@ -155,8 +156,8 @@ def _records(drain: Drain, recording: Recording, found: Replayed) -> Iterator[Ta
         yield record
 
 
-class _Judge:
-    """Occurrences to matches, past each rule's throttle."""
+class _Evaluator:
+    """Turn occurrences into matches, through the throttle of each rule."""
 
     def __init__(self, matcher: Matcher, recording: Recording, found: Replayed) -> None:
         self._matcher = matcher
@@ -168,7 +169,7 @@ class _Judge:
     def __call__(self, occurrences: Iterable[Occurrence]) -> None:
         for occurrence in occurrences:
             self._found.occurrences += 1
-            # Only ever forward: a batch may hold events of two CPUs out of order, and a lost exit has no time at all.
+            # Time never goes back: a batch may hold events of two CPUs out of order, and a recovered exit has no time.
             self._now_ns = max(self._now_ns, occurrence.kernel_time_ns or 0)
             for match in self._matcher.match(occurrence):
                 record = match_record(match, lambda uid: self._names.get(uid, str(uid)))

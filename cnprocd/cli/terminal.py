@@ -1,4 +1,4 @@
-"""What a person sees: colour only on a terminal, columns that line up, times and sizes in words.
+"""Text for a terminal: colour, aligned columns, times and sizes with units; and JSON output.
 
 NO_COLOR (no-color.org) and TERM=dumb turn colour off. Text that a process chose is escaped before it comes here.
 """
@@ -12,11 +12,13 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import TextIO
 
+from cnprocd.json_value import JsonValue
+
 _CODES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
 
 
 class Style:
-    """Colour for one stream, or none."""
+    """Colour for one stream, if it is a terminal."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         stream = sys.stdout if stream is None else stream
@@ -26,16 +28,16 @@ class Style:
         return f"\x1b[{_CODES[name]}m{text}\x1b[0m" if self.colour else text
 
 
-def print_json(value: object, *, line: bool = False) -> None:
-    """A whole value, indented; or one line of a stream."""
+def print_json(value: JsonValue, *, line: bool = False) -> None:
+    """Print a whole value, indented; or one line of a stream."""
     if line:
-        print(json.dumps(value, separators=(",", ":"), default=str), flush=True)
+        print(json.dumps(value, separators=(",", ":")), flush=True)
     else:
-        print(json.dumps(value, indent=2, default=str))
+        print(json.dumps(value, indent=2))
 
 
 def columns(rows: Sequence[Sequence[str]], heads: Sequence[str], style: Style) -> Iterable[str]:
-    """Rows under heads, padded; the last column is not."""
+    """Yield the heads and rows as lines with aligned columns; the last column is not padded."""
     widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
 
     def line(row: Sequence[str]) -> str:
@@ -46,7 +48,7 @@ def columns(rows: Sequence[Sequence[str]], heads: Sequence[str], style: Style) -
 
 
 def duration(seconds: float | None) -> str:
-    """`3.2ms`, `12s`, `4m12s`, `3h04m`, `2d03h`; `-` for None."""
+    """Return a duration as `3.2ms`, `12s`, `4m12s`, `3h04m` or `2d03h`; `-` for None."""
     if seconds is None:
         return "-"
     if seconds < 1:
@@ -62,7 +64,7 @@ def duration(seconds: float | None) -> str:
 
 
 def ago(time_ns: int | None) -> str:
-    """How long since a moment of the wall clock."""
+    """Return the time since a moment of the wall clock, in nanoseconds since 1970."""
     return "never" if time_ns is None else f"{duration(max(0.0, time.time() - time_ns / 1e9))} ago"
 
 
@@ -73,7 +75,7 @@ def clock(time_ns: int) -> str:
 
 
 def size(count_bytes: float) -> str:
-    """`832 B`, `8.0 MiB`."""
+    """Return a size as `832 B` or `8.0 MiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count_bytes < 1024 or unit == "GiB":
             return f"{count_bytes:.0f} B" if unit == "B" else f"{count_bytes:.1f} {unit}"
@@ -81,6 +83,6 @@ def size(count_bytes: float) -> str:
     raise AssertionError
 
 
-def text(value: object) -> str:
-    """A JSON value for a column: `-` for null."""
+def text(value: JsonValue) -> str:
+    """Return a JSON value for a column: `-` for null."""
     return "-" if value is None else str(value)

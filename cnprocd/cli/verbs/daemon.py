@@ -1,36 +1,51 @@
-"""What is asked of the running daemon: reload, status, metrics. No pydantic, so they start at once."""
+"""Verbs that ask the running daemon: reload, status, metrics. They import no pydantic, so they start at once."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from cnprocd.cli.grammar import Options
 from cnprocd.cli.terminal import Style, ago, columns, duration, print_json, size
 from cnprocd.control.client import Client
 from cnprocd.errors import EX_OK
+from cnprocd.json_value import (
+    JsonObject,
+    JsonValue,
+    as_dict,
+    as_int,
+    as_str,
+    get_bool,
+    get_dict,
+    get_dict_or_none,
+    get_int,
+    get_int_or_none,
+    get_list,
+    get_map,
+    get_number,
+    get_number_or_none,
+    get_str,
+    get_str_or_none,
+)
 
-Status = dict[str, Any]
 RELOAD_TIMEOUT_S = 120.0  # a large rule file on a busy machine; systemd's own limit for ExecReload is 90 s
 
 
 def reload(options: Options) -> int:
-    """Returns when the new rules are in force; else the mistakes are shown, and the old ones stay."""
+    """Load the rule files. If one is invalid, show the problems; the daemon keeps the current rules."""
     with Client(options.runtime_dir, RELOAD_TIMEOUT_S) as client:
-        done: Any = client.ask("reload")
+        done = as_dict(client.ask("reload"))
     if options.json:
         print_json(done)
         return EX_OK
-    for warning in done["warnings"]:
+    for warning in get_list(done, "warnings", as_str):
         print(warning)
-    count = done["rules"]
-    print(f"{count} rule{'' if count == 1 else 's'} in force, from {', '.join(done['files'])}")
+    count = get_int(done, "rules")
+    print(f"{count} rule{'' if count == 1 else 's'} in force, from {', '.join(get_list(done, 'files', as_str))}")
     return EX_OK
 
 
 def metrics(options: Options) -> int:
-    """Prometheus text, as it would be written to the metrics file."""
+    """Print the counters as Prometheus text, as in the metrics file."""
     with Client(options.runtime_dir) as client:
-        found = client.ask("metrics")
+        found = as_str(client.ask("metrics"))
     if options.json:
         print_json({"metrics": found})
     else:
@@ -39,9 +54,9 @@ def metrics(options: Options) -> int:
 
 
 def status(options: Options) -> int:
-    """How the daemon is."""
+    """Show daemon health, and the hits of each rule."""
     with Client(options.runtime_dir) as client:
-        found: Any = client.ask("status")
+        found = as_dict(client.ask("status"))
     if options.json:
         print_json(found)
         return EX_OK
@@ -51,78 +66,88 @@ def status(options: Options) -> int:
     return EX_OK
 
 
-def _head(found: Status, style: Style) -> list[str]:
-    events, lost, jobs = found["events"], found["lost"], found["jobs"]
+def _head(found: JsonObject, style: Style) -> list[str]:
+    events, jobs, table = get_dict(found, "events"), get_dict(found, "jobs"), get_dict(found, "table")
+    version, pid, uptime_s = get_str(found, "version"), get_int(found, "pid"), get_number(found, "uptime_s")
+    durable = get_bool(jobs, "durable")
     lines = [
-        ("daemon", f"cnprocd {found['version']}, PID {found['pid']}, up {duration(found['uptime_s'])}"),
-        ("rules", ", ".join(found["files"])),
-        ("asked for", " ".join(events["asked"]) or "nothing"),
+        ("daemon", f"cnprocd {version}, PID {pid}, up {duration(uptime_s)}"),
+        ("rules", ", ".join(get_list(found, "files", as_str))),
+        ("asked for", " ".join(get_list(events, "asked", as_str)) or "nothing"),
         (
             "delivered",
-            f"{events['delivered']} events, {events['records_delivered']} exit records; {events['matches']} matches",
+            f"{get_int(events, 'delivered')} events, {get_int(events, 'records_delivered')} exit records; "
+            f"{get_int(events, 'matches')} matches",
         ),
-        ("lost", _lost(lost, events, style)),
+        ("lost", _lost(get_map(found, "lost", as_int), get_int(events, "recovered"), style)),
         (
             "table",
-            f"{found['table']['processes']} processes" if found["table"]["kept"] else "not needed by these rules",
+            f"{get_int(table, 'processes')} processes" if get_bool(table, "kept") else "not needed by these rules",
         ),
         ("jobs", _jobs(jobs)),
-        ("durable", style("green", "yes") if jobs["durable"] else style("red", f"NO: {jobs['why_not_durable']}")),
-        ("latency", _latency(jobs["latency"])),
-        ("kernel", _kernel(found["kernel"])),
+        ("durable", style("green", "yes") if durable else style("red", f"NO: {get_str(jobs, 'why_not_durable')}")),
+        ("latency", _latency(get_dict_or_none(jobs, "latency"))),
+        ("kernel", _kernel(get_dict(found, "kernel"))),
     ]
-    rejected = sum(events["rejected"].values())
+    rejected = sum(get_map(events, "rejected", as_int).values())
     if rejected:
         lines.append(("spoofed", style("red", f"{rejected} datagrams that the kernel did not send")))
     return [f"{style('bold', name.rjust(10))}  {text}" for name, text in lines]
 
 
-def _lost(lost: Status, events: Status, style: Style) -> str:
-    if not lost["total"]:
+def _lost(lost: dict[str, int], recovered: int, style: Style) -> str:
+    total = lost.pop("total")
+    if not total:
         return style("green", "nothing")
-    known = ", ".join(
-        f"{lost[key]} {key.replace('_', ' ')}" for key in lost if key not in ("total", "overruns") and lost[key]
-    )
-    return style("red", f"{lost['total']} events ({known}), {events['recovered']} processes recovered")
+    known = ", ".join(f"{count} {key.replace('_', ' ')}" for key, count in lost.items() if key != "overruns" and count)
+    return style("red", f"{total} events ({known}), {recovered} processes recovered")
 
 
-def _jobs(jobs: Status) -> str:
-    said = f"{jobs['waiting']} waiting, {jobs['running']} running, {jobs['dead']} dead, {jobs['done']} done"
-    if jobs["waiting"]:
-        said += f"; the oldest waits for {duration(jobs['oldest_waiting_s'])}"
-    return f"{said}; {jobs['shed']} SHED" if jobs["shed"] else said
+def _jobs(jobs: JsonObject) -> str:
+    counts = ", ".join(f"{get_int(jobs, state)} {state}" for state in ("waiting", "running", "dead", "done"))
+    if get_int(jobs, "waiting"):
+        counts += f"; the oldest waits for {duration(get_number_or_none(jobs, 'oldest_waiting_s'))}"
+    dropped = get_int(jobs, "shed")
+    return f"{counts}; {dropped} DROPPED" if dropped else counts
 
 
-def _latency(latency: Status | None) -> str:
-    if latency is None or not sum(latency["counts"]):
+def _latency(latency: JsonObject | None) -> str:
+    count = sum(get_list(latency, "counts", as_int)) if latency is not None else 0
+    if latency is None or not count:
         return "no hook has run yet"
-    count = sum(latency["counts"])
+    p50_ms, p99_ms = get_number(latency, "p50_ms"), get_number(latency, "p99_ms")
     return (
-        f"half of {count} hooks started within {duration(latency['p50_ms'] / 1000)} of their event, "
-        f"99% within {duration(latency['p99_ms'] / 1000)}"
+        f"half of {count} hooks started within {duration(p50_ms / 1000)} of their event, "
+        f"99% within {duration(p99_ms / 1000)}"
     )
 
 
-def _kernel(kernel: Status) -> str:
-    mask = "event mask" if kernel["event_mask"] else "no event mask (before 6.6)"
-    taskstats = "exit records" if kernel["taskstats"] else f"no exit records ({kernel['no_taskstats_because']})"
-    buffer = f"buffer {size(kernel['receive_buffer_bytes'])} = {kernel['receive_buffer_events']} events"
-    kept = "; socket kept by systemd" if kernel["socket_kept_by_manager"] else ""
-    return f"{kernel['release']}: {mask}, {taskstats}; {buffer}{kept}"
+def _kernel(kernel: JsonObject) -> str:
+    mask = "event mask" if get_bool(kernel, "event_mask") else "no event mask (before 6.6)"
+    taskstats = "exit records"
+    if not get_bool(kernel, "taskstats"):
+        taskstats = f"no exit records ({get_str_or_none(kernel, 'no_taskstats_because')})"
+    buffer = (
+        f"buffer {size(get_int(kernel, 'receive_buffer_bytes'))} = {get_int(kernel, 'receive_buffer_events')} events"
+    )
+    kept = "; socket kept by systemd" if get_bool(kernel, "socket_kept_by_manager") else ""
+    return f"{get_str(kernel, 'release')}: {mask}, {taskstats}; {buffer}{kept}"
 
 
-def _rules(found: Status, style: Style) -> list[str]:
-    rows = [
-        [
-            rule["name"],
-            str(rule["hits"]),
-            ago(rule["last_hit_ns"]),
-            " ".join(rule["events"]),
-            (rule["identity"] or "") if rule["enabled"] else "DISABLED",
-            rule["description"],
-        ]
-        for rule in found["rules"]
-    ]
+def _rules(found: JsonObject, style: Style) -> list[str]:
+    rows = get_list(found, "rules", _rule_row)
     if not rows:
         return ["no rules"]
     return list(columns(rows, ["RULE", "HITS", "LAST HIT", "EVENTS", "IDENTITY", "DESCRIPTION"], style))
+
+
+def _rule_row(value: JsonValue) -> list[str]:
+    rule = as_dict(value)
+    return [
+        get_str(rule, "name"),
+        str(get_int(rule, "hits")),
+        ago(get_int_or_none(rule, "last_hit_ns")),
+        " ".join(get_list(rule, "events", as_str)),
+        get_str_or_none(rule, "identity") or "" if get_bool(rule, "enabled") else "DISABLED",
+        get_str(rule, "description"),
+    ]

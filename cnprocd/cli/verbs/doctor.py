@@ -1,7 +1,7 @@
-"""`cnprocctl doctor`: what keeps cnprocd from working here, and the mend. Each check is a function in the table.
+"""`cnprocctl doctor`: diagnose setup problems and suggest fixes. Each check is a function in the table CHECKS.
 
-A check looks at one thing and says pass, warn or fail, with what it found; where it is not pass, what to do. It never
-raises: a check that cannot look says so as a warning. The proof is in the middle: a real round trip through the kernel.
+A check yields findings: pass, warn or fail, and a fix unless it passed. If a check cannot run, that is a warning. One
+check is a real round trip through the kernel, which proves what the others only suggest.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from cnprocd.cli import canary
 from cnprocd.cli.grammar import Options
@@ -22,6 +22,7 @@ from cnprocd.cli.terminal import Style, duration, print_json, size
 from cnprocd.connector.uapi import NETLINK_CONNECTOR, QUEUED_EVENT_BYTES
 from cnprocd.control.client import Client, NotRunningError
 from cnprocd.errors import EX_OK, CnprocdError
+from cnprocd.json_value import as_dict, get_bool, get_dict, get_int, get_number, get_str, get_str_or_none
 from cnprocd.launch.program import open_program
 from cnprocd.process.procfs import read_stat
 from cnprocd.rules.problems import RulesError
@@ -36,28 +37,28 @@ _LEAST_FREE_BYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the doctor's."""
+    """One line of the report."""
 
     level: Level
     what: str
-    mend: str = ""
+    fix: str = ""
 
 
 Check = Callable[[Options], Iterator[Finding]]
 
 
 def doctor(options: Options) -> int:
-    """Exit status 1 if anything failed."""
+    """Run every check. The exit status is 1 if one failed."""
     found = [(name, finding) for name, check in CHECKS.items() for finding in _run(check, options)]
     failed = any(finding.level == "fail" for _, finding in found)
     if options.json:
-        print_json([{"check": name, "level": f.level, "what": f.what, "mend": f.mend} for name, f in found])
+        print_json([{"check": name, "level": f.level, "what": f.what, "fix": f.fix} for name, f in found])
         return 1 if failed else EX_OK
     style = Style()
     for name, finding in found:
         print(f"{style(_COLOURS[finding.level], finding.level)}  {name.ljust(12)}  {finding.what}")
-        if finding.mend and finding.level != "pass":
-            print(f"{'':20}{style('dim', '->')} {finding.mend}")
+        if finding.fix and finding.level != "pass":
+            print(f"{'':20}{style('dim', '->')} {finding.fix}")
     count = {level: sum(1 for _, f in found if f.level == level) for level in ("pass", "warn", "fail")}
     print(", ".join(f"{number} {level}" for level, number in count.items()))
     return 1 if failed else EX_OK
@@ -67,7 +68,7 @@ def _run(check: Check, options: Options) -> Iterator[Finding]:
     try:
         yield from check(options)
     except (OSError, ValueError, CnprocdError) as error:
-        yield Finding("warn", f"could not be looked at: {error}", "run it as root" if os.geteuid() else "")
+        yield Finding("warn", f"cannot check: {error}", "run it as root" if os.geteuid() else "")
 
 
 def _capabilities(options: Options) -> Iterator[Finding]:
@@ -75,7 +76,7 @@ def _capabilities(options: Options) -> Iterator[Finding]:
     held = int(line.split()[1], 16)
     for bit, name in _CAPABILITIES.items():
         if held >> bit & 1:
-            yield Finding("pass", f"{name} is there")
+            yield Finding("pass", f"{name} is granted")
         elif name == "CAP_NET_ADMIN":
             yield Finding("fail", f"{name} is missing: no events, no exit records", "run as root (here: sudo)")
         else:
@@ -88,7 +89,9 @@ def _namespaces(options: Options) -> Iterator[Finding]:
             yield Finding("pass", f"in the host's {kind} namespace")
         else:
             yield Finding(
-                "fail", f"in another {kind} namespace: the kernel ignores us", "run on the host, not in a container"
+                "fail",
+                f"in another {kind} namespace: the kernel ignores its subscriptions",
+                "run on the host, not in a container",
             )
     try:
         same = os.stat("/proc/self/ns/net").st_ino == os.stat("/proc/1/ns/net").st_ino
@@ -98,7 +101,9 @@ def _namespaces(options: Options) -> Iterator[Finding]:
         yield Finding("pass", "in the host's network namespace")
     else:
         yield Finding(
-            "fail", "in another network namespace: nobody answers there", "on the host, without PrivateNetwork="
+            "fail",
+            "in another network namespace: the connector does not exist there",
+            "run on the host, without PrivateNetwork=",
         )
 
 
@@ -109,7 +114,7 @@ def _kernel(options: Options) -> Iterator[Finding]:
         yield Finding("pass", f"Linux {release}: events are filtered by mask in the kernel")
     else:
         yield Finding(
-            "pass", f"Linux {release}: before 6.6, so every event reaches our socket filter (works, costs more)"
+            "pass", f"Linux {release}: before 6.6, so every event reaches the socket filter (works, costs more)"
         )
     config = _config(release)
     if config is None:
@@ -119,8 +124,12 @@ def _kernel(options: Options) -> Iterator[Finding]:
         if f"{option}=y" in config:
             yield Finding("pass", f"{option}=y")
         else:
-            mend = "use a kernel built with it" if level == "fail" else "deaths are told by counting threads instead"
-            yield Finding("fail" if level == "fail" else "warn", f"{option} is not set", mend)
+            fix = (
+                "use a kernel built with it"
+                if level == "fail"
+                else "without it, deaths are detected by counting threads"
+            )
+            yield Finding("fail" if level == "fail" else "warn", f"{option} is not set", fix)
 
 
 def _config(release: str) -> set[str] | None:
@@ -136,33 +145,35 @@ def _config(release: str) -> set[str] | None:
 
 def _round_trip(options: Options) -> Iterator[Finding]:
     try:
-        heard = canary.round_trip()
+        received = canary.round_trip()
     except CnprocdError as error:
         yield Finding("fail", error.what, error.hint)
         return
-    if heard.event is None:
-        mend = "another program may have muted it with a stray IGNORE: restart cnprocd, and see the listeners below"
-        yield Finding("fail", "subscribed, but the death of a child was not told", mend)
-    elif heard.event.exit_code != canary.CODE << 8:
-        yield Finding("fail", f"a child's exit({canary.CODE}) was told as status {heard.event.exit_code}")
+    if received.event is None:
+        fix = "another program may have muted it with a stray IGNORE: restart cnprocd, and see the listeners below"
+        yield Finding("fail", "subscribed, but no event came for the exit of a child", fix)
+    elif received.event.exit_code != canary.CODE << 8:
+        yield Finding("fail", f"a child's exit({canary.CODE}) arrived as status {received.event.exit_code}")
     else:
-        yield Finding("pass", f"a child's exit({canary.CODE}) was told after {duration(heard.after_s)}")
-    if not heard.features.taskstats:
-        yield Finding("warn", f"no exit records: {heard.no_taskstats_because}", "works without; rules cost more")
-    elif heard.event is not None and heard.record is None:
-        yield Finding("warn", "exit records are promised, but none came", "works without: --refuse taskstats")
-    elif heard.record is not None:
-        yield Finding("pass", f"its exit record named it: {heard.record.comm}, uid {heard.record.uid}")
-    held = heard.buffer_bytes // QUEUED_EVENT_BYTES
-    if heard.buffer_bytes >= canary.BUFFER_BYTES:
-        yield Finding("pass", f"a receive buffer of {size(heard.buffer_bytes)} is granted: {held} events")
+        yield Finding("pass", f"a child's exit({canary.CODE}) arrived after {duration(received.after_s)}")
+    if not received.features.taskstats:
+        yield Finding(
+            "warn", f"no exit records: {received.no_taskstats_because}", "cnprocd works without; rules cost more"
+        )
+    elif received.event is not None and received.record is None:
+        yield Finding("warn", "exit records are available, but none came", "run cnprocd with --refuse taskstats")
+    elif received.record is not None:
+        yield Finding("pass", f"its exit record arrived: {received.record.comm}, uid {received.record.uid}")
+    held = received.buffer_bytes // QUEUED_EVENT_BYTES
+    if received.buffer_bytes >= canary.BUFFER_BYTES:
+        yield Finding("pass", f"a receive buffer of {size(received.buffer_bytes)} is granted: {held} events")
     else:
-        mend = "run as root, or sysctl -w net.core.rmem_max=8388608"
-        yield Finding("warn", f"the receive buffer is cut to {size(heard.buffer_bytes)}: {held} events", mend)
+        fix = "run as root, or sysctl -w net.core.rmem_max=8388608"
+        yield Finding("warn", f"the receive buffer is cut to {size(received.buffer_bytes)}: {held} events", fix)
 
 
 def _listeners(options: Options) -> Iterator[Finding]:
-    """Whoever else hears process events; a PID in the list is the socket's address, by custom its owner."""
+    """List the listeners on this machine. A port of netlink is by custom the PID of its owner."""
     found = []
     for line in Path("/proc/net/netlink").read_text().splitlines()[1:]:
         fields = line.split()
@@ -171,17 +182,17 @@ def _listeners(options: Options) -> Iterator[Finding]:
             drops = int(fields[8])
             name = f"{stat.comm}[{fields[2]}]" if stat is not None else f"port {fields[2]}"
             found.append(f"{name}{f' ({drops} lost)' if drops else ''}")
-    yield Finding("pass", f"listening to process events: {', '.join(found) or 'nobody'}")
+    yield Finding("pass", f"listening to process events: {', '.join(found) or 'none'}")
 
 
 def _rules(options: Options) -> Iterator[Finding]:
     try:
         loaded = loaded_rules(options.rules)
     except RulesError as error:
-        yield Finding("fail", f"the rules have {len(error.problems)} mistakes: {error.what}", "cnprocctl check")
+        yield Finding("fail", f"the rules have {len(error.problems)} errors: {error.what}", "cnprocctl check")
         return
     files = ", ".join(map(str, loaded.files))
-    yield Finding("pass", f"{files}: no mistakes in {len(loaded.rules)} rule(s)")
+    yield Finding("pass", f"{files}: no errors in {len(loaded.rules)} rule(s)")
     found = warnings(loaded)
     if found:
         yield Finding("warn", f"{len(found)} warnings about the rules", "cnprocctl check")
@@ -197,14 +208,14 @@ def _program(rule: str, path: str) -> Finding:
     try:
         os.close(open_program(path).fd)
     except CnprocdError as error:
-        return Finding("fail", f"hook of {rule}: {error.what}", error.hint or "install the program, or mend the rule")
+        return Finding("fail", f"hook of {rule}: {error.what}", error.hint or "install the program, or fix the rule")
     return Finding("pass", f"hook of {rule}: {path}")
 
 
 def _places(options: Options) -> Iterator[Finding]:
     state = options.state_dir
     if not state.exists():
-        yield Finding("warn", f"{state} does not exist yet", "the service makes it when it starts")
+        yield Finding("warn", f"{state} does not exist yet", "the service creates it when it starts")
     else:
         mode = state.stat().st_mode & 0o777
         if mode & 0o022:
@@ -213,35 +224,40 @@ def _places(options: Options) -> Iterator[Finding]:
             yield Finding("pass", f"{state} is private enough ({mode:o})")
         free = shutil.disk_usage(state).free
         low = free < _LEAST_FREE_BYTES
-        yield Finding("warn" if low else "pass", f"{size(free)} free for jobs in {state}", "make room" if low else "")
+        yield Finding(
+            "warn" if low else "pass", f"{size(free)} free for jobs in {state}", "free some space" if low else ""
+        )
         damaged = sorted(
             one.name for one in state.glob("spool.sqlite3.damaged-*") if not one.name.endswith(("-wal", "-shm"))
         )
         if damaged:
             yield Finding(
-                "warn", f"damaged spools were put aside: {', '.join(damaged)}", "look at them, then remove them"
+                "warn", f"damaged spools were renamed: {', '.join(damaged)}", "examine them, then remove them"
             )
 
 
 def _daemon(options: Options) -> Iterator[Finding]:
     try:
         with Client(options.runtime_dir) as client:
-            status: Any = client.ask("status")
+            status = as_dict(client.ask("status"))
     except NotRunningError as error:
         yield Finding("warn", error.what, error.hint)
         return
-    yield Finding("pass", f"cnprocd {status['version']} runs as PID {status['pid']}, up {duration(status['uptime_s'])}")
-    lost, jobs = status["lost"]["total"], status["jobs"]
+    version, pid, uptime_s = get_str(status, "version"), get_int(status, "pid"), get_number(status, "uptime_s")
+    yield Finding("pass", f"cnprocd {version} runs as PID {pid}, up {duration(uptime_s)}")
+    jobs, lost = get_dict(status, "jobs"), get_int(get_dict(status, "lost"), "total")
     if lost:
-        yield Finding("warn", f"{lost} events were lost since it started", "settings: {receive_buffer: 32M}")
-    if not jobs["durable"]:
-        yield Finding("fail", f"jobs are not durable: {jobs['why_not_durable']}", "mend the state directory")
-    if jobs["dead"]:
-        yield Finding("warn", f"{jobs['dead']} hooks have failed for good", "cnprocctl jobs list --state dead")
-    if jobs["shed"]:
+        doubled_m = max(1, get_int(get_dict(status, "kernel"), "receive_buffer_bytes") * 2 >> 20)
         yield Finding(
-            "fail", f"{jobs['shed']} hooks were not queued: the queue was full", "settings: {queue_limit: ...}"
+            "warn", f"{lost} events were lost since it started", f"settings: {{receive_buffer: {doubled_m}M}}"
         )
+    if not get_bool(jobs, "durable"):
+        why = get_str_or_none(jobs, "why_not_durable")
+        yield Finding("fail", f"jobs are not durable: {why}", "fix the state directory")
+    if dead := get_int(jobs, "dead"):
+        yield Finding("warn", f"{dead} hooks have failed for good", "cnprocctl jobs list --state dead")
+    if dropped := get_int(jobs, "shed"):
+        yield Finding("fail", f"{dropped} hooks were not queued: the queue was full", "settings: {queue_limit: ...}")
 
 
 def _systemd(options: Options) -> Iterator[Finding]:

@@ -1,12 +1,12 @@
-"""`cnprocctl explain`: what the rules cost, and why a rule fires or does not."""
+"""`cnprocctl explain`: what the rules cost, and why a rule matches an event or does not."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import asdict
 
 from cnprocd.cli.grammar import FEATURES, Options
-from cnprocd.cli.plans import rule_plan, whole_plan
+from cnprocd.cli.plans import WholePlan, rule_plan, whole_plan
 from cnprocd.cli.reasons import Explained, explain_all
 from cnprocd.cli.rule_names import no_such_rule
 from cnprocd.cli.ruleset import loaded_rules
@@ -15,6 +15,7 @@ from cnprocd.cli.verbs.trial import NAMES, described, occurrence_from
 from cnprocd.connector.request import Features
 from cnprocd.control.client import Client
 from cnprocd.errors import EX_OK, CnprocdError, NotFoundError
+from cnprocd.json_value import JsonDict, as_dict, get_bool, get_dict, get_list
 from cnprocd.process.model import Occurrence
 from cnprocd.rules.compile import CompiledRule, Matcher, compile_rule
 from cnprocd.rules.plan import make_plan
@@ -23,7 +24,7 @@ _VERDICTS = {True: ("yes", "green"), False: ("no", "red"), None: ("unknown", "ye
 
 
 def explain(options: Options) -> int:
-    """The plan; or with an event the reasons."""
+    """Show the plan; or with an event, the reasons for and against a match."""
     loaded = loaded_rules(options.rules)
     rules = [compile_rule(rule, order) for order, rule in enumerate(loaded.rules) if rule.enabled]
     if options.rule is not None:
@@ -40,17 +41,18 @@ def explain(options: Options) -> int:
 
 
 def _of_job(options: Options) -> Occurrence:
-    """The first event of a job, as its record says."""
+    """Return the first event of a job, as its record describes it."""
     from cnprocd.cli.event_from_options import occurrence_of
     from cnprocd.cli.verbs.jobs import find_job
 
-    job: Any = find_job(options, options.job)
-    record = {name: value for name, value in job["events"][0].items() if name not in ("status", "rule")}
-    return occurrence_of(record, NAMES)
+    events = get_list(find_job(options, options.job), "events", as_dict)
+    if not events:
+        raise NotFoundError(f"job {options.job} has no event", "`cnprocctl jobs show` shows what is kept of it")
+    return occurrence_of({name: value for name, value in events[0].items() if name not in ("status", "rule")}, NAMES)
 
 
 def _reasons(found: list[Explained], sources: Mapping[str, str], options: Options) -> int:
-    """Per rule and key why; and where what is known of the process was known from."""
+    """Show the reasons per rule and key, and the provenance of the attributes of the process."""
     if options.json:
         print_json([{**_reasons_value(one), "sources": dict(sources)} for one in found])
         return EX_OK
@@ -71,7 +73,7 @@ def _reasons(found: list[Explained], sources: Mapping[str, str], options: Option
     return EX_OK
 
 
-def _reasons_value(one: Explained) -> dict[str, object]:
+def _reasons_value(one: Explained) -> JsonDict:
     return {
         "rule": one.compiled.name,
         "fires": one.match is not None,
@@ -88,44 +90,47 @@ def _plan(rules: list[CompiledRule], matcher: Matcher, options: Options) -> int:
     whole = whole_plan(make_plan(matcher, features), matcher, features)
     each = [rule_plan(rule, features) for rule in rules]
     if options.json:
-        print_json({"kernel_known_from": known_from, "plan": whole, "rules": each})
+        print_json({"kernel_known_from": known_from, "plan": asdict(whole), "rules": [asdict(one) for one in each]})
         return EX_OK
     style = Style()
     for one in each:
-        print(f"{style('bold', str(one['rule']))}  cost {one['cost']} of 4")
-        statuses = f" with {one['statuses']}" if one["statuses"] else ""
-        print(f"    looks at   {', '.join(one['kinds'])}{statuses}")  # type: ignore[arg-type]
-        print(f"    needs      {', '.join(one['needs']) or 'no identity'}")  # type: ignore[arg-type]
-        print(f"    identity   {one['identity']}: {one['identity_means']}")
-        print(f"    cost       {one['cost_means']}")
+        print(f"{style('bold', one.rule)}  cost {one.cost} of 4")
+        print(f"    looks at   {', '.join(one.kinds)}{f' with {one.statuses}' if one.statuses else ''}")
+        print(f"    needs      {', '.join(one.needs) or 'no identity'}")
+        print(f"    identity   {one.identity}: {one.identity_means}")
+        print(f"    cost       {one.cost_means}")
     if options.rule is None:
         _show_whole(whole, known_from, style)
     return EX_OK
 
 
-def _show_whole(whole: dict[str, Any], known_from: str, style: Style) -> None:
-    features = ", ".join(name if has else f"no {name}" for name, has in whole["features"].items())
+def _show_whole(whole: WholePlan, known_from: str, style: Style) -> None:
+    features = ", ".join(name if has else f"no {name}" for name, has in whole.features.items())
     print(style("bold", "together"))
     print(f"    kernel     {features} ({known_from})")
-    print(f"    mask       {whole['mask']}: {' '.join(whole['mask_events'])}")
-    for name, program in (("connector", whole["connector_filter"]), ("taskstats", whole["taskstats_filter"])):
+    print(f"    mask       {whole.mask}: {' '.join(whole.mask_events)}")
+    for name, program in (("connector", whole.connector_filter), ("taskstats", whole.taskstats_filter)):
         print(f"    BPF on {name}: {'' if program else 'none, everything passes'}")
         for line in program:
             print(f"        {line}")
-    print(f"    records    {whole['exit_records'] or 'none asked for'}")
-    print(f"    table      {'kept' if whole['table'] else 'not needed'}; deaths are told by {whole['deaths_told_by']}")
-    print(f"    loss       {whole['loss_accounting']}")
-    if whole["dearest_rules"]:
-        print(f"    dearest    {', '.join(whole['dearest_rules'])}")
+    print(f"    records    {whole.exit_records or 'not requested'}")
+    print(f"    table      {'kept' if whole.table else 'not needed'}; deaths are detected by {whole.deaths_told_by}")
+    print(f"    loss       {whole.loss_accounting}")
+    if whole.dearest_rules:
+        print(f"    costliest  {', '.join(whole.dearest_rules)}")
 
 
 def _features(options: Options) -> tuple[Features, str]:
-    """What this kernel offers: by --without, by the daemon that runs, or else taken to be all there is."""
+    """Return the kernel features and their source: --without, the running daemon, or the assumption of all."""
     if options.without:
-        return Features(**{name: name not in options.without for name in FEATURES}), "as asked with --without"
+        return _chosen({name: name not in options.without for name in FEATURES}), "as asked with --without"
     try:
         with Client(options.runtime_dir) as client:
-            status: Any = client.ask("status")
-        return Features(**{name: status["kernel"][name] for name in FEATURES}), "as the running daemon found it"
+            kernel = get_dict(as_dict(client.ask("status")), "kernel")
+        return _chosen({name: get_bool(kernel, name) for name in FEATURES}), "as the running daemon found it"
     except CnprocdError:
-        return Features(), "taken to have everything, for no daemon runs; see also --without"
+        return Features(), "assumed complete, because no daemon runs; see also --without"
+
+
+def _chosen(has: Mapping[str, bool]) -> Features:
+    return Features(event_mask=has["event_mask"], taskstats=has["taskstats"], socket_filter=has["socket_filter"])

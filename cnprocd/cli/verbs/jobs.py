@@ -1,7 +1,8 @@
-"""The queue of hooks and the past matches: jobs list, show, retry, drop; history.
+"""Jobs and past matches: jobs list, show, retry, drop; history.
 
-With the daemon it answers, for it alone has the spool open. Without it, looking works on a copy of the spool: opening
-the file itself would lock it, and a daemon that starts just then would do without. Changing needs the daemon.
+The daemon answers, because it has the spool open. Without a daemon, list, show and history read a copy of the spool: to
+open the file itself would lock it, and a daemon that starts at that moment would run without it. retry and drop need
+the daemon.
 """
 
 from __future__ import annotations
@@ -12,106 +13,141 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from cnprocd.cli.grammar import Options
 from cnprocd.cli.quantities import window_ns
 from cnprocd.cli.terminal import Style, ago, clock, columns, duration, print_json, text
 from cnprocd.control.client import Client, NotRunningError
 from cnprocd.errors import EX_OK, NotFoundError, StateError
+from cnprocd.json_value import (
+    JsonObject,
+    JsonValue,
+    as_dict,
+    get_int,
+    get_int_or_none,
+    get_list,
+    get_number_or_none,
+    get_str,
+    get_str_or_none,
+    list_of,
+)
+
+if TYPE_CHECKING:  # imported only without a daemon
+    from cnprocd.spool.store import Store
 
 _COLOURS = {"waiting": "yellow", "running": "cyan", "done": "green", "dead": "red"}
 _SPOOL = "spool.sqlite3"
-Look = Callable[[Any], object]  # at a hooks.store.Store, which is imported only when there is no daemon
+Read = Callable[["Store"], JsonValue]
+_objects = list_of(as_dict)
 
 
 def listed(options: Options) -> int:
-    """The newest jobs."""
-    found: Any = _ask_or_look(
-        options,
-        "jobs",
-        {"state": options.state, "rule": options.rule, "limit": options.limit},
-        lambda store: store.jobs(options.state, options.rule, options.limit),
-    )
+    """List the newest jobs."""
+
+    def read(store: Store) -> JsonValue:
+        from cnprocd.control.values import job_value
+
+        return [job_value(job) for job in store.jobs(options.state, options.rule, options.limit)]
+
+    args = {"state": options.state, "rule": options.rule, "limit": options.limit}
+    found = _objects(_ask_or_read(options, "jobs", args, read))
     if options.json:
         print_json(found)
         return EX_OK
     style = Style()
     rows = [
         [
-            str(job["job_id"]),
-            job["state"],
-            job["rule"],
-            ago(job["created_ns"]),
-            str(job["attempts"]),
+            str(get_int(job, "job_id")),
+            get_str(job, "state"),
+            get_str(job, "rule"),
+            ago(get_int(job, "created_ns")),
+            str(get_int(job, "attempts")),
             _outcome(job),
         ]
         for job in found
     ]
-    lines = list(columns(rows, ["JOB", "STATE", "RULE", "AGE", "TRIES", "LAST OUTCOME"], style))
-    for line, job in zip(lines, [None, *found], strict=True):
-        colour = _COLOURS.get(job["state"]) if job is not None else None
+    head, *lines = columns(rows, ["JOB", "STATE", "RULE", "AGE", "ATTEMPTS", "LAST OUTCOME"], style)
+    print(head)
+    for line, job in zip(lines, found, strict=True):
+        colour = _COLOURS.get(get_str(job, "state"))
         print(style(colour, line) if colour in ("red", "yellow") else line)
     if not rows:
         print("no jobs")
     return EX_OK
 
 
-def _outcome(job: dict[str, Any]) -> str:
-    if job["reason"]:
-        return str(job["reason"])
-    if job["state"] == "done":
-        return f"succeeded in {duration((job['duration_ms'] or 0) / 1000)}"
+def _outcome(job: JsonObject) -> str:
+    if reason := get_str_or_none(job, "reason"):
+        return reason
+    if get_str(job, "state") == "done":
+        return f"succeeded in {duration((get_number_or_none(job, 'duration_ms') or 0) / 1000)}"
     return "-"
 
 
 def show(options: Options) -> int:
-    """One job with its events."""
+    """Show one job with its events."""
     job = find_job(options, options.job)
     if options.json:
         print_json(job)
         return EX_OK
     style = Style()
-    facts = {
-        "job": job["job_id"],
-        "rule": job["rule"],
-        "state": job["state"],
-        "made": f"{clock(job['created_ns'])} ({ago(job['created_ns'])})",
-        "tries": f"{job['attempts']}, {job['failures']} failed",
-        "next try": clock(job["due_ns"]) if job["state"] == "waiting" else None,
-        "ended": clock(job["finished_ns"]) if job["finished_ns"] else None,
+    state, created_ns, finished_ns = (
+        get_str(job, "state"),
+        get_int(job, "created_ns"),
+        get_int_or_none(job, "finished_ns"),
+    )
+    facts: dict[str, int | str | None] = {
+        "job": get_int(job, "job_id"),
+        "rule": get_str(job, "rule"),
+        "state": state,
+        "created": f"{clock(created_ns)} ({ago(created_ns)})",
+        "attempts": f"{get_int(job, 'attempts')}, {get_int(job, 'failures')} failed",
+        "next": clock(get_int(job, "due_ns")) if state == "waiting" else None,
+        "ended": clock(finished_ns) if finished_ns else None,
         "outcome": _outcome(job),
-        "exit code": job["exit_code"],
-        "signal": job["signal"],
-        "took": duration(job["duration_ms"] / 1000) if job["duration_ms"] is not None else None,
-        "latency": duration(job["latency_ms"] / 1000) if job["latency_ms"] is not None else None,
-        "events": job["event_count"],
+        "exit code": get_int_or_none(job, "exit_code"),
+        "signal": get_int_or_none(job, "signal"),
+        "took": _milliseconds(job, "duration_ms"),
+        "latency": _milliseconds(job, "latency_ms"),
+        "events": get_int(job, "event_count"),
     }
     for name, value in facts.items():
         if value is not None:
             print(f"{style('bold', name.rjust(10))}  {value}")
-    for event in job["events"]:
+    for event in get_list(job, "events", as_dict):
         print_json(event)
     return EX_OK
 
 
-def find_job(options: Options, job_id: int) -> dict[str, Any]:
-    """One job as JSON, from the daemon or its spool. Raises NotFoundError."""
-    job: Any = _ask_or_look(options, "job", {"job_id": job_id}, lambda store: store.job(job_id))
-    if job is None:
+def _milliseconds(job: JsonObject, key: str) -> str | None:
+    value = get_number_or_none(job, key)
+    return None if value is None else duration(value / 1000)
+
+
+def find_job(options: Options, job_id: int) -> JsonObject:
+    """Return one job as JSON, from the daemon or its spool. Raises NotFoundError."""
+
+    def read(store: Store) -> JsonValue:
+        from cnprocd.control.values import job_value
+
+        job = store.job(job_id)
+        return job_value(job) if job is not None else None
+
+    found = _ask_or_read(options, "job", {"job_id": job_id}, read)
+    if found is None:
         raise NotFoundError(f"no job {job_id}", "`cnprocctl jobs list` shows the jobs that are kept")
-    found: dict[str, Any] = job
-    return found
+    return as_dict(found)
 
 
 def retry(options: Options) -> int:
-    """A dead job waits again, with all its tries."""
+    """Let dead jobs wait again, with all their attempts."""
     return _change(options, "retry", "waits again")
 
 
 def drop(options: Options) -> int:
-    """A waiting job will not run."""
-    return _change(options, "drop", "will not run; it is kept among the dead")
+    """Do not run waiting jobs."""
+    return _change(options, "drop", "will not run; it is kept as dead")
 
 
 def _change(options: Options, verb: str, said: str) -> int:
@@ -126,25 +162,26 @@ def _change(options: Options, verb: str, said: str) -> int:
 
 
 def history(options: Options) -> int:
-    """Past matches, the newest last, as a log is read."""
+    """List past matches, the newest last, as in a log."""
     since_ns, _ = window_ns(options.since, None, time.time())
-    found: Any = _ask_or_look(
-        options,
-        "history",
-        {"rule": options.rule, "comm": options.comm, "since_ns": since_ns, "limit": options.limit},
-        lambda store: store.matches(options.rule, options.comm, since_ns, options.limit),
-    )
-    found.reverse()
+
+    def read(store: Store) -> JsonValue:
+        from cnprocd.control.values import match_value
+
+        return [match_value(match) for match in store.matches(options.rule, options.comm, since_ns, options.limit)]
+
+    args = {"rule": options.rule, "comm": options.comm, "since_ns": since_ns, "limit": options.limit}
+    found = _objects(_ask_or_read(options, "history", args, read))[::-1]
     if options.json:
         print_json(found)
         return EX_OK
     rows = [
         [
-            clock(match["time_ns"]),
-            match["rule"],
-            f"{text(match['comm'])}[{match['pid']}]",
+            clock(get_int(match, "time_ns")),
+            get_str(match, "rule"),
+            f"{text(match.get('comm'))}[{text(match.get('pid'))}]",
             text(match.get("user")),
-            str(match.get("status") or match["kind"]),
+            str(match.get("status") or get_str(match, "kind")),
             f"job {match['job_id']}" if match.get("job_id") else "-",
         ]
         for match in found
@@ -154,18 +191,18 @@ def history(options: Options) -> int:
     return EX_OK
 
 
-def _ask_or_look(options: Options, verb: str, args: dict[str, Any], look: Look) -> object:
-    """The daemon's answer, or without it what is in its spool."""
+def _ask_or_read(options: Options, verb: str, args: JsonObject, read: Read) -> JsonValue:
+    """Return the daemon's answer, or without a daemon what `read` finds in its spool."""
     try:
         with Client(options.runtime_dir) as client:
             return client.ask(verb, **args)
     except NotRunningError as not_running:
         if not (options.state_dir / _SPOOL).exists():
             raise
-        return _plain(_look(options.state_dir, look, not_running))
+        return _read_copy(options.state_dir, read, not_running)
 
 
-def _look(state_dir: Path, look: Look, not_running: NotRunningError) -> object:
+def _read_copy(state_dir: Path, read: Read, not_running: NotRunningError) -> JsonValue:
     from cnprocd.spool import database
     from cnprocd.spool.store import Store
 
@@ -174,20 +211,12 @@ def _look(state_dir: Path, look: Look, not_running: NotRunningError) -> object:
             for name in (_SPOOL, f"{_SPOOL}-wal"):
                 if (state_dir / name).exists():
                     shutil.copyfile(state_dir / name, Path(directory) / name)
-            return look(Store(database.in_file(Path(directory) / _SPOOL)))
+            return read(Store(database.in_file(Path(directory) / _SPOOL)))
     except PermissionError as error:
         raise StateError(
             f"{not_running.what}, and its spool is private ({error.filename})", "run it as root"
         ) from error
     except sqlite3.Error as error:
-        raise StateError(f"{state_dir / _SPOOL} cannot be read: {error}", "the daemon will move it aside") from error
-
-
-def _plain(found: object) -> object:
-    """Jobs and matches as the daemon would have told them."""
-    from cnprocd.control.values import job_value, match_value
-    from cnprocd.spool.job import Job
-
-    if isinstance(found, list):
-        return [job_value(one) if isinstance(one, Job) else match_value(one) for one in found]
-    return job_value(found) if isinstance(found, Job) else None
+        raise StateError(
+            f"cannot read {state_dir / _SPOOL}: {error}", "the daemon renames a damaged one when it starts"
+        ) from error

@@ -1,8 +1,8 @@
-"""`cnprocctl watch` and `top`: what happens now.
+"""`cnprocctl watch` and `top`: matches and events as they occur.
 
-Matches come from the daemon, which is the only one to know them; a reader who is too slow misses some and is told.
-Events come from a subscription of our own (listening.py), judged by a rule made of the command line: so a filter means
-here exactly what it means in a rule file.
+Matches come from the daemon. If this command reads too slowly, it misses some and shows how many. Events come from a
+subscription of the command (listening.py) and are matched by a rule made of its options, so a filter means the same as
+in a rule file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cnprocd.cli.terminal import Style, columns, print_json
 from cnprocd.control.client import Client
 from cnprocd.control.protocol import WRONG_USAGE
 from cnprocd.errors import EX_OK, CnprocdError
-from cnprocd.json_value import JsonObject, as_dict, get_int
+from cnprocd.json_value import JsonDict, JsonObject, as_dict, get_int
 
 if TYPE_CHECKING:  # imported when they are needed, so that `watch` without --match starts at once
     from cnprocd.process.model import Occurrence, Process
@@ -35,7 +35,7 @@ class _EnoughError(Exception):
 
 
 def watch(options: Options) -> int:
-    """Lines until somebody or something ends it."""
+    """Print lines until the time, the count or a signal ends it."""
     rate = options.rate if options.rate is not None else LINES_A_SECOND if sys.stdout.isatty() else None
     printer = _Printer(options, None if options.json or rate == 0 else rate)
     with contextlib.suppress(_EnoughError):
@@ -45,7 +45,7 @@ def watch(options: Options) -> int:
 
 
 class _Printer:
-    """Shows records within the budget; ends it all at --count."""
+    """Show records within the budget; raise _EnoughError at --count."""
 
     def __init__(self, options: Options, rate: int | None) -> None:
         self._style = Style()
@@ -91,14 +91,14 @@ def _watch_matches(options: Options, printer: _Printer) -> None:
                 end_after(options.duration)
                 continue
             if item.skipped:
-                printer.skipped(item.skipped, "this reader was too slow")
+                printer.skipped(item.skipped, "this command read too slowly")
             record = as_dict(item.data)
             if fits(record):
                 printer.show(record, get_int(record, "time_ns") / 1e9)
 
 
 def _fits(options: Options) -> Fits:
-    """Whether a record of the daemon is wanted: by rule, and by a match of the rule language."""
+    """Return the test for records of the daemon: by rule, and by a match of the rule language."""
     if options.match is None:
         return lambda record: options.rule in (None, record["rule"])
     from cnprocd.cli.event_from_options import FIELDS, occurrence_of
@@ -127,9 +127,9 @@ def _watch_events(options: Options, printer: _Printer) -> None:
     kinds = options.kinds.split(",") if options.kinds else ["all"]
     for kind in kinds:
         if kind not in (*KINDS, "all"):
-            raise _wrong(f"{kind!r} is no kind of event", ", ".join(KINDS))
+            raise _wrong(f"unknown kind of event {kind!r}", ", ".join(KINDS))
     if options.rule is not None:
-        raise _wrong("--rule and --events: events are not of a rule", "leave --events out, or use --match")
+        raise _wrong("--rule conflicts with --events", "omit --events, or use --match")
     matcher = Matcher([rule_of_match(options.match, kinds)])
     with Listening(EVERYTHING) as listening, contextlib.suppress(TimeIsUpError):
         print("watching every process, Ctrl-C ends", file=sys.stderr, flush=True)
@@ -169,7 +169,7 @@ def top(options: Options) -> int:
                 board.add(occurrences)
                 if board.is_due():
                     board.draw(listening.lost())
-        if not board.drawn:  # its time was shorter than an interval
+        if not board.drawn:  # --for is shorter than an interval
             board.draw(listening.lost())
     return EX_OK
 
@@ -215,7 +215,7 @@ class _Board:
         total = sum(counts.total() for counts in self._counts.values())
         self._counts, self._began = defaultdict(Counter), time.monotonic()
         if self._options.json:
-            rows = [{self._options.by: key, **counts} for key, counts in ranked]
+            rows: list[JsonDict] = [{self._options.by: key, **counts} for key, counts in ranked]
             print_json({"seconds": round(took, 3), "events": total, "lost": lost, "top": rows}, line=True)
             return
         if sys.stdout.isatty():

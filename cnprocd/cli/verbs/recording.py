@@ -1,4 +1,4 @@
-"""`cnprocctl record` and `replay`: what happened here, judged elsewhere, later, and again."""
+"""`cnprocctl record` and `replay`: record events; evaluate rules on them offline."""
 
 from __future__ import annotations
 
@@ -29,20 +29,21 @@ from cnprocd.connector.listener import Listener
 from cnprocd.connector.taskstats import Taskstats, TaskstatsAbsent
 from cnprocd.connector.uapi import DATAGRAM_SIZE
 from cnprocd.errors import EX_OK, CnprocdError
+from cnprocd.json_value import JsonDict
 from cnprocd.process import procfs
 from cnprocd.process.model import EVERYTHING
 from cnprocd.rules.compile import Matcher
 
 _FLUSH_EVERY_S = 1.0
-_LOOK_UP_MS = 200  # from time to time, whether it is to end
+_CHECK_EVERY_MS = 200  # for a signal, the size and the time
 
 
 def record(options: Options) -> int:
-    """Until the time or the size is reached, or somebody ends it; what there is then is a whole recording."""
+    """Record until the time or the size is reached, or until a signal. The file is then complete."""
     with _new_file(options.file) as file:
         recorder = _Recorder(file, options.max_size)
         why = recorder.run(options.duration)
-    said = {
+    figures: JsonDict = {
         "file": str(options.file),
         "bytes": recorder.writer.written,
         "events": recorder.events,
@@ -51,34 +52,36 @@ def record(options: Options) -> int:
         "ended": why,
     }
     if options.json:
-        print_json(said)
+        print_json(figures)
         return EX_OK
     print(
-        f"{options.file}: {said['events']} events, {said['exit_records']} exit records, {said['lost']} lost, "
+        f"{options.file}: {recorder.events} events, {recorder.exit_records} exit records, {recorder.lost} lost, "
         f"{size(recorder.writer.written)}; ended by {why}"
     )
     return EX_OK
 
 
 def _new_file(path: Path) -> BinaryIO:
-    """A file that did not exist and that only we may read: it holds what other users' processes were told."""
+    """Create a file that only this user may read, because it has the arguments of other users' processes."""
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
-        hint = "give another name, or remove it" if error.errno == errno.EEXIST else "can you write there?"
-        raise CnprocdError(f"{path}: {error.strerror}", hint) from error
+        hint = "use another name, or remove the file" if error.errno == errno.EEXIST else "use another directory"
+        raise CnprocdError(f"cannot create {path}: {error.strerror}", hint) from error
     os.fchmod(fd, 0o600)
     return os.fdopen(fd, "wb")
 
 
 class _RawTaskstats(Taskstats):
-    """Exit records as they came."""
+    """Exit records as undecoded messages."""
 
     @property
     def family(self) -> int:
+        """The generic netlink family id of taskstats on this machine."""
         return self._family
 
     def drain_raw(self) -> list[bytes]:
+        """Return all queued messages."""
         messages: list[bytes] = []
         while True:
             received = self._receive()
@@ -88,7 +91,7 @@ class _RawTaskstats(Taskstats):
 
 
 class _Recorder:
-    """Both sockets into a file."""
+    """Write the messages of both sockets to a file."""
 
     def __init__(self, file: BinaryIO, most_bytes: int) -> None:
         self.events = self.exit_records = self.lost = 0
@@ -105,8 +108,8 @@ class _Recorder:
         self.writer = Writer(file)
 
     def run(self, duration_s: float) -> str:
-        """Returns what ended it."""
-        # A flag, not an exception: one raised in the middle of a chunk would leave half of it.
+        """Record. Return what ended it: the time, the size or a signal."""
+        # The handler sets a flag; an exception could leave a partial chunk.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._stop)
         self._listener.subscribe()
@@ -145,7 +148,7 @@ class _Recorder:
                 poller.register(source.fileno(), select.POLLIN)
         flush_at = time.monotonic() + _FLUSH_EVERY_S
         while not self._why:
-            poller.poll(_LOOK_UP_MS)
+            poller.poll(_CHECK_EVERY_MS)
             self._drain()
             now = time.monotonic()
             if now >= flush_at:
@@ -174,21 +177,21 @@ class _Recorder:
         self.exit_records += len(messages)
 
     def _end(self) -> None:
-        """Let the kernel go, then close the recording."""
+        """Unsubscribe, then finish the recording."""
         self.lost = self._listener.drops() + (self._taskstats.drops() if self._taskstats is not None else 0)
         self._listener.unsubscribe()
         if self._taskstats is not None:
             self._taskstats.close()
-        self.writer.values(b"N", {uid: procfs.user_name(uid) for uid in sorted(self._uids)})
+        self.writer.values(b"N", {str(uid): procfs.user_name(uid) for uid in sorted(self._uids)})
         self.writer.end({"ended": self._why, "lost": self.lost, "events": self.events})
 
 
 def replay(options: Options) -> int:
-    """The matches of these rules on a recording, then figures."""
+    """Show the matches of the rules on a recording, then figures."""
     with open(options.file, "rb") as file:
         recording = read(file)
     if recording.header.get("byte_order") != sys.byteorder:
-        raise RecordingError("it was recorded on a machine of another byte order", "replay it on one like that")
+        raise RecordingError("the recording is of a machine with another byte order", "replay it on such a machine")
     ids = {name: uid for uid, name in recording.names.items()}
     loaded = loaded_rules(options.rules, user=_user(ids))
     found = replayed(recording, Matcher(loaded.rules))
@@ -207,11 +210,11 @@ def replay(options: Options) -> int:
 
 
 def _user(ids: dict[str, int]) -> Callable[[str], int | None]:
-    """Users by the names they had where it was recorded; others as they are here."""
+    """Look up users by the names of the recorded machine, then by those of this one."""
     return lambda name: ids[name] if name in ids else NAMES.user(name)
 
 
-def _summary(found: Replayed, recording: Recording) -> dict[str, object]:
+def _summary(found: Replayed, recording: Recording) -> JsonDict:
     return {
         "events": found.events,
         "exit_records": found.exit_records,
@@ -226,7 +229,7 @@ def _summary(found: Replayed, recording: Recording) -> dict[str, object]:
     }
 
 
-def _timing(found: Replayed) -> dict[str, object]:
+def _timing(found: Replayed) -> JsonDict:
     events = max(1, found.events)
     return {
         "seconds": round(found.took_s, 6),
@@ -249,5 +252,5 @@ def _figures(found: Replayed, recording: Recording) -> list[str]:
     if lost:
         lines.append(f"{lost} events were lost while recording")
     if recording.cut_short:
-        lines.append("the recording was cut off: its end is missing")
+        lines.append("the recording is truncated: its end is missing")
     return lines

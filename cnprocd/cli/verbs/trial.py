@@ -1,10 +1,11 @@
-"""`cnprocctl test`: which rules would fire on an event that somebody describes; runs nothing and needs no daemon."""
+"""`cnprocctl test`: which rules would match a described event. Runs nothing and needs no daemon."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cnprocd.cli.event_from_options import DescriptionError, Names, occurrence_of
@@ -13,45 +14,46 @@ from cnprocd.cli.reasons import afterwards
 from cnprocd.cli.ruleset import loaded_rules
 from cnprocd.cli.terminal import Style, print_json
 from cnprocd.errors import EX_NO, EX_OK, NotFoundError
-from cnprocd.json_value import JsonDict, JsonError, JsonObject, as_dict, as_str, get_list, parse_json
+from cnprocd.json_value import JsonDict, JsonError, JsonObject, as_dict, parse_json
 from cnprocd.launch import render
 from cnprocd.output.record import match_record, message
 from cnprocd.process import procfs
 from cnprocd.process.model import Occurrence, Process
 from cnprocd.rules.compile import Match, Matcher
 from cnprocd.rules.language.load import _system_group, _system_user
+from cnprocd.rules.ruleset import Hook
 
 NAMES = Names(_system_user, _system_group)
 _MOST_ANCESTORS = 64
 
 
 def test(options: Options) -> int:
-    """Each rule that would fire, with its record and its hook's argument list."""
+    """Show each rule that would fire, with its record and the argument list of its hook."""
     loaded = loaded_rules(options.rules)
     occurrence = occurrence_from(options)
     matches = Matcher(loaded.rules).match(occurrence)
     found = [_outcome(match) for match in matches]
     if options.json:
-        print_json(found)
+        print_json([asdict(one) for one in found])
     elif not found:
         rules = sum(1 for rule in loaded.rules if rule.enabled)
-        print(f"none of {rules} rules would fire; `cnprocctl explain` with the same options says why")
+        print(f"none of {rules} rules would fire; `cnprocctl explain` with the same options shows why")
     else:
         _show(found)
     return EX_OK if found else EX_NO
 
 
 def occurrence_from(options: Options) -> Occurrence:
-    """The event of EVENT options: described, read as JSON, or of a process that runs now. Raises DescriptionError."""
-    said = described(options)
+    """Return the event of the EVENT options: described, as JSON, or of a running process. Raises DescriptionError."""
+    event = described(options)
     if options.pid is not None and options.comm is None and options.event is None:
-        return _of_process(options.pid, said)
-    return occurrence_of(said, NAMES)
+        return _of_process(options.pid, event)
+    return occurrence_of(event, NAMES)
 
 
 def described(options: Options) -> JsonDict:
-    """What the options say, as a record would say it."""
-    said: JsonDict = _json(options.event) if options.event is not None else {}
+    """Return the event that the options describe, with the field names of a record."""
+    event: JsonDict = _json(options.event) if options.event is not None else {}
     milliseconds = {"lifetime_ms": options.lifetime, "cpu_time_ms": options.cpu_time}
     given: JsonDict = {
         "kind": options.kind,
@@ -75,10 +77,10 @@ def described(options: Options) -> JsonDict:
         "thread": options.thread or None,
         **{name: value * 1000 if value is not None else None for name, value in milliseconds.items()},
     }
-    said.update({name: value for name, value in given.items() if value is not None})
-    if isinstance(said.get("status"), str):  # a log record says it in words, besides exit_code and signal
-        del said["status"]
-    return said
+    event.update({name: value for name, value in given.items() if value is not None})
+    if isinstance(event.get("status"), str):  # the text of a log record, which has exit_code and signal as well
+        del event["status"]
+    return event
 
 
 def _json(given: str) -> JsonDict:
@@ -95,16 +97,18 @@ def _json(given: str) -> JsonDict:
         ) from error
 
 
-def _of_process(pid: int, said: JsonObject) -> Occurrence:
-    """A process that runs now, as if what is said had happened to it now."""
+def _of_process(pid: int, event: JsonObject) -> Occurrence:
+    """Return the described event as if it happened to a running process now."""
     process = procfs.read_process(pid)
     if process is None:
         raise NotFoundError(f"no process {pid}", "`ps -e` shows the processes that run")
-    occurrence = occurrence_of(said, NAMES)
-    described = occurrence.process
-    for field in ("uid", "gid", "exe", "cmdline", "cgroup"):
-        if getattr(described, field) is not None:  # what is said besides --pid counts more
-            setattr(process, field, getattr(described, field))
+    occurrence = occurrence_of(event, NAMES)
+    given = occurrence.process  # options beside --pid replace attributes of the process
+    process.uid = process.uid if given.uid is None else given.uid
+    process.gid = process.gid if given.gid is None else given.gid
+    process.exe = process.exe if given.exe is None else given.exe
+    process.cmdline = process.cmdline if given.cmdline is None else given.cmdline
+    process.cgroup = process.cgroup if given.cgroup is None else given.cgroup
     occurrence.process = process
     occurrence.tid = pid
     if occurrence.kernel_time_ns is None:
@@ -124,46 +128,66 @@ def _ancestors(process: Process) -> tuple[Process, ...]:
     return tuple(chain)
 
 
-def _outcome(match: Match) -> JsonDict:
+@dataclass(frozen=True, slots=True)
+class HookPreview:
+    """The hook that a rule would run. The names of the fields are those of `test --json`."""
+
+    argv: list[str]
+    user: str | int
+    timeout_s: float
+    retries: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One match of the described event. The names of the fields are those of `test --json`."""
+
+    rule: str
+    level: str | None
+    message: str | None
+    record: JsonDict
+    hook: HookPreview | None
+    only_logged: bool
+    may_be_held_back_by: list[str]
+
+
+def _outcome(match: Match) -> Outcome:
     rule = match.rule.rule
     record = match_record(match, procfs.user_name)
     if not match.occurrence.process.tgid:  # described without a PID
         record["pid"] = record["tid"] = None
-    hook = None
-    if rule.run is not None and not match.log_only:
-        hook = {
-            "argv": [
-                part.decode("utf-8", "backslashreplace") for part in render.argv(rule.run, {**record, "job_id": 0})
-            ],
-            "user": rule.run.user if rule.run.user is not None else "root",
-            "timeout_s": rule.run.timeout_s,
-            "retries": rule.run.retries,
-        }
-    return {
-        "rule": rule.name,
-        "level": rule.log.level if rule.log is not None else None,
-        "message": message(rule.log.message, record) if rule.log is not None else None,
-        "record": record,
-        "hook": hook,
-        "only_logged": match.log_only,
-        "may_be_held_back_by": afterwards(match.rule),
-    }
+    return Outcome(
+        rule=rule.name,
+        level=rule.log.level if rule.log is not None else None,
+        message=message(rule.log.message, record) if rule.log is not None else None,
+        record=record,
+        hook=_preview(rule.run, record) if rule.run is not None and not match.log_only else None,
+        only_logged=match.log_only,
+        may_be_held_back_by=afterwards(match.rule),
+    )
 
 
-def _show(found: list[JsonDict]) -> None:
+def _preview(hook: Hook, record: JsonObject) -> HookPreview:
+    argv = render.argv(hook, {**record, "job_id": 0})  # the job gets its number when it is queued
+    return HookPreview(
+        argv=[part.decode("utf-8", "backslashreplace") for part in argv],
+        user=hook.user if hook.user is not None else "root",
+        timeout_s=hook.timeout_s,
+        retries=hook.retries,
+    )
+
+
+def _show(found: list[Outcome]) -> None:
     style = Style()
     for one in found:
-        print(style("bold", f"{one['rule']} fires"))
-        if one["level"]:
-            print(f"    log   {one['level']}: {one['message']}")
-        hook = one["hook"]
-        if isinstance(hook, dict):
-            print(f"    hook  {json.dumps(hook['argv'])} as {hook['user']}, at most {hook['timeout_s']:g} s")
-        elif one["only_logged"]:
+        print(style("bold", f"{one.rule} fires"))
+        if one.level is not None:
+            print(f"    log   {one.level}: {one.message}")
+        if one.hook is not None:
+            print(f"    hook  {json.dumps(one.hook.argv)} as {one.hook.user}, at most {one.hook.timeout_s:g} s")
+        elif one.only_logged:
             print("    hook  not run: the exit status is unknown and on_unknown_exit is log")
-        if held := get_list(one, "may_be_held_back_by", as_str):
-            print(f"    may be held back by {', '.join(held)}")
-        record = one["record"]
-        assert isinstance(record, dict)
-        known = {name: value for name, value in record.items() if value is not None and name != "rule"}
+        if one.may_be_held_back_by:
+            print(f"    may be held back by {', '.join(one.may_be_held_back_by)}")
+        known = {name: value for name, value in one.record.items() if value is not None and name != "rule"}
         print("    " + json.dumps(known))
