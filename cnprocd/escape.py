@@ -1,33 +1,33 @@
-"""Text from processes, made safe to show and safe to hand over as an argument. PURE.
+"""Make text from processes safe to show, and safe as an argument of a hook. PURE.
 
-A comm is 16 arbitrary bytes that the process chose for itself; exe, cmdline and unit are as free. Here they are `str`,
-decoded as UTF-8 with surrogateescape (so the raw byte 0xff is U+DCFF). Two rules:
+A comm is 16 arbitrary bytes that the process chose itself; exe, cmdline and unit are as arbitrary. Here they are `str`,
+decoded as UTF-8 with surrogateescape (so the raw byte 0xff is U+DCFF). Two functions:
 
-printable   for people and logs. Whatever could move a cursor, start a line, reverse the reading direction, hide, or
-            forge another record becomes visible: \\xNN for a byte (control character, DEL, or a byte that is not
-            UTF-8), \\uNNNN or \\UNNNNNNNN for a character (C1 controls, U+2028, bidi controls, zero width...). The
-            backslash itself is escaped, so different texts never look the same.
-argument    for one argv element of a hook. On top of that, "/" and a leading "-" or "." are escaped: the text is never
-            a path, never an option. exe and cgroup are paths by nature and keep their "/".
+printable   for terminals and logs. Every character that could move a cursor, start a line, reverse the reading
+            direction, be invisible or forge another record is escaped: \\xNN for a byte (control character, DEL, or a
+            byte that is not UTF-8), \\uNNNN or \\UNNNNNNNN for a character (C1 controls, U+2028, bidi controls, zero
+            width...). The backslash itself is escaped, so different texts never look the same.
+argument    for one argv element of a hook. In addition "/" and a leading "-" or "." are escaped, so the text is never
+            a path and never an option. exe and cgroup are paths and keep their "/".
 
-What counts as visible is str.isprintable(): all of Unicode's Other (Cc Cf Cs Co Cn) and Separator (Zl Zp Zs) except
-the ASCII space. A newer Python knows more characters; that changes how one is shown, never whether it is safe.
+str.isprintable() decides what is escaped: all of Unicode's Other (Cc Cf Cs Co Cn) and Separator (Zl Zp Zs) except the
+ASCII space. A newer Python knows more characters. That changes how a character is shown, never whether it is safe.
 """
 
 from __future__ import annotations
 
-_RAW_BYTE = range(0xDC80, 0xDD00)  # what surrogateescape makes of a byte that is not UTF-8
+_RAW_BYTE = range(0xDC80, 0xDD00)  # surrogateescape's code points for bytes that are not UTF-8
 
 
 def printable(text: str) -> str:
-    """`text` with everything but visible characters and the ASCII space escaped; injective, and always valid UTF-8."""
+    """Return `text` with all but visible characters and the ASCII space escaped; injective, and always valid UTF-8."""
     if text.isprintable() and "\\" not in text:
         return text
     return "".join(ch if ch.isprintable() and ch != "\\" else _escaped(ch) for ch in text)
 
 
 def argument(text: str, *, keep_slash: bool = False) -> str:
-    """`text` as part of one argv element: printable, no option, no path (unless `keep_slash`)."""
+    """Return `text` as part of one argv element: printable, not an option, and not a path (unless `keep_slash`)."""
     shown = printable(text)
     if not keep_slash:
         shown = shown.replace("/", "\\x2f")

@@ -1,17 +1,17 @@
-"""What a service manager is told, and what it handed over: sd_notify, the watchdog, adopted and stored descriptors.
+"""The interface to the service manager: sd_notify, the watchdog, adopted and stored descriptors.
 
-Strategy: one object built from an environment mapping at start. Without NOTIFY_SOCKET every method does nothing, so a
-foreground run needs no branch anywhere. The sdnotify package sends plain ASCII; what it cannot do (it encodes as
-latin-1, swallows the error, and passes no descriptors) goes as bytes on the same socket.
+One object is built from an environment mapping at start. Without NOTIFY_SOCKET every method does nothing, so a
+foreground run needs no special case. The sdnotify package sends plain ASCII. Other texts and descriptors are sent as
+bytes on the same socket, because sdnotify encodes as latin-1, hides the error, and passes no descriptors.
 
 Facts relied on (sd_notify(3), sd_listen_fds(3), sd_watchdog_enabled(3)):
 - NOTIFY_SOCKET is a path, or `@name` in the abstract namespace; a message is KEY=VALUE lines in one datagram.
 - RELOADING=1 of Type=notify-reload (systemd 253) must carry MONOTONIC_USEC; older ones ignore the extra line.
-- WATCHDOG_USEC counts for us only if WATCHDOG_PID is absent or our pid; LISTEN_* only if LISTEN_PID is our pid.
-- Passed descriptors begin at 3, in the order of LISTEN_FDNAMES, and without close-on-exec. Both the sockets of
-  Sockets= and what was stored with FDSTORE=1 come this way, told apart by name only.
-- FDPOLL=0 keeps systemd from dropping a stored netlink socket: an overrun raises POLLERR on it, which systemd takes
-  for a hang-up.
+- WATCHDOG_USEC applies only if WATCHDOG_PID is absent or this process; LISTEN_* only if LISTEN_PID is this process.
+- Passed descriptors begin at 3, in the order of LISTEN_FDNAMES, and without close-on-exec. The sockets of Sockets= and
+  descriptors stored with FDSTORE=1 both come this way and differ by name only.
+- FDPOLL=0 keeps systemd from dropping a stored netlink socket: an overrun raises POLLERR on it, which systemd would
+  take for a hang-up.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from collections.abc import Mapping, MutableMapping
 import sdnotify
 
 LISTEN_FDS_START = 3
-SEND_LIMIT_S = 5.0  # PID 1 may be busy for a moment (daemon-reload); a watchdog ping is not worth more
+SEND_LIMIT_S = 5.0  # PID 1 may be busy for a moment (daemon-reload)
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 _FD_NAME = re.compile(r"[\x21-\x39\x3b-\x7e]{1,255}")  # FileDescriptorName=: printable ASCII without the colon
 _OURS_ALONE = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID")
 
 
 class ServiceManager:
-    """The other end of NOTIFY_SOCKET, or nobody.
+    """The service manager behind NOTIFY_SOCKET, if there is one.
 
-    Takes what is ours out of `environ`: a hook that inherited it could speak in our name.
+    Removes the variables of sd_notify(3) from `environ`, because a hook that inherited them could act as the daemon.
     """
 
     def __init__(self, environ: MutableMapping[str, str], pid: int | None = None) -> None:
@@ -48,7 +48,7 @@ class ServiceManager:
             fcntl.fcntl(descriptor, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
         self._socket = connect(notify_address(environ))
         self._notifier = sdnotify.SystemdNotifier()
-        if self._notifier.socket is not None:  # it looked at os.environ by itself
+        if self._notifier.socket is not None:  # sdnotify reads os.environ itself
             self._notifier.socket.close()
         self._notifier.socket = self._socket
         for name in _OURS_ALONE:
@@ -56,65 +56,67 @@ class ServiceManager:
 
     @property
     def present(self) -> bool:
-        """Whether anybody listens."""
+        """Whether there is a service manager."""
         return self._socket is not None
 
     def ready(self, status: str) -> None:
-        """Start, or reload, is complete."""
-        self._tell(f"READY=1\nSTATUS={one_line(status)}")
+        """Report that the start, or a reload, is complete."""
+        self._notify(f"READY=1\nSTATUS={one_line(status)}")
 
     def status(self, text: str) -> None:
-        """The line that `systemctl status` shows."""
-        self._tell(f"STATUS={one_line(text)}")
+        """Set the line that `systemctl status` shows."""
+        self._notify(f"STATUS={one_line(text)}")
 
     def reloading(self) -> None:
-        """New rules are being read; `ready` ends it, whether they were taken or refused."""
-        self._tell(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+        """Report that a reload began. `ready` ends it, whether the new rules were loaded or rejected."""
+        self._notify(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def stopping(self) -> None:
-        self._tell("STOPPING=1")
+        self._notify("STOPPING=1")
 
     def watchdog(self) -> None:
-        self._tell("WATCHDOG=1")
+        self._notify("WATCHDOG=1")
 
     def adopted(self, name: str) -> list[int]:
-        """The descriptors passed under `name`, oldest first. The caller owns them."""
+        """Return the descriptors passed under `name`, oldest first. The caller owns them."""
         return list(self._adopted.get(name, ()))
 
     def store_fd(self, name: str, fd: int) -> None:
-        """Leave a duplicate of `fd` with the manager, to be adopted by the next process of this service.
+        """Store a duplicate of `fd` with the manager, for the next process of this service to adopt.
 
         Needs FileDescriptorStoreMax= in the unit; without it the manager closes the duplicate.
         """
         if not _FD_NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is not a descriptor name: printable ASCII without a colon, at most 255 bytes")
+            raise ValueError(
+                f"invalid descriptor name {name!r}: use printable ASCII without a colon, at most 255 bytes"
+            )
         if self._socket is not None:
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
             with contextlib.suppress(OSError):
                 self._socket.sendmsg([f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0".encode()], rights)
 
     def forget_fd(self, name: str) -> None:
-        """Have the manager close what was stored under `name`."""
-        self._tell(f"FDSTOREREMOVE=1\nFDNAME={name}")
+        """Have the manager close the descriptors stored under `name`."""
+        self._notify(f"FDSTOREREMOVE=1\nFDNAME={name}")
 
-    def _tell(self, message: str) -> None:
+    def _notify(self, message: str) -> None:
         if self._socket is None:
             return
         if message.isascii():
             self._notifier.notify(message)
             return
-        # An unreachable manager is no reason to stop watching processes; sdnotify does the same.
+        # The daemon works without the manager; sdnotify ignores the error as well.
         with contextlib.suppress(OSError):
             self._socket.sendall(message.encode("utf-8", "replace"))
 
 
 def one_line(text: str) -> str:
-    """`text` without anything that could end the line and begin a command of its own."""
+    """Return `text` without control characters, which could end the line and begin another command."""
     return " ".join(_CONTROL.sub(" ", text).split())
 
 
 def notify_address(environ: Mapping[str, str]) -> str | None:
-    """NOTIFY_SOCKET as an AF_UNIX address; other families (vsock) are for whole machines, not for us."""
+    """Return NOTIFY_SOCKET as an AF_UNIX address. Other families (vsock) are for virtual machines."""
     value = environ.get("NOTIFY_SOCKET", "")
     if value.startswith("@"):
         return "\0" + value[1:]
@@ -135,7 +137,7 @@ def connect(address: str | None) -> socket.socket | None:
 
 
 def watchdog_interval_s(environ: Mapping[str, str], pid: int) -> float | None:
-    """Half of the time that the manager allows between two signs of life, or None if it does not watch us."""
+    """Return half of the watchdog timeout, or None if the manager does not watch this process."""
     try:
         allowed = int(environ.get("WATCHDOG_USEC", "0"))
         meant = int(environ.get("WATCHDOG_PID", str(pid)))
@@ -145,7 +147,7 @@ def watchdog_interval_s(environ: Mapping[str, str], pid: int) -> float | None:
 
 
 def adopted_descriptors(environ: Mapping[str, str], pid: int) -> dict[str, list[int]]:
-    """Name -> descriptors, as LISTEN_FDS and LISTEN_FDNAMES tell; nothing if they were meant for another process."""
+    """Return name -> descriptors from LISTEN_FDS and LISTEN_FDNAMES; empty if they are for another process."""
     try:
         count = int(environ.get("LISTEN_FDS", "0"))
         meant = int(environ.get("LISTEN_PID", "0"))

@@ -1,6 +1,6 @@
-"""Records for people at a terminal: one line each, time first, colour only where a terminal can show it. PURE.
+"""Render log records for a terminal: one line each, with colour if the output is a terminal. PURE.
 
-The layout is fixed so that the eye finds things: time, level, event, the message, then what else the record holds.
+The layout is fixed: time, level, event, the message, then the other fields.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ _QUIET = frozenset({"timestamp", "level", "event", "message"})
 
 
 def line(record: Mapping[str, object], colour: bool) -> str:
-    """One record as one line of text. Absent values are left out."""
+    """Return a record as one line of text. Absent values are omitted."""
     level = str(record.get("level", "info"))
     code = _COLOURS.get(level)
     head = f"{str(record.get('timestamp', ''))[11:23]} {level:8}"

@@ -1,17 +1,18 @@
-"""The journal's native protocol: one record, one datagram to /run/systemd/journal/socket.
+"""The journal's native protocol: one record is one datagram to /run/systemd/journal/socket.
 
-Strategy: `encode` turns a record (the same mapping that becomes a JSON line) into bytes and knows nothing of sockets;
-`JournalSink` sends them. Field values are the process's own words (a comm is 16 arbitrary bytes), so nothing in them
-may end a field: a value with a newline or a NUL goes in the length-prefixed form, and MESSAGE, which people read on a
-terminal, has its control characters escaped.
+`encode` turns a record (the same mapping that becomes a JSON line) into bytes, and `JournalSink` sends them. Processes
+choose some field values themselves (a comm is 16 arbitrary bytes), so no value may end its field. A value with a
+newline or a NUL is sent in the length-prefixed form. The control characters in MESSAGE, which is shown on terminals,
+are escaped.
 
 Facts relied on (systemd.io/JOURNAL_NATIVE_PROTOCOL, systemd.journal-fields(7), journald-native.c):
 - `NAME=value\\n`, or `NAME\\n` + 64-bit little-endian length + value + `\\n` for any bytes at all.
 - Names are A-Z 0-9 _, at most 64, not starting with _ (journald drops those) or a digit.
-- A datagram that is too large (EMSGSIZE, ENOBUFS) goes as a memfd sealed against write, grow, shrink and seal, passed
-  by SCM_RIGHTS with an empty payload. An unsealed one is refused from sandboxed senders.
-- Several values of one name are allowed; we send each name once, so a record and its JSON line say the same.
-- OBJECT_PID is looked up by journald only for uid 0; from our user it is stored as given, so never wrongly enriched.
+- A datagram that is too large (EMSGSIZE, ENOBUFS) is sent as a memfd sealed against write, grow, shrink and seal,
+  passed by SCM_RIGHTS with an empty payload. journald refuses an unsealed one from sandboxed senders.
+- Several values of one name are allowed. Each name is sent once here, so a record and its JSON line are equal.
+- journald looks up OBJECT_PID only for senders with uid 0. From the daemon's user it is stored as given, so a reused
+  PID adds no wrong fields.
 """
 
 from __future__ import annotations
@@ -57,9 +58,9 @@ MESSAGE_IDS = {
     "spool_not_durable": "b95da1b4570543c0bb3785fda75bd230",
     "spool_durable": "88725cf1bbfd45d9acae8ab4251df1ab",
 }
-"""What `journalctl MESSAGE_ID=` and the message catalog know a record class by. Never change or reuse one."""
+"""The id of each record class for `journalctl MESSAGE_ID=` and the message catalog. Never change or reuse one."""
 
-# Which field names the process a record is about. A class not listed is about cnprocd itself.
+# The field with the PID of the process that a record is about. A class not listed is about cnprocd itself.
 OBJECT_PID_FIELD = {
     "rule_matched": "pid",
     "recovered": "pid",
@@ -69,7 +70,7 @@ OBJECT_PID_FIELD = {
     "hook_output": "hook_pid",
 }
 
-# The text of a bad rule file spans lines on purpose: position, the line, a caret.
+# The message of an invalid rule file has several lines: position, the line, a caret.
 MULTILINE = frozenset({"rules_rejected"})
 
 _NOT_IN_NAMES = re.compile(r"[^A-Z0-9_]")
@@ -79,16 +80,16 @@ _NEEDS_LENGTH = re.compile(rb"[\x00-\x08\x0a-\x1f]")
 
 
 class JournalUnavailableError(CnprocdError):
-    """A record did not reach journald; the caller prints it as JSON instead."""
+    """A record cannot be sent to journald. The caller prints it as JSON instead."""
 
 
 def field_name(key: str) -> str:
-    """A record's key as a journal field: `exit_code` is CNPROCD_EXIT_CODE."""
+    """Return the journal field of a record's key: CNPROCD_EXIT_CODE for `exit_code`."""
     return ("CNPROCD_" + _NOT_IN_NAMES.sub("_", key.upper()))[:64]
 
 
 def field_value(value: object) -> bytes:
-    """The value's own bytes. Structures are the JSON they would be in a JSON line."""
+    """Return the bytes of a value. Structures are JSON, as in a JSON line."""
     if isinstance(value, bytes):
         return value
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
@@ -96,18 +97,18 @@ def field_value(value: object) -> bytes:
 
 
 def _round_trips(text: str) -> bool:
-    """Whether every surrogate in `text` is a byte that os.fsdecode hid there, as /proc text has them."""
+    """Return whether every surrogate in `text` stands for a byte (os.fsdecode), as in text from /proc."""
     return not any("\ud800" <= char < "\udc80" or "\udcff" < char <= "\udfff" for char in text)
 
 
 def escaped(text: str, *, keep_newlines: bool = False) -> str:
-    """`text` with nothing left that could move a cursor, recolour a terminal, reorder or fake a line."""
+    """Return `text` with everything escaped that could move a cursor, change colours, reorder or forge a line."""
     pattern = _CONTROL_BUT_NEWLINE if keep_newlines else _CONTROL
     return pattern.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode("ascii"), text)
 
 
 def message(record: Mapping[str, object]) -> str:
-    """The line a person reads: the rule's own message, or the class and its facts."""
+    """Return the line that journalctl shows: the record's message, or its class and fields."""
     event = str(record.get("event", ""))
     own = record.get("message")
     if isinstance(own, str) and own:
@@ -122,7 +123,7 @@ def message(record: Mapping[str, object]) -> str:
 
 
 def fields(record: Mapping[str, object]) -> Iterator[tuple[str, bytes]]:
-    """Every journal field of a record, in order. A null in the record is a field that is not there."""
+    """Yield every journal field of a record, in order. A null value is an absent field."""
     event = str(record.get("event", ""))
     yield "MESSAGE", message(record).encode("utf-8", "replace")
     yield "PRIORITY", str(PRIORITIES.get(str(record.get("level")), PRIORITIES["info"])).encode()
@@ -139,7 +140,7 @@ def fields(record: Mapping[str, object]) -> Iterator[tuple[str, bytes]]:
 
 
 def encode(record: Mapping[str, object]) -> bytes:
-    """The datagram."""
+    """Return the datagram of a record."""
     parts: list[bytes] = []
     for name, value in fields(record):
         if _NEEDS_LENGTH.search(value):
@@ -150,9 +151,10 @@ def encode(record: Mapping[str, object]) -> bytes:
 
 
 def is_journal_stream(environ: Mapping[str, str], descriptor: int) -> bool:
-    """Whether `descriptor` is the stream systemd connected to the journal: JOURNAL_STREAM is its device:inode.
+    """Return whether `descriptor` is the stream that systemd connected to the journal.
 
-    The variable alone says nothing: a child whose output goes elsewhere inherits it (systemd.exec(5)).
+    JOURNAL_STREAM is its device:inode. The variable alone is not enough, because a child whose output goes elsewhere
+    inherits it (systemd.exec(5)).
     """
     try:
         status = os.fstat(descriptor)
@@ -162,25 +164,25 @@ def is_journal_stream(environ: Mapping[str, str], descriptor: int) -> bool:
 
 
 class JournalSink:
-    """Sends records. One socket, never connected, so that a restarted journald is simply found again."""
+    """Send records. The socket is never connected, so a restarted journald is reached without further steps."""
 
     def __init__(self, path: Path | str = JOURNAL_SOCKET) -> None:
         self.path = str(path)
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        # A bound, not a non-blocking send: a burst may fill journald's queue, and a record must not be dropped for it.
+        # A time limit, not a non-blocking send: a burst may fill journald's queue for a moment.
         self.socket.settimeout(SEND_LIMIT_S)
 
     def emit(self, record: Mapping[str, object]) -> None:
-        """Deliver one record, or raise JournalUnavailableError: never half a record, never silence."""
+        """Send one record. Raises JournalUnavailableError; a record is never sent in part."""
         datagram = encode(record)
         try:
             self._send(datagram)
         except OSError as error:
-            # Waiting the full limit for each of a thousand records would starve the watchdog: wait once, then only try.
+            # To wait the full limit for each of a thousand records would starve the watchdog. From now on do not wait.
             self.socket.settimeout(0)
             raise JournalUnavailableError(
-                f"a {record.get('event')} record did not reach the journal at {self.path}: {error.strerror or error}",
-                "is systemd-journald running? Use --log-format json without it",
+                f"cannot send a {record.get('event')} record to {self.path}: {error.strerror or error}",
+                "check that systemd-journald runs, or use --log-format json",
             ) from error
         self.socket.settimeout(SEND_LIMIT_S)
 
@@ -193,7 +195,7 @@ class JournalSink:
             self._send_by_memfd(datagram)
 
     def _send_by_memfd(self, datagram: bytes) -> None:
-        """No size limit but journald's own: the record goes as a sealed file, its descriptor as the datagram."""
+        """Send a large record as a sealed file, whose descriptor is the datagram. Only journald limits its size."""
         descriptor = os.memfd_create("cnprocd-record", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             with open(descriptor, "wb", closefd=False) as file:

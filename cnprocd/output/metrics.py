@@ -1,10 +1,10 @@
-"""The daemon's counters as Prometheus text, for node_exporter's textfile collector and `cnprocctl metrics`.
+"""Render the daemon's counters as Prometheus text, for node_exporter's textfile collector and `cnprocctl metrics`.
 
-`render` is pure: it takes what `cnprocctl status --json` shows. Names and units follow Prometheus' conventions: base
-units (seconds, bytes), `_total` for counters, one name per quantity with labels for its kinds, and no label whose
-values a process can choose: a comm would make a series per process name, and a hostile process a million of them.
+`render` is a pure function of what `cnprocctl status --json` shows. Names and units follow Prometheus' conventions:
+base units (seconds, bytes), `_total` for counters, one name per quantity with labels for its kinds. No label has values
+that a process can choose. A comm would make a series per process name, and a hostile process could make a million.
 
-`write` replaces the file by rename, as the collector demands: it must never read half of one.
+`write` replaces the file by rename, so that the collector never reads a partial one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class _Metric(NamedTuple):
 
 
 def render(status: Status) -> str:
-    """The whole exposition, ending in a newline."""
+    """Return the whole exposition, with a newline at its end."""
     lines: list[str] = []
     for metric in _metrics(status):
         lines += [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} {metric.kind}"]
@@ -36,7 +36,7 @@ def render(status: Status) -> str:
 
 
 def _metrics(status: Status) -> Iterable[_Metric]:
-    """Every metric, in the order of the page."""
+    """Yield every metric in the order of the exposition."""
     yield from _of_events(status)
     yield from _of_losses(status)
     yield from _of_jobs(status)
@@ -53,7 +53,7 @@ def _of_events(status: Status) -> Iterable[_Metric]:
     yield _Metric(
         "cnprocd_datagrams_total",
         "counter",
-        "Messages that the kernel delivered, by its source.",
+        "Events and exit records that the kernel delivered, by socket.",
         [
             ({"source": "connector"}, events["delivered"]),
             ({"source": "taskstats"}, events["records_delivered"]),
@@ -62,7 +62,7 @@ def _of_events(status: Status) -> Iterable[_Metric]:
     yield _Metric(
         "cnprocd_events_total",
         "counter",
-        "Events of processes that were held against the rules, by kind.",
+        "Occurrences that were matched against the rules, by kind.",
         [({"kind": kind}, count) for kind, count in sorted(events["occurrences"].items())],
     )
     yield _Metric(
@@ -85,20 +85,20 @@ def _of_losses(status: Status) -> Iterable[_Metric]:
     yield _Metric(
         "cnprocd_lost_events_total",
         "counter",
-        "Events that the kernel could not deliver, by how that is known.",
+        "Events and exit records that the kernel dropped, by source of the count.",
         [({"source": name}, lost[name]) for name in ("connector_drops", "taskstats_drops", "sequence_gaps")],
     )
     yield _one("cnprocd_overruns_total", "counter", "How often the receive buffer was full.", lost["overruns"])
     yield _one(
         "cnprocd_recovered_processes_total",
         "counter",
-        "Processes found gone after a loss and handed to the rules.",
+        "Exits that were recovered after a loss and matched against the rules.",
         events["recovered"],
     )
     yield _Metric(
         "cnprocd_rejected_datagrams_total",
         "counter",
-        "Datagrams that were not the kernel's, by reason.",
+        "Datagrams that the kernel did not send, by reason.",
         [({"reason": reason}, count) for reason, count in sorted(events["rejected"].items())],
     )
     yield _one("cnprocd_tracked_processes", "gauge", "Processes in the table.", status["table"]["processes"])
@@ -118,9 +118,12 @@ def _of_jobs(status: Status) -> Iterable[_Metric]:
         "Age of the oldest waiting job; 0 when none waits.",
         jobs["oldest_waiting_s"] or 0,
     )
-    yield _one("cnprocd_shed_jobs_total", "counter", "Jobs refused because the queue was full.", jobs["shed"])
+    yield _one("cnprocd_shed_jobs_total", "counter", "Jobs dropped because the queue was full.", jobs["shed"])
     yield _one(
-        "cnprocd_spool_durable", "gauge", "1 while waiting jobs would survive a crash, else 0.", int(jobs["durable"])
+        "cnprocd_spool_durable",
+        "gauge",
+        "1 while waiting jobs survive a crash of the daemon, else 0.",
+        int(jobs["durable"]),
     )
 
 
@@ -129,7 +132,7 @@ def _one(name: str, kind: str, help_text: str, value: float, **labels: str) -> _
 
 
 def _histogram(latency: Status | None) -> list[str]:
-    """From the kernel's event to the hook's first instruction; absent while the runner measures none."""
+    """Return the histogram from the kernel's event to the hook's first instruction; empty if nothing is measured."""
     if latency is None:
         return []
     name, seen = "cnprocd_hook_latency_seconds", 0
@@ -158,12 +161,12 @@ def _number(value: float) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Replace `path` by a file with this text, readable by all. Raises OSError; leaves nothing behind."""
+    """Replace `path` by a file with this text, readable by all users. Raises OSError; leaves no temporary file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     try:
         with os.fdopen(fd, "w", encoding="utf-8") as file:
-            os.fchmod(file.fileno(), 0o644)  # the daemon's umask is for its secrets; this is none
+            os.fchmod(file.fileno(), 0o644)  # the daemon's umask protects secrets; this file has none
             file.write(text)
         os.replace(temporary, path)
     except OSError:

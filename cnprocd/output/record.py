@@ -1,9 +1,8 @@
-"""From a match to the record that is logged, spooled and handed to the hook: one flat mapping of contract field names.
-PURE.
+"""Make the record of a match, which is logged, spooled and passed to the hook: one flat mapping of fields. PURE.
 
-Every field is there in every match record; what is not known is None, which becomes null. Text that a process chose is
-escaped UTF-8; where escaping changed a field, `<field>_hex` (`comm_hex`, `exe_hex`) joins with the exact bytes, so that
-nothing is lost and two names never look the same. What must be read is read before.
+Every match record has every field of the contract; an unknown one is None, which becomes null. Text that a process
+chose is escaped UTF-8. If escaping changed a field, `<field>_hex` (`comm_hex`, `exe_hex`) is added with the exact
+bytes, so that nothing is lost and two different names never look the same.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ MATCH_FIELDS = (
 def match_record(match: Match, user_name: Callable[[int], str] = str) -> Record:
     """Return the record of a match; `job_id` is None until the job is in the spool.
 
-    `user_name` turns a uid into the name by which people know it.
+    `user_name` returns the user name of a uid.
     """
     occurrence = match.occurrence
     process, status = occurrence.process, occurrence.status
@@ -76,7 +75,7 @@ def match_record(match: Match, user_name: Callable[[int], str] = str) -> Record:
 
 
 def _usage(occurrence: Occurrence) -> Record:
-    """What the process used up to its death, where an exit record told it."""
+    """Return what the process used until its exit, as far as an exit record has it."""
     usage, lifetime_s = occurrence.usage, occurrence.lifetime_s
     if occurrence.kind != "exit":
         return {}
@@ -111,7 +110,7 @@ def message(template: Template | None, record: Record) -> str:
 
 
 class _Texts(dict[str, str]):
-    """The texts of a record's fields, made as they are asked for."""
+    """The texts of a record's fields, made on demand."""
 
     def __init__(self, record: Record) -> None:
         super().__init__()

@@ -83,7 +83,7 @@ def test_a_stored_descriptor_is_the_same_file(manager, tmp_path):
         assert os.path.sameopenfile(received, file.fileno())
         os.close(received)
     service = ServiceManager(manager.environ)
-    with pytest.raises(ValueError, match="not a descriptor name"):
+    with pytest.raises(ValueError, match="invalid descriptor name"):
         service.store_fd("a:b", 0)
 
 
