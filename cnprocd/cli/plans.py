@@ -26,6 +26,7 @@ class RulePlan:
     kinds: list[str]
     statuses: str | None
     needs: list[str]
+    asked_by: dict[str, list[str]]  # need -> lines of the rule
     identity: str
     identity_means: str
     cost: int
@@ -70,6 +71,7 @@ def rule_plan(rule: CompiledRule, features: Features) -> RulePlan:
         kinds=sorted(rule.kinds),
         statuses=describe(rule.statuses) if "exit" in rule.kinds else None,
         needs=sorted(rule.needs),
+        asked_by={need: list(lines) for need, lines in sorted(rule.needs.items())},
         identity=identity,
         identity_means=_SOURCES[identity],
         cost=cost,

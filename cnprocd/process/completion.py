@@ -6,7 +6,7 @@ only if it can be the process that is meant.
 
 from __future__ import annotations
 
-from cnprocd.process.model import Occurrence, Process, ProcLookup, Wanted
+from cnprocd.process.model import KINDS_OF_LASTING_COMM, Occurrence, Process, ProcLookup, Wanted
 from cnprocd.process.table import START_TOLERANCE_NS
 
 _NAME_AND_PARENT = Wanted()
@@ -28,7 +28,8 @@ def complete(occurrence: Occurrence, procfs: ProcLookup) -> None:
         return
     fresh = procfs.read(process.tgid, _missing(occurrence), "procfs")
     if fresh is not None and _is_same(process, fresh, occurrence):
-        process.fill_unknown(fresh, comm=not occurrence.of_thread)
+        lasting = occurrence.kind in KINDS_OF_LASTING_COMM
+        process.fill_unknown(fresh, comm=lasting and not occurrence.of_thread)
 
 
 def _missing(occurrence: Occurrence) -> Wanted:

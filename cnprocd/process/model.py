@@ -15,6 +15,8 @@ from cnprocd.connector.taskrecord import TaskRecord
 
 Provenance = Literal["taskstats", "event", "exec", "procfs", "unknown"]
 Kind = Literal["fork", "exec", "uid", "gid", "sid", "ptrace", "comm", "coredump", "exit"]
+KINDS_OF_LASTING_COMM: frozenset[Kind] = frozenset({"exec", "comm", "coredump", "exit"})
+"""Events after which /proc still shows the comm of that moment. After the others an exec often follows."""
 TICK_NS = 10_000_000
 """Start times from /proc are in ticks of 1/100 s (USER_HZ is 100 on every architecture Linux runs on today)."""
 

@@ -16,7 +16,7 @@ from cnprocd.connector.status import EVERY_STATUS, StatusSet
 from cnprocd.connector.taskrecord import TaskRecord
 from cnprocd.process.deaths import Death, Deaths, StatusEvidence, Waiting
 from cnprocd.process.family import HookFamily
-from cnprocd.process.model import Kind, Occurrence, Process, ProcLookup, Wanted
+from cnprocd.process.model import KINDS_OF_LASTING_COMM, Kind, Occurrence, Process, ProcLookup, Wanted
 from cnprocd.process.table import KEEP_NS, Table, same_process
 
 _by_time = itemgetter(2)
@@ -167,7 +167,9 @@ class Tracker:
                     self._fill(child)
                 elif not (vanished or self._of_thread_forks or self._cares("fork", False, child.comm)):
                     return ()  # the most frequent case
-        found = self._occurrences("fork", tgid, event.child_pid, event, is_process, {}, known=child)
+        found = self._occurrences(
+            "fork", tgid, event.child_pid, event, is_process, {}, known=child, parent_tgid=event.parent_tgid
+        )
         return [*vanished, *found] if vanished else found
 
     def _exec(self, event: Exec) -> Iterable[Occurrence]:
@@ -184,13 +186,21 @@ class Tracker:
         if self.tracking.table:
             self.table.uid(event)
         details = {"ruid": event.ruid, "euid": event.euid}
-        return self._occurrences("uid", event.process_tgid, event.process_pid, event, None, details)
+        found = self._occurrences("uid", event.process_tgid, event.process_pid, event, None, details)
+        for occurrence in found:
+            if occurrence.process.uid != event.ruid:  # a thread's own, or no table: /proc shows those of a moment later
+                occurrence.process = replace(occurrence.process, uid=event.ruid, ids_source="event")
+        return found
 
     def _gid(self, event: Gid) -> Iterable[Occurrence]:
         if self.tracking.table:
             self.table.gid(event)
         details = {"rgid": event.rgid, "egid": event.egid}
-        return self._occurrences("gid", event.process_tgid, event.process_pid, event, None, details)
+        found = self._occurrences("gid", event.process_tgid, event.process_pid, event, None, details)
+        for occurrence in found:
+            if occurrence.process.gid != event.rgid:
+                occurrence.process = replace(occurrence.process, gid=event.rgid, ids_source="event")
+        return found
 
     def _sid(self, event: Sid) -> Iterable[Occurrence]:
         return self._occurrences("sid", event.process_tgid, event.process_pid, event, True, {})
@@ -216,7 +226,14 @@ class Tracker:
         first = event.timestamp_ns - self._cores.get(tgid, -(1 << 62)) > 1_000_000_000
         self._cores[tgid] = event.timestamp_ns
         return self._occurrences(
-            "coredump", tgid, event.process_pid, event, True if first else None, {}, only_threads=not first
+            "coredump",
+            tgid,
+            event.process_pid,
+            event,
+            True if first else None,
+            {},
+            only_threads=not first,
+            parent_tgid=event.parent_tgid,
         )
 
     def _exit(self, event: Exit) -> Iterable[Occurrence]:
@@ -332,10 +349,12 @@ class Tracker:
         details: dict[str, int],
         only_threads: bool = False,
         known: Process | None = None,
+        parent_tgid: int = 0,
     ) -> list[Occurrence]:
         """Return the occurrences of an event that is not an exit: one for process rules, one for thread rules.
 
         `of_process`: whether the event is about the process as a whole; None: it is if the thread is the leader.
+        `parent_tgid`: the parent that the event names; 0 if it names none.
         """
         if of_process is None:
             of_process = tid == tgid
@@ -344,7 +363,7 @@ class Tracker:
         found: list[Occurrence] = []
         if not (for_process or for_threads):
             return found
-        process = known or self._living(tgid, event.timestamp_ns)
+        process = known or self._living(tgid, kind, event.timestamp_ns)
         for of_thread in (False, True):
             if not (for_threads if of_thread else for_process):
                 continue
@@ -354,15 +373,18 @@ class Tracker:
             occurrence = Occurrence(
                 kind, process, tid, None, event.timestamp_ns, event.cpu, of_thread=of_thread, details=details
             )
-            found.append(self._placed(occurrence, 0))
+            found.append(self._placed(occurrence, parent_tgid))
         return found
 
-    def _living(self, tgid: int, at_ns: int) -> Process:
+    def _living(self, tgid: int, kind: Kind, at_ns: int) -> Process:
         """Return a process that is believed alive: from the table, or from /proc now."""
         known = self.table.get(tgid, at_ns) if self.tracking.table else None
         if known is not None:
             return known
-        return self._procfs.read(tgid, self.tracking.wanted_anew, "procfs") or Process(tgid)
+        fresh = self._procfs.read(tgid, self.tracking.wanted_anew, "procfs") or Process(tgid)
+        if kind not in KINDS_OF_LASTING_COMM:
+            fresh.comm, fresh.comm_source = None, "unknown"
+        return fresh
 
     def _fill(self, process: Process) -> None:
         """Read a child from /proc whose parent is not in the table."""

@@ -15,15 +15,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 from cnprocd.connector.status import ALL_SIGNALS, EVERY_STATUS, FAILURES, NO_STATUS, StatusSet
 from cnprocd.process.model import Kind, Occurrence
+from cnprocd.rules.needs import Need, Needs, needs_of
 from cnprocd.rules.predicate import Test, compile_condition, text_test
-from cnprocd.rules.ruleset import EXIT_EVENTS, Condition, EventName, ProcessCondition, Rule
+from cnprocd.rules.ruleset import EXIT_EVENTS, Condition, EventName, Rule
 from cnprocd.rules.values import Pattern
 
-Need = Literal["comm", "ids", "exe", "cmdline", "cgroup", "ancestors", "usage", "lifetime"]
 _REMEMBERED_COMMS = 4096
 
 
@@ -38,12 +37,17 @@ class CompiledRule:
     test: Test
     test_unknown: Test  # the same, but an unknown status counts as a match
     comm: tuple[Pattern, ...] | None  # the patterns of comm, if every match of the rule needs one of them
-    needs: frozenset[Need]
+    needs: Needs
     statuses: StatusSet
 
     @property
     def name(self) -> str:
         return self.rule.name
+
+    @property
+    def match_needs(self) -> frozenset[Need]:
+        """The needs that decide whether the rule matches."""
+        return frozenset(need for need, lines in self.needs.items() if any(line.startswith("match.") for line in lines))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +76,7 @@ def compile_rule(rule: Rule, order: int) -> CompiledRule:
         test=compile_condition(rule.match),
         test_unknown=compile_condition(rule.match, assume_status=True),
         comm=_required_comm(rule.match),
-        needs=frozenset(_needs(rule.match)),
+        needs=needs_of(rule),
         statuses=base & possible_statuses(rule.match) if exits else NO_STATUS,
     )
 
@@ -107,30 +111,12 @@ def _required_comm(condition: Condition | None) -> tuple[Pattern, ...] | None:
     return next((comm for comm in map(_required_comm, condition.all) if comm is not None), None)
 
 
-def _needs(condition: Condition | ProcessCondition | None) -> Iterable[Need]:
-    """Return the attributes that `condition` depends on."""
-    if condition is None:
-        return
-    keys: tuple[tuple[str, Need], ...] = (
-        ("comm", "comm"), ("user", "ids"), ("group", "ids"), ("exe", "exe"), ("cmdline", "cmdline"),
-        ("cgroup", "cgroup"), ("unit", "cgroup"), ("parent", "ancestors"), ("ancestor", "ancestors"),
-        ("lifetime", "lifetime"), ("max_rss", "usage"), ("cpu_time", "usage"),
-    )  # fmt: skip
-    for key, need in keys:
-        if getattr(condition, key, None) is not None:
-            yield need
-    parts: list[Condition | ProcessCondition] = [*condition.not_, *condition.any, *condition.all]
-    parts += [part for part in (condition.parent, condition.ancestor) if part is not None]
-    for part in parts:
-        yield from _needs(part)
-
-
 class Matcher:
     """An index of all enabled rules. Immutable except for its cache of comms: a reload makes a new one."""
 
     def __init__(self, rules: Iterable[Rule]) -> None:
         self.rules = tuple(compile_rule(rule, order) for order, rule in enumerate(rules) if rule.enabled)
-        self.asks_for_comm = any("comm" in rule.needs for rule in self.rules if "exit" in rule.kinds)
+        self.asks_for_comm = any("comm" in rule.match_needs for rule in self.rules if "exit" in rule.kinds)
         self._indices = {
             (kind, threads): _CommIndex([r for r in self.rules if kind in r.kinds and r.rule.threads is threads])
             for kind in {kind for rule in self.rules for kind in rule.kinds}

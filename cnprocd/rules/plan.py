@@ -2,10 +2,10 @@
 
 These are the sources of identity, cheapest first. The cheapest one that has every attribute of the rules serves them:
 
-  none         no rule needs an attribute
+  none         no rule needs an attribute: neither its match nor its message nor its hook names one
   taskstats    exit rules that need comm, ids, usage or lifetime: exit records of the wanted statuses only. A successful
                exit costs nothing, and no fork or exec events are requested
-  procfs       exec and comm rules that need only attributes of a running process
+  procfs       exec, comm and coredump rules that need only attributes of a running process
   table        all other rules: a table of processes, from fork, exec, comm, uid, gid and exit events
 
 The end of a process is known from taskstats (the exit record of its last thread is marked), or, without taskstats, by
@@ -17,16 +17,18 @@ Running hooks widen the plan: fork events identify their descendants.
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from cnprocd.connector import uapi
 from cnprocd.connector.filter import ConnectorFilter, TaskstatsFilter, connector_program
 from cnprocd.connector.request import Features, Request
 from cnprocd.connector.status import EVERY_STATUS, NO_STATUS, StatusSet
-from cnprocd.process.model import Kind, Wanted
+from cnprocd.process.model import KINDS_OF_LASTING_COMM, Kind, Wanted
 from cnprocd.process.tracker import Tracking
-from cnprocd.rules.compile import CompiledRule, Matcher, Need
+from cnprocd.rules.compile import CompiledRule, Matcher
+from cnprocd.rules.needs import Need
 
 _KIND_BITS: dict[Kind, int] = {
     "fork": uapi.PROC_EVENT_FORK,
@@ -49,10 +51,12 @@ _TABLE_BITS = (
 )
 _EVERY_BIT = uapi.PROC_EVENT_ALL & ~uapi.PROC_EVENT_NONZERO_EXIT
 _IN_RECORDS: frozenset[Need] = frozenset({"comm", "ids", "usage", "lifetime"})
+_IN_PROC: frozenset[Need] = frozenset({"comm", "ids", "exe", "cmdline", "cgroup"})
 _MAX_RANGES = 16  # more tests per message than this cost more than the message that they save
 
 Deaths = Literal["none", "records", "threads"]
 Identity = Literal["none", "taskstats", "procfs", "table"]
+_LADDER: tuple[Identity, ...] = get_args(Identity)  # cheapest first
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,18 +114,18 @@ def make_plan(matcher: Matcher, features: Features, follow_hooks: bool = False) 
 
 
 def identity_of(rule: CompiledRule, features: Features) -> Identity:
-    """Return the cheapest source that has every attribute that the rule needs."""
-    if rule.kinds == {"exit"}:
-        if features.taskstats:
-            return "none" if not rule.needs else "taskstats" if rule.needs <= _IN_RECORDS else "table"
-        return "table"  # threads are counted there
-    if "exit" in rule.kinds and not features.taskstats:
-        return "table"
-    if not rule.needs:
+    """Return the cheapest source that has every attribute that the rule needs, at each of its events."""
+    return max((_identity_at(kind, rule.needs.keys(), features) for kind in rule.kinds), key=_LADDER.index)
+
+
+def _identity_at(kind: Kind, needs: Set[Need], features: Features) -> Identity:
+    if kind == "exit":
+        if not features.taskstats:
+            return "table"  # threads are counted there
+        return "none" if not needs else "taskstats" if needs <= _IN_RECORDS else "table"
+    if not needs:
         return "none"
-    if rule.kinds <= {"exec", "comm"} and rule.needs <= {"comm", "ids", "exe", "cmdline", "cgroup"}:
-        return "procfs"
-    return "table"
+    return "procfs" if kind in KINDS_OF_LASTING_COMM and needs <= _IN_PROC else "table"
 
 
 def _union(matcher: Matcher) -> StatusSet:

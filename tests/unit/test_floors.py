@@ -57,16 +57,14 @@ connector/status connector/taskrecord connector/uapi
 control/protocol
 launch/render launch/request
 output/console output/record
-process/completion process/deaths process/family process/model process/stat process/table process/tracker
-rules/compile rules/plan rules/predicate rules/ruleset rules/values rules/written
+process/cgroup_path process/completion process/deaths process/family process/files process/model process/oom
+process/stat process/table process/tracker
+rules/compile rules/needs rules/plan rules/predicate rules/ruleset rules/values rules/written
 rules/language/actions rules/language/advice rules/language/condition rules/language/fields rules/language/lint
 rules/language/names rules/language/plain rules/language/regex_cost rules/language/schema rules/language/syntax
 rules/language/value_problem
 runner/wire runner/wire_validate
 spool/job spool/latency spool/rows spool/throttle
-process/cgroup_path process/files
-
-process/oom
 """.split()
 
 # What touches the world: the system, files, time, the network, other processes, threads, or the log.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from cnprocd.cli.grammar import FEATURES, Options
-from cnprocd.cli.plans import WholePlan, rule_plan, whole_plan
+from cnprocd.cli.plans import RulePlan, WholePlan, rule_plan, whole_plan
 from cnprocd.cli.reasons import Explained, explain_all
 from cnprocd.cli.rule_names import no_such_rule
 from cnprocd.cli.ruleset import loaded_rules
@@ -96,12 +96,17 @@ def _plan(rules: list[CompiledRule], matcher: Matcher, options: Options) -> int:
     for one in each:
         print(f"{style('bold', one.rule)}  cost {one.cost} of 4")
         print(f"    looks at   {', '.join(one.kinds)}{f' with {one.statuses}' if one.statuses else ''}")
-        print(f"    needs      {', '.join(one.needs) or 'no identity'}")
+        print(f"    needs      {_needs(one) or 'no identity'}")
         print(f"    identity   {one.identity}: {one.identity_means}")
         print(f"    cost       {one.cost_means}")
     if options.rule is None:
         _show_whole(whole, known_from, style)
     return EX_OK
+
+
+def _needs(rule: RulePlan) -> str:
+    """Return what a rule needs, and for each the line that asks for it."""
+    return ", ".join(f"{need} ({', '.join(lines)})" for need, lines in rule.asked_by.items())
 
 
 def _show_whole(whole: WholePlan, known_from: str, style: Style) -> None:

@@ -28,6 +28,7 @@ from cnprocd.rules import compile as compile_module
 from cnprocd.rules.compile import Matcher, compile_rule, evaluate, possible_statuses
 from cnprocd.rules.language.plain import plain
 from cnprocd.rules.language.schema import RuleModel
+from cnprocd.rules.needs import needs_of
 from cnprocd.rules.predicate import compile_condition
 from cnprocd.rules.ruleset import EVENT_NAMES, Rule
 
@@ -222,7 +223,34 @@ def test_a_rule_s_statuses_are_those_of_its_events():
     ],
 )
 def test_the_needs_of_each_key(match, needs):
-    assert compile_rule(rule(match=match) if match else rule(), 0).needs == needs
+    compiled = compile_rule(replace(rule(match=match) if match else rule(), log=None), 0)
+    assert compiled.needs.keys() == compiled.match_needs == needs
+
+
+@pytest.mark.parametrize(
+    ("keys", "needs"),
+    [
+        ({}, {"comm": ("the default message",)}),
+        ({"log": False}, {}),
+        (
+            {"log": {"message": "{exe} of {unit} by {user}"}},
+            {"exe": ("log.message",), "cgroup": ("log.message",), "ids": ("log.message",)},
+        ),
+        ({"log": {"message": "{pid} {status} {ppid} {parent_comm}"}}, {}),
+        ({"log": {"message": "{cgroup}"}, "match": {"unit": "x"}}, {"cgroup": ("match.unit", "log.message")}),
+        ({"log": False, "rate_limit": {"count": 1, "per": "1m", "by": "unit"}}, {"cgroup": ("rate_limit.by",)}),
+        (
+            {"log": False, "run": {"command": ["/bin/x", "--", "{exe}"], "env": {"U": "{unit}"}}},
+            {"exe": ("run.command[2]",), "cgroup": ("run.env.U",)},
+        ),
+        (
+            {"log": False, "run": {"command": ["/bin/x"], "serialize": "comm", "on_failure": {"message": "{cmdline}"}}},
+            {"cmdline": ("run.on_failure.message",), "comm": ("run.serialize",)},
+        ),
+    ],
+)
+def test_every_line_that_names_an_attribute_needs_it(keys, needs):
+    assert needs_of(rule(**keys)) == needs
 
 
 NEEDED = {
@@ -256,7 +284,7 @@ def bereft(occurrence: Occurrence, needs) -> Occurrence:
 def test_nothing_but_the_needs_decides(data, happened):
     compiled = compile_rule(rule(match=data), 0)
     for occurrence in happened:
-        assert compiled.test(bereft(occurrence, compiled.needs)) is compiled.test(occurrence)
+        assert compiled.test(bereft(occurrence, compiled.match_needs)) is compiled.test(occurrence)
 
 
 @given(trees(IDENTITY_KEYS | ENDING_KEYS, depth=1))

@@ -159,7 +159,7 @@ def beyond_counting(rule: CompiledRule) -> bool:
     """What a kernel without exit records cannot tell: usage, the names of threads that end, and who had adopted a
     process that was reaped before its end was told.
     """
-    return bool({"usage", "ancestors"} & rule.needs) or (
+    return bool({"usage", "ancestors"} & rule.needs.keys()) or (
         rule.rule.threads and "exit" in rule.kinds and "comm" in rule.needs
     )
 
@@ -315,11 +315,14 @@ def test_gaps_mean_nothing_where_anything_is_filtered(keys):
         ({"events": ["exec", "comm"], "match": {"comm": "x", "exe": "/x", "unit": "y"}}, "procfs", "procfs"),
         ({"events": ["exec"], "match": {"ancestor": {"comm": "x"}}}, "table", "table"),
         ({"events": ["fork"], "match": {"comm": "x"}}, "table", "table"),
-        ({"events": ["coredump"], "match": {"comm": "x"}}, "table", "table"),
+        ({"events": ["coredump"], "match": {"comm": "x"}}, "procfs", "procfs"),
         ({"events": ["exit", "exec"]}, "none", "table"),
+        ({"events": ["exit", "exec"], "match": {"comm": "x"}}, "procfs", "table"),
+        ({"events": ["exit", "uid"], "match": {"comm": "x"}}, "table", "table"),
     ],
 )
 def test_identity_comes_from_the_lowest_rung_that_can_tell(keys, identity, without_taskstats):
+    keys = {**keys, "log": False}
     (compiled,) = Matcher([plain(RuleModel.model_validate({"name": "r", **keys}))]).rules
     assert identity_of(compiled, Features()) == identity
     assert identity_of(compiled, Features().without_taskstats()) == without_taskstats

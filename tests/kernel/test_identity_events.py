@@ -1,0 +1,90 @@
+"""Identity at events that are no exits: what the event itself carries is reported, without a table as with one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from harness import child, rename, running, wait_status
+
+FORKS = """
+rules:
+  - name: fork
+    events: [fork]
+    log: {level: info, message: "{kind} {pid} {ppid}"}
+$MARKER
+"""
+UIDS = """
+rules:
+  - name: uid
+    events: [uid]
+    log: {level: info, message: "{kind} {pid} {uid} {user}"}
+$MARKER
+"""
+NOBODY = 65534
+
+
+def daemonizing(count: int) -> list[tuple[int, int]]:
+    """Fork children that fork and end at once: (parent, child) of each grandchild, which PID 1 has adopted by then."""
+    read, write = os.pipe()
+    pairs = []
+    for _ in range(count):
+
+        def middle():
+            grandchild = child(lambda: os._exit(0))
+            os.write(write, f"{os.getpid()} {grandchild}\n".encode())
+            os._exit(0)
+
+        os.waitpid(child(middle), 0)
+        parent, grandchild = os.read(read, 100).split()
+        pairs.append((int(parent), int(grandchild)))
+    return pairs
+
+
+@pytest.mark.parametrize("options", [[], ["--refuse=taskstats"]], ids=["records", "no-records"])
+def test_fork_names_the_parent_of_the_event(tmp_path, options):
+    with running(tmp_path, FORKS, *options) as daemon:
+        pairs = daemonizing(500)
+        daemon.mark()
+        parents = {record["pid"]: record["ppid"] for record in daemon.matches("fork")}
+        assert [(parents[grandchild], grandchild) for _, grandchild in pairs] == pairs
+
+
+def test_uid_names_the_ids_of_the_event(tmp_path):
+    """A process that changes its uid and ends at once: nothing can be read of it any more."""
+    with running(tmp_path, UIDS) as daemon:
+        pids = []
+        for _ in range(200):
+            pids.append(child(lambda: (os.setuid(NOBODY), os._exit(0))))
+            wait_status(pids[-1])
+        daemon.mark()
+        found = {record["pid"]: (record["uid"], record["user"], record["euid"]) for record in daemon.matches("uid")}
+        assert {found.get(pid) for pid in pids} == {(NOBODY, "nobody", NOBODY)}
+
+
+def test_comm_of_a_uid_event_is_that_of_its_moment(tmp_path):
+    """su changes its uid and executes a shell at once: the event is about su, or its comm is unknown."""
+    with running(tmp_path, UIDS) as daemon:
+        for _ in range(100):
+            process = subprocess.Popen(
+                [sys.executable, "-ISc", f"import os; os.setuid({NOBODY}); os.execv('/bin/true', ['true'])"],
+            )
+            process.wait()
+        daemon.mark()
+        comms = {record["comm"] for record in daemon.matches("uid")}
+        assert comms <= {os.path.basename(os.path.realpath(sys.executable)), "python", None}
+        assert "true" not in comms
+
+
+def test_default_message_makes_the_plan_know_the_comm(tmp_path):
+    """The default message names the comm, so a rule without one of its own asks for it."""
+    rules = "rules:\n  - {name: uid, events: [uid], log: {level: info}}\n$MARKER\n"
+    with running(tmp_path, rules) as daemon:
+        pids = []
+        for _ in range(50):
+            pids.append(child(lambda: (rename("cnptest-su"), os.setuid(NOBODY), rename("other"), os._exit(0))))
+            wait_status(pids[-1])
+        daemon.mark()
+        assert {record["comm"] for record in daemon.matches("uid") if record["pid"] in pids} == {"cnptest-su"}
