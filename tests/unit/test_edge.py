@@ -26,7 +26,7 @@ LONG_S = 30.0  # never reached: how long a test waits for what must come
 
 
 class Gate:
-    """A pipe: whoever reads it waits until the test writes."""
+    """A pipe: a read from it waits until the test writes."""
 
     def __init__(self) -> None:
         self.reader, self.writer = os.pipe()

@@ -1,5 +1,5 @@
-"""A classic BPF machine of its own: what net/core/filter.c does with the instructions our programs may use, and the
-checks of bpf_check_classic(). Loads are big-endian; a load outside the packet ends the program with 0 (drop).
+"""A classic BPF machine: what net/core/filter.c does with the instructions that our programs may use, and the checks of
+bpf_check_classic(). Loads are big-endian; a load outside the packet ends the program with 0 (drop).
 """
 
 MAX_INSTRUCTIONS = 4096
@@ -12,7 +12,7 @@ ABS, IMM, MEM = 0x20, 0x00, 0x60
 
 
 def check(program):
-    """Refuse what the kernel would refuse."""
+    """Reject what the kernel would reject."""
     assert 0 < len(program) <= MAX_INSTRUCTIONS, "BPF_MAXINSNS"
     for n, (code, jt, jf, k) in enumerate(program):
         assert 0 <= code < 2**16
@@ -26,7 +26,7 @@ def check(program):
 
 
 def run(program, packet):
-    """How many bytes of the packet are kept: 0 drops it. No program keeps everything."""
+    """Return how many bytes of the packet are kept: 0 drops it. No program keeps everything."""
     if not program:
         return WORDS - 1
     a = x = n = 0

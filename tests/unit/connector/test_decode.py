@@ -1,7 +1,7 @@
-"""Datagrams to events, against datagrams laid out by ctypes from the C headers (wire.py); then anything but datagrams.
+"""Datagrams to events, compared with datagrams laid out by ctypes from the C headers (wire.py); then arbitrary bytes.
 
-What the kernel sends must come back field by field; what it does not send must be counted in the one right counter and
-never raise, whatever the bytes.
+Every field of a kernel datagram must come back. Everything else must be counted in the one right counter and never
+raise.
 """
 
 import struct
@@ -28,12 +28,12 @@ cpus = st.integers(0, 2**32 - 1)  # the acknowledgement's is -1
 
 
 def slot(message, filler=b"\0"):
-    """A datagram as recvmmsg leaves it: at the start of its slot, whatever stood in the rest."""
+    """Return a datagram as recvmmsg leaves it: at the start of its slot, with old bytes behind it."""
     return message[:SLOT_SIZE] + filler * (SLOT_SIZE - len(message))
 
 
 def values_of(member):
-    """A strategy for every field of a union member, by its C name."""
+    """Return a strategy for every field of a union member, by its C name."""
     fields = {}
     for name, kind in MEMBERS[member]._fields_:
         is_pid = name.endswith(("pid", "tgid"))
@@ -80,7 +80,7 @@ def test_every_field_of_every_event_comes_back(member, data):
     ],
 )  # fmt: skip
 def test_comm_is_the_bytes_up_to_the_first_nul(comm):
-    """Stale bytes behind the NUL, which the kernel may leave there, are not part of it."""
+    """Old bytes behind the NUL, which the kernel may leave there, are not part of it."""
     stale = comm + b"\0stale"[: max(0, 16 - len(comm))]
     (event,) = decode(slot(datagram(proc_event("comm", process_pid=1, process_tgid=1, comm=stale))), Rejects())
     assert event.comm == comm

@@ -1,5 +1,5 @@
-"""The BPF programs, run by an interpreter of our own (bpf.py) over packets of our own (wire.py): each keeps exactly
-what a plain Python predicate over the event's fields keeps, for any wanted set and any event that a kernel can send.
+"""The BPF programs, run by an interpreter (bpf.py) over packets of the tests (wire.py): each keeps exactly what a plain
+Python predicate over the event's fields keeps, for any wanted set and any event that a kernel can send.
 """
 
 import os
@@ -45,14 +45,14 @@ pids = st.sampled_from([1, 2, 255, 256, 0x10000, 0x1000000, 2**22])
 
 
 def way_is_in(status: int, wanted: StatusSet) -> bool:
-    """Naively, by the macros of wait(2)."""
+    """Decide naively, by the macros of wait(2)."""
     if os.WIFSIGNALED(status):
         return os.WTERMSIG(status) in wanted.signals
     return any(low <= os.WEXITSTATUS(status) <= high for low, high in wanted.codes)
 
 
 def wants(wanted: ConnectorFilter, name: str, fields: dict[str, int]) -> bool:
-    """What ConnectorFilter promises, said plainly."""
+    """Return what ConnectorFilter promises, in plain form."""
     if name == "ack":
         return True
     if name == "exit":
@@ -98,7 +98,7 @@ def test_connector_programs_are_such_as_the_kernel_takes(wanted):
 
 @pytest.mark.parametrize("wanted", [EVERY_STATUS, FAILURES, StatusSet.of([(3, 3)], [9])], ids=["any", "failed", "some"])
 def test_every_status_of_a_dying_thread(wanted):
-    """Without sampling: each of the statuses a thread can have."""
+    """Without sampling: each of the statuses that a thread can have."""
     program = connector_program(ConnectorFilter(WHAT["exit"], exits=wanted))
     for status in [code << 8 for code in range(256)] + [n | core for n in range(1, 65) for core in (0, 0x80)]:
         packet = datagram(proc_event("exit", process_pid=2, process_tgid=1, exit_code=status))
@@ -122,7 +122,7 @@ def test_a_truncated_packet_is_dropped():
 
 @st.composite
 def records(draw):
-    """(fields that decide, message)."""
+    """Return (deciding fields, message)."""
     pid, tgid, status, last = draw(pids), draw(pids), draw(statuses), draw(st.booleans())
     flags = draw(st.sampled_from([0, 1, 8, 0x10, 0x1F])) | (0x20 if last else 0)
     version = draw(st.sampled_from([12, 13, 14, 16]))
@@ -144,7 +144,7 @@ def test_the_taskstats_filter_keeps_statuses_and_early_leaders(wanted, sent):
 
 @given(st.builds(TaskstatsFilter, status_sets), st.sampled_from([0, 1, 3]), st.binary(min_size=16, max_size=80))
 def test_the_taskstats_filter_keeps_answers_that_are_not_records(wanted, command, rest):
-    """An acknowledgement or an error of ours has its errno where a record has its command."""
+    """An acknowledgement or an error has its errno where a record has its command."""
     message = exit_record(taskstats(13))[:16] + bytes([command]) + rest
     assert bpf.run(taskstats_program(wanted), message) == KEPT
 

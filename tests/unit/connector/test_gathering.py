@@ -1,4 +1,4 @@
-"""When the sockets are left alone, as a table of wake-ups: (events in it, seconds of quiet before it) -> window."""
+"""When the sockets are not read, as a table of wake-ups: (events in it, seconds of quiet before it) -> window."""
 
 import pytest
 
@@ -35,7 +35,7 @@ def test_a_window_stays_open_under_load_and_reopens_at_once():
 @pytest.mark.parametrize(("looks_up", "window_s"), [(True, W), (False, W * PATIENCE)])
 def test_it_is_longer_where_nothing_is_looked_up(looks_up, window_s):
     assert windows((LOAD_EVENTS, FAR), looks_up=looks_up) == [window_s]
-    # What is without a pause is measured by the same window.
+    # Events without a pause use the same window.
     quiet_s = window_s * 0.9
     assert windows(*[(2, quiet_s)] * LOAD_WAKEUPS, looks_up=looks_up)[-1] == window_s
 

@@ -1,4 +1,4 @@
-"""What a killed process had in hand is found by the next one, until it is settled, and only in the same boot."""
+"""The next daemon finds the datagrams of a killed one, until they are committed, and only in the same boot."""
 
 import struct
 from pathlib import Path

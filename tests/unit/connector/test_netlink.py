@@ -1,4 +1,4 @@
-"""The kernel's drop count, of a netlink socket that has nothing to do with the connector."""
+"""The kernel's drop count, of a netlink socket that is unrelated to the connector."""
 
 import errno
 import socket
@@ -33,5 +33,5 @@ def test_drops_are_those_that_the_kernel_lists():
             try:
                 sender.sendto(struct.pack("=IHHII", 116, 20, 0, 0, 0) + bytes(100), (0, GROUP))
             except OSError as error:
-                assert error.errno in (errno.ECONNREFUSED, errno.ENOBUFS)  # nobody had room for it
+                assert error.errno in (errno.ECONNREFUSED, errno.ENOBUFS)  # no socket had room for it
         assert read_drops(full) == listed_drops(full.getsockname()[0]) > 0

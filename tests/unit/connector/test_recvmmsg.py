@@ -1,6 +1,6 @@
-"""recvmmsg into slots, over real datagram sockets. An AF_UNIX pair has what is needed of the kernel: datagrams, their
-lengths, MSG_TRUNC and EAGAIN. A sender's nl_pid exists on netlink alone, so EventSlots is fed its batches and headers
-by hand here, and by the real kernel in tests/kernel.
+"""recvmmsg into slots, over real datagram sockets. An AF_UNIX pair has the needed properties: datagrams, their lengths,
+MSG_TRUNC and EAGAIN. Only netlink has a sender's nl_pid, so EventSlots gets its batches and headers from the test here,
+and from the real kernel in tests/kernel.
 """
 
 import errno
@@ -82,7 +82,7 @@ def test_an_empty_event_queue_is_none(pair):
 
 
 def test_an_unclean_batch_is_looked_at_slot_by_slot(pair):
-    """AF_UNIX leaves other addresses than netlink, so the fast comparison fails and every slot is judged alone."""
+    """AF_UNIX leaves other addresses than netlink, so the fast comparison fails and every slot is checked alone."""
     ours, theirs = pair
     slots, rejects = EventSlots(8), Rejects()
     for message in (GOOD, GOOD[:40], GOOD, GOOD + b"four", GOOD + b"12345", GOOD):

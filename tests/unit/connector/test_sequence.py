@@ -1,6 +1,7 @@
-"""Gaps per CPU, against an oracle that knows every number that was sent, with the 32-bit counter anywhere in its round.
+"""Gaps of each CPU, compared with an oracle that knows every number that was sent, with any state of the 32-bit
+counter.
 
-The kernel numbers each CPU's events one by one and queues them in that order; CPUs interleave as they like.
+The kernel numbers each CPU's events one by one and queues them in that order; events of several CPUs interleave.
 """
 
 from hypothesis import given
@@ -13,7 +14,7 @@ WRAP = 1 << 32
 
 @st.composite
 def streams(draw):
-    """(pairs that arrived, how many a CPU lost between its first and its last arrival)."""
+    """Return (pairs that arrived, how many a CPU lost between its first and its last arrival)."""
     arrivals, lost = [], 0
     for cpu in draw(st.lists(st.integers(0, 3) | st.just(WRAP - 1), unique=True, min_size=1, max_size=3)):
         start = draw(st.integers(0, WRAP - 1) | st.integers(WRAP - 20, WRAP - 1))

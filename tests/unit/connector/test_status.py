@@ -80,7 +80,7 @@ parts = st.tuples(st.lists(spans, max_size=6), signal_sets)
 
 
 def plain(ranges, signals):
-    """The same set, spelled out: ("code", n) and ("signal", n)."""
+    """Return the same set, element by element: ("code", n) and ("signal", n)."""
     return {("code", n) for low, high in ranges for n in range(low, high + 1)} | {("signal", n) for n in signals}
 
 

@@ -1,4 +1,4 @@
-"""Exit records against messages laid out by ctypes from taskstats.h, in every version there is, and against garbage."""
+"""Exit records compared with messages laid out by ctypes from taskstats.h, in every version; then arbitrary bytes."""
 
 import sys
 
@@ -88,7 +88,7 @@ def test_what_is_not_an_exit_record_is_refused():
 
 @pytest.mark.parametrize("at", [20, 22, 24, 26, 32, 34])
 def test_found_by_fuzzing_other_attributes_are_refused(at):
-    """As from a kernel that pads before the struct: nothing would be where it is looked for."""
+    """A kernel that pads before the struct would have every field at another offset."""
     message = bytearray(exit_record(taskstats(13, ac_pid=5, ac_tgid=5), family=FAMILY))
     message[at : at + 2] = b"\x06\x00"
     assert "attributes" in unreadable(bytes(message))

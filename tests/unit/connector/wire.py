@@ -1,5 +1,5 @@
-"""The kernel's side of both sockets, laid out by ctypes from the C headers, so that nothing here shares a format string
-with the decoders: include/uapi/linux/{netlink,connector,cn_proc,genetlink,taskstats}.h.
+"""The kernel's side of both sockets, laid out by ctypes from the C headers, so that no format string is shared with the
+decoders: include/uapi/linux/{netlink,connector,cn_proc,genetlink,taskstats}.h.
 """
 
 from ctypes import Structure, Union, c_int32, c_uint8, c_uint16, c_uint32, c_uint64, sizeof
@@ -56,7 +56,7 @@ assert sizeof(ProcEvent) == 40
 
 
 def proc_event(member, cpu=0, timestamp_ns=0, what=None, **fields):
-    """struct proc_event with one union member set."""
+    """Return struct proc_event with one union member set."""
     event = ProcEvent(WHAT[member] if what is None else what, cpu, timestamp_ns)
     for name, value in fields.items():
         setattr(getattr(event.event_data, member), name, _text(value, 16))
@@ -64,12 +64,12 @@ def proc_event(member, cpu=0, timestamp_ns=0, what=None, **fields):
 
 
 def _text(value, size):
-    """A char array of C; ctypes itself would cut bytes at the first NUL."""
+    """Return a char array of C; ctypes itself would cut bytes at the first NUL."""
     return (c_uint8 * size)(*value) if isinstance(value, bytes) else value
 
 
 def datagram(payload, seq=0, ack=0, **wrong):
-    """One datagram of the connector; `wrong` overrides header fields by their C names."""
+    """Return one datagram of the connector. `wrong` overrides header fields by their C names."""
     nl = {"nlmsg_len": 36 + len(payload), "nlmsg_type": 3} | {k: v for k, v in wrong.items() if k.startswith("nlmsg")}
     cn = {"idx": 1, "val": 1, "seq": seq, "ack": ack, "len": len(payload)}
     cn |= {k: v for k, v in wrong.items() if not k.startswith("nlmsg")}
@@ -77,7 +77,7 @@ def datagram(payload, seq=0, ack=0, **wrong):
 
 
 def _taskstats_fields(version):
-    """The fields of struct taskstats in this version, in order; ctypes aligns them as the C compiler does."""
+    """Return the fields of struct taskstats in this version, in order. ctypes aligns them as the C compiler does."""
     u64 = "cpu_count cpu_delay_total blkio_count blkio_delay_total swapin_count swapin_delay_total cpu_run_real_total"
     yield from (("version", c_uint16), ("ac_exitcode", c_uint32), ("ac_flag", c_uint8), ("ac_nice", c_uint8))
     for name in u64.split():
@@ -120,7 +120,7 @@ TASKSTATS = {
 
 
 def taskstats(version, **fields):
-    """struct taskstats of a version."""
+    """Return struct taskstats of a version."""
     fields = {name: _text(value, 32) for name, value in fields.items()}
     return TASKSTATS[version](version=version, **fields)
 
@@ -141,7 +141,7 @@ def _attribute(kind, payload):
 
 
 def exit_record(stats, group=None, family=27, cmd=2, named_pid=None):
-    """The message that taskstats_exit() sends: AGGR_PID, and for a process that had threads AGGR_TGID."""
+    """Return the message of taskstats_exit(): AGGR_PID, and AGGR_TGID for a process that had threads."""
     pid = stats.ac_pid if named_pid is None else named_pid
     body = _attribute(
         _TYPE_AGGR_PID, _attribute(_TYPE_PID, bytes(c_uint32(pid))) + _attribute(_TYPE_STATS, bytes(stats))

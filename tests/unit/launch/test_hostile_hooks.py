@@ -1,4 +1,4 @@
-"""Hooks that misbehave, each beside a neighbour that must not notice, and with the record that tells what it was."""
+"""Hooks that misbehave, each beside another hook that must not be affected. The record names the fault."""
 
 import os
 import signal

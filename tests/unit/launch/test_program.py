@@ -135,7 +135,7 @@ def test_a_script_is_no_safer_than_its_interpreter(script, tmp_path):
 
 
 def wait_out(*paths):
-    """Until these and what is above them changed long enough ago: nobody can set a change time."""
+    """Wait until these and their parents were changed long enough ago: no program can set a change time."""
     while max(os.lstat(one).st_ctime_ns for path in paths for one in (path, *path.parents)) >= time.time_ns() - 2 * (
         CHANGING_NS
     ):

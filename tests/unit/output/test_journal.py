@@ -174,7 +174,7 @@ def test_a_rejected_rule_file_keeps_its_lines():
 
 @pytest.mark.parametrize("size", [100_000, 5_000_000])
 def test_a_large_record_arrives_whole(journald, sink, size):
-    """5 MB does not fit a datagram: it comes as a memfd that nobody can change any more."""
+    """5 MB do not fit into a datagram: the record comes as a sealed memfd."""
     sink.emit({"event": "hook_output", "level": "info", "output": "x" * size})
     assert journald.receive()["CNPROCD_OUTPUT"] == b"x" * size
     if size > 1_000_000:

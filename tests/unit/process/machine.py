@@ -1,11 +1,11 @@
-"""A Linux machine in memory: processes that fork, exec, rename, thread and die, and what the kernel says of it.
+"""A Linux machine in memory: processes that fork, exec, rename, thread and die, and the events that the kernel sends.
 
 Every operation appends to `log` what the proc connector and taskstats would send, in an order that the kernel could
-send it in, each with a picture of /proc at that moment; and to `truth` what really happened, as occurrences with
-everything known. Facts (kernel/exit.c, kernel/fork.c, drivers/connector/cn_proc.c, and the kernel tests):
+use, each with a picture of /proc at that moment. It appends to `truth` what really happened, as occurrences with every
+attribute known. Facts (kernel/exit.c, kernel/fork.c, drivers/connector/cn_proc.c, and the kernel tests):
 
 - A task's exit record precedes its exit event; between tasks that die together nothing is ordered.
-- The record of the thread that ended last is marked, wherever it stands in the order.
+- The record of the thread that ended last is marked, at any place in the order.
 - Without exit_group or a fatal signal the status of a process is that of its last thread.
 - exec by another thread than the leader: every other thread ends with status 0, and that thread becomes the leader.
 - A thread's FORK names the process's parent; a process's FORK names the very thread that forked.
@@ -49,7 +49,7 @@ class Task:
     hook: bool = False
 
     def picture(self, now: int) -> Process:
-        """What /proc would show, all of it."""
+        """Return all that /proc would show."""
         return Process(
             self.tgid, self.ppid, self.start_ns, comm=self.comm, uid=self.uid, gid=self.gid, cgroup=self.cgroup,
             exe=None if self.zombie else self.exe, cmdline=None if self.zombie else self.cmdline,
@@ -59,7 +59,7 @@ class Task:
 
 @dataclass
 class Entry:
-    """One thing the kernel said, and what /proc showed right after it."""
+    """One message of the kernel, and /proc right after it."""
 
     said: Event | TaskRecord
     at_ns: int
@@ -71,7 +71,7 @@ class Entry:
 
 
 class Machine:
-    """`own` is the daemon: whatever it forks is a hook."""
+    """`own` is the daemon: every process that it forks is a hook."""
 
     def __init__(self, own: int | None = None) -> None:
         self.now = 1_000 * SECOND
@@ -83,7 +83,7 @@ class Machine:
         self.put(INIT, 0, "systemd", exe="/usr/lib/systemd/systemd", cgroup="/init.scope")
 
     def put(self, tgid: int, ppid: int, comm: str, threads: int = 1, **attributes) -> Task:
-        """A process that was there before anybody listened; it says nothing."""
+        """Add a process that existed before any listener; it sends no event."""
         task = Task(tgid, ppid, self.now, comm, **attributes)
         task.cmdline = task.cmdline or task.exe
         task.threads = {tgid + i: comm for i in range(threads)}
@@ -93,12 +93,12 @@ class Machine:
         return task
 
     def _give(self, pid: int) -> None:
-        """PIDs go round: none is given again within a second of its last use."""
+        """Return the next free PID in turn. None is reused within a second."""
         assert pid not in self.used()
         self.now = max(self.now, self._freed.get(pid, 0) + 1100 * MILLISECOND) + MICROSECOND
 
     def used(self) -> set[int]:
-        """Every PID and TID that is taken."""
+        """Return every PID and TID that is in use."""
         return {tid for task in self.tasks.values() for tid in (task.tgid, *task.threads)}
 
     def proc(self) -> dict[int, Process]:
@@ -158,7 +158,7 @@ class Machine:
         self._say(Comm, process_pid=tid, process_tgid=tgid, comm=comm.encode("utf-8", "surrogateescape"))
 
     def set_ids(self, tgid: int, uid: int, gid: int) -> None:
-        """As glibc does it: for every thread."""
+        """Set the ids of every thread, as glibc does."""
         task = self.tasks[tgid]
         task.gid = gid
         for tid in task.threads:
@@ -182,7 +182,7 @@ class Machine:
         self._say(Ptrace, process_pid=tid or tgid, process_tgid=tgid, tracer_pid=tracer, tracer_tgid=tracer)
 
     def end_thread(self, tgid: int, tid: int, status: int = 0, reaped: bool = True) -> None:
-        """One thread ends by itself; with the last one the process ends, with that thread's status."""
+        """End one thread. With the last one, the process ends with that thread's status."""
         task = self.tasks[tgid]
         if len(task.threads) == 1:
             self.exit(tgid, status, reaped=reaped)
@@ -200,9 +200,9 @@ class Machine:
     ) -> None:
         """exit_group() or a fatal signal: every thread ends.
 
-        `dumper`: the thread that dumps core, whose status alone shows it. `order`: every tid twice, first for its
-        record and then for its event. `last`: whose record is marked. `reaped`: the parent took the status before the
-        last event was sent.
+        `dumper`: the thread that dumps core; only its status shows it. `order`: every tid twice, first for its record
+        and then for its event. `last`: the thread whose record is marked. `reaped`: the parent took the status before
+        the last event was sent.
         """
         task = self.tasks[tgid]
         if dumper is not None:
@@ -279,7 +279,7 @@ class Machine:
     def _happened(
         self, kind, task, tid, status=None, of_process=True, usage=None, only_process=False, thread_comm=None
     ) -> None:
-        """Note the truth: for rules about processes, and for those about threads."""
+        """Append to the truth: for rules about processes, and for rules about threads."""
         process = task.picture(self.now)
         process.exe, process.cmdline = task.exe, task.cmdline
         above = []
@@ -297,7 +297,7 @@ class Machine:
 
 
 class MachineProcFs:
-    """/proc of a machine. Identity is answered as of the event in hand; who lives, as of when the batch was drained."""
+    """/proc of a machine: identity as of the current event, existence as of the drain of the batch."""
 
     def __init__(self, proc: dict[int, Process]) -> None:
         self.proc = self.late = proc
@@ -317,7 +317,7 @@ class MachineProcFs:
 
 
 def shown(found: Process, wanted: Wanted, source) -> Process:
-    """A process as procfs.py reads it: what was wanted, where it comes from, its start cut to a tick."""
+    """Return a process as procfs.py reads it: the wanted attributes, their source, the start truncated to a tick."""
     process = Process(
         found.tgid, found.ppid, found.start_ns // TICK_NS * TICK_NS, comm=found.comm, comm_source=source,
         threads=found.threads, counted_ns=found.counted_ns,
@@ -334,7 +334,7 @@ def shown(found: Process, wanted: Wanted, source) -> Process:
 
 
 class Unfolding(list):
-    """A batch of events that moves the reader's view of /proc to each event as the tracker comes to it."""
+    """A batch of events that moves the tracker's view of /proc to each event as it is taken."""
 
     def __init__(self, events: Iterable[Event], reader: MachineProcFs, views: dict[int, dict[int, Process]]) -> None:
         super().__init__(events)
@@ -348,7 +348,7 @@ class Unfolding(list):
 
 # --- random legal histories
 
-PIDS = range(100, 111)  # few, so that they are used again and again
+PIDS = range(100, 111)  # few, so that they are reused often
 COMMS = ["sh", "ora_pmon_A", "ora_smon_B", "java", "a b) c", "x\ny"]
 IMAGES = ["/bin/sh", "/opt/db/ora_pmon_A", "/opt/db/ora_smon_B", "/usr/bin/java"]
 CGROUPS = [None, None, "/system.slice/oracle.service", "/user.slice/u.scope"]
@@ -358,7 +358,7 @@ crash early_leader early_leader rename rename_thread ids setsid ptrace reap wait
 
 
 def many_steps(seed: int, length: int) -> list[tuple[str, int, int, int]]:
-    """A long history from one number: hypothesis would rather make short ones. A shorter one is a part of a longer."""
+    """Return a long history from one number: hypothesis prefers short ones. A shorter one is a part of a longer."""
     chance = Random(seed)
     return [(chance.choice(OPERATIONS), *(chance.randrange(1000) for _ in range(3))) for _ in range(length)]
 
@@ -367,9 +367,9 @@ steps = st.builds(many_steps, st.integers(0, 2**32 - 1), st.integers(4, 80))
 
 
 def live(machine: Machine, operations, lone_codes=(0,), spare=(), pace_ns=0) -> None:
-    """Let the machine do what random numbers say, as far as it is legal. `spare`: PIDs that never end.
+    """Let the machine perform random legal operations. `spare`: PIDs that never end.
 
-    `lone_codes`: with what a thread may end by itself. pthread_exit() gives 0; only a raw exit(2) gives another.
+    `lone_codes`: exit codes of a thread that ends by itself. pthread_exit() gives 0; only a raw exit(2) gives another.
     `pace_ns`: time between operations.
     """
     spare = {INIT, *spare}
@@ -428,10 +428,10 @@ def _end(machine: Machine, tgid: int, name: str, tid: int, chance: Random) -> No
 def batches(
     log: list[Entry], cuts: list[int], ahead: list[int]
 ) -> list[tuple[list[Entry], list[Entry], dict[int, Process]]]:
-    """The log as drains see it: (events, records, /proc at the end).
+    """Return the log as drains see it: (events, records, /proc at the end).
 
-    `cuts` say where a drain of events ended, `ahead` how many more entries there were when records were drained next.
-    No PID is used twice within one drain: they go round, and a drain holds hundreds of events, not tens of thousands.
+    `cuts` are the ends of drains of events; `ahead` is how many more entries there were when records were drained next.
+    No PID is used twice within one drain: a drain has hundreds of events, not tens of thousands.
     """
     again, seen = [], set()
     for n, entry in enumerate(log):

@@ -1,8 +1,8 @@
-"""The join of exit records and exit events, on every way a process with threads can end that was measured on a kernel.
+"""The join of exit records and exit events, for every end of a threaded process that was measured on a kernel.
 
-A case is a list of groups of thread ends. The kernel orders the groups; within one, hypothesis permutes what is not
-ordered (records and events of different threads), then cuts it all into drains, records drained after events.
-However it comes, each process death is told once, with the status of waitpid() and the name of its leader.
+A case is a list of groups of thread ends. The kernel orders the groups. Within a group, hypothesis permutes what is not
+ordered (records and events of different threads), then cuts it all into drains, records drained after events. In every
+order, each process death is reported once, with the status of waitpid() and the name of its leader.
 """
 
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ def event(end: End, at: int) -> Exit:
 
 
 def group(status: int, tids, last: int, dumper: int | None = None) -> list[End]:
-    """exit_group() or a fatal signal."""
+    """Return the ends of an exit_group() or a fatal signal."""
     return [
         End(tid, status | (0x80 if tid == dumper else 0), tid == last, "leader" if tid == P else f"thread {tid}")
         for tid in tids
@@ -84,7 +84,7 @@ CASES = {
 
 
 def told_by(deaths: Deaths, drains) -> list[Death]:
-    """The way of the tracker, all within HOLD_NS; at last a drain when that has passed."""
+    """Take the drains as the tracker does, all within HOLD_NS, then one after that time."""
     told = []
     for events, records, now_ns in [*((*drain, 50) for drain in drains), ([], [], HOLD_NS + 50)]:
         for entry in records:
@@ -98,7 +98,7 @@ def told_by(deaths: Deaths, drains) -> list[Death]:
 
 
 def arrival(groups, seed: int) -> list[Entry]:
-    """One order in which the kernel may send the records and events of these ends."""
+    """Return one order in which the kernel may send the records and events of these ends."""
     chance, log = Random(seed), []
     for ends in groups:
         queue = [end for end in ends for _ in range(2)]
@@ -130,7 +130,7 @@ def test_each_death_is_told_once_with_the_status_of_waitpid(case, seed, cuts, ah
 
 
 def asked_for(entry: Entry) -> bool:
-    """What a plan for failures lets through: see connector/filter.py."""
+    """Return what the filters of a plan for failures pass: see connector/filter.py."""
     said = entry.said
     if isinstance(said, TaskRecord):
         return said.status != 0 or (said.pid == said.tgid and not said.last)
@@ -149,7 +149,7 @@ def test_so_it_is_when_only_failures_are_asked_for(case, seed, cuts, ahead):
 @pytest.mark.parametrize("case", [name for name, (_, status) in CASES.items() if status])
 @given(seed=seeds, cuts=cut_lists, ahead=aheads)
 def test_so_it_is_when_events_cannot_be_filtered_but_records_are(case, seed, cuts, ahead):
-    """A kernel that refuses a filter on the connector: ends come whose record was dropped, of processes long gone."""
+    """A kernel without a filter on the connector: exits arrive whose records were filtered long ago."""
     groups, status = CASES[case]
     log = [entry for entry in arrival(groups, seed) if not entry.is_record or asked_for(entry)]
     told = told_by(Deaths(lambda tgid: False), drained(log, cuts, ahead))
@@ -177,7 +177,7 @@ def test_processes_of_one_pid_after_another_are_told_apart(names, seed, cuts, ah
 
 
 def held_death(last: End) -> Deaths:
-    """The last thread of a process ended at 1 ns; what else there is to tell is still to come."""
+    """Return a death whose last thread ended at 1 ns, with more information still to come."""
     deaths = Deaths(lambda tgid: True)
     deaths.record(record(last))
     assert deaths.exit(event(last, 1))[1] is None
@@ -186,7 +186,7 @@ def held_death(last: End) -> Deaths:
 
 
 def test_the_core_flag_is_waited_for():
-    """The thread that dumps is busy with it, and its record comes a moment after the last one."""
+    """The dumping thread is slow, and its record arrives a moment after the last one."""
     deaths = held_death(End(P, 6, last=True))
     assert deaths.release_held(2) == []
     deaths.record(record(End(P + 1, 0x86, comm="t")))
@@ -258,7 +258,7 @@ def test_without_records_a_pid_can_die_again_later():
 def test_a_lost_event_leaves_the_record_without_its_time():
     deaths = Deaths(lambda tgid: False)
     deaths.record(record(End(P, 3 << 8, last=True, threaded=False)))
-    deaths.record(record(End(200, 0, tgid=200)))  # a leader that ended early is no death
+    deaths.record(record(End(200, 0, tgid=200)))  # the early end of a leader is not a death
     (death,) = deaths.without_event(deaths.waiting())
     assert (death.tgid, death.status, death.event) == (P, 3 << 8, None)
     assert deaths.without_event(deaths.waiting()) == []
@@ -294,7 +294,7 @@ def test_a_record_newer_than_the_last_prune_waits_for_its_event():
 
 
 def test_a_death_without_its_event_is_found_after_an_empty_queue():
-    """As after an allocation that failed in the kernel, which tells nobody."""
+    """The kernel failed to allocate the event and reports nothing."""
     deaths = Deaths(lambda tgid: False)
     deaths.record(record(End(P, 3 << 8, last=True, threaded=False)))
     assert deaths.prune() == []
@@ -309,7 +309,7 @@ def test_a_death_without_its_event_is_found_after_an_empty_queue():
 
 
 def test_a_process_freeing_its_memory_has_not_lost_its_event():
-    """Between record and event lies exit_mm(), which may take seconds; /proc shows the process until then."""
+    """exit_mm() runs between record and event and can take seconds; /proc shows the process until then."""
     alive = {P}
     deaths = Deaths(alive.__contains__)
     last = End(P, 3 << 8, last=True, threaded=False)
@@ -353,7 +353,7 @@ def test_leaders_of_living_processes_are_kept():
 
 
 def test_a_record_is_owed_its_event_until_it_comes():
-    """What a daemon that stops must wait for: the next one gets the event, and would not know whose it was."""
+    """A stopping daemon must wait for it: the next one gets the event and would not know its process."""
     deaths = Deaths(lambda tgid: False)
     end = End(P, 3 << 8, True, threaded=False)
     assert not deaths.has_waiting

@@ -1,4 +1,4 @@
-"""How many are held before somebody looks who has ended; what a pidfd tells is for tests/kernel/test_loss.py."""
+"""The number of held pidfds before a check for exited processes. tests/kernel/test_loss.py tests the exit status."""
 
 import os
 

@@ -1,5 +1,5 @@
-"""/proc files as hostile processes make them: built as fs/proc builds them, around bytes that the process chose,
-and must be read back without being fooled by them.
+"""/proc files of hostile processes: built as fs/proc builds them, around bytes that the process chose. Their values
+must be read back unchanged.
 """
 
 import pytest

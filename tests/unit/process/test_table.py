@@ -1,4 +1,4 @@
-"""The table as a table of events: each test is a list of what the kernel told, and what is known afterwards.
+"""The table as a table of events: each test is a list of kernel events and the expected state afterwards.
 
 Times are in seconds here; processes are named by their PID.
 """
@@ -72,7 +72,7 @@ def test_a_child_of_an_unknown_parent_is_unknown(table):
 
 
 def test_nothing_is_inherited_from_a_parent_that_is_younger(table):
-    """The entry with the parent's PID is of its later owner: the events come from two CPUs."""
+    """The entry of the parent's PID is its later owner: the events come from two CPUs."""
     fork(table, 100, 300, 9)
     child, _ = fork(table, 300, 200, 5)
     assert child.comm is None
@@ -101,7 +101,7 @@ def test_a_new_owner_of_a_live_pid_reports_the_old_as_vanished(table):
 
 
 def test_scan_results_of_a_process_survive_its_late_fork_event(table):
-    """LISTEN, fork, scan, and only then is the fork read: the process has not vanished, and may have exec'd since."""
+    """LISTEN, fork, scan, then the fork event is read: the process has not vanished, and may have execed since."""
     table.adopt([known(200, 4.99, comm="ls", exe="/bin/ls", counted_ns=at(5.5))])
     child, former = fork(table, 100, 200, 5)
     assert former is None
@@ -230,7 +230,7 @@ def test_threads_of_an_unknown_process_are_nobody_s(table):
 
 @pytest.mark.parametrize("later_ns", [2, TICK_NS - 1])
 def test_a_parent_younger_by_less_than_a_tick_is_accepted(table, later_ns):
-    """Of two starts in one tick, read one after the other, or one of them exact, either may come out as the later."""
+    """Two starts within one tick, one of them perhaps exact, can be read in either order."""
     began_ns = 5 * 10**9
     table.adopt([known(100, 1), Process(101, 100, began_ns + later_ns), Process(102, 101, began_ns)])
     child = table.get(102)
@@ -254,7 +254,7 @@ def test_an_ended_leader_with_live_threads_is_kept(table):
 
 
 def test_a_leaderless_process_without_an_end_is_forgotten_later(table):
-    """A plan for failures lets leaders' ends pass, and not the success of a last thread."""
+    """A plan for failures delivers ends of leaders, and not the success of a last thread."""
     table.end(table.get(100), at(5))
     table.sweep(at(20), everybody)
     table.sweep(at(30), nobody)
@@ -268,7 +268,7 @@ def test_a_leaderless_process_without_an_end_is_forgotten_later(table):
 
 
 def test_a_leaderless_process_with_a_reused_pid_has_not_vanished(table):
-    """Found by test_plan.py: between two sweeps its threads had ended with a status that no rule asks for."""
+    """Found by test_plan.py: between two sweeps its threads ended with a status that no rule needs."""
     table.end(table.get(100), at(5))
     table.sweep(at(20), everybody)
     _, former = fork(table, 1, 100, 21)
@@ -337,7 +337,7 @@ def test_a_new_owner_after_a_seen_exit_returns_no_vanished_one(table):
 
 def test_who_is_missing_from_a_scan_has_vanished_once(table):
     shell = table.get(100)
-    fork(table, 1, 200, 50)  # after the scan began: it cannot be in it
+    fork(table, 1, 200, 50)  # after the scan began: the scan cannot have it
     fork(table, 1, 300, 20)
     table.end(table.get(300), at(21))  # its end was seen
     assert table.missing({1}, at(40)) == [shell]

@@ -1,6 +1,6 @@
-"""Who was it? Small scenes on a machine in memory (machine.py), each about one thing the tracker must get right: hooks'
-families, one core dump a process, processes and threads, counting without records, losses. Histories of everything at
-once are in test_tracker_histories.py.
+"""Identity: small scenes on a machine in memory (machine.py), each about one property of the tracker: families of
+hooks, one core dump for each process, processes and threads, counting without records, losses. Random histories are in
+test_tracker_histories.py.
 """
 
 from dataclasses import replace
@@ -19,7 +19,7 @@ EXITS = frozenset({"exit"})
 
 
 class Scene:
-    """A machine with a tracker that has adopted it. `run` feeds what happened since and returns what was told."""
+    """A machine with a tracker that has adopted it. `run` feeds new events and returns the occurrences."""
 
     def __init__(self, table=True, records=True, kinds=ALL, threads=frozenset(), wanted=EVERYTHING, own=OWN) -> None:
         self.machine = Machine(own=OWN)
@@ -32,7 +32,7 @@ class Scene:
         self._fed = 0
 
     def run(self, lost=lambda entry: False) -> list[Occurrence]:
-        """One drain. Copies, as the tracker shows each occurrence only for a moment."""
+        """Run one drain. Return copies, because the tracker reuses each occurrence."""
         new, self._fed = self.machine.log[self._fed :], len(self.machine.log)
         new = [entry for entry in new if not lost(entry)]
         self.reader.late = self.machine.proc()
@@ -45,7 +45,7 @@ class Scene:
         return [replace(o, process=replace(o.process)) for o in self.tracker.take(batch, records, self.machine.now)]
 
     def later(self) -> list[Occurrence]:
-        """What was held until now."""
+        """Return the occurrences that were held until now."""
         self.machine.wait(10 * MILLISECOND)
         self.reader.late = self.reader.proc = self.machine.proc()
         return list(self.tracker.take([], [], self.machine.now))
@@ -150,7 +150,7 @@ def test_a_spare_that_waits_for_its_order_is_no_hook_that_runs():
     scene.machine.fork(OWN, 100)
     scene.run()
     assert not scene.tracker.family.alive
-    scene.tracker.family.add(100)  # it got its order
+    scene.tracker.family.add(100)  # it got its request
     assert scene.tracker.family.alive
     scene.machine.fork(100, 101)
     scene.machine.exit(100, 0)
@@ -158,7 +158,7 @@ def test_a_spare_that_waits_for_its_order_is_no_hook_that_runs():
     scene.sweep()
     scene.sweep()
     assert scene.tracker.family.alive, "what it left behind"
-    scene.tracker.family.add(103)  # told of before its fork is read
+    scene.tracker.family.add(103)  # its hook is registered before its fork is read
     scene.machine.fork(OWN, 103)
     scene.machine.exit(101, 0)
     scene.run()
@@ -283,7 +283,7 @@ def test_details_are_those_of_the_event():
 
 
 def test_each_occurrence_shows_the_process_as_it_was_then():
-    """All in one batch: the name changes between the events, and each is judged with the name of its moment."""
+    """The name changes between events of one batch, and each occurrence has the name of its moment."""
     scene = Scene()
     scene.machine.fork(60, 100)
     scene.machine.exec(100, "/usr/bin/java")
@@ -319,7 +319,7 @@ def test_without_a_table_the_record_tells_who_it_was():
 
 
 def test_the_parent_at_death_comes_from_the_record_if_need_be():
-    """Reaped before the event was made: it names no parent. The table only knows who forked it."""
+    """The process was reaped before the event was made: no parent is in it. The table has only the forking parent."""
     scene = Scene()
     scene.machine.fork(60, 100)
     scene.machine.exit(60, 0)
@@ -403,7 +403,7 @@ def test_a_death_missed_by_the_count_is_found_once_by_the_sweep():
 
 
 def test_a_sweep_does_not_forestall_the_last_thread_s_end():
-    """It is in the queue while /proc shows the process gone, and has the status that counts."""
+    """The event is queued while /proc shows the process gone, and has the status of the process."""
     scene = Scene(records=False, kinds=EXITS)
     scene.machine.thread(60, 61)
     scene.machine.end_thread(60, 60)
@@ -416,7 +416,7 @@ def test_a_sweep_does_not_forestall_the_last_thread_s_end():
 
 
 def test_exec_by_a_thread_makes_a_new_leader_that_is_not_missed():
-    """The old leader's end must not be taken for the process's, even if a sweep comes before the real one is read."""
+    """The old leader's end is not that of the process, even if a sweep comes before the real end is read."""
     scene = Scene(records=False, kinds=EXITS)
     scene.machine.thread(60, 61)
     scene.machine.exec(60, "/usr/bin/java", by=61)

@@ -1,5 +1,5 @@
-"""The tracker on random legal histories of a machine (machine.py), cut into batches anyhow: it tells exactly what
-happened to whom, and its table is the machine's.
+"""The tracker on random legal histories of a machine (machine.py), cut into arbitrary batches: it reports exactly what
+happened to each process, and its table equals the machine.
 """
 
 from collections import Counter
@@ -39,7 +39,7 @@ def machine_before_us() -> Machine:
 
 
 def said(occurrence: Occurrence) -> tuple:
-    """What an occurrence says, without what differs between equally right answers."""
+    """Return an occurrence without the parts that may differ between correct answers."""
     process: Process = occurrence.process
     return (
         occurrence.kind, occurrence.of_thread, process.tgid, occurrence.tid if occurrence.of_thread else None,
@@ -49,7 +49,7 @@ def said(occurrence: Occurrence) -> tuple:
 
 
 def played(machine: Machine, tracker: Tracker, reader: MachineProcFs, cut, more, seed=0) -> list[tuple]:
-    """What the tracker told while the log came in batches, each shuffled as CPUs would."""
+    """Return the occurrences of a log that arrives in batches, each shuffled as CPUs would."""
     told = []
     views = {entry.at_ns: entry.proc for entry in machine.log}
     shuffled = Random(seed)
@@ -59,7 +59,7 @@ def played(machine: Machine, tracker: Tracker, reader: MachineProcFs, cut, more,
         shuffled.shuffle(events)
         batch = Unfolding([entry.said for entry in events], reader, views)
         if held_until is not None and min((entry.at_ns for entry in (*events, *records)), default=0) > held_until:
-            told += map(said, tracker.take([], [], held_until))  # as the loop does: it comes back for what is held
+            told += map(said, tracker.take([], [], held_until))  # as the loop does for held deaths
         now_ns = max((entry.at_ns for entry in (*events, *records)), default=machine.now)
         told += map(said, tracker.take(batch, [entry.said for entry in records], now_ns))
         held_until = now_ns + HOLD_NS if tracker.deaths.has_held else None
@@ -108,7 +108,7 @@ def test_afterwards_the_table_is_the_machine_s(operations, cut, more, seed):
 @settings(max_examples=200)
 def test_without_records_the_count_of_threads_tells_the_same(operations, cut, more, seed, lone):
     """Threads that end by themselves give 0, as pthread_exit() does, or do not end together with others: a raw exit(5)
-    amid an exit_group() is nothing that a count can judge.
+    during an exit_group() cannot be resolved by counting.
     """
     machine = machine_before_us()
     reader = MachineProcFs(machine.proc())

@@ -1,7 +1,7 @@
-"""A kernel between a machine and a daemon: it lets through what was asked for, byte by byte as the real one does.
+"""A kernel between a machine and a daemon: it delivers what was requested, byte by byte as the real one does.
 
-The event mask is cn_filter() of drivers/connector/cn_proc.c; the two programs run on the BPF machine of
-unit/connector/bpf.py over messages laid out by unit/connector/wire.py; what passes is decoded by cnprocd itself.
+The event mask is cn_filter() of drivers/connector/cn_proc.c. The two programs run on the BPF machine of
+unit/connector/bpf.py over messages laid out by unit/connector/wire.py. cnprocd itself decodes the delivered messages.
 """
 
 from unit.connector import bpf, wire
@@ -34,7 +34,7 @@ def record_message(record: TaskRecord) -> bytes:
 
 
 class Kernel:
-    """One that was asked `request`, without what `features` refuse."""
+    """A kernel with this `request` and without `features`."""
 
     def __init__(self, request: Request, features: Features) -> None:
         self._mask = request.mask if features.event_mask else EVENT_ALL
@@ -45,7 +45,7 @@ class Kernel:
         self.delivered = 0
 
     def event(self, event: Event, message: bytes) -> Event | None:
-        """What the daemon gets of an event."""
+        """Return what the daemon gets of an event."""
         if not self._wants(event) or not bpf.run(self._connector, message):
             return None
         self.delivered += 1
@@ -53,7 +53,7 @@ class Kernel:
         return got
 
     def record(self, message: bytes) -> TaskRecord | None:
-        """What the daemon gets of an exit record."""
+        """Return what the daemon gets of an exit record."""
         if self._taskstats is None or not bpf.run(self._taskstats, message):
             return None
         return decode_record(message, FAMILY)

@@ -1,5 +1,5 @@
-"""Rules to an index: what it finds must be what looking at every rule finds, and what is said of a rule (its statuses,
-its needs) must never leave out anything that the rule could match. Brute force over all rules is the oracle.
+"""Rules to an index: it must find what a search of every rule finds, and the statuses and needs of a rule must include
+everything that the rule could match. Brute force over all rules is the oracle.
 """
 
 import os
@@ -72,7 +72,7 @@ comms = _letters | st.sampled_from(COMMS) | st.text(max_size=15)
 
 
 def could_be(match, comm: str | None) -> bool:
-    """Whether a rule of comm_rules can be meant by a comm, said plainly: only a comm that every match needs decides."""
+    """Return whether a rule of comm_rules can match a comm: only a comm that every match needs excludes it."""
     needed = (match or {}).get("comm") or next((part["comm"] for part in (match or {}).get("all", [])[1:]), None)
     if needed is None:
         return True
@@ -259,7 +259,7 @@ NEEDED = {
 
 
 def bereft(occurrence: Occurrence, needs) -> Occurrence:
-    """What is left of an occurrence without what a rule says it does not need."""
+    """Return an occurrence without the attributes that a rule does not need."""
     kept = {field for need, fields in NEEDED.items() if need in needs for field in fields} | {
         "tgid",
         "ppid",
@@ -307,7 +307,7 @@ def _comm_texts(data):
                 yield from _comm_texts(part)
 
 
-# --- judging
+# --- evaluating
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A child reads the rules: the same result as here, and whatever befalls it is told and leaves nothing behind."""
+"""A child process reads the rules: the result is the same as here, and every failure is reported and leaves nothing."""
 
 import asyncio
 import os
@@ -29,7 +29,7 @@ def rules(tmp_path):
 
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind():
-    """No descriptor and no child, dead or alive."""
+    """Check that no descriptor and no child, dead or alive, is left."""
     before, children = set(os.listdir("/proc/self/fd")), CHILDREN.read_text().split()
     yield
     assert set(os.listdir("/proc/self/fd")) <= before  # others' may have been collected meanwhile
@@ -37,7 +37,7 @@ def nothing_is_left_behind():
 
 
 def both(read):
-    """The result of each way to wait."""
+    """Return the result of each way to wait."""
 
     async def there():
         return await RuleLoader(read, FILE).wait()

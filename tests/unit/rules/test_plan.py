@@ -1,9 +1,9 @@
-"""The plan: asking the kernel for less must change no match.
+"""The plan: requesting less from the kernel must change no match.
 
-The property: for random rules and random histories of a machine, the pipeline under its plan (a kernel that applies
-the mask and runs the programs, then Tracker and Matcher) gives exactly the matches of the pipeline that asks for
-everything, and both give what really happened; for every combination of features that a kernel may lack. What no kernel
-without exit records can tell is listed in `beyond_counting`, and there a match may be missing but never wrong.
+The property: for random rules and random histories of a machine, the pipeline under its plan (a kernel that applies the
+mask and runs the programs, then Tracker and Matcher) gives exactly the matches of the pipeline that requests
+everything, and both give what really happened, for every combination of features that a kernel may lack.
+`beyond_counting` lists what cannot be known without exit records; there a match may be missing but never wrong.
 """
 
 from collections import Counter
@@ -47,7 +47,7 @@ def written(events, match, include_hooks, threads) -> Rule | None:
     try:
         return plain(RuleModel.model_validate({"name": "r", **keys}))
     except ValidationError:
-        return None  # it could never match, and is refused
+        return None  # it could never match, and is rejected
 
 
 _any_events = st.lists(st.sampled_from(EVENT_NAMES), min_size=1, max_size=3, unique=True)
@@ -67,7 +67,7 @@ rules = st.one_of(
     st.builds(written, _any_events, trees(IDENTITY_KEYS, depth=1), st.booleans(), _threads),
     st.builds(written, _any_exits, trees(IDENTITY_KEYS | ENDING_KEYS, depth=1), st.booleans(), _threads),
 ).filter(bool)
-# Where this one is in force, a process that is wrongly taken for vanished shows.
+# With this rule, a process that is wrongly reported as vanished shows.
 ANY_FAILURE = plain(RuleModel.model_validate({"name": "any", "events": ["nonzero_exit"], "on_unknown_exit": "match"}))
 rule_sets = st.lists(rules | st.just(ANY_FAILURE), min_size=1, max_size=4).map(
     lambda chosen: [replace(rule, name=f"r{n}") for n, rule in enumerate(chosen)]
@@ -92,7 +92,7 @@ def key(name: str, event: str, occurrence: Occurrence) -> tuple:
 
 
 class History:
-    """What a machine did, as messages, cut into drains."""
+    """The history of a machine as messages, cut into drains."""
 
     def __init__(self, operations, cut, ahead, sweeps, hooks, lone_codes=(0,), pace_ns=0) -> None:
         machine = machine_before_us(hooks)
@@ -108,7 +108,7 @@ class History:
         self.sweeps = sweeps
 
     def matches(self, matcher: Matcher, plan: Plan, features: Features) -> Counter:
-        """What the rules say under a plan."""
+        """Return the matches of the rules under a plan."""
         kernel, reader = Kernel(plan.request, features), MachineProcFs(self.before)
         tracker = Tracker(plan.tracking, reader, OWN, matcher.cares)
         if plan.tracking.table:
@@ -128,7 +128,7 @@ class History:
             told = [got for message in records if (got := kernel.record(message)) is not None]
             came_ns = [message.timestamp_ns for message in heard]
             if held_until is not None and min(came_ns, default=0) > held_until:
-                judge(tracker.take([], [], held_until))  # as the loop does: it comes back for what is held
+                judge(tracker.take([], [], held_until))  # as the loop does for held deaths
             judge(tracker.take(Unfolding(heard, reader, self.views), told, now_ns))
             held_until = now_ns + HOLD_NS if tracker.deaths.has_held else None
             if n in self.sweeps and now_ns - swept_ns > SECOND:
@@ -141,12 +141,12 @@ class History:
         return found
 
     def true_matches(self, matcher: Matcher) -> Counter:
-        """What the rules say of what really happened."""
+        """Return the matches of the rules for what really happened."""
         return Counter(key(m.rule.name, m.event, o) for o in self.truth for m in matcher.match(o))
 
 
 def unplanned() -> Plan:
-    """Everything asked, full information."""
+    """Return a plan that requests everything."""
     request = Request(uapi.PROC_EVENT_ALL, ConnectorFilter(EVERY_BIT), TaskstatsFilter(), True)
     return Plan(request, Tracking(True, True, EVERYTHING, KINDS, KINDS))
 
@@ -156,8 +156,8 @@ def relatives(rule: CompiledRule) -> bool:
 
 
 def beyond_counting(rule: CompiledRule) -> bool:
-    """What a kernel without exit records cannot tell: usage, the names of threads that end, and who had adopted a
-    process that was reaped before its end was told.
+    """Return what is unknown without exit records: usage, names of ending threads, and the process that had adopted a
+    process which was reaped before its end was sent.
     """
     return bool({"usage", "ancestors"} & rule.needs.keys()) or (
         rule.rule.threads and "exit" in rule.kinds and "comm" in rule.needs
@@ -165,7 +165,7 @@ def beyond_counting(rule: CompiledRule) -> bool:
 
 
 def nameless_threads(found: Counter) -> Counter:
-    """Without the names of threads that end, which only a record tells."""
+    """Return an occurrence without the names of ending threads, which only a record has."""
     nameless = Counter()
     for match, count in found.items():
         _, _, _, thread, status, _ = match
@@ -189,7 +189,7 @@ histories = {
 @given(rule_sets, st.builds(History, **histories, lone_codes=st.just((0, 0, 5))))
 @settings(max_examples=100)
 def test_asking_for_everything_tells_what_happened(rule_set, history):
-    """The oracle itself. Whose child a process was is left to the next test: of a dead parent /proc tells no more."""
+    """The oracle itself. The parent is left to the next test: /proc has no parent of a dead process."""
     matcher = Matcher(rule_set)
     certain = {rule.name for rule in matcher.rules if not relatives(rule)}
     found = history.matches(matcher, unplanned(), Features())
@@ -228,7 +228,7 @@ def test_the_plan_changes_no_match_where_threads_are_counted(rule_set, history):
         assert not found - everything, "a match that is not one"
 
 
-# --- what is asked for, rule set by rule set
+# --- requests, rule set by rule set
 
 
 def plan_of(*given_rules: dict, features: Features | None = None, follow: bool = False) -> Plan:
@@ -240,7 +240,7 @@ FAILED_BY_NAME = {"events": ["nonzero_exit"], "match": {"comm": "ora_*"}}
 
 
 def test_failed_exits_by_name_cost_nothing_per_success():
-    """Neither fork nor exec nor a successful exit is asked for, in the mask and in the program alike."""
+    """Neither fork nor exec nor a successful exit is requested, in the mask and in the program."""
     plan = plan_of(FAILED_BY_NAME)
     assert plan.request.mask == uapi.PROC_EVENT_NONZERO_EXIT
     assert plan.request.connector == ConnectorFilter(EXIT, thread_forks=False, exits=FAILURES)

@@ -1,7 +1,8 @@
-"""Three-valued logic, against the same logic said another way (trees.py), over random trees and half-known occurrences.
+"""Three-valued logic, compared with another form of the same logic (trees.py), over random trees and partial
+occurrences.
 
-Then the promise behind it, without any oracle: what is not known can only turn an answer into "unknown", never into the
-other answer, so nothing matches by accident.
+Then the property behind it, without an oracle: an unknown attribute can only turn an answer into "unknown", never into
+the other answer, so nothing matches by accident.
 """
 
 from dataclasses import replace
@@ -31,7 +32,7 @@ VERDICTS = (True, None, False)
 
 
 def without_status_key(data) -> bool:
-    """Whether `exit_status` is nowhere: that key knows that the status is unknown, and nothing is assumed."""
+    """Return whether `exit_status` occurs nowhere: that key knows an unknown status, and nothing is assumed."""
     branches = [*data.get("all", []), *data.get("any", []), *data.get("not", [])]
     return "exit_status" not in data and all(map(without_status_key, branches))
 
@@ -68,7 +69,7 @@ def test_a_tree_means_what_it_says(data, happened):
 @given(match_data, st.lists(st.tuples(occurrences, hidings), min_size=1, max_size=4))
 @settings(max_examples=150)
 def test_what_is_not_known_never_turns_an_answer_round(data, happened):
-    """True or False with little knowledge stays so with more: under not, any and all, of parents and of itself."""
+    """True or False with few attributes stays so with more: under not, any and all, of parents and of itself."""
     test = compile_condition(model(data))
     keep = frozenset() if without_status_key(data) else {"status"}
     for occurrence, (hidden, in_parents) in happened:
@@ -101,7 +102,7 @@ def test_a_process_without_a_unit_has_none_of_that_name():
 
 
 def test_the_chain_of_ancestors_ends_where_a_parent_is_0():
-    """Only then is it known that nobody above is meant."""
+    """Only then is it known that there are no more ancestors."""
     up = (Process(60, ppid=1, comm="sh"), Process(1, ppid=0, comm="systemd"))
     test = compile_condition(model({"ancestor": {"comm": "java"}}))
     assert test(Occurrence("exec", Process(100, 60), 100, ancestors=up)) is False
@@ -129,7 +130,7 @@ def test_relations_can_be_nested():
 @given(match_data.filter(without_status_key), occurrences)
 @settings(max_examples=150)
 def test_an_unknown_status_is_assumed_to_be_one_that_matches(data, occurrence):
-    """If any status would do, the unknown one does, also behind `not`; and who it was decides as ever."""
+    """If any status would match, the unknown one does, also under `not`. Identity keys decide as usual."""
     assumed = compile_condition(model(data), assume_status=True)
     test = compile_condition(model(data))
     vanished = replace(occurrence, kind="exit", status=None)

@@ -1,4 +1,4 @@
-"""Random `match:` trees as a person writes them, occurrences to judge, and what a tree means, said a second time.
+"""Random `match:` trees as users write them, occurrences, and the meaning of a tree, defined a second time.
 
 The meaning is Kleene's with numbers: true 1, unknown 1/2, false 0; and is min, or is max, not is 1 - x. It reads the
 plain data of the tree with the standard library (fnmatch, re, os.W*), and shares nothing with the compiler.
@@ -60,7 +60,7 @@ ENDING_KEYS = {
 
 @st.composite
 def trees(draw, keys, relatives=True, depth=2):
-    """A mapping of one to three keys, and branches."""
+    """Return mappings of one to three keys, and branches."""
     chosen = draw(st.lists(st.sampled_from(sorted(keys)), max_size=3, unique=True))
     data = {key: draw(keys[key]) for key in chosen}
     if data.get("exit_status") == "unknown":
@@ -111,7 +111,7 @@ hidings = st.tuples(
 
 
 def hide(occurrence: Occurrence, hiding) -> Occurrence:
-    """The same with less known of it."""
+    """Return the occurrence with fewer attributes known."""
     what, in_parents = hiding
     gone = {name: None for name in PROCESS_FIELDS if name in what}
     if "start" in what or "usage" in what:  # a generated start need not agree with a generated lifetime
@@ -131,7 +131,7 @@ TRUE, UNKNOWN, FALSE = 1, 0.5, 0
 
 
 def verdict(data, occurrence: Occurrence):
-    """What the tree says, in compile_condition()'s words."""
+    """Return the meaning of a tree, in the values of compile_condition()."""
     return {TRUE: True, FALSE: False, UNKNOWN: None}[meaning(data, occurrence)]
 
 
@@ -230,7 +230,7 @@ def compared(text: str, value: float) -> bool:
 
 
 def like(pattern: str, value: str) -> bool:
-    """A pattern in its written form. fnmatchcase() is the documented meaning of globs."""
+    """Return whether a text matches a written pattern. fnmatchcase() is the documented meaning of globs."""
     if pattern.startswith("/") and pattern.endswith("/i") and len(pattern) > 3:
         return re.search(pattern[1:-2], value, re.IGNORECASE) is not None
     if pattern.startswith("/") and pattern.endswith("/") and len(pattern) > 2:

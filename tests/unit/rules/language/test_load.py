@@ -1,4 +1,4 @@
-"""Rule files on disk: every bad one with its exact place, the precedence of drop-ins, and who may have written them."""
+"""Rule files on disk: the exact place of every error, precedence of drop-ins, files that other users can write.
 
 import os
 import re
@@ -290,7 +290,7 @@ def test_the_default_places_are_those_of_the_documentation():
     assert [str(d) for d in load_module.DROPIN_DIRS] == [f"/{d}/cnprocd/rules.d" for d in ("etc", "run", "usr/lib")]
 
 
-# --- what cannot be read, and who could have written it
+# --- unreadable files, and files that other users can write
 
 
 def test_what_is_no_regular_file(tmp_path):
