@@ -1,4 +1,4 @@
-"""Rule files on disk: the exact place of every error, precedence of drop-ins, files that other users can write.
+"""Rule files on disk: the exact place of every error, precedence of drop-ins, files that other users can write."""
 
 import os
 import re
