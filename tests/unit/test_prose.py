@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from cnprocd.cli import cnprocd as daemon_command
-from cnprocd.cli import grammar
+from cnprocd.cli import command_line
 
 ROOT = Path(__file__).parents[2]
 _SPEC = importlib.util.spec_from_file_location("prose", ROOT / "tests/prose.py")
@@ -78,7 +78,7 @@ def of_help() -> Iterator[tuple[str, str]]:
                 for word, one in action.choices.items():
                     yield from below(f"{name} {word}", one)
 
-    yield from below("cnprocctl", grammar.parser())
+    yield from below("cnprocctl", command_line.parser())
 
 
 def of_schema() -> Iterator[tuple[str, str]]:
