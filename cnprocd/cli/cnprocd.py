@@ -14,7 +14,8 @@ from pathlib import Path
 from cnprocd import __version__
 from cnprocd.errors import EX_OK, CnprocdError
 from cnprocd.rules.loader_process import RuleLoader
-from cnprocd.rules.problems import MAIN_FILE, LoadedRules
+from cnprocd.rules.problems import LoadedRules
+from cnprocd.rules.rule_files import MAIN_FILE
 
 _FEATURES = ("event_mask", "taskstats", "socket_filter", "pidfd_info")
 

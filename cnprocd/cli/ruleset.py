@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cnprocd.rules.language import yaml12
-from cnprocd.rules.language.disabled import apply, path_beside
+from cnprocd.rules.language.disabled import apply
 from cnprocd.rules.language.lint import LintWarning, lint
 from cnprocd.rules.language.load import DROPIN_DIRS, LARGEST, load
 from cnprocd.rules.problems import LoadedRules, Problem, RulesError
+from cnprocd.rules.rule_files import disabled_path
 from cnprocd.rules.ruleset import Rule
 
 STANDARD_INPUT = Path("-")
@@ -56,7 +57,7 @@ def loaded_rules(
     group: Callable[[str], int | None] | None = None,
 ) -> LoadedRules:
     """Return the rules of this --rules, with the disabled ones marked. Raises RulesError."""
-    return apply(load(rules, user=user, group=group), path_beside(rules))
+    return apply(load(rules, user=user, group=group), disabled_path(rules))
 
 
 def check(rules: Path | None, files: Sequence[Path]) -> Checked:

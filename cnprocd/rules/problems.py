@@ -13,19 +13,23 @@ from cnprocd.errors import ConfigError
 from cnprocd.rules.ruleset import Rule, Settings
 from cnprocd.rules.values import Pattern
 
-MAIN_FILE = Path("/etc/cnprocd/rules.yaml")
 WIDEST = 160
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedRules:
-    """The rules and settings of valid files. `warnings` are about valid rules that are probably not intended."""
+    """The rules and settings of valid files.
+
+    `warnings` are about valid rules that are probably not intended. `file_digests` are those of all files that
+    were read (rule_files.py), from just before they were read: a later change is never missed.
+    """
 
     rules: tuple[Rule, ...]
     settings: Settings
     lists: Mapping[str, tuple[Pattern, ...]]
     files: tuple[Path, ...]
     warnings: tuple[Problem, ...]
+    file_digests: Mapping[Path, str] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)  # of each rule (written.py), for comparing with the files
     # The rules that the file `disabled` disables, with the end in nanoseconds since 1970, or None if there is no end.
     disabled: Mapping[str, int | None] = field(default_factory=dict)

@@ -18,7 +18,8 @@ from cnprocd.errors import EX_CONFIG, EX_NOPERM, EX_OK, CnprocdError, NotFoundEr
 from cnprocd.json_value import as_dict, as_str, get_list
 from cnprocd.rules.language import disabled
 from cnprocd.rules.language.schema import json_schema
-from cnprocd.rules.problems import MAIN_FILE, Problem
+from cnprocd.rules.problems import Problem
+from cnprocd.rules.rule_files import MAIN_FILE, disabled_path
 
 
 def check(options: Options) -> int:
@@ -80,14 +81,14 @@ def disable(options: Options) -> int:
     entries = _read(options, enabling=False)
     until_ns = None if options.duration is None else time.time_ns() + int(options.duration * 1e9)
     state = "disabled" if until_ns is None else f"disabled until {clock(until_ns)}"
-    path = disabled.path_beside(options.rules)
+    path = disabled_path(options.rules)
     return _write(options, entries | dict.fromkeys(options.names, until_ns), f"{state} (in {path})")
 
 
 def _read(options: Options, *, enabling: bool) -> dict[str, int | None]:
     """Return what the file of disabled rules holds. Raises NotFoundError if a name cannot be enabled or disabled."""
     rules = {rule.name: rule.enabled for rule in loaded_rules(options.rules).rules}
-    entries = disabled.in_effect_of(disabled.read(disabled.path_beside(options.rules)))
+    entries = disabled.in_effect_of(disabled.read(disabled_path(options.rules)))
     for name in options.names:
         if name not in rules and not (enabling and name in entries):
             raise no_such_rule(name, rules)
@@ -97,7 +98,7 @@ def _read(options: Options, *, enabling: bool) -> dict[str, int | None]:
 
 
 def _write(options: Options, entries: Mapping[str, int | None], state: str) -> int:
-    path = disabled.path_beside(options.rules)
+    path = disabled_path(options.rules)
     try:
         disabled.write(path, entries)
     except PermissionError as error:

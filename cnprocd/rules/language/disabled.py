@@ -18,11 +18,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cnprocd.rules.language.load import load
-from cnprocd.rules.problems import MAIN_FILE, LoadedRules, Problem, RulesError
+from cnprocd.rules.problems import LoadedRules, Problem, RulesError
+from cnprocd.rules.rule_files import disabled_path, file_digests, rule_files
 from cnprocd.rules.ruleset import Rule
 from cnprocd.safe_open import UnsafeFileError, safe_open
 
-NAME = "disabled"
 NS = 1_000_000_000
 
 
@@ -34,14 +34,10 @@ class Entry:
     line: int = 0
 
 
-def path_beside(rules: Path | None) -> Path:
-    """Return the path of the file for a main rule file (None: the default one)."""
-    return (rules or MAIN_FILE).absolute().with_name(NAME)
-
-
 def load_in_force(rules: Path | None) -> LoadedRules:
     """Load the rules, and mark those as not enabled that the file disables. Raises RulesError, as `load` does."""
-    return apply(load(rules), path_beside(rules))
+    before = file_digests(rule_files(rules))
+    return replace(apply(load(rules), disabled_path(rules)), file_digests=before)
 
 
 def apply(loaded: LoadedRules, path: Path) -> LoadedRules:
@@ -113,7 +109,7 @@ def write(path: Path, entries: Mapping[str, int | None]) -> None:
         path.unlink(missing_ok=True)
         return
     lines = ["# Rules disabled by `cnprocctl rules disable`.\n", *(_line(*entry) for entry in sorted(entries.items()))]
-    temporary = path.with_name(f".{NAME}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text("".join(lines))
     temporary.chmod(0o644)
     os.replace(temporary, path)

@@ -28,16 +28,14 @@ from cnprocd.rules.language.report import problems_in
 from cnprocd.rules.language.schema import RuleFileModel
 from cnprocd.rules.language.value_problem import InvalidValueError, ValueProblem
 from cnprocd.rules.language.yaml12 import Mark
-from cnprocd.rules.problems import MAIN_FILE, LoadedRules, Problem, RulesError
+from cnprocd.rules.problems import LoadedRules, Problem, RulesError
+from cnprocd.rules.rule_files import DROPIN_DIRS, LARGEST, MAIN_FILE, find_dropins
 from cnprocd.rules.ruleset import Rule
 from cnprocd.rules.written import digest
 from cnprocd.safe_open import UnsafeFileError, safe_open
 
-__all__ = ["DROPIN_DIRS", "MAIN_FILE", "LoadedRules", "Problem", "RulesError", "load"]
+__all__ = ["DROPIN_DIRS", "LARGEST", "MAIN_FILE", "LoadedRules", "Problem", "RulesError", "load"]
 
-# Highest precedence first, as in systemd: the administrator over the running system over the packages.
-DROPIN_DIRS = (Path("/etc/cnprocd/rules.d"), Path("/run/cnprocd/rules.d"), Path("/usr/lib/cnprocd/rules.d"))
-LARGEST = 1 << 20
 _LINE_END = re.compile(r"\r\n|\r|\n")  # not splitlines(): a stray form feed must not shift the lines that are shown
 
 _MINIMAL_HINT = 'a minimal file is "rules: []", or with one rule "rules: [{name: failed, events: [nonzero_exit]}]"'
@@ -124,25 +122,15 @@ def _system_group(name: str) -> int | None:
 
 def _dropins(directories: Sequence[Path], warnings: list[Problem]) -> list[_Source]:
     """Return the drop-in files that apply, in the order of their names. Masked files are skipped when they are read."""
-    chosen: dict[str, Path] = {}
+    found = find_dropins(directories)
+    message = "ignored: only files whose names end in .yaml are read"
+    warnings += [Problem(file, 0, 0, message) for file in found.ignored]
     unreadable = []
-    for directory in directories:
-        try:
-            names = sorted(os.listdir(directory))
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError as error:
-            source = _Source(directory, is_dropin=True)
-            source.reject(Mark(), ValueProblem(f"cannot read the directory: {error.strerror}"))
-            unreadable.append(source)
-            continue
-        for name in names:
-            if name.endswith(".yaml"):
-                chosen.setdefault(name, directory / name)
-            elif name.endswith((".yml", ".json")):
-                message = "ignored: only files whose names end in .yaml are read"
-                warnings.append(Problem(directory / name, 0, 0, message))
-    return unreadable + [_Source(chosen[name], is_dropin=True) for name in sorted(chosen)]
+    for directory, error in found.unreadable:
+        source = _Source(directory, is_dropin=True)
+        source.reject(Mark(), ValueProblem(f"cannot read the directory: {error.strerror}"))
+        unreadable.append(source)
+    return unreadable + [_Source(file, is_dropin=True) for file in found.files]
 
 
 # From file to tree.
