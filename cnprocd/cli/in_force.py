@@ -19,7 +19,8 @@ from cnprocd.json_value import (
     get_list,
     get_str,
 )
-from cnprocd.rules.problems import MAIN_FILE, LoadedRules
+from cnprocd.rules.problems import LoadedRules
+from cnprocd.rules.rule_files import MAIN_FILE
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from cnprocd.rules.language.disabled import load_in_force
-from cnprocd.rules.rule_files import changed, file_digests, disabled_path, rule_files
+from cnprocd.rules.rule_files import changed, disabled_path, file_digests, rule_files
 
 RULES = "rules:\n  - {name: a, events: exit}\n"
 
