@@ -145,10 +145,16 @@ VERBS = (
                 help="Rule files to check together, the first as the main file; - reads standard input",
             ),
             arg("--strict", action="store_true", help="Treat warnings as errors"),
+            arg(
+                "--other-host",
+                action="store_true",
+                help="The rules are for another machine: ignore the users, groups and hooks of this one",
+            ),
         ),
         description="Show every error of every file with its line and column. Warn of rules that are valid but "
-        "probably not intended. Without FILE, check the files that the daemon would load. Needs no daemon. The exit "
-        "status is 0, or 78 if a file is invalid.",
+        "probably not intended, of hooks that cannot run, and of files that the daemon's user cannot read. Without "
+        "FILE, check the files that the daemon would load. Needs no daemon. The exit status is 0, or 78 if a file is "
+        "invalid.",
         examples=("cnprocctl check", "cnprocctl check rules.yaml rules.d/*.yaml", "cnprocctl check - < rules.yaml"),
     ),
     Verb(

@@ -9,10 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cnprocd.cli.this_machine import BadHook, bad_hooks, unreadable_rule_files
+from cnprocd.errors import CnprocdError
 from cnprocd.rules.language import yaml12
 from cnprocd.rules.language.disabled import apply
 from cnprocd.rules.language.lint import LintWarning, lint
 from cnprocd.rules.language.load import DROPIN_DIRS, LARGEST, load
+from cnprocd.rules.language.names import HIGHEST_ID
 from cnprocd.rules.problems import LoadedRules, Problem, RulesError
 from cnprocd.rules.rule_files import disabled_path
 from cnprocd.rules.ruleset import Rule
@@ -60,15 +63,26 @@ def loaded_rules(
     return apply(load(rules, user=user, group=group), disabled_path(rules))
 
 
-def check(rules: Path | None, files: Sequence[Path]) -> Checked:
-    """Check `files` together, the first as the main file and the others as drop-ins; without any, those of --rules."""
+def check(rules: Path | None, files: Sequence[Path], *, other_host: bool = False) -> Checked:
+    """Check `files` together, the first as the main file and the others as drop-ins; without any, those of --rules.
+
+    With `other_host`, the users, groups and hooks of this machine do not matter.
+    """
+    look_up = _any_name() if other_host else None
+
+    def read(paths: Sequence[Path]) -> LoadedRules:
+        return load(paths[0], also=paths[1:], user=look_up, group=look_up)
+
+    if not files:
+        found = _check(lambda: loaded_rules(rules, look_up, look_up), other_host)
+        return found if other_host or found.problems else replace(found, warnings=found.warnings + _unreadable(rules))
     if STANDARD_INPUT not in files:
-        return _check(lambda: load(files[0], also=files[1:]) if files else loaded_rules(rules))
+        return _check(lambda: read(files), other_host)
     with tempfile.TemporaryDirectory(prefix="cnprocctl-") as directory:
         copy = Path(directory) / "standard-input"
         copy.write_bytes(sys.stdin.buffer.read(LARGEST + 1))
         paths = [copy if file == STANDARD_INPUT else file for file in files]
-        found = _check(lambda: load(paths[0], also=paths[1:]))
+        found = _check(lambda: read(paths), other_host)
     return Checked(
         tuple(STANDARD_INPUT if file == copy else file for file in found.files),
         found.rules,
@@ -77,12 +91,26 @@ def check(rules: Path | None, files: Sequence[Path]) -> Checked:
     )
 
 
-def _check(read: Callable[[], LoadedRules]) -> Checked:
+def _check(read: Callable[[], LoadedRules], other_host: bool) -> Checked:
     try:
         loaded = read()
     except RulesError as error:
         return Checked((), 0, error.problems, ())
-    return Checked(loaded.files, len(loaded.rules), (), tuple(warnings(loaded)))
+    return Checked(loaded.files, len(loaded.rules), (), tuple(warnings(loaded, other_host=other_host)))
+
+
+def _any_name() -> Callable[[str], int | None]:
+    """Return a look-up by which every user and group exists, each with an id of its own."""
+    ids: dict[str, int] = {}
+    return lambda name: ids.setdefault(name, HIGHEST_ID - len(ids))
+
+
+def _unreadable(rules: Path | None) -> tuple[tuple[str, Problem], ...]:
+    try:
+        found = unreadable_rule_files(rules)
+    except CnprocdError:
+        return ()  # `cnprocctl doctor` reports that
+    return tuple(("unreadable", Problem(one.path, 0, 0, one.message, hint=one.hint)) for one in found)
 
 
 def _renamed(problem: Problem, copy: Path) -> Problem:
@@ -111,11 +139,19 @@ def rule_of_match(match: str | None, events: Sequence[str]) -> Rule:
             raise RulesError([replace(problem, file=Path("--match")) for problem in error.problems]) from error
 
 
-def warnings(loaded: LoadedRules) -> list[tuple[str, Problem]]:
-    """Return the warnings of the loader and of lint, as (kind, problem)."""
+def warnings(loaded: LoadedRules, *, other_host: bool = False) -> list[tuple[str, Problem]]:
+    """Return the warnings of the loader and of lint, and about hooks that cannot run here, as (kind, problem)."""
     known = places(loaded)
-    found = [("advice", problem) for problem in loaded.warnings]
-    return found + [(warning.kind, _problem(warning, known)) for warning in lint(loaded.rules)]
+    found = [*lint(loaded.rules), *([] if other_host else map(_of_hook, bad_hooks(loaded.rules)))]
+    return [
+        *(("advice", problem) for problem in loaded.warnings),
+        *((warning.kind, _problem(warning, known)) for warning in found),
+    ]
+
+
+def _of_hook(bad: BadHook) -> LintWarning:
+    at = ("run", "command", 0)
+    return LintWarning(bad.rule.name, at, "hook", f"the hook cannot run: {bad.error.what}", bad.error.hint)
 
 
 def places(loaded: LoadedRules) -> dict[str, Place]:

@@ -59,7 +59,7 @@ _cnprocctl() {
             COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --json" -- "$cur"))
             ;;
         "check")
-            COMPREPLY=($(compgen -W "--strict --rules --runtime-dir --state-dir -o --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--strict --other-host --rules --runtime-dir --state-dir -o --json" -- "$cur"))
             ;;
         "explain")
             COMPREPLY=($(compgen -W "--job --without --pid --kind --comm --exit-code --signal --status --core --lost --user --group --exe --cmdline --unit --cgroup --parent --ancestor --lifetime --max-rss --cpu-time --from-hook --thread --event --rules --runtime-dir --state-dir -o --json" -- "$cur"))

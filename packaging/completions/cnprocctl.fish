@@ -32,6 +32,7 @@ complete -c cnprocctl -a 'table json' -d 'Print a table (default) or json; strea
 complete -c cnprocctl -l json -r -d 'Same as -o json'
 complete -c cnprocctl -n '__fish_seen_subcommand_from check' -d 'Rule files to check together, the first as the main file; - reads standard input'
 complete -c cnprocctl -n '__fish_seen_subcommand_from check' -l strict -d 'Treat warnings as errors'
+complete -c cnprocctl -n '__fish_seen_subcommand_from check' -l other-host -d 'The rules are for another machine: ignore the users, groups and hooks of this one'
 complete -c cnprocctl -n '__fish_seen_subcommand_from explain' -a '(__cnprocctl_rules)' -d 'Only this rule'
 complete -c cnprocctl -n '__fish_seen_subcommand_from explain' -l job -r -d 'Explain the event of this job'
 complete -c cnprocctl -n '__fish_seen_subcommand_from explain' -l without -r -a 'event_mask taskstats socket_filter' -d 'Assume a kernel that lacks event_mask, taskstats or socket_filter; may be repeated'

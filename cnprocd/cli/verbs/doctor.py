@@ -19,11 +19,11 @@ from cnprocd.cli import canary
 from cnprocd.cli.grammar import Options
 from cnprocd.cli.ruleset import loaded_rules, warnings
 from cnprocd.cli.terminal import Style, duration, print_json, size
+from cnprocd.cli.this_machine import bad_hooks, program_path, unreadable_rule_files
 from cnprocd.connector.uapi import NETLINK_CONNECTOR, QUEUED_EVENT_BYTES
 from cnprocd.control.client import Client, NotRunningError
 from cnprocd.errors import EX_OK, CnprocdError
 from cnprocd.json_value import as_dict, get_bool, get_dict, get_int, get_number, get_str, get_str_or_none
-from cnprocd.launch.program import open_program
 from cnprocd.process.procfs import read_stat
 from cnprocd.rules.problems import RulesError
 
@@ -193,23 +193,20 @@ def _rules(options: Options) -> Iterator[Finding]:
         return
     files = ", ".join(map(str, loaded.files))
     yield Finding("pass", f"{files}: no errors in {len(loaded.rules)} rule(s)")
-    found = warnings(loaded)
+    found = warnings(loaded, other_host=True)  # hooks and files of this machine have their own findings below
     if found:
         yield Finding("warn", f"{len(found)} warnings about the rules", "cnprocctl check")
     off = [rule.name for rule in loaded.rules if not rule.enabled]
     if off:
         yield Finding("warn", f"disabled: {', '.join(off)}", "cnprocctl rules enable NAME")
+    bad = {one.rule.name: one.error for one in bad_hooks(loaded.rules)}
     for rule in loaded.rules:
-        if rule.run is not None:
-            yield _program(rule.name, "".join(str(part) for part in rule.run.command[0].parts))
-
-
-def _program(rule: str, path: str) -> Finding:
-    try:
-        os.close(open_program(path).fd)
-    except CnprocdError as error:
-        return Finding("fail", f"hook of {rule}: {error.what}", error.hint or "install the program, or fix the rule")
-    return Finding("pass", f"hook of {rule}: {path}")
+        if rule.name in bad:
+            yield Finding("fail", f"hook of {rule.name}: {bad[rule.name].what}", bad[rule.name].hint)
+        elif rule.enabled and rule.run is not None:
+            yield Finding("pass", f"hook of {rule.name}: {program_path(rule)}")
+    for one in unreadable_rule_files(options.rules):
+        yield Finding("fail", one.message, one.hint)
 
 
 def _places(options: Options) -> Iterator[Finding]:

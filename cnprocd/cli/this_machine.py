@@ -1,0 +1,124 @@
+"""Check rules against this machine: the programs of their hooks, and who can read the rule files.
+
+launch/program.py decides about a program, as for the runner. Whether the daemon's user can read a file is tried in a
+child process with that user's ids, so that modes, access lists and mount options all count.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pwd
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from cnprocd.errors import CnprocdError
+from cnprocd.launch.program import HookRefusedError, open_program
+from cnprocd.rules.rule_files import DROPIN_DIRS, rule_files
+from cnprocd.rules.ruleset import Rule
+
+SERVICE_USER = "cnprocd"
+_SYSTEM = ("/etc/", "/run/", "/usr/")
+
+
+class BadHook(NamedTuple):
+    """A rule whose hook cannot run here, and why."""
+
+    rule: Rule
+    error: CnprocdError
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A file or directory of the rules that the daemon's user cannot read. `at` is the part of its path that denies."""
+
+    path: Path
+    at: Path
+
+    @property
+    def message(self) -> str:
+        """Return the problem as text."""
+        denied = f" because of {self.at}" if self.at != self.path else ""
+        return f"the user {SERVICE_USER} cannot read {self.path}{denied}"
+
+    @property
+    def hint(self) -> str:
+        """Return how to fix it. The modes of a user's directory must not change for that."""
+        if self.at.is_dir() and not f"{self.at}/".startswith(_SYSTEM):
+            return "move the rule files to /etc/cnprocd"
+        return f"chgrp {SERVICE_USER} {self.at} && chmod {'g+rx' if self.at.is_dir() else 'g+r'} {self.at}"
+
+
+def program_path(rule: Rule) -> str | None:
+    """Return the path of the program of a rule's hook, or None without a hook."""
+    return None if rule.run is None else "".join(str(part) for part in rule.run.command[0].parts)
+
+
+def bad_hooks(rules: Iterable[Rule]) -> list[BadHook]:
+    """Return the enabled rules whose hook cannot run on this machine."""
+    return [BadHook(rule, error) for rule in rules if rule.enabled for error in _refusal(program_path(rule))]
+
+
+def _refusal(path: str | None) -> list[CnprocdError]:
+    if path is None:
+        return []
+    try:
+        os.close(open_program(path).fd)
+    except HookRefusedError as error:
+        if os.geteuid() != 0 and isinstance(error.__cause__, PermissionError):
+            return []  # only root can tell
+        error.hint = error.hint or "install the program, or fix the rule"
+        return [error]
+    except OSError:
+        return []  # no descriptor or memory is left: nothing is known about the program
+    return []
+
+
+def unreadable_rule_files(rules: Path | None) -> list[Unreadable]:
+    """Return the rule files that the daemon's user cannot read; none if that user does not exist here.
+
+    Only root can find out: without root the result is empty. Raises CnprocdError if root may not change its ids here.
+    """
+    directories = DROPIN_DIRS if rules is None else ()  # the daemon lists them
+    paths = [path for path in (*rule_files(rules), *directories) if os.path.lexists(path)]
+    try:
+        entry = pwd.getpwnam(SERVICE_USER)
+    except KeyError:
+        return []
+    if os.geteuid() != 0 or entry.pw_uid == 0:
+        return []
+    return [Unreadable(path, at) for path, at in zip(paths, _denials(paths, entry), strict=True) if at is not None]
+
+
+def _denials(paths: Sequence[Path], user: pwd.struct_passwd) -> list[Path | None]:
+    """Return for each path the part of it that denies access to `user`, or None. Raises CnprocdError."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            os.close(reading)
+            os.setgroups(os.getgrouplist(user.pw_name, user.pw_gid))
+            os.setgid(user.pw_gid)
+            os.setuid(user.pw_uid)
+            with os.fdopen(writing, "w") as pipe:
+                json.dump([_denial(path) for path in paths], pipe)
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        answer = pipe.read()
+    os.waitpid(pid, 0)
+    if not answer:
+        raise CnprocdError(f"cannot check the rule files as the user {user.pw_name}", "run it as root on the host")
+    return [None if one is None else Path(one) for one in json.loads(answer)]
+
+
+def _denial(path: Path) -> str | None:
+    """Return the first part of a path that this process cannot search, or the path if it cannot be read."""
+    whole = path.absolute()
+    for directory in reversed(whole.parents):
+        if not os.access(directory, os.X_OK):
+            return str(directory)
+    return None if os.access(whole, os.R_OK | (os.X_OK if whole.is_dir() else 0)) else str(whole)
