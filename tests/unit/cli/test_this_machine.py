@@ -100,7 +100,7 @@ def test_doctor_reports_a_hook_as_check_does(tmp_path, hook):
     assert finding(rules, tmp_path)["level"] == "pass"
     hook.chmod(0o644)
     found = finding(rules, tmp_path)
-    assert (found["level"], found["mend"]) == ("fail", f"chmod +x {hook}")
+    assert (found["level"], found["fix"]) == ("fail", f"chmod +x {hook}")
     assert found["what"].removeprefix("hook of a: ") in hook_warning(rules)
 
 
@@ -116,7 +116,7 @@ def test_doctor_never_changes_the_owner_in_a_home(tmp_path, hook, monkeypatch, p
     os.chown(owned, 65534, 65534)
     found = finding(written(tmp_path, home / "clean"), tmp_path)
     assert f"{owned} belongs to user 65534" in found["what"]
-    assert found["mend"] == "move the hook to a root-owned directory such as /usr/local/lib/cnprocd"
+    assert found["fix"] == "move the hook to a root-owned directory such as /usr/local/lib/cnprocd"
 
 
 @pytest.fixture
