@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Protocol
 
 from cnprocd.escape import printable
+from cnprocd.json_value import JsonObject
 from cnprocd.log import Log
-from cnprocd.output.record import Record, message
+from cnprocd.output.record import message
 from cnprocd.pipeline import RecordedMatch
 from cnprocd.rules.compile import Match
 from cnprocd.rules.problems import LoadedRules
@@ -198,7 +199,7 @@ def job_key(boot_id: str, match: Match) -> str:
     return ":".join((boot_id, f"{process.tgid}{thread}", str(moment), match.event, match.rule.name))
 
 
-def past_match(record: Record) -> PastMatch:
+def past_match(record: JsonObject) -> PastMatch:
     """Return the history row of a match."""
     comm, pid = record["comm"], record["pid"]
     return PastMatch(

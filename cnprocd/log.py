@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple, Protocol
 
+from cnprocd.json_value import JsonObject, JsonValue
+
 Level = Literal["debug", "info", "notice", "warning", "error", "critical"]
 LEVELS: tuple[Level, ...] = ("debug", "info", "notice", "warning", "error", "critical")
 """From the least to the most severe. The names are those of syslog(3), without `alert` and `emerg`."""
@@ -20,14 +22,14 @@ Message = str | Callable[[Mapping[str, int]], str]
 class Log(Protocol):
     """Write one record. `event` is its stable snake_case class; fields are JSON values."""
 
-    def __call__(self, level: Level, event: str, **fields: object) -> None: ...
+    def __call__(self, level: Level, event: str, **fields: JsonValue) -> None: ...
 
 
 class _Pending(NamedTuple):
     level: Level
     counts: Counter[str]
     message: Message
-    fields: Mapping[str, object]
+    fields: JsonObject
 
 
 class ThrottledLog:
@@ -51,7 +53,7 @@ class ThrottledLog:
         return bool(self._pending)
 
     def add(
-        self, level: Level, event: str, now_s: float, counts: Mapping[str, int], message: Message, **fields: object
+        self, level: Level, event: str, now_s: float, counts: Mapping[str, int], message: Message, **fields: JsonValue
     ) -> None:
         """Add `counts` to those of the class `event`, and log them if its interval has passed.
 

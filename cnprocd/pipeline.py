@@ -17,8 +17,9 @@ from typing import NamedTuple, Protocol
 
 from cnprocd.connector.source import Batch, Source
 from cnprocd.connector.status import describe
+from cnprocd.json_value import JsonDict
 from cnprocd.log import Log, ThrottledLog
-from cnprocd.output.record import Record, match_record
+from cnprocd.output.record import match_record
 from cnprocd.process.completion import complete
 from cnprocd.process.model import Occurrence, ProcScan
 from cnprocd.process.tracker import Tracker
@@ -35,7 +36,7 @@ class RecordedMatch:
     """A match and its record."""
 
     match: Match
-    record: Record
+    record: JsonDict
     provenance: Mapping[str, str] | None  # of each attribute of the process, if the log level is debug
 
 

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from cnprocd.connector.source import Source
 from cnprocd.connector.uapi import QUEUED_EVENT_BYTES
 from cnprocd.dispatch import Dispatcher
+from cnprocd.json_value import JsonDict
 from cnprocd.log import Level, Log
 from cnprocd.pipeline import Pipeline
 from cnprocd.rules.compile import Matcher
@@ -112,7 +113,7 @@ class RulesInForce:
             f"{counts.matches} matches, {source.losses.total()} lost, {self._actions.status_phrase()}"
         )
 
-    def summary(self) -> dict[str, object]:
+    def summary(self) -> JsonDict:
         """Return the fields of `started` and `rules_loaded` records."""
         features = self._subscription.features
         return {

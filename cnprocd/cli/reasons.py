@@ -1,8 +1,8 @@
-"""Why a rule fires or does not, key by key, in the matcher's own three-valued logic. PURE.
+"""The reasons for and against a match, key by key, in the three-valued logic of the matcher. PURE.
 
-Strategy: nothing is judged twice in two ways. A key's verdict is that of the very predicate the daemon would use, made
-of a match that holds this key alone (rules/predicate.py). So an explanation cannot differ from what would happen. The
-rule's own verdict is the matcher's.
+Strategy: evaluate nothing in a second way. The verdict of a key comes from the predicate that the daemon uses, compiled
+from a condition with this key alone (rules/predicate.py). The verdict of the rule comes from the matcher. So an
+explanation cannot differ from the daemon.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _AFTERWARDS = ("rate_limit", "cooldown_s", "after", "coalesce")
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """One key: what it wants, what there is, and whether that holds (None: unknown). `depth` is its indentation."""
+    """One key: the wanted and the actual value, and whether they fit (None: unknown). `depth` is its indentation."""
 
     depth: int
     key: str
@@ -37,7 +37,7 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """One rule and one event."""
+    """The reasons of one rule for one event, and the match if there is one."""
 
     compiled: CompiledRule
     match: Match | None
@@ -45,13 +45,13 @@ class Explained:
 
 
 def explain_all(compiled: CompiledRule, occurrence: Occurrence) -> Explained:
-    """Every reason for or against, also those that no longer matter after the first no."""
+    """Return every reason for or against, including those after the first no."""
     reasons = (*_gates(compiled, occurrence), *_condition_reasons(compiled.rule.match, occurrence, 0))
     return Explained(compiled, fires(compiled, occurrence), reasons)
 
 
 def fires(compiled: CompiledRule, occurrence: Occurrence) -> Match | None:
-    """What the matcher would say of this rule."""
+    """Return the match that the matcher would make of this rule, or None."""
     if occurrence.kind not in compiled.kinds or compiled.rule.threads is not occurrence.of_thread:
         return None
     if occurrence.from_hook and not compiled.rule.include_hooks:
@@ -60,7 +60,7 @@ def fires(compiled: CompiledRule, occurrence: Occurrence) -> Match | None:
 
 
 def afterwards(compiled: CompiledRule) -> list[str]:
-    """What may still hold a match back."""
+    """Return the keys of the rule that may still hold a match back."""
     return [name.removesuffix("_s") for name in _AFTERWARDS if getattr(compiled.rule, name) is not None]
 
 
@@ -82,7 +82,7 @@ def _gates(compiled: CompiledRule, occurrence: Occurrence) -> Iterator[Reason]:
         actual = "a thread" if occurrence.of_thread else "a process"
         yield Reason(0, "threads", str(rule.threads).lower(), actual, rule.threads is occurrence.of_thread)
     if occurrence.from_hook:
-        yield Reason(0, "include_hooks", str(rule.include_hooks).lower(), "came of a hook", rule.include_hooks)
+        yield Reason(0, "include_hooks", str(rule.include_hooks).lower(), "started by a hook", rule.include_hooks)
 
 
 def _condition_reasons(condition: Condition | None, occurrence: Occurrence, depth: int) -> Iterator[Reason]:
@@ -136,8 +136,8 @@ def _related(key: str, wanted: ProcessCondition, occurrence: Occurrence, depth: 
         yield Reason(depth + 1, field.rstrip("_"), wanted_text(field, getattr(wanted, field)), actual, verdict)
 
 
-def wanted_text(key: str, value: Any) -> str:  # noqa: ANN401  # whatever the rule language has
-    """A parsed value, as a rule file would say it."""
+def wanted_text(key: str, value: Any) -> str:  # noqa: ANN401  # any value of the rule language
+    """Return a parsed value as in a rule file."""
     if isinstance(value, IntSet):
         return describe_statuses(StatusSet.of(value.ranges, ()))
     if isinstance(value, Comparison):
@@ -162,10 +162,10 @@ def _bytes(value: float) -> str:
 
 
 def _actual(key: str, occurrence: Occurrence) -> str:
-    """What there is, for a person; `unknown` where nobody could tell."""
+    """Return the actual value of a key as text; `unknown` if it is not known."""
     usage, status = occurrence.usage, occurrence.status
     if occurrence.kind != "exit" and key in ("status", "core_dumped", "exit_status", "lifetime", "max_rss", "cpu_time"):
-        return f"a {occurrence.kind} is no end"
+        return f"not an exit ({occurrence.kind})"
     endings: dict[str, Callable[[], str]] = {
         "status": lambda: describe(status),
         "core_dumped": lambda: "unknown" if status is None else str("core" in describe(status)).lower(),

@@ -5,13 +5,13 @@ The layout is fixed: time, level, event, the message, then the other fields.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from cnprocd.json_value import JsonObject, JsonValue
 
 _COLOURS = {"debug": "2", "notice": "1", "warning": "33", "error": "31", "critical": "1;31"}
 _QUIET = frozenset({"timestamp", "level", "event", "message"})
 
 
-def line(record: Mapping[str, object], colour: bool) -> str:
+def line(record: JsonObject, colour: bool) -> str:
     """Return a record as one line of text. Absent values are omitted."""
     level = str(record.get("level", "info"))
     code = _COLOURS.get(level)
@@ -25,6 +25,6 @@ def line(record: Mapping[str, object], colour: bool) -> str:
     return " ".join(part for part in (head, event, str(record.get("message") or ""), rest) if part)
 
 
-def _shown(value: object) -> str:
+def _shown(value: JsonValue) -> str:
     text = str(value)
     return f'"{text}"' if " " in text or not text else text

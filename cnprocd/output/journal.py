@@ -30,6 +30,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from cnprocd.errors import CnprocdError
+from cnprocd.json_value import JsonObject, JsonValue
 
 JOURNAL_SOCKET = Path("/run/systemd/journal/socket")
 IDENTIFIER = "cnprocd"
@@ -88,7 +89,7 @@ def field_name(key: str) -> str:
     return ("CNPROCD_" + _NOT_IN_NAMES.sub("_", key.upper()))[:64]
 
 
-def field_value(value: object) -> bytes:
+def field_value(value: JsonValue) -> bytes:
     """Return the bytes of a value. Structures are JSON, as in a JSON line."""
     if isinstance(value, bytes):
         return value
@@ -107,7 +108,7 @@ def escaped(text: str, *, keep_newlines: bool = False) -> str:
     return pattern.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode("ascii"), text)
 
 
-def message(record: Mapping[str, object]) -> str:
+def message(record: JsonObject) -> str:
     """Return the line that journalctl shows: the record's message, or its class and fields."""
     event = str(record.get("event", ""))
     own = record.get("message")
@@ -122,7 +123,7 @@ def message(record: Mapping[str, object]) -> str:
     return escaped(f"{title}: {facts}" if facts else title)
 
 
-def fields(record: Mapping[str, object]) -> Iterator[tuple[str, bytes]]:
+def fields(record: JsonObject) -> Iterator[tuple[str, bytes]]:
     """Yield every journal field of a record, in order. A null value is an absent field."""
     event = str(record.get("event", ""))
     yield "MESSAGE", message(record).encode("utf-8", "replace")
@@ -139,7 +140,7 @@ def fields(record: Mapping[str, object]) -> Iterator[tuple[str, bytes]]:
             yield field_name(key), field_value(value)
 
 
-def encode(record: Mapping[str, object]) -> bytes:
+def encode(record: JsonObject) -> bytes:
     """Return the datagram of a record."""
     parts: list[bytes] = []
     for name, value in fields(record):
@@ -172,7 +173,7 @@ class JournalSink:
         # A time limit, not a non-blocking send: a burst may fill journald's queue for a moment.
         self.socket.settimeout(SEND_LIMIT_S)
 
-    def emit(self, record: Mapping[str, object]) -> None:
+    def emit(self, record: JsonObject) -> None:
         """Send one record. Raises JournalUnavailableError; a record is never sent in part."""
         datagram = encode(record)
         try:

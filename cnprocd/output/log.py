@@ -10,18 +10,19 @@ dropped.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Literal, TextIO
 
 import structlog
 
+from cnprocd.json_value import JsonDict, JsonObject, JsonValue
 from cnprocd.log import LEVELS, Level, Log
 from cnprocd.output import console
 from cnprocd.output.journal import JournalSink, JournalUnavailableError
 
 Format = Literal["auto", "json", "console", "journal"]
-Emit = Callable[[Mapping[str, object]], None]
+Emit = Callable[[JsonObject], None]
 
 
 class LogOutput:
@@ -36,7 +37,7 @@ class LogOutput:
         """Write only records that are at least as severe as `level`, from now on."""
         self.lowest = LEVELS.index(level)
 
-    def write(self, record: Mapping[str, object]) -> None:
+    def write(self, record: JsonObject) -> None:
         try:
             self._emit(record)
         except (OSError, ValueError):
@@ -60,7 +61,7 @@ def _journal_or(fallback: Emit) -> Emit:
     """Return a function that writes to the journal, or to `fallback` while journald cannot be reached."""
     sink = JournalSink()
 
-    def emit(record: Mapping[str, object]) -> None:
+    def emit(record: JsonObject) -> None:
         try:
             sink.emit(record)
         except JournalUnavailableError:
@@ -72,7 +73,7 @@ def _journal_or(fallback: Emit) -> Emit:
 class RecordLogger(structlog.BoundLoggerBase):
     """structlog's bound logger with the signature of `Log`."""
 
-    def __call__(self, level: Level, event: str, **fields: object) -> None:
+    def __call__(self, level: Level, event: str, **fields: JsonValue) -> None:
         if LEVELS.index(level) >= self._logger.lowest:
             self._proxy_to_logger("write", event, level=level, **fields)
 
@@ -85,9 +86,7 @@ def make_log(output: LogOutput, threshold: Level = "info") -> Log:
     return log
 
 
-def _stamp(
-    logger: object, method: str, event: structlog.typing.EventDict
-) -> tuple[tuple[dict[str, object]], dict[str, object]]:
+def _stamp(logger: object, method: str, event: structlog.typing.EventDict) -> tuple[tuple[JsonDict], JsonDict]:
     """Return the record as the argument of LogOutput.write: time (RFC 3339, UTC, microseconds), level, event, fields.
 
     One processor, because each costs a copy of a match's thirty fields.
@@ -100,7 +99,7 @@ def _stamp(
 _encode = json.JSONEncoder(separators=(",", ":"), default=str).encode
 
 
-def _print_json(record: Mapping[str, object], stream: TextIO) -> None:
+def _print_json(record: JsonObject, stream: TextIO) -> None:
     # ensure_ascii, so that no lone surrogate and no C1 control reaches a terminal or a parser.
     _print(_encode(record), stream)
 

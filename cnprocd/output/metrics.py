@@ -1,10 +1,10 @@
 """Render the daemon's counters as Prometheus text, for node_exporter's textfile collector and `cnprocctl metrics`.
 
-`render` is a pure function of what `cnprocctl status --json` shows. Names and units follow Prometheus' conventions:
+`render` is pure: it takes the JSON of `cnprocctl status --json`. Names and units follow the conventions of Prometheus:
 base units (seconds, bytes), `_total` for counters, one name per quantity with labels for its kinds. No label has values
-that a process can choose. A comm would make a series per process name, and a hostile process could make a million.
+that a process can choose: a label for the comm would make a series per process name, a million from a hostile process.
 
-`write` replaces the file by rename, so that the collector never reads a partial one.
+`write` replaces the file by rename, because the collector must never read a partial file.
 """
 
 from __future__ import annotations
@@ -13,9 +13,24 @@ import contextlib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-Status = Mapping[str, Any]  # what view.status makes
+from cnprocd.json_value import (
+    JsonObject,
+    as_dict,
+    as_int,
+    as_number,
+    get_bool,
+    get_dict,
+    get_dict_or_none,
+    get_int,
+    get_int_or_none,
+    get_list,
+    get_map,
+    get_number,
+    get_number_or_none,
+    get_str,
+)
 
 
 class _Metric(NamedTuple):
@@ -25,105 +40,116 @@ class _Metric(NamedTuple):
     samples: list[tuple[dict[str, str], float]]
 
 
-def render(status: Status) -> str:
-    """Return the whole exposition, with a newline at its end."""
+def render(status: JsonObject) -> str:
+    """Return the whole exposition, ending in a newline. Raises JsonError if `status` is not a status."""
     lines: list[str] = []
     for metric in _metrics(status):
         lines += [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} {metric.kind}"]
         lines += [f"{metric.name}{_labels(labels)} {_number(value)}" for labels, value in metric.samples]
-    lines += _histogram(status["jobs"].get("latency"))
+    lines += _histogram(get_dict_or_none(get_dict(status, "jobs"), "latency"))
     return "\n".join(lines) + "\n"
 
 
-def _metrics(status: Status) -> Iterable[_Metric]:
-    """Yield every metric in the order of the exposition."""
+def _metrics(status: JsonObject) -> Iterable[_Metric]:
+    """Yield every metric, in the order of the page."""
     yield from _of_events(status)
     yield from _of_losses(status)
     yield from _of_jobs(status)
-    buffer_bytes = status["kernel"]["receive_buffer_bytes"]
-    yield _one("cnprocd_receive_buffer_bytes", "gauge", "Receive buffer that was granted.", buffer_bytes)
+    buffer_bytes = get_int(get_dict(status, "kernel"), "receive_buffer_bytes")
+    yield _one("cnprocd_receive_buffer_bytes", "gauge", "Granted size of the receive buffer.", buffer_bytes)
 
 
-def _of_events(status: Status) -> Iterable[_Metric]:
-    events, rules = status["events"], status["rules"]
-    yield _one("cnprocd_build_info", "gauge", "Version of the daemon.", 1, version=status["version"])
+def _of_events(status: JsonObject) -> Iterable[_Metric]:
+    events, rules = get_dict(status, "events"), get_list(status, "rules", as_dict)
+    yield _one("cnprocd_build_info", "gauge", "Version of the daemon.", 1, version=get_str(status, "version"))
     yield _one(
-        "cnprocd_start_time_seconds", "gauge", "Start of the daemon, seconds since 1970.", status["started_ns"] / 1e9
+        "cnprocd_start_time_seconds",
+        "gauge",
+        "Start of the daemon, seconds since 1970.",
+        get_int(status, "started_ns") / 1e9,
     )
     yield _Metric(
         "cnprocd_datagrams_total",
         "counter",
-        "Events and exit records that the kernel delivered, by socket.",
+        "Messages that the kernel delivered, by source.",
         [
-            ({"source": "connector"}, events["delivered"]),
-            ({"source": "taskstats"}, events["records_delivered"]),
+            ({"source": "connector"}, get_int(events, "delivered")),
+            ({"source": "taskstats"}, get_int(events, "records_delivered")),
         ],
     )
     yield _Metric(
         "cnprocd_events_total",
         "counter",
-        "Occurrences that were matched against the rules, by kind.",
-        [({"kind": kind}, count) for kind, count in sorted(events["occurrences"].items())],
+        "Events that were evaluated by the rules, by kind.",
+        [({"kind": kind}, count) for kind, count in sorted(get_map(events, "occurrences", as_int).items())],
     )
     yield _Metric(
         "cnprocd_matches_total",
         "counter",
         "Matches by rule.",
-        [({"rule": rule["name"]}, rule["hits"]) for rule in rules],
+        [({"rule": get_str(rule, "name")}, get_int(rule, "hits")) for rule in rules],
     )
     yield _Metric(
         "cnprocd_rule_last_match_timestamp_seconds",
         "gauge",
-        "When a rule matched last, seconds since 1970.",
-        [({"rule": rule["name"]}, rule["last_hit_ns"] / 1e9) for rule in rules if rule["last_hit_ns"]],
+        "Time of the last match of a rule, seconds since 1970.",
+        [
+            ({"rule": get_str(rule, "name")}, last_hit_ns / 1e9)
+            for rule in rules
+            if (last_hit_ns := get_int_or_none(rule, "last_hit_ns"))
+        ],
     )
-    yield _one("cnprocd_rules", "gauge", "Rules in force.", sum(1 for rule in rules if rule["enabled"]))
+    yield _one("cnprocd_rules", "gauge", "Rules in force.", sum(get_bool(rule, "enabled") for rule in rules))
 
 
-def _of_losses(status: Status) -> Iterable[_Metric]:
-    events, lost = status["events"], status["lost"]
+def _of_losses(status: JsonObject) -> Iterable[_Metric]:
+    events, lost = get_dict(status, "events"), get_dict(status, "lost")
     yield _Metric(
         "cnprocd_lost_events_total",
         "counter",
-        "Events and exit records that the kernel dropped, by source of the count.",
-        [({"source": name}, lost[name]) for name in ("connector_drops", "taskstats_drops", "sequence_gaps")],
+        "Events that the kernel did not deliver, by how the loss was detected.",
+        [({"source": name}, get_int(lost, name)) for name in ("connector_drops", "taskstats_drops", "sequence_gaps")],
     )
-    yield _one("cnprocd_overruns_total", "counter", "How often the receive buffer was full.", lost["overruns"])
+    yield _one(
+        "cnprocd_overruns_total", "counter", "Number of times the receive buffer was full.", get_int(lost, "overruns")
+    )
     yield _one(
         "cnprocd_recovered_processes_total",
         "counter",
-        "Exits that were recovered after a loss and matched against the rules.",
-        events["recovered"],
+        "Processes found gone after a loss and evaluated by the rules.",
+        get_int(events, "recovered"),
     )
     yield _Metric(
         "cnprocd_rejected_datagrams_total",
         "counter",
-        "Datagrams that the kernel did not send, by reason.",
-        [({"reason": reason}, count) for reason, count in sorted(events["rejected"].items())],
+        "Datagrams that were rejected, by reason.",
+        [({"reason": reason}, count) for reason, count in sorted(get_map(events, "rejected", as_int).items())],
     )
-    yield _one("cnprocd_tracked_processes", "gauge", "Processes in the table.", status["table"]["processes"])
+    yield _one(
+        "cnprocd_tracked_processes", "gauge", "Processes in the table.", get_int(get_dict(status, "table"), "processes")
+    )
 
 
-def _of_jobs(status: Status) -> Iterable[_Metric]:
-    jobs = status["jobs"]
+def _of_jobs(status: JsonObject) -> Iterable[_Metric]:
+    jobs = get_dict(status, "jobs")
     yield _Metric(
         "cnprocd_jobs",
         "gauge",
         "Jobs by state.",
-        [({"state": state}, jobs[state]) for state in ("waiting", "running", "done", "dead")],
+        [({"state": state}, get_int(jobs, state)) for state in ("waiting", "running", "done", "dead")],
     )
     yield _one(
         "cnprocd_oldest_job_age_seconds",
         "gauge",
-        "Age of the oldest waiting job; 0 when none waits.",
-        jobs["oldest_waiting_s"] or 0,
+        "Age of the oldest waiting job; 0 if none waits.",
+        get_number_or_none(jobs, "oldest_waiting_s") or 0,
     )
-    yield _one("cnprocd_shed_jobs_total", "counter", "Jobs dropped because the queue was full.", jobs["shed"])
+    yield _one("cnprocd_shed_jobs_total", "counter", "Jobs dropped because the queue was full.", get_int(jobs, "shed"))
     yield _one(
         "cnprocd_spool_durable",
         "gauge",
-        "1 while waiting jobs survive a crash of the daemon, else 0.",
-        int(jobs["durable"]),
+        "1 while waiting jobs would survive a crash, else 0.",
+        get_bool(jobs, "durable"),
     )
 
 
@@ -131,8 +157,8 @@ def _one(name: str, kind: str, help_text: str, value: float, **labels: str) -> _
     return _Metric(name, kind, help_text, [(labels, value)])
 
 
-def _histogram(latency: Status | None) -> list[str]:
-    """Return the histogram from the kernel's event to the hook's first instruction; empty if nothing is measured."""
+def _histogram(latency: JsonObject | None) -> list[str]:
+    """Return the histogram from the kernel's event to the first instruction of its hook; nothing without one."""
     if latency is None:
         return []
     name, seen = "cnprocd_hook_latency_seconds", 0
@@ -140,11 +166,13 @@ def _histogram(latency: Status | None) -> list[str]:
         f"# HELP {name} From the kernel's event to the first instruction of its hook.",
         f"# TYPE {name} histogram",
     ]
-    for bound_ms, count in zip([*latency["bounds_ms"], None], latency["counts"], strict=True):
+    for bound_ms, count in zip(
+        [*get_list(latency, "bounds_ms", as_number), None], get_list(latency, "counts", as_int), strict=True
+    ):
         seen += count
         bound = "+Inf" if bound_ms is None else _number(bound_ms / 1000)
         lines.append(f'{name}_bucket{{le="{bound}"}} {seen}')
-    return [*lines, f"{name}_sum {_number(latency['sum_ms'] / 1000)}", f"{name}_count {seen}"]
+    return [*lines, f"{name}_sum {_number(get_number(latency, 'sum_ms') / 1000)}", f"{name}_count {seen}"]
 
 
 def _labels(labels: Mapping[str, str]) -> str:
@@ -166,7 +194,7 @@ def write(path: Path, text: str) -> None:
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     try:
         with os.fdopen(fd, "w", encoding="utf-8") as file:
-            os.fchmod(file.fileno(), 0o644)  # the daemon's umask protects secrets; this file has none
+            os.fchmod(file.fileno(), 0o644)  # public, whatever the umask of the daemon
             file.write(text)
         os.replace(temporary, path)
     except OSError:

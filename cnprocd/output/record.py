@@ -11,13 +11,11 @@ from collections.abc import Callable
 
 from cnprocd.connector.status import core_dumped, describe, exit_code, signal_name, term_signal
 from cnprocd.escape import printable
-from cnprocd.json_value import JsonDict, JsonValue
+from cnprocd.json_value import JsonDict, JsonObject, JsonValue
 from cnprocd.process.model import Occurrence
 from cnprocd.process.stat import container_of, unit_of
 from cnprocd.rules.compile import Match
 from cnprocd.rules.values import Template
-
-Record = JsonDict
 
 MATCH_FIELDS = (
     "rule", "kind", "pid", "tid", "comm", "ppid", "uid", "gid", "exe", "cmdline", "unit", "exit_code", "signal",
@@ -26,7 +24,7 @@ MATCH_FIELDS = (
 """The fields of a match record, in order; users and checks depend on them literally."""
 
 
-def match_record(match: Match, user_name: Callable[[int], str] = str) -> Record:
+def match_record(match: Match, user_name: Callable[[int], str] = str) -> JsonDict:
     """Return the record of a match; `job_id` is None until the job is in the spool.
 
     `user_name` returns the user name of a uid.
@@ -35,7 +33,7 @@ def match_record(match: Match, user_name: Callable[[int], str] = str) -> Record:
     process, status = occurrence.process, occurrence.status
     unit = unit_of(process.cgroup)
     number = term_signal(status) if status is not None else None
-    record: Record = {
+    record: JsonDict = {
         "rule": match.rule.name,
         "kind": match.event,
         "pid": process.tgid,
@@ -74,12 +72,12 @@ def match_record(match: Match, user_name: Callable[[int], str] = str) -> Record:
     return record
 
 
-def _usage(occurrence: Occurrence) -> Record:
+def _usage(occurrence: Occurrence) -> JsonDict:
     """Return what the process used until its exit, as far as an exit record has it."""
     usage, lifetime_s = occurrence.usage, occurrence.lifetime_s
     if occurrence.kind != "exit":
         return {}
-    record: Record = {"lifetime_ms": round(lifetime_s * 1000, 3) if lifetime_s is not None else None}
+    record: JsonDict = {"lifetime_ms": round(lifetime_s * 1000, 3) if lifetime_s is not None else None}
     if usage is not None:
         record |= {
             "cpu_time_ms": usage.cpu_time_us / 1000,
@@ -94,7 +92,7 @@ def _escaped(text: str | None) -> str | None:
     return printable(text) if text is not None else None
 
 
-def message(template: Template | None, record: Record) -> str:
+def message(template: Template | None, record: JsonObject) -> str:
     """Return the message of a match record: the rule's own, or one line that names the rule, process and event.
 
     An unknown field is `unknown` in the text.
@@ -112,7 +110,7 @@ def message(template: Template | None, record: Record) -> str:
 class _Texts(dict[str, str]):
     """The texts of a record's fields, made on demand."""
 
-    def __init__(self, record: Record) -> None:
+    def __init__(self, record: JsonObject) -> None:
         super().__init__()
         self._record = record
 

@@ -20,9 +20,9 @@ LONGEST_FUNCTION = 60
 FLOORS = {
     "__init__": "the version, and nothing else",
     "errors": "one exception family; everybody raises it, so it knows nobody",
+    "json_value": "JSON values with types; needs only the exception family",
     "log": "the protocol by which every part writes log records",
     "escape": "text that is safe to print; like errors, for everybody",
-    "json_value": "JSON values with types; needs only the exception family",
     "safe_open": "opens only what root alone can write: rule files, and the programs of hooks",
     "worker": "a thread or child process that does work for an edge",
     "edge": "work that another program can make slow, done beside the event loop",
