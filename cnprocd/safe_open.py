@@ -91,7 +91,7 @@ def _check(fd: int, move_hint: str) -> None:
     name = _name(fd)
     if found.st_uid not in (0, os.geteuid()):
         raise UnsafeFileError(
-            f"{name} belongs to user {found.st_uid}, who can change it",
+            f"{name} belongs to user {found.st_uid}; only root may own it",
             move_hint if _is_personal(name, found.st_mode) else f"chown -h root:root {name}",
         )
     # The mode of a symbolic link has no meaning. In a sticky directory only the owner of a file can replace it.

@@ -45,7 +45,7 @@ GLOSSARY = {
     r"sheds?|shedding": "drop",
     r"and said|is said|are said": "and logged",
     r"in vain|by half": "abandoned; partially",
-    r"(?<!there )is no (?!longer\b|more\b)\w+": "is not a, invalid",
+    r"(?<!there )(?<!answer )is no (?!longer\b|more\b)\w+": "is not a, invalid",
     r"(?:one|a|each|the|first|failed|this|next) try|tries": "attempt",
     r"dearer|dearest|dearness": "more expensive, cost",
     r"telling": "exit record",
