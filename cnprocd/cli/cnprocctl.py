@@ -38,7 +38,7 @@ def run(arguments: list[str] | None = None) -> int:
     except CnprocdError as error:
         return _report(error, options.json)
     except BrokenPipeError:
-        # The reader of our output has closed it (`| head`): end silently. Python flushes stdout again at its exit.
+        # The output pipe is closed (`| head`): end silently. Python flushes stdout again at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:

@@ -40,7 +40,7 @@ def stages(processes: int, rules: tuple[dict[str, object], ...], records: bool, 
     if profile:
         tracker = stream.tracker_for(found, records)
         profiler = cProfile.Profile(time.thread_time)
-        profiler.runcall(stream.judge, batches, tracker, found)
+        profiler.runcall(stream.match_all, batches, tracker, found)
         pstats.Stats(profiler).sort_stats("tottime").print_stats(18)
         return
     gc.collect()
@@ -63,7 +63,7 @@ def stages(processes: int, rules: tuple[dict[str, object], ...], records: bool, 
         tracker = stream.tracker_for(found, records)
         if work:
             gc.disable()
-        _measured(title, events, lambda tracker=tracker: stream.judge(batches, tracker, found))
+        _measured(title, events, lambda tracker=tracker: stream.match_all(batches, tracker, found))
         gc.enable()
 
 

@@ -110,7 +110,7 @@ def decoded(batches: list[Batch]) -> Iterator[tuple[list[Event], list[TaskRecord
         yield decode(batch.slots, rejects), [decode_record(one, FAMILY) for one in batch.messages]
 
 
-def judge(batches: list[Batch], tracker: Tracker, found: Matcher) -> int:
+def match_all(batches: list[Batch], tracker: Tracker, found: Matcher) -> int:
     """Decode and match all batches. Return the number of matches."""
     fired = 0
     for events, records in decoded(batches):

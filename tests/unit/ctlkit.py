@@ -1,4 +1,4 @@
-"""cnprocctl as a person types it, for the tests of its verbs."""
+"""cnprocctl as a user types it, for the tests of its verbs."""
 
 import contextlib
 import io

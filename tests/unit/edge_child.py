@@ -1,4 +1,4 @@
-"""A worker process for test_edge.py: greets, echoes what it is sent, waits for ever on `hang`, ends on `exit`."""
+"""A worker process for test_edge.py: greet, echo each message, wait forever on `hang`, exit on `exit`."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""escape.py: whatever a process calls itself, what is shown is one visible line, and an argument is only data."""
+"""escape.py: any name of a process is shown as one visible line, and an argument is only data."""
 
 import json
 import unicodedata

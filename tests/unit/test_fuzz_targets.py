@@ -1,4 +1,4 @@
-"""Every fuzz target a little, with a fixed seed, so that none rots; `make fuzz` does it at length."""
+"""A short run of every fuzz target with a fixed seed; `make fuzz` does it at length."""
 
 import pytest
 from fuzz.fuzz import fuzz, table

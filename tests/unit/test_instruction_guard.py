@@ -1,9 +1,9 @@
-"""What decode and match cost per event, counted and not timed: bytecode instructions and calls into C, within 5%.
+"""The cost of decoding and matching one event, counted and not timed: bytecode instructions and C calls, within 5%.
 
 A fixed generated stream (tests/bench/stream.py) goes through the decoders, the tracker and the matcher while the
-interpreter counts. The counts are the same on every machine and under any load, and differ between minor versions of
-Python, so a figure is stored for each; a version without one is skipped, with the reason. A count that fell fails as
-well: the stored figure is then too high to guard anything. What to store for a Python, that Python prints:
+interpreter counts. The counts are the same on every machine and under any load. They differ between minor versions of
+Python, so a figure is stored for each. A version without a figure is skipped with the reason. A lower count fails as
+well: the stored figure is then too high to guard anything. To print the figure of a Python:
 
     .venv/bin/python tests/unit/test_instruction_guard.py
 """
@@ -51,11 +51,11 @@ CASES = {
 
 
 def count(case: str) -> tuple[int, int]:
-    """Instructions and C calls per 1,000 events."""
+    """Return instructions and C calls per 1,000 events."""
     rules, records = CASES[case]
     batches, events = stream.stream(PROCESSES, records)
     found = stream.matcher(*rules)
-    stream.judge(batches, stream.tracker_for(found, records), found)  # what is remembered is remembered by now
+    stream.match_all(batches, stream.tracker_for(found, records), found)  # what is remembered is remembered by now
     counts: Counter[str] = Counter()
 
     def instruction(frame, event, arg):
@@ -81,7 +81,7 @@ def count(case: str) -> tuple[int, int]:
         counts["instructions" if install is sys.settrace else "calls"] = 0
         install(hook)
         try:
-            stream.judge(batches, tracker, found)
+            stream.match_all(batches, tracker, found)
         finally:
             install(former)
             gc.enable()

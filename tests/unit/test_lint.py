@@ -1,4 +1,4 @@
-"""The style and the types, as tests: ruff and mypy of the environment that runs the tests, as the project sets them."""
+"""Style and types as tests: ruff and mypy of the environment that runs the tests, with the settings of the project."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""sd_notify as a service manager sees it: a real datagram socket, by path and in the abstract namespace."""
+"""sd_notify with a real datagram socket in place of the service manager, by path and in the abstract namespace."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`cnprocctl check FILE...` and `-`: files anywhere, checked together, with places that the reader can find."""
+"""`cnprocctl check FILE...` and `-`: files of any directory, checked together, with places that a user can find."""
 
 import io
 import subprocess

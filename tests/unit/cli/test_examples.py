@@ -1,4 +1,4 @@
-"""The example library: no mistakes, no warnings, and what the comments of each file promise is what `test` says."""
+"""The examples: no errors, no warnings, and `test` gives what the comments of each file promise."""
 
 import contextlib
 import io
@@ -24,7 +24,7 @@ USERS = {"oracle": 54321, "postgres": 26, "nobody": 65534, "root": 0}
 
 @pytest.fixture(autouse=True)
 def users(monkeypatch):
-    """The examples name users that this machine may not have."""
+    """Provide the users of the examples, which this machine may not have."""
     monkeypatch.setattr(load, "_system_user", USERS.get)
     monkeypatch.setattr(trial, "NAMES", Names(USERS.get, {}.get))
 

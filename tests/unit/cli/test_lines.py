@@ -1,4 +1,4 @@
-"""Lines for people: sampling that says so, words for times and sizes, and descriptions that judge as records do."""
+"""Lines for terminals: sampling with counts, texts for times and sizes, and descriptions that match like records."""
 
 import pytest
 from hypothesis import given

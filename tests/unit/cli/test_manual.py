@@ -1,4 +1,4 @@
-"""What is derived from the code has not drifted, and what a shell completes is what the parser takes."""
+"""Derived files have not drifted from the code, and a shell completes what the parser accepts."""
 
 import importlib.util
 import shutil
@@ -57,7 +57,7 @@ def test_every_verb_is_in_the_manual_and_has_help(verb, capsys):
 
 
 def complete(*words):
-    """What bash offers after these words."""
+    """Return what bash offers after these words."""
     script = PACKAGING / "completions" / "cnprocctl.bash"
     quoted = " ".join(f"'{word}'" for word in words)
     line = f"source {script}; COMP_WORDS=(cnprocctl {quoted}); COMP_CWORD={len(words)}; _cnprocctl"

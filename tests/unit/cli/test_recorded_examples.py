@@ -1,6 +1,6 @@
-"""Every example, and the demo, on a recording of real deaths: exactly the matches expected, and nothing else.
+"""Every example, and the demo, on a recording of real deaths: exactly the expected matches, and nothing else.
 
-tests/recordings/make.py says what happened in each recording, the failures included that no rule may answer to.
+tests/recordings/make.py describes each recording, including the failures that no rule may match.
 """
 
 import contextlib
@@ -54,7 +54,7 @@ def replay(name: str, rules: Path):
 
 @pytest.fixture(autouse=True)
 def users(monkeypatch):
-    """No user of this machine: the recording knows those of its own."""
+    """Provide no user of this machine: the recording has its own."""
     monkeypatch.setattr(recording, "NAMES", Names({}.get, {}.get))
 
 

@@ -1,4 +1,4 @@
-"""Recordings: what is written is read, damage is refused, and a replay is the same every time."""
+"""Recordings: they are read as written, damage is rejected, and a replay is the same every time."""
 
 import contextlib
 import io
@@ -247,7 +247,7 @@ def test_record_without_privilege_leaves_a_private_file_at_most(tmp_path):
 
 
 def unpacking_to(chunk, times):
-    """A small file that unpacks to many chunks."""
+    """Return a small file that unpacks to many chunks."""
     compress = zlib.compressobj(9)
     head = struct.pack(">cI", b"H", 2) + b"{}"
     file = MAGIC + compress.compress(head)
@@ -265,7 +265,7 @@ def test_found_by_fuzzing_what_a_file_unpacks_to_is_bounded(monkeypatch):
 
 
 def test_what_stands_behind_the_end_is_not_even_read():
-    """zlib keeps all of it, copied once for every piece."""
+    """zlib would keep all of it, copied once for every piece."""
     whole = a_recording()
     file = io.BytesIO(whole + bytes(4 << 20))
     assert not read(file).cut_short

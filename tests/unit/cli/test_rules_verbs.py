@@ -1,4 +1,4 @@
-"""check, schema, rules, test and explain as a person types them: real rule files, real processes, no daemon."""
+"""check, schema, rules, test and explain as a user types them: real rule files, real processes, no daemon."""
 
 import os
 import subprocess
@@ -202,7 +202,7 @@ def test_test_shows_the_record_and_the_hook(rules):
     assert found[0]["hook"]["argv"] == ["/usr/bin/true", "--pid", "77"]
     assert found[0]["message"] == "ora_pmon_X[77] died of exit code 3"
     assert found[0]["record"]["exit_code"] == 3
-    assert found[0]["record"]["exe"] is None  # not said, so not guessed
+    assert found[0]["record"]["exe"] is None  # unknown, not guessed
 
 
 def test_test_of_a_running_process(tmp_path):
@@ -270,7 +270,7 @@ def test_explain_what_came_of_a_hook(rules):
 
 
 def test_explain_a_lost_exit(rules):
-    """Whoever vanished while events were lost: the policy decides, and identity alone can match."""
+    """A process that disappeared while events were lost: the policy decides, and identity alone can match."""
     lost = ("--comm", "ora_pmon_X", "--user", "54321", "--lost")
     _, found = ctl_json("explain", *lost, rules=rules)
     (one,) = [one for one in found if one["rule"] == "oracle-died"]
@@ -329,7 +329,7 @@ def test_colour_on_a_terminal_unless_no_color(rules):
 
 
 def on_terminal(words, env):
-    """What a command writes when its output is a terminal."""
+    """Return what a command writes when its output is a terminal."""
     main, other = os.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "cnprocd.cli.cnprocctl", *words],

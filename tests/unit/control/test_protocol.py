@@ -1,4 +1,4 @@
-"""Frames: what is packed comes back whole however it is cut, and no bytes do more than end the connection."""
+"""Frames: a packed value comes back for every way to cut the stream, and no bytes do more than end the connection."""
 
 import contextlib
 import itertools
@@ -124,7 +124,7 @@ def test_another_version_is_named(version):
 )
 @pytest.mark.parametrize("depth", [62, 63, 900, 975, 985, 990])
 def test_found_by_fuzzing_a_deeply_nested_frame_is_refused(verb, depth):
-    """json.loads takes what json.dumps, deeper in the calls, then gives up on with a RecursionError."""
+    """json.loads accepts a depth at which json.dumps, deeper in the calls, raises RecursionError."""
     payload = (verb % ("[" * depth + "]" * depth)).encode()
     decoder = Decoder()
     decoder.feed(struct.pack(">I", len(payload)) + payload)

@@ -31,7 +31,7 @@ def refuse(args):
 
 
 class Slow:
-    """A verb whose answer comes when the test says so."""
+    """A verb whose answer comes when the test releases it."""
 
     def __init__(self):
         self.waiting = []
@@ -62,7 +62,7 @@ VERBS = {
 
 
 class Running:
-    """A server in a loop of its own, in a thread, as the daemon's loop is in its."""
+    """A server in an event loop of its own, in a thread."""
 
     def __init__(self, directory, limits=LIMITS, group=None):
         self.directory = directory
@@ -88,7 +88,7 @@ class Running:
         return self.call(here())
 
     def until(self, condition):
-        """Turn the server's loop until something is true of it."""
+        """Run the server's loop until a condition holds."""
 
         async def turn():
             while not condition():
@@ -130,7 +130,7 @@ def hasty(tmp_path):
 
 
 def drain(connection):
-    """Everything until the server hangs up."""
+    """Return everything until the server closes the connection."""
     data = b""
     with contextlib.suppress(ConnectionResetError):
         while piece := connection.recv(65536):
@@ -317,7 +317,7 @@ def test_a_reader_reads_and_may_not_change(tmp_path):
 
 
 def as_user(directory, uid, groups, verb):
-    """What another user gets: ok, or the error's exit status."""
+    """Return what another user gets: ok, or the exit status of the error."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -392,7 +392,7 @@ def test_a_daemon_that_does_not_answer_is_told_apart(tmp_path):
 
 
 def answers(connection, count):
-    """So many whole replies."""
+    """Read this number of whole replies."""
     decoder, found = Decoder(), []
     while len(found) < count:
         decoder.feed(connection.recv(65536))

@@ -1,4 +1,4 @@
-"""group.py on real process trees: everything of a hook's is found and ended, and nothing else."""
+"""group.py on real process trees: all descendants of a hook are found and ended, and nothing else."""
 
 import asyncio
 import os

@@ -14,7 +14,7 @@ KILL = signal.SIGKILL
 
 @dataclass
 class Hostile:
-    """A hook, and what its record must say. `reason` None: it counts as success."""
+    """A hook and the expected record. `reason` None: it counts as success."""
 
     script: str
     reason: str | None = None

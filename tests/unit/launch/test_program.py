@@ -1,4 +1,4 @@
-"""program.py: a program that someone else could have put there is refused, with the reason and the remedy."""
+"""program.py: a program that another user could have replaced is refused, with the reason and a hint."""
 
 import os
 import shutil

@@ -117,7 +117,7 @@ def test_a_hook_begins_clean(starter, monkeypatch):
     assert found["fds"] == [0, 1, 2, 3], "3 is the listing's own"
     assert found["session"]
     assert (found["umask"], found["cwd"]) == (0o077, "/")
-    ignored = found["ignored"] & ~(0b11 << 31)  # 32 and 33 are glibc's own: whoever started us may have left them so
+    ignored = found["ignored"] & ~(0b11 << 31)  # 32 and 33 are glibc's own, and can be inherited as ignored
     assert (ignored, found["blocked"], found["ambient"], found["oom"]) == (0, 0, 0, 0)
     assert found["parent"] == os.getpid()
 

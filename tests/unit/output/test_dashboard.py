@@ -1,4 +1,4 @@
-"""The dashboard and the alerts speak of metrics that there are, and Prometheus's own tool can read the alerts."""
+"""The dashboard and the alerts use existing metrics, and promtool can read the alerts."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""A rule as it is written gives the same rule when it is loaded again, whatever the rule is."""
+"""A written rule gives the same rule when it is loaded again, for every rule."""
 
 from dataclasses import replace
 
@@ -55,7 +55,7 @@ def loaded(tmp_path, text):
 
 
 def again(tmp_path, rule):
-    """The rule of a file that holds only what is written of `rule`."""
+    """Load a file that contains only the written `rule`, and return its rule."""
     return loaded(tmp_path, "\n".join(["rules:", *(f"  {line}" for line in rule_lines(written_rule(rule)))]) + "\n")[0]
 
 
@@ -83,7 +83,7 @@ def test_a_rule_with_any_match_is_read_back(tmp_path_factory, data):
 
 @given(st.text(min_size=1, max_size=20).filter(lambda text: "\0" not in text))
 def test_any_text_survives_being_written(tmp_path_factory, text):
-    """Quoting is ours: the reader follows YAML 1.2, and what looks like a number or a flag must stay text."""
+    """The parser follows YAML 1.2: text that looks like a number or a flag must be quoted and stay text."""
     directory = tmp_path_factory.mktemp("rules")
     (rule,) = loaded(directory, "rules: [{name: a, description: x, events: [exit]}]")
     rule = replace(rule, description=text)

@@ -1,4 +1,4 @@
-"""A daemon in small for test_crash.py: enqueues numbered jobs, runs them, and is killed at any instant.
+"""A small daemon for test_crash.py: it enqueues numbered jobs, runs them, and is killed at any instant.
 
 Standard output: "started" once, "committed FROM TO" after each commit (numbers FROM..TO-1), "finished" as hooks end,
 "drained" at the end.
@@ -18,7 +18,7 @@ from cnprocd.spool.spool import Spool
 
 
 class Telling(Records):
-    """Says so when a hook has finished."""
+    """Print a line when a hook has finished."""
 
     def __call__(self, level: str, event: str, **fields: object) -> None:
         super().__call__(level, event, **fields)

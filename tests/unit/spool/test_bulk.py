@@ -1,6 +1,6 @@
-"""A flood of jobs at once: all run, in the order of their age, and the runner grows by nothing.
+"""A flood of jobs at once: all run, oldest first, and the memory of the scheduler does not grow.
 
-CNPROCD_BULK_JOBS=10000 is the full size; the default is for a machine that has other things to do.
+CNPROCD_BULK_JOBS=10000 is the full size; the default suits a busy machine.
 """
 
 import os
@@ -22,7 +22,7 @@ def rss_kib():
 
 
 class Counting(Records):
-    """Keeps numbers, not records: the test's own memory must not grow either."""
+    """Keep numbers, not records: the test's own memory must not grow either."""
 
     def __init__(self):
         super().__init__()

@@ -20,7 +20,7 @@ KILLS = int(os.environ.get("CNPROCD_CRASH_KILLS", "10"))
 
 
 def finished(directory, copy):
-    """The jobs that the spool of a killed daemon calls done, and how often each has run by then."""
+    """Return the done jobs in the spool of a killed daemon, and how often each has run so far."""
     copy.mkdir()
     for suffix in ("", "-wal"):
         if (directory / f"{FILE_NAME}{suffix}").exists():

@@ -156,7 +156,7 @@ async def test_what_a_hook_that_succeeded_leaves_behind_lives_on(tmp_path):
         os.kill(pid, signal.SIGKILL)
 
 
-# -- who runs when -----------------------------------------------------------------------------------------------
+# -- order -------------------------------------------------------------------------------------------------------
 
 
 class Gate:
@@ -404,7 +404,7 @@ async def test_a_surviving_hook_is_ended_before_its_job_runs_again(tmp_path, mon
         assert line_of(records, "hook_finished")["attempt"] == 2
 
 
-# -- when the machine has nothing to give ------------------------------------------------------------------------
+# -- without descriptors or processes ----------------------------------------------------------------------------
 
 
 @aio

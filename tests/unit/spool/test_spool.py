@@ -1,4 +1,4 @@
-"""spool.py on real files: nothing committed is lost, nothing is doubled, and a bad disk is said and survived."""
+"""spool.py on real files: nothing committed is lost, nothing is doubled, and a failing disk is reported and survived."""
 
 import json
 import os
@@ -20,7 +20,7 @@ FINE, FAILED = AttemptResult(None, 0), AttemptResult("exit code 1", 1)
 
 
 class Clock:
-    """A clock that stands until it is moved."""
+    """A clock that stands still until it is set."""
 
     def __init__(self):
         self.now_ns = 1_700_000_000 * NS

@@ -70,7 +70,7 @@ def longest_texts(alphabet):
 
 @given(st.text("ab.*+?|()", max_size=8), longest_texts("ab"))
 def test_no_expression_that_is_taken_holds_us_for_long(expression, text):
-    """Without the bound this test does not end (hypothesis' deadline would say so if a text took half a second)."""
+    """Without the bound this test does not end; hypothesis' deadline fails if a text takes half a second."""
     try:
         parsed = names.pattern(f"/{expression}/")
     except InvalidValueError:
