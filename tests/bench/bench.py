@@ -106,12 +106,12 @@ class Bench:
             except (OSError, RuntimeError) as error:
                 self.skip(one.name, str(error))
                 return
-            judges = one is not None and one.rules is not None
+            matches = one is not None and one.rules is not None
             result = self.note(
                 storm.name,
                 one.name if one is not None else "nobody",
                 round_,
-                partial(workloads.measure, self.load, listener, storm, judges),
+                partial(workloads.measure, self.load, listener, storm, matches),
             )
             if "broken" in result and listener is not None:
                 listener.stop()

@@ -88,24 +88,24 @@ class Generator:
             subprocess.run([sys.executable, "-ISc", "open('/proc/self/comm','w').write('cnpb-mark'); exit(3)"])
 
 
-def measure(load: Generator, listener: Running | None, storm: Storm, judges: bool) -> dict[str, object]:
-    """Run one storm with one listener or none. `judges`: the listener is a cnprocd, and its matches are counted."""
+def measure(load: Generator, listener: Running | None, storm: Storm, matches: bool) -> dict[str, object]:
+    """Run one storm with one listener or none. `matches`: the listener is a cnprocd, and its matches are counted."""
     result: dict[str, object] = {"processes": storm.processes, "events": storm.events, "listeners": machine.listeners()}
     if listener is None:
         return result | load.run(storm)
     listener.must_live()
     before = _Reading(listener)
-    matched_before = _matched(listener) if judges else (0, 0)
+    matched_before = _matched(listener) if matches else (0, 0)
     result |= load.run(storm)
-    if judges:
-        _judged_all(load, listener, before.marks)
+    if matches:
+        _evaluated_all(load, listener, before.marks)
     else:
         load.mark()
     if not machine.wait_until_idle(listener.pid):
         drops = machine.dropped(listener.pid) - before.dropped
         raise RuntimeError(f"leaves its queue unread after losing {drops} events")
     result |= before.since(listener)
-    if judges:
+    if matches:
         seen, recovered = _matched(listener)
         result |= {"matched": seen - matched_before[0], "recovered": recovered - matched_before[1]}
         result["to_match"] = storm.each // storm.failing_every if "cnpb-b" in storm.names and storm.failing_every else 0
@@ -145,7 +145,7 @@ def _matched(listener: Running) -> tuple[int, int]:
     return len(lines) - recovered, recovered
 
 
-def _judged_all(load: Generator, listener: Running, marks: int) -> None:
+def _evaluated_all(load: Generator, listener: Running, marks: int) -> None:
     """Return when a cnprocd has evaluated all events before this call. Try again if a mark is lost."""
     for patience_s in (5.0, 10.0, 20.0, 40.0):
         load.mark()
@@ -169,7 +169,7 @@ def burst(load: Generator, competitor: Competitor | None, count: int) -> dict[st
             if competitor.rules is None:
                 load.mark()
             else:
-                _judged_all(load, listener, before.marks)
+                _evaluated_all(load, listener, before.marks)
                 (*_, mark) = (one for one in competitors.records(listener) if one.get("rule") == "mark")
                 told["done_s"] = (decided_ns(mark, machine.wall_minus_monotonic_ns()) - told["began_ns"]) / 1e9
             machine.wait_until_idle(listener.pid)
@@ -250,7 +250,7 @@ def isolated(load: Generator, competitor: Competitor, count: int, pause_us: int)
     listener = competitor.start()
     try:
         load.start("pace", count, pause_us, "cnpb-b").communicate()
-        _judged_all(load, listener, 0)
+        _evaluated_all(load, listener, 0)
         machine.wait_until_idle(listener.pid, 5.0)
         hooks = [one for one in competitors.records(listener) if one.get("event") == "hook_finished"]
         return {

@@ -1,4 +1,4 @@
-"""spool.py on real files: nothing committed is lost, nothing is doubled, and a failing disk is reported and survived."""
+"""spool.py on real files: nothing committed is lost, nothing is doubled, and a failing disk is reported."""
 
 import json
 import os
