@@ -19,7 +19,7 @@ from unit.connector.wire import datagram, exit_record, proc_event, taskstats
 
 from cnprocd.cli.recording import MAGIC, RecordingError, read
 from cnprocd.cli.replaying import replay
-from cnprocd.output.record import Record
+from cnprocd.json_value import JsonDict
 from cnprocd.rules.compile import Matcher
 from cnprocd.rules.language.plain import plain
 from cnprocd.rules.language.schema import RuleFileModel
@@ -168,7 +168,7 @@ class Recordings(Target):
         first = self._replayed(found)
         assert repr(first) == repr(self._replayed(found))
 
-    def _replayed(self, recording) -> list[Record]:
+    def _replayed(self, recording) -> list[JsonDict]:
         played = replay(recording, self._matcher)
         assert set(played.rules) <= self._names
         assert played.events + played.unreadable <= sum(
