@@ -1,7 +1,7 @@
-"""The floor plan, enforced: what a pure module may import, which room may know which, and how large things may grow.
+"""The floor plan, enforced: what a pure module may import, which room may import which, and how large a module may be.
 
 Everything is read from the source with `ast`, imports inside functions and under TYPE_CHECKING included: what a module
-names, it knows. `FLOORS` is the map of the house; a new room must be given its floor here, with a reason.
+names counts as imported. `FLOORS` lists the rooms. A new room gets its floor here, with its purpose.
 """
 
 import ast
@@ -19,29 +19,29 @@ LONGEST_FUNCTION = 60
 # Room (or module of the top level), from the ground up. Each may import what stands below it, never above.
 FLOORS = {
     "__init__": "the version, and nothing else",
-    "errors": "one exception family; everybody raises it, so it knows nobody",
+    "errors": "one exception family, which every room raises",
     "json_value": "JSON values with types; needs only the exception family",
     "log": "the protocol by which every part writes log records",
-    "escape": "text that is safe to print; like errors, for everybody",
+    "escape": "text that is safe to print",
     "safe_open": "opens only what root alone can write: rule files, and the programs of hooks",
     "worker": "a thread or child process that does work for an edge",
     "edge": "work that another program can make slow, done beside the event loop",
     "owner_lock": "one daemon for one state directory and one runtime directory",
     "stall_meter": "how long the event loop did not wait for events",
-    "service": "the service manager's sockets and watchdog; needs nothing of ours",
-    "connector": "the kernel's two sockets; what they say is what all others are made of",
-    "process": "who it was: made of events and records",
-    "rules": "judge what process tells, and decide what connector is asked",
+    "service": "the service manager's sockets and watchdog; imports nothing of cnprocd",
+    "connector": "the kernel's two sockets: events, exit records, filters, losses",
+    "process": "processes and their attributes, from events, exit records and /proc",
+    "rules": "match occurrences, and decide what to ask the kernel for",
     "rules/language": "rule files to rules, for the loader process and the commands; the daemon never imports it",
     "launch": "one attempt of a hook",
     "runner": "the root service that starts hooks, and its client in the daemon",
     "spool": "the jobs, and which of them runs next",
-    "output": "say what happened, in the words of rules and process",
+    "output": "log records and metrics",
     "subscription": "what is asked of the kernel for the rules in force and for hooks",
     "recovery": "what the pipeline does after an overrun",
-    "pipeline": "the only place that knows connector, process, rules and output together",
-    "dispatch": "the pipeline's way out: hooks and records of a match",
-    "reload": "the rules in force; knows all that a reload replaces",
+    "pipeline": "the only room that joins connector, process, rules and output",
+    "dispatch": "the jobs and the log records of matches",
+    "reload": "the rules in force, and all that a reload replaces",
     "control": "shows and steers the rules in force, the pipeline and the jobs",
     "event_loop": "turns the pipeline, and does the housekeeping of all parts",
     "wiring": "builds and connects the parts, once",
@@ -67,7 +67,7 @@ runner/wire runner/wire_validate
 spool/job spool/latency spool/rows spool/throttle
 """.split()
 
-# What touches the world: the system, files, time, the network, other processes, threads, or the log.
+# Modules with effects: the system, files, time, the network, other processes, threads, or the log.
 IMPURE = {
     "asyncio": "waiting", "ctypes": "the C library", "datetime": "has now()", "fcntl": "file descriptors",
     "glob": "files", "grp": "the group database", "io": "files", "logging": "output", "mmap": "files",
@@ -77,7 +77,7 @@ IMPURE = {
     "structlog": "output", "subprocess": "processes", "tempfile": "files", "threading": "threads", "time": "the clock",
     "uuid": "is not the same twice", "yaml": "files of the world outside",
 }  # fmt: skip
-# Of a module that may be imported, what may not be used.
+# Names that may not be used from modules that may be imported.
 IMPURE_NAMES = {
     "sys": "argv stdin stdout stderr exit path modules".split(),
     "signal": "signal sigaction alarm setitimer raise_signal pthread_kill pthread_sigmask sigwait pause".split(),

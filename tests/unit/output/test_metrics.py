@@ -1,4 +1,4 @@
-"""The exposition: right by promtool where there is one, hostile labels escaped, and the file never half written."""
+"""The exposition: valid by promtool if that is installed, hostile labels escaped, the file never partial."""
 
 import os
 import shutil
@@ -72,7 +72,7 @@ def test_a_label_cannot_break_out():
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (apt install prometheus)")
-def test_promtool_has_nothing_to_say():
+def test_promtool_accepts_the_exposition():
     done = subprocess.run(["promtool", "check", "metrics"], input=render(status()), capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 

@@ -48,7 +48,7 @@ def test_stat_is_read_around_any_comm(comm, state, ppid, threads, start):
 @pytest.mark.parametrize(
     "comm", [b"a b", b"a) R 1 1 (b", b") Z 0 0", b"((((", b"))))", b"a\nb", b"", b"\xff\xfe", b") R 1 2 3 4 5"]
 )
-def test_a_comm_that_imitates_the_fields_fools_nobody(comm):
+def test_a_comm_that_imitates_the_fields_is_parsed_as_comm(comm):
     stat = parse_stat(stat_line(comm, "S", ppid=42))
     assert (stat.comm.encode("utf-8", "surrogateescape"), stat.state, stat.ppid) == (comm, "S", 42)
 
