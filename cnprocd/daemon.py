@@ -65,6 +65,7 @@ async def stop(parts: Parts, outside: Outside) -> None:
     await parts.control.close()
     await parts.actions.stop(STOP_BOUND_S)
     parts.lookups.close()
+    parts.names.close()
     if not parts.kept_by_manager:
         with contextlib.suppress(OSError):
             parts.pipeline.source.close()

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from cnprocd.escape import printable
 from cnprocd.json_value import JsonObject
+from cnprocd.launch.user import ResolveUser, resolve_user
 from cnprocd.log import Log
 from cnprocd.output.record import message
 from cnprocd.pipeline import RecordedMatch
@@ -46,7 +47,13 @@ class Dispatcher:
     """Receives the pipeline's matches. Without the path of a `runner` socket, hooks are children of this process."""
 
     def __init__(
-        self, state_dir: Path, loaded: LoadedRules, log: Log, hooks: HookRegistry, runner: Path | None = None
+        self,
+        state_dir: Path,
+        loaded: LoadedRules,
+        log: Log,
+        hooks: HookRegistry,
+        runner: Path | None = None,
+        resolve_user: ResolveUser = resolve_user,
     ) -> None:
         self._log = log
         self._past: list[PastMatch] = []
@@ -62,6 +69,7 @@ class Dispatcher:
             before_start=hooks.follow,
             on_started=lambda hook_pid, job_id: hooks.register_hook(hook_pid),
             launcher=None if runner is None else RunnerClient(runner, log, hooks.register_runner),
+            resolve_user=resolve_user,
         )
 
     def deliver(self, matches: list[RecordedMatch]) -> None:

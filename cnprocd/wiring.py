@@ -17,15 +17,17 @@ from cnprocd.connector.inflight import InFlight
 from cnprocd.connector.listener import Listener
 from cnprocd.connector.request import Features
 from cnprocd.connector.source import Source
+from cnprocd.control import access
 from cnprocd.control.room import ControlRoom
 from cnprocd.control.tap import Tap
 from cnprocd.dispatch import Dispatcher
 from cnprocd.event_loop import EventLoop, Ticker
 from cnprocd.log import Level, Log
+from cnprocd.names import Names
 from cnprocd.pipeline import Pipeline
 from cnprocd.process.holder import Holder, kernel_reports_exit_status
 from cnprocd.process.lookups import Lookups
-from cnprocd.process.procfs import boot_id, user_name
+from cnprocd.process.procfs import boot_id
 from cnprocd.process.tracker import Tracker
 from cnprocd.recovery import Recovery
 from cnprocd.reload import RulesInForce
@@ -90,6 +92,7 @@ class Parts:
     """The complete daemon, not started yet."""
 
     rules: RulesInForce
+    names: Names
     lookups: Lookups
     pipeline: Pipeline
     actions: Dispatcher
@@ -110,10 +113,11 @@ def connect(options: Options, loaded: LoadedRules, outside: Outside) -> Parts:
     features = source.subscribe()
     matcher = Matcher(loaded.rules)
     subscription = Subscription(source, features, matcher)
-    lookups = Lookups(loop, log, user_name)
+    names = Names(loop, log)
+    lookups = Lookups(loop, log, names.user_name)
     tracker = Tracker(subscription.plan.tracking, lookups, outside.own_tgid, matcher.cares)
     follower = HookFollower(subscription, tracker.family, ticker.arm)
-    actions = Dispatcher(options.state_dir, loaded, log, follower, options.runner)
+    actions = Dispatcher(options.state_dir, loaded, log, follower, options.runner, names.hook_user)
     tap = Tap(actions)
     holder = Holder() if "pidfd_info" not in options.refused and kernel_reports_exit_status() else None
     recovery = Recovery(source, tracker, lookups, holder, log)
@@ -122,11 +126,11 @@ def connect(options: Options, loaded: LoadedRules, outside: Outside) -> Parts:
         loaded, outside.load, subscription, pipeline, actions, manager, log, outside.set_log_level, stopping
     )
     view = ControlledDaemon(rules, subscription, pipeline, actions, kept_by_manager)
-    control = ControlRoom(view, tap, options.runtime_dir, log)
-    rules.on_swap.append(control.reloaded)
+    control = ControlRoom(view, tap, options.runtime_dir, log, lambda: names.resolve("readers", access.readers_group))
+    rules.on_swap += [control.reloaded, names.expire]
     event_loop = EventLoop(loop, ticker, rules, pipeline, actions, follower, manager, log, stopping)
-    ticker.handlers.append(lambda: lookups.tick(time.monotonic()))
-    return Parts(rules, lookups, pipeline, actions, control, event_loop, stopping, kept_by_manager)
+    ticker.handlers += [lambda: lookups.tick(time.monotonic()), lambda: names.tick(time.monotonic())]
+    return Parts(rules, names, lookups, pipeline, actions, control, event_loop, stopping, kept_by_manager)
 
 
 def open_source(options: Options, loaded: LoadedRules, manager: ServiceManager) -> tuple[Source, bool]:

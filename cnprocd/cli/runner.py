@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import pwd
 import signal
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from cnprocd.errors import EX_OK, CnprocdError
 from cnprocd.log import Log
+from cnprocd.names import Names, NameServiceSilentError
 from cnprocd.output.journal import is_journal_stream
 from cnprocd.output.log import make_log, make_output
 from cnprocd.rules.language.load import load
@@ -24,6 +26,8 @@ from cnprocd.rules.problems import LoadedRules
 from cnprocd.rules.ruleset import Hook, hooks_of
 from cnprocd.runner.service import IDLE_S, Service, delegated_cgroup
 from cnprocd.service import ServiceManager
+
+PATIENCE_S, AGAIN_S = 10.0, 0.2  # how long, and how often, to ask the name service at start
 
 
 class Rules:
@@ -105,14 +109,28 @@ def allowed_users(name: str) -> set[int]:
 
 
 async def serve(listener: socket.socket, options: argparse.Namespace, manager: ServiceManager, log: Log) -> None:
-    rules = Rules(lambda: load(options.rules))
-    service = Service(listener, rules, allowed_users(options.user), log, delegated_cgroup())
     loop = asyncio.get_running_loop()
+    names = Names(loop, log)
+    rules = Rules(lambda: load(options.rules))
+    allowed = await patiently(lambda: names.resolve(options.user, lambda: allowed_users(options.user)))
+    service = Service(listener, rules, allowed, log, delegated_cgroup(), names.hook_user)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, service.stop)
     manager.ready("Waiting for the daemon")
     await service.serve(options.idle)
     manager.stopping()
+    names.close()
+
+
+async def patiently(resolve: Callable[[], set[int]]) -> set[int]:
+    """Return the answer of the name service, asked for PATIENCE_S. Raises CnprocdError: there is none."""
+    for _ in range(int(PATIENCE_S / AGAIN_S)):
+        with contextlib.suppress(NameServiceSilentError):
+            return resolve()
+        await asyncio.sleep(AGAIN_S)
+    raise CnprocdError(
+        "cannot resolve the user of the daemon: the name service does not answer", "see nsswitch.conf(5)"
+    )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ the socket or the metrics file is unavailable, the daemon logs that once and run
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 from cnprocd.control import view
@@ -22,13 +23,15 @@ METRICS_EVERY_S = 15.0  # the usual scrape interval of Prometheus
 class ControlRoom:
     """The socket, the tap and the metrics file."""
 
-    def __init__(self, daemon: view.DaemonView, tap: Tap, runtime_dir: Path, log: Log) -> None:
+    def __init__(
+        self, daemon: view.DaemonView, tap: Tap, runtime_dir: Path, log: Log, readers_group: Callable[[], int | None]
+    ) -> None:
         self._daemon = daemon
         self._log = log
         self._loop = asyncio.get_running_loop()
         self._metrics_timer: asyncio.TimerHandle | None = None
         self._metrics_failed = False
-        self.server = ControlServer(runtime_dir, verbs_of(daemon), log)
+        self.server = ControlServer(runtime_dir, verbs_of(daemon), log, readers_group=readers_group)
         tap.observe(self.server.publish, self.server.wanted)
 
     async def open(self) -> None:

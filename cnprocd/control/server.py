@@ -19,15 +19,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
-import socket
-import stat
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from cnprocd.control import access
+from cnprocd.control.listening import listening_socket, open_to_group
 from cnprocd.control.protocol import (
     SOCKET_NAME,
     WRONG_USAGE,
@@ -45,6 +43,8 @@ from cnprocd.json_value import JsonError, JsonObject, JsonValue
 from cnprocd.log import Log
 
 Args = JsonObject
+
+GROUP_AGAIN_S = 10.0  # until the name service is asked again
 
 
 class VerbError(CnprocdError):
@@ -96,14 +96,21 @@ class ControlServer:
     """The listening socket and its connections."""
 
     def __init__(
-        self, runtime_dir: Path, verbs: Mapping[str, Verb], log: Log, limits: ClientLimits | None = None
+        self,
+        runtime_dir: Path,
+        verbs: Mapping[str, Verb],
+        log: Log,
+        limits: ClientLimits | None = None,
+        readers_group: Callable[[], int | None] = access.readers_group,
     ) -> None:
+        """`readers_group` raises OSError if the name service does not answer now."""
         self.path = runtime_dir / SOCKET_NAME
         self.verbs = verbs
         self.limits = limits or ClientLimits()
         self.counters = Counters()
         self.connections: set[_Connection] = set()
-        self.group = access.readers_group()
+        self.group: int | None = None
+        self._readers_group = readers_group
         self.own_uid = access.own_uid()
         self.log = log
         self._server: asyncio.AbstractServer | None = None
@@ -112,8 +119,10 @@ class ControlServer:
 
     async def start(self) -> None:
         """Listen. If that is impossible, log an error and return: events and hooks do not depend on the socket."""
+        self._find_group()
         try:
-            listening = self._bind()
+            listening = listening_socket(self.path, self.group)
+            self._inode = os.stat(self.path).st_ino
         except (OSError, StateError) as error:
             self.log(
                 "error",
@@ -161,52 +170,15 @@ class ControlServer:
                 frame = frame or pack(Item(data))
                 connection.send(frame)
 
-    def _bind(self) -> socket.socket:
-        self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        self._clear_stale()
-        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-        umask = os.umask(0o177)
+    def _find_group(self) -> None:
+        """Let the members of the group connect, as soon as the name service answers."""
         try:
-            listening.bind(str(self.path))
+            self.group = self._readers_group()
         except OSError:
-            listening.close()
-            raise
-        finally:
-            os.umask(umask)
-        if self.group is not None:
-            self._open_to_group(self.group)
-        self._inode = os.stat(self.path).st_ino
-        return listening
-
-    def _open_to_group(self, group: int) -> None:
-        """Let the group connect. If chown(2) is not permitted, the owner alone can connect, which is safe.
-
-        In the systemd service the file has this group already, and chown(2) is not among the permitted system calls.
-        """
-        if os.stat(self.path).st_gid != group:
-            try:
-                os.chown(self.path, -1, group)
-            except PermissionError:
-                return
-        os.chmod(self.path, 0o660)
-
-    def _clear_stale(self) -> None:
-        """Remove the socket of a daemon that died. Raises StateError if a daemon uses it or another file is there."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
-            try:
-                probe.connect(str(self.path))
-            except FileNotFoundError:
-                return
-            except OSError as error:
-                if error.errno != errno.ECONNREFUSED:  # EAGAIN: its backlog is full, so it lives
-                    raise StateError(f"cannot listen on {self.path}: {error.strerror}", "see what uses it") from error
-                if not stat.S_ISSOCK(os.lstat(self.path).st_mode):  # a plain file refuses connections as well
-                    raise StateError(f"cannot listen on {self.path}: it is not a socket", "remove the file") from error
-                os.unlink(self.path)
-                return
-        raise StateError(
-            f"cannot listen on {self.path}: another cnprocd does", "stop it, or use another --runtime-dir for this one"
-        )
+            asyncio.get_running_loop().call_later(GROUP_AGAIN_S, self._find_group)
+            return
+        if self.group is not None and self._inode is not None:
+            open_to_group(self.path, self.group)
 
 
 class _Connection(asyncio.Protocol):

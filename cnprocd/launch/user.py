@@ -1,7 +1,6 @@
 """Resolve a hook's `user:` and `group:` to numbers, with the supplementary groups that a login would have.
 
-getpwnam(3), getgrnam(3) and getgrouplist(3) may ask LDAP and block. The scheduler resolves once per rule and load of
-the rules, keeps the result, and resolves again after a failure.
+getpwnam(3), getgrnam(3) and getgrouplist(3) may ask LDAP and block, so the event loop asks through names.Names.
 """
 
 from __future__ import annotations
@@ -9,9 +8,13 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+from collections.abc import Callable
 
 from cnprocd.launch.program import HookRefusedError
 from cnprocd.launch.request import HookUser
+
+ResolveUser = Callable[["str | int | None", "str | int | None"], HookUser]
+"""resolve_user, or what does it with a bound: then it raises OSError if there is no answer now."""
 
 
 def resolve_user(user: str | int | None, group: str | int | None) -> HookUser:

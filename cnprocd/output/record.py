@@ -24,7 +24,7 @@ MATCH_FIELDS = (
 """The fields of a match record, in order; users and checks depend on them literally."""
 
 
-def match_record(match: Match, user_name: Callable[[int], str] = str) -> JsonDict:
+def match_record(match: Match, user_name: Callable[[int], str | None] = str) -> JsonDict:
     """Return the record of a match; `job_id` is None until the job is in the spool.
 
     `user_name` returns the user name of a uid.

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
-from cnprocd.edge import Counters, Edge, Limits, Missed
+from cnprocd.edge import Counters, Edge, Limits, Missed, Patience
 from cnprocd.log import Log, ThrottledLog
 from cnprocd.process import lookup_child, procfs
 from cnprocd.process.model import Process, Provenance, Wanted
@@ -44,31 +44,6 @@ _LENGTH = struct.Struct("=H")
 _STAT, _STATUS, _EXE, _CMDLINE, _CGROUP, _ENVIRON = (1 << bit for bit in range(len(lookup_child.FILES)))
 
 
-class Patience:
-    """How long the loop may wait for reads that turn out to be late: SHARE of the time, saved up for LONGEST_S.
-
-    Pure: the caller passes the clock.
-    """
-
-    SHARE = 0.1
-    LONGEST_S = 0.2
-
-    def __init__(self) -> None:
-        self._left_s = self.LONGEST_S
-        self._at_s: float | None = None
-
-    def wait_s(self, now_s: float) -> float:
-        """Return the deadline of a read that begins now."""
-        if self._at_s is not None:
-            self._left_s = min(self.LONGEST_S, self._left_s + (now_s - self._at_s) * self.SHARE)
-        self._at_s = now_s
-        return min(DEADLINE_S, max(SHORTEST_S, self._left_s))
-
-    def spend(self, seconds: float) -> None:
-        """A read was late after so long."""
-        self._left_s = max(0.0, self._left_s - seconds)
-
-
 class Lookups:
     """Reads /proc for the daemon (process.model.ProcScan). Call prepare() before the first read, close() at the end."""
 
@@ -76,7 +51,7 @@ class Lookups:
         self,
         loop: asyncio.AbstractEventLoop,
         log: Log,
-        user_name: Callable[[int], str],
+        user_name: Callable[[int], str | None],
         blame: Callable[[str, float], None] | None = None,
         start: Callable[[], ChildWorker] = lambda: ChildWorker(Path(lookup_child.__file__)),
     ) -> None:
@@ -85,7 +60,7 @@ class Lookups:
         self._loop = loop
         self._log = log
         self._edge: Edge[bytes, bytes] = Edge("proc", start, _LIMITS, loop, blame=blame)
-        self._patience = Patience()
+        self._patience = Patience(DEADLINE_S, SHORTEST_S)
         self._throttled = ThrottledLog(log, REPORT_EVERY_S)
         self._set_aside: dict[int, int | None] = {}  # PID -> pidfd; None: there was no descriptor for one
         self._late_by_user: dict[int, list[float]] = {}  # uid -> when reads of its processes were late

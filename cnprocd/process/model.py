@@ -142,8 +142,8 @@ class ProcScan(ProcLookup, Protocol):
     def is_hook(self, tgid: int) -> bool:
         """Return whether the process was started by a hook, according to its environment."""
 
-    def user_name(self, uid: int) -> str:
-        """Return the name of a user, or the number of one without a name."""
+    def user_name(self, uid: int) -> str | None:
+        """Return the name of a user, the number of one without a name, or None if no answer came in time."""
 
 
 @dataclass(slots=True)

@@ -24,7 +24,7 @@ from cnprocd.errors import CnprocdError
 from cnprocd.launch.attempt import TERM_GRACE_S, Launcher, LocalLauncher, RunningAttempt, sweep_cgroups
 from cnprocd.launch.program import HookRefusedError
 from cnprocd.launch.request import LaunchRequest
-from cnprocd.launch.user import resolve_user
+from cnprocd.launch.user import ResolveUser, resolve_user
 from cnprocd.log import Log
 from cnprocd.rules.ruleset import Hook
 from cnprocd.runner import wire
@@ -43,14 +43,22 @@ class Service:
     """Accepts connections on `listener` and runs the hooks that they name. `hooks` returns them by rule."""
 
     def __init__(
-        self, listener: socket.socket, hooks: Hooks, allowed: Collection[int], log: Log, cgroup_dir: Path | None
+        self,
+        listener: socket.socket,
+        hooks: Hooks,
+        allowed: Collection[int],
+        log: Log,
+        cgroup_dir: Path | None,
+        resolve_user: ResolveUser = resolve_user,
     ) -> None:
+        """`resolve_user` raises OSError if it has no answer now."""
         self._listener = listener
         self._hooks = hooks
         self._allowed = frozenset(allowed)
         self._log = log
         self._cgroup_dir = cgroup_dir
         self._launcher = LocalLauncher(log, cgroup_dir)
+        self._resolve_user = resolve_user
         self._served: set[asyncio.Task[None]] = set()
         self._attempts: set[RunningAttempt] = set()
         self._stop = asyncio.Event()
@@ -117,19 +125,26 @@ class Service:
                 return
             if earlier:
                 await asyncio.wait(earlier)
-            await Session(connection, self._launcher, self._hooks, self._attempts, self._log).run()
+            await Session(connection, self._launcher, self._hooks, self._attempts, self._log, self._resolve_user).run()
 
 
 class Session:
     """One connection of the daemon. `attempts` are those of all connections."""
 
     def __init__(
-        self, connection: socket.socket, launcher: Launcher, hooks: Hooks, attempts: set[RunningAttempt], log: Log
+        self,
+        connection: socket.socket,
+        launcher: Launcher,
+        hooks: Hooks,
+        attempts: set[RunningAttempt],
+        log: Log,
+        resolve_user: ResolveUser,
     ) -> None:
         self._connection = connection
         self._launcher = launcher
         self._hooks = hooks
         self._all = attempts
+        self._resolve_user = resolve_user
         self._log = log
         self._mine: dict[str, RunningAttempt] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -201,7 +216,7 @@ class Session:
         return LaunchRequest(
             rule=run.rule,
             hook=hook,
-            user=resolve_user(hook.user, hook.group),
+            user=self._resolve_user(hook.user, hook.group),
             job_id=run.job_id,
             attempt=run.attempt,
             attempt_id=run.attempt_id,

@@ -30,8 +30,8 @@ from cnprocd.json_value import JsonValue
 from cnprocd.launch import group, render
 from cnprocd.launch.attempt import TERM_GRACE_S, Launcher, LocalLauncher, RunningAttempt, sweep_cgroups
 from cnprocd.launch.program import HookRefusedError
-from cnprocd.launch.request import AttemptResult, Ending, HookUser, LaunchRequest
-from cnprocd.launch.user import resolve_user
+from cnprocd.launch.request import AttemptResult, Ending, LaunchRequest
+from cnprocd.launch.user import ResolveUser, resolve_user
 from cnprocd.log import Level, Log
 from cnprocd.rules.ruleset import Hook
 from cnprocd.spool.job import NS, Job, State, after_attempt, time_left_s
@@ -77,7 +77,7 @@ class Scheduler:
     """Runs the spool's jobs. Create it and call start() inside a running asyncio loop.
 
     `hooks` are the rules' hooks by rule name. `on_started` and `on_finished` get the hook's PID and the job id. Without
-    a `launcher`, hooks are children of this process.
+    a `launcher`, hooks are children of this process. `resolve_user` raises OSError if it has no answer now.
     """
 
     def __init__(
@@ -93,6 +93,7 @@ class Scheduler:
         cgroup_dir: Path | None = None,
         launcher: Launcher | None = None,
         chance: Callable[[], float] = random.random,
+        resolve_user: ResolveUser = resolve_user,
     ) -> None:
         self.totals = Totals()
         self.latency = Histogram()
@@ -105,11 +106,11 @@ class Scheduler:
         self._on_finished = on_finished
         self._cgroup_dir = cgroup_dir
         self._chance = chance
+        self._resolve_user = resolve_user
         self._launcher = launcher or LocalLauncher(log, cgroup_dir)
         self._active: dict[int, tuple[Job, RunningAttempt]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._leftovers: dict[int, Job] = {}  # jobs whose former hook is still being ended
-        self._users: dict[str, HookUser] = {}
         self._stuck: set[int] = set()
         self._last_old_job = 0
         self._accepting = False
@@ -140,7 +141,6 @@ class Scheduler:
     def reload(self, hooks: Mapping[str, Hook], slots: int) -> None:
         """Use new rules for every attempt from now on. A job whose rule is gone becomes dead."""
         self._hooks = dict(hooks)
-        self._users.clear()
         self.slots = slots
         self.wake()
 
@@ -259,7 +259,7 @@ class Scheduler:
         return LaunchRequest(
             rule=job.rule,
             hook=hook,
-            user=self._user(job.rule, hook),
+            user=self._resolve_user(hook.user, hook.group),
             job_id=job.job_id,
             attempt=job.attempts,
             attempt_id=attempt_id,
@@ -369,12 +369,6 @@ class Scheduler:
             reason=result.reason,
             **more,
         )
-
-    def _user(self, rule: str, hook: Hook) -> HookUser:
-        known = self._users.get(rule)
-        if known is None:
-            known = self._users[rule] = resolve_user(hook.user, hook.group)
-        return known
 
     # -- housekeeping --------------------------------------------------------------------------------------------
 

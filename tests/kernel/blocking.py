@@ -29,7 +29,7 @@ from harness import LIBC, PATIENCE_S, Daemon, child, rename, wait_status
 from cnprocd.control.client import Client
 from cnprocd.control.protocol import Request, pack
 from cnprocd.errors import CnprocdError
-from cnprocd.spool.rows import Match as PastMatch
+from cnprocd.spool.rows import PastMatch
 from cnprocd.spool.spool import Spool
 
 HERE = Path(__file__).parent / "blockers"

@@ -15,9 +15,11 @@ import threading
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from reaping import children_reaped  # noqa: F401 (a fixture)
 
-from cnprocd.edge import Edge, Limits, Missed
+from cnprocd.edge import Edge, Limits, Missed, Patience
 from cnprocd.worker import ChildWorker, ThreadWorker
 
 CHILD = Path(__file__).with_name("edge_child.py")
@@ -370,7 +372,7 @@ def test_a_stuck_thread_does_not_keep_the_interpreter_alive(tmp_path, how):
     os.mkfifo(fifo)
     program = f"""
 import asyncio, os
-from cnprocd.edge import Edge, Limits, Missed
+from cnprocd.edge import Edge, Limits, Missed, Patience
 from cnprocd.worker import ThreadWorker
 
 def block(work):
@@ -386,3 +388,25 @@ asyncio.run(main())
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=LONG_S)
     assert (done.returncode, done.stdout) == (0, "stopped\n"), done.stderr
+
+
+# -- patience ----------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.floats(0.0, 5.0), min_size=1, max_size=200))
+def test_late_reads_take_a_tenth_of_the_time_at_most(pauses):
+    """Whatever the rhythm: but for what was saved up, and the shortest deadline that every read has."""
+    patience, now_s, waited_s = Patience(0.05, 0.002), 0.0, 0.0
+    for pause_s in pauses:
+        now_s += pause_s
+        deadline_s = patience.wait_s(now_s)
+        assert 0.002 <= deadline_s <= 0.05
+        now_s += deadline_s
+        patience.spend(deadline_s)
+        waited_s += deadline_s
+    assert waited_s <= Patience.LONGEST_S + Patience.SHARE * now_s + 0.002 * len(pauses) + 1e-9
+
+
+def test_reads_in_time_keep_the_full_deadline():
+    patience = Patience(0.05, 0.0)
+    assert all(patience.wait_s(now_s / 1000) == 0.05 for now_s in range(1000))

@@ -34,6 +34,7 @@ FLOORS = {
     "rules": "match occurrences, and decide what to ask the kernel for",
     "rules/language": "rule files to rules, for the loader process and the commands; the daemon never imports it",
     "launch": "one attempt of a hook",
+    "names": "names of users and groups, resolved beside the event loop",
     "runner": "the root service that starts hooks, and its client in the daemon",
     "spool": "the jobs, and which of them runs next",
     "output": "log records and metrics",

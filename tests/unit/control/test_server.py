@@ -72,7 +72,7 @@ class Running:
         self.thread.start()
         self.server = self.call(self._make(limits))
         if group is not None:
-            self.server.group = group
+            self.server._readers_group = lambda: group
         self.call(self.server.start())
 
     async def _make(self, limits):

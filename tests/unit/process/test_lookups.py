@@ -8,12 +8,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from reaping import children_reaped  # noqa: F401 (a fixture)
 
 from cnprocd.process import lookup_child
-from cnprocd.process.lookups import DEADLINE_S, SEVERAL, SHORTEST_S, Lookups, Patience
+from cnprocd.process.lookups import SEVERAL, Lookups
 from cnprocd.process.model import EVERYTHING, Wanted
 from cnprocd.process.procfs import read_process
 from cnprocd.worker import ChildWorker
@@ -189,25 +187,3 @@ def test_without_a_worker_nothing_is_known_and_that_is_logged(loop, records):
     assert made.read(os.getpid(), EVERYTHING, "procfs") is None
     assert [event for event, _ in records] == ["proc_unavailable", "proc_unreadable"]
     assert made.is_alive(os.getpid())
-
-
-# -- patience ----------------------------------------------------------------------------------------------------
-
-
-@given(st.lists(st.floats(0.0, 5.0), min_size=1, max_size=200))
-def test_late_reads_take_a_tenth_of_the_time_at_most(pauses):
-    """Whatever the rhythm: but for what was saved up, and the shortest deadline that every read has."""
-    patience, now_s, waited_s = Patience(), 0.0, 0.0
-    for pause_s in pauses:
-        now_s += pause_s
-        deadline_s = patience.wait_s(now_s)
-        assert SHORTEST_S <= deadline_s <= DEADLINE_S
-        now_s += deadline_s
-        patience.spend(deadline_s)
-        waited_s += deadline_s
-    assert waited_s <= Patience.LONGEST_S + Patience.SHARE * now_s + SHORTEST_S * len(pauses) + 1e-9
-
-
-def test_reads_in_time_keep_the_full_deadline():
-    patience = Patience()
-    assert all(patience.wait_s(now_s / 1000) == DEADLINE_S for now_s in range(1000))

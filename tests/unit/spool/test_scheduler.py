@@ -8,6 +8,9 @@ import sys
 import pytest
 from hookkit import PATIENCE_S, Records, aio, alive, hook, request, running, shell, zombies
 
+from cnprocd import names as names_module
+from cnprocd.launch.user import resolve_user
+from cnprocd.names import Names, NameServiceSilentError
 from cnprocd.rules.ruleset import Backoff, RuleLog
 from cnprocd.spool import scheduler as scheduler_module
 from cnprocd.spool.job import NS, Gather, State
@@ -307,18 +310,39 @@ async def test_a_reload_applies_to_waiting_jobs_and_orphans_are_dead(tmp_path, g
 @aio
 async def test_a_user_is_looked_up_once_for_each_load_of_the_rules(tmp_path, monkeypatch):
     asked = []
-    real = scheduler_module.resolve_user
-    monkeypatch.setattr(scheduler_module, "resolve_user", lambda *who: asked.append(who) or real(*who))
-    async with running(tmp_path, {"r": hook("/bin/true")}) as (spool, scheduler, records):
+    real = names_module.resolve_user
+    monkeypatch.setattr(names_module, "resolve_user", lambda *who: asked.append(who) or real(*who))
+    names = Names(asyncio.get_running_loop(), Records())
+    async with running(tmp_path, {"r": hook("/bin/true")}, resolve_user=names.hook_user) as (spool, scheduler, records):
         spool.enqueue([request("r"), request("r")])
         scheduler.wake()
         await records.ended(1, 2)
         assert len(asked) == 1
-        scheduler.reload({"r": hook("/bin/true")}, slots=1)
+        names.expire()  # as after a reload
         spool.enqueue([request("r")])
         scheduler.wake()
         await records.ended(3)
         assert len(asked) == 2
+    names.close()
+
+
+@aio
+async def test_a_job_waits_while_its_user_cannot_be_resolved(tmp_path):
+    """The name service does not answer: the job is tried again, and is not blamed for it."""
+    answers = [NameServiceSilentError("the name service does not answer")]
+
+    def resolve(user, group):
+        if answers:
+            raise answers.pop()
+        return resolve_user(user, group)
+
+    async with running(tmp_path, {"r": hook("/bin/true")}, resolve_user=resolve) as (spool, scheduler, records):
+        spool.enqueue([request("r")])
+        scheduler.wake()
+        await records.ended(1)
+        (failed,) = records.of("hook_failed")
+        assert failed["will_retry"] and "does not answer" in failed["reason"]
+        assert scheduler.totals.postponed == 1
 
 
 @aio
