@@ -75,7 +75,7 @@ def test_a_user_has_its_name_and_one_without_its_number(names):
     assert names.counters.done == 2  # the third was remembered
 
 
-def test_a_silent_service_is_reported_once_and_not_waited_for_again(names, silent, records):
+def test_a_silent_service_is_reported_and_waited_for_once(names, silent, records):
     for _ in range(5):
         assert answer_of(names, "a", silent) is None
     assert names.counters.late == 1
@@ -117,7 +117,7 @@ def test_an_error_of_the_resolver_is_raised_and_not_remembered(names):
     assert names.hook_user("root", None).uid == 0
 
 
-def test_an_expired_answer_is_asked_again_and_serves_if_that_is_late(names, silent):
+def test_an_expired_answer_serves_if_the_new_one_is_late(names, silent):
     assert names.resolve("a", lambda: "old") == "old"
     names.expire()
     assert names.resolve("a", lambda: "new") == "new"
