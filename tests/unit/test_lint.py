@@ -12,8 +12,8 @@ PROJECT = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     "command",
     [
-        ["ruff", "check", "--no-cache", "--output-format=concise", "cnprocd", "tests"],
-        ["ruff", "format", "--no-cache", "--check", "cnprocd", "tests"],
+        ["ruff", "check", "--no-cache", "--output-format=concise", "cnprocd", "tests", "packaging"],
+        ["ruff", "format", "--no-cache", "--check", "cnprocd", "tests", "packaging"],
         ["mypy", "--no-error-summary"],
     ],
     ids=["ruff check", "ruff format", "mypy"],
