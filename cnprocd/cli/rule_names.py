@@ -6,7 +6,7 @@ A glob may match nothing. A literal name that no rule has is a mistake, which an
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from fnmatch import fnmatchcase
 
 from cnprocd.cli.grammar import Options
@@ -25,11 +25,11 @@ def wanted(rule: str, name: str | None) -> bool:
     return name is None or fnmatchcase(rule, name)
 
 
-def require_rule(options: Options, name: str | None) -> None:
-    """Raise NotFoundError if no rule has the literal `name`. Do nothing if the rules cannot be read."""
+def require_rule(name: str | None, names: Callable[[], Collection[str] | None]) -> None:
+    """Raise NotFoundError if no rule has the literal `name`. `names` returns those of the rules, if they are known."""
     if name is None or is_glob(name):
         return
-    known = known_names(options)
+    known = names()
     if known is not None and name not in known:
         raise no_such_rule(name, known)
 

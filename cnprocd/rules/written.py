@@ -1,6 +1,6 @@
 """Rules as the rule language writes them: what a rule file must say to give exactly this rule, defaults included. PURE.
 
-`cnprocctl rules show` prints it, and the digest of it tells whether two rules are the same. A field of ruleset.py whose
+`cnprocctl rules show` prints it, and its digest shows whether two rules are the same. A field of ruleset.py whose
 name carries a unit (`timeout_s`, `output_limit_bytes`) is written with its plain key and a unit in the value.
 """
 

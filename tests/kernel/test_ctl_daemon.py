@@ -104,7 +104,7 @@ def test_a_bad_reload_shows_the_mistakes_and_changes_nothing(tmp_path):
         assert (status, out) == (78, "")
         assert f"{daemon.rules}:" in err
         assert "^" in err
-        assert "stay in force" in err
+        assert "keeping the current rules" in err
         pid = fail("cnpctl-a")
         daemon.mark()
         assert [match["pid"] for match in daemon.matches("failed")] == [pid]
