@@ -1,12 +1,12 @@
-"""Writes what is derived from the code: manual pages, completions, and the editor's schema.
+"""Write what is derived from the code: manual pages, completions, and the editor's schema.
 
-    python packaging/manual.py            write them where they belong
-    python packaging/manual.py DIRECTORY  write them there (the test that they have not drifted does)
+    python packaging/manual.py            write them to their places
+    python packaging/manual.py DIRECTORY  write them to a directory
 
-Strategy: the prose of a page is packaging/man/NAME.in, in roff; a line @NAME@ in it is replaced by what the code says:
-options and verbs from the parsers' own tables, every key of the rule language from the JSON schema, exit statuses from
-the modules that end with them. So a page cannot tell of an option that is not there, nor keep silent about one that is.
-No date is written: the same source gives the same bytes.
+The prose of a page is packaging/man/NAME.in, in roff. A line @NAME@ in it is replaced by text that is made from the
+code: options and verbs from the parsers' tables, the keys of the rule language from the JSON schema, log fields from
+output/fields.py. So a page lists exactly the options and fields that exist. No date is written: the same source gives
+the same bytes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from completion import bash, fish, zsh  # noqa: E402  # beside this file
 from cnprocd import __version__  # noqa: E402  # the checkout's, whatever is installed
 from cnprocd.cli import cnprocd as daemon  # noqa: E402
 from cnprocd.cli.grammar import COMMON, VERBS, Argument  # noqa: E402
+from cnprocd.output import fields  # noqa: E402
+from cnprocd.output.journal import MESSAGE_IDS  # noqa: E402
 from cnprocd.rules.language.schema import json_schema  # noqa: E402
 from cnprocd.rules.values import FIELD_NAMES  # noqa: E402
 
@@ -34,24 +36,34 @@ HERE = ROOT / "packaging"
 Schema = dict[str, Any]
 STATUSES = {
     "0": "Done; for the daemon, a clean stop.",
-    "1": "cnprocctl: the answer is no (no rule would fire, the doctor found a fault, there is no such job).",
+    "1": "cnprocctl: no rule matches, a check of the doctor failed, or there is no such rule, job or process.",
     "2": "Wrong usage.",
-    "69": "The kernel has no proc connector for us; cnprocctl: the daemon is not running or does not answer.",
+    "69": "The kernel has no proc connector; cnprocctl: the daemon does not run or does not answer.",
     "70": "A bug in cnprocd.",
-    "71": "The system refused something that it normally grants.",
+    "71": "A system call failed.",
+    "75": "Another cnprocd uses the state directory.",
     "77": "Not permitted: CAP_NET_ADMIN is missing; cnprocctl: only root may do that.",
-    "78": "A rule file is wrong.",
+    "78": "A rule file is invalid.",
+}
+
+
+TABLES = {
+    "ALWAYS": fields.ALWAYS,
+    "MATCH": fields.MATCH,
+    "CLASSES": fields.CLASSES,
+    "OTHER": fields.OTHER,
+    "HOOK": fields.HOOK_VARIABLES,
 }
 
 
 def roff(text: str) -> str:
-    """Plain text as roff: nothing in it is a request or an escape."""
+    """Return plain text as roff, without requests and escapes."""
     text = text.replace("\\", "\\e").replace("-", "\\-").replace("`", "\\(ga")
     return "\n".join("\\&" + line if line.startswith((".", "'")) else line for line in text.split("\n"))
 
 
 def sentence(text: str) -> str:
-    """A help text as a sentence."""
+    """Return a help text as a sentence."""
     return text[0].upper() + text[1:] + ("" if text.endswith(".") else ".")
 
 
@@ -62,7 +74,7 @@ def option(names: tuple[str, ...], metavar: str | None, help_text: str) -> str:
 
 
 def argument(one: Argument) -> str:
-    """A row of grammar.py's table."""
+    """Return a row of the table in grammar.py."""
     metavar = one.options.get("metavar")
     named = one.names[0].startswith("-")
     shown = str(metavar) if metavar else None
@@ -97,8 +109,13 @@ def statuses() -> str:
     return "".join(f".TP\n.B {number}\n{roff(text)}\n" for number, text in STATUSES.items())
 
 
+def terms(table: Mapping[str, str]) -> str:
+    """Return a table of names and their meanings."""
+    return "".join(f".TP\n.B {roff(name)}\n{roff(text)}\n" for name, text in table.items())
+
+
 def keys(schema: Schema, name: str) -> str:
-    """Every key of one mapping of the rule language."""
+    """Return every key of a mapping of the rule language."""
     here = schema if name == "" else schema["$defs"][name]
     lines = []
     for key, value in here["properties"].items():
@@ -111,7 +128,7 @@ def keys(schema: Schema, name: str) -> str:
 
 
 def form(value: Schema) -> str:
-    """What a value may be, in a few words."""
+    """Return the form of a value in a few words."""
     if "$ref" in value:
         return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", value["$ref"].rsplit("/", 1)[-1]).lower()
     for choices in ("anyOf", "allOf"):
@@ -131,24 +148,26 @@ def form(value: Schema) -> str:
 
 
 def sections(schema: Schema) -> Iterator[tuple[str, str]]:
-    """The placeholder of each mapping."""
+    """Yield the placeholder and the keys of each mapping."""
     yield "TOP", keys(schema, "")
     for name in schema["$defs"]:
         yield name.upper(), keys(schema, name)
 
 
 def page(source: Path) -> str:
-    """One page: the prose with what the code says put in."""
+    """Return a page: its prose with the placeholders replaced."""
     schema = json_schema()
     parts: dict[str, Callable[[], str] | str] = {
         "OPTIONS": daemon_options,
         "COMMON": lambda: "".join(map(argument, COMMON)),
         "VERBS": verbs,
         "STATUSES": statuses,
+        **{f"FIELDS {name}": (lambda table=table: terms(table)) for name, table in TABLES.items()},
+        "MESSAGE IDS": lambda: terms(MESSAGE_IDS),
         "FIELDS": lambda: roff(", ".join(FIELD_NAMES)) + "\n",
         **{f"KEYS {name}": text for name, text in sections(schema)},
     }
-    lines = [f'.\\" Made by packaging/manual.py of {source.name}; edit that.\n']
+    lines = [f'.\\" Made by packaging/manual.py from {source.name}; edit that.\n']
     for line in source.read_text().splitlines(keepends=True):
         if line.startswith("@"):
             part = parts[line.strip().strip("@")]
@@ -159,10 +178,10 @@ def page(source: Path) -> str:
 
 
 def made() -> Iterator[tuple[str, str]]:
-    """Every derived file, as (path below the project, text)."""
+    """Yield every derived file as (path below the project, text)."""
     for source in sorted((HERE / "man").glob("*.in")):
         yield f"packaging/man/{source.stem}", page(source)
-    # The units and the shorter name lead to the same page.
+    # The shorter name leads to the same page.
     yield "packaging/man/cnprocd-rules.5", ".so man5/cnprocd-rules.yaml.5\n"
     yield "packaging/completions/cnprocctl.bash", bash()
     yield "packaging/completions/_cnprocctl", zsh()

@@ -39,7 +39,9 @@ def test_no_placeholder_is_left():
 
 
 @pytest.mark.skipif(shutil.which("groff") is None, reason="groff is not installed")
-@pytest.mark.parametrize("page", ["cnprocd.8", "cnprocctl.1", "cnprocd-rules.yaml.5"])
+@pytest.mark.parametrize(
+    "page", ["cnprocd.8", "cnprocctl.1", "cnprocd-rules.yaml.5", "cnprocd-fields.7", "cnprocd-runner.8"]
+)
 def test_a_page_renders_without_a_warning(page):
     done = subprocess.run(
         ["groff", "-man", "-ww", "-Tutf8", "-z", PACKAGING / "man" / page], capture_output=True, text=True
