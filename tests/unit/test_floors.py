@@ -57,7 +57,7 @@ connector/decode connector/event connector/filter connector/gathering connector/
 connector/status connector/taskrecord connector/uapi
 control/protocol
 launch/render launch/request
-output/console output/record
+output/console output/fields output/record
 process/cgroup_path process/completion process/deaths process/family process/files process/model process/oom
 process/stat process/table process/tracker
 rules/compile rules/needs rules/plan rules/predicate rules/ruleset rules/values rules/written
