@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING
 from cnprocd.cli.ending import TimeIsUpError, end_after
 from cnprocd.cli.grammar import KINDS, Options
 from cnprocd.cli.lines import LINES_A_SECOND, Budget, match_line
+from cnprocd.cli.rule_names import known_names, require_rule, wanted
 from cnprocd.cli.terminal import Style, columns, print_json
 from cnprocd.control.client import Client
 from cnprocd.control.protocol import WRONG_USAGE
 from cnprocd.errors import EX_OK, CnprocdError
-from cnprocd.json_value import JsonDict, JsonObject, as_dict, get_int
+from cnprocd.json_value import JsonDict, JsonObject, as_dict, get_int, get_str
 
 if TYPE_CHECKING:  # imported when they are needed, so that `watch` without --match starts at once
     from cnprocd.process.model import Occurrence, Process
@@ -36,6 +37,7 @@ class _EnoughError(Exception):
 
 def watch(options: Options) -> int:
     """Print lines until the time, the count or a signal ends it."""
+    require_rule(options.rule, lambda: known_names(options))
     rate = options.rate if options.rate is not None else LINES_A_SECOND if sys.stdout.isatty() else None
     printer = _Printer(options, None if options.json or rate == 0 else rate)
     with contextlib.suppress(_EnoughError):
@@ -100,7 +102,7 @@ def _watch_matches(options: Options, printer: _Printer) -> None:
 def _fits(options: Options) -> Fits:
     """Return the test for records of the daemon: by rule, and by a match of the rule language."""
     if options.match is None:
-        return lambda record: options.rule in (None, record["rule"])
+        return lambda record: wanted(get_str(record, "rule"), options.rule)
     from cnprocd.cli.event_from_options import FIELDS, occurrence_of
     from cnprocd.cli.ruleset import rule_of_match
     from cnprocd.cli.verbs.trial import NAMES
@@ -111,7 +113,7 @@ def _fits(options: Options) -> Fits:
     def fits(record: JsonObject) -> bool:
         known = {name: value for name, value in record.items() if name in FIELDS or name.endswith("_hex")}
         known.pop("status", None)
-        return options.rule in (None, record["rule"]) and test(occurrence_of(known, NAMES)) is True
+        return wanted(get_str(record, "rule"), options.rule) and test(occurrence_of(known, NAMES)) is True
 
     return fits
 

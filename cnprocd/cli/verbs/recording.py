@@ -20,6 +20,7 @@ from cnprocd.cli.listening import BUFFER_BYTES
 from cnprocd.cli.recording import Drain, Recording, RecordingError, Writer, facts_of, read
 from cnprocd.cli.replaying import Replayed
 from cnprocd.cli.replaying import replay as replayed
+from cnprocd.cli.rule_names import require_rule, wanted
 from cnprocd.cli.ruleset import loaded_rules
 from cnprocd.cli.terminal import Style, print_json, size
 from cnprocd.cli.verbs.trial import NAMES
@@ -194,8 +195,9 @@ def replay(options: Options) -> int:
         raise RecordingError("the recording is of a machine with another byte order", "replay it on such a machine")
     ids = {name: uid for uid, name in recording.names.items()}
     loaded = loaded_rules(options.rules, user=_user(ids))
+    require_rule(options.rule, lambda: [rule.name for rule in loaded.rules])
     found = replayed(recording, Matcher(loaded.rules))
-    matches = [match for match in found.matches if options.rule in (None, match["rule"])]
+    matches = [match for match in found.matches if wanted(str(match["rule"]), options.rule)]
     if options.json:
         print_json({"matches": matches, "summary": _summary(found, recording), "timing": _timing(found)})
         return EX_OK
