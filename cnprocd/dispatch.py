@@ -92,7 +92,7 @@ class Dispatcher:
         return held_by is None
 
     def start(self) -> None:
-        """Recover what the last run left, then run hooks. Needs a running event loop."""
+        """Recover the jobs of the last run, then run hooks. Needs a running event loop."""
         self.scheduler.start()
 
     async def stop(self, bound_s: float) -> None:

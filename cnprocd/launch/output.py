@@ -43,7 +43,7 @@ class Output:
         return gone > 0
 
     def finish(self) -> None:
-        """Read what is still in the pipe after the hook has exited, then emit how much was discarded."""
+        """Read the rest of the pipe after the hook has exited, then emit how much was discarded."""
         with contextlib.suppress(BlockingIOError):
             for _ in range(16):  # a child that was left behind may write for ever
                 if not self.read():

@@ -1,4 +1,4 @@
-"""What one attempt to run a hook needs, and how it ended. PURE.
+"""The values of one attempt to run a hook: its request and its result. PURE.
 
 The scheduler makes a LaunchRequest of a job. The runner makes one of a frame and of its own rules. Rendering, spawning
 and both launchers know hooks by it alone.

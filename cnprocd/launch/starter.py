@@ -72,7 +72,7 @@ class CloneArgs(ctypes.Structure):
 
 
 def drop_inheritance() -> None:
-    """Drop what a hook must not inherit and an exec would keep: ambient capabilities and the OOM score."""
+    """Drop two attributes that an exec would keep: ambient capabilities and the OOM score."""
     _libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     try:
         fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)

@@ -169,7 +169,7 @@ class RunnerClient:
         self._flush()
 
     def _flush(self) -> None:
-        """Write what the socket accepts now, and the rest when it is writable again."""
+        """Write as much as the socket accepts now, and the rest when it is writable again."""
         assert self._socket is not None
         self._loop.remove_writer(self._socket)
         try:

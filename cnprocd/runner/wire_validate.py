@@ -1,4 +1,4 @@
-"""Parse what the daemon sends to the runner: exactly the frames of wire.py, or WireError. PURE.
+"""Parse the frames from the daemon to the runner: exactly those of wire.py, or WireError. PURE.
 
 The runner is root and the daemon is not, so a compromised daemon may send anything. Types are taken as they are (text
 never becomes a number), unknown keys are rejected, and every value is bounded, here or by the classes of wire.py.

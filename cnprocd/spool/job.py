@@ -1,4 +1,4 @@
-"""What a job is, and what follows when an attempt to run its hook has ended. PURE: time and chance are arguments.
+"""Jobs, and the decision that follows the end of an attempt. PURE: time and chance are arguments.
 
 A job is the promise that a hook runs for one match (or, with `coalesce`, for many). These methods of store.py change
 its state, each in one SQL statement that names the states before. No method changes a job that is done.

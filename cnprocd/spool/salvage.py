@@ -1,4 +1,4 @@
-"""Recover jobs from a bad spool file: detect damage, rename the file, and read what is still readable."""
+"""Recover jobs from a bad spool file: detect damage, rename the file, and read the rows that are readable."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cnprocd.spool.store import Store, read_rows
 LIVE = (State.WAITING, State.RUNNING)
 MOST_DAMAGED = 5  # renamed files that are kept: repeated damage must not fill the disk
 
-# What a call on a database can raise. sqlite3 quotes the schema in its messages and fails to decode a damaged one.
+# The errors of a call on a database. sqlite3 quotes the schema in its messages and fails to decode a damaged one.
 FAILURES = (sqlite3.Error, UnicodeDecodeError)
 # SQLite's primary result codes that mean that the file is bad, not the disk.
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT})

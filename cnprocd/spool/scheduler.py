@@ -122,7 +122,7 @@ class Scheduler:
         self._next_durable_s = 0.0
 
     def start(self) -> None:
-        """Recover what a crash left, then start jobs. Needs a running event loop."""
+        """Recover the jobs that a crash interrupted, then start jobs. Needs a running event loop."""
         self._last_old_job = self._spool.last_job_id()
         leftovers = [left for left in self._spool.recover() if left.boot_id == self._spool.boot_id]
         self._leftovers = {left.job.job_id: left.job for left in leftovers}
@@ -145,7 +145,7 @@ class Scheduler:
         self.wake()
 
     def running(self) -> list[RunningHook]:
-        """Return what runs now, oldest first."""
+        """Return the running hooks, oldest first."""
         return [
             RunningHook(job_id, job.rule, attempt.pid, job.attempts, attempt.running_s)
             for job_id, (job, attempt) in self._active.items()
@@ -314,7 +314,7 @@ class Scheduler:
         self._launcher.prepare(soon=self._more)
 
     def _apply(self, job: Job, hook: Hook, result: AttemptResult, *, hook_pid: int | None) -> None:
-        """Store and log the result of an attempt, and what follows from it."""
+        """Store and log the result of an attempt, and the state that follows."""
         following = after_attempt(hook, job, result, self._spool.clock(), self._chance())
         match following.state:
             case State.DONE:

@@ -212,7 +212,7 @@ class Spool:
         self._write(lambda store: store.put_back(job_id, due_ns, counted=False))
 
     def recover(self) -> list[Leftover]:
-        """Return what was running at a crash, and let it wait again (or die after too many interruptions).
+        """Return the jobs that ran at a crash, and let them wait again (or die after too many interruptions).
 
         The hooks may still be alive.
         """

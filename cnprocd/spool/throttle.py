@@ -39,7 +39,7 @@ Holder = Literal["after", "cooldown", "rate_limit"]
 
 @dataclass(frozen=True, slots=True)
 class HeldBack:
-    """What one window held back, for the record `throttled`. `key` is raw text of a process: escape it."""
+    """The matches that one window held back, for the record `throttled`. `key` is raw text of a process: escape it."""
 
     rule: str
     held_by: Holder
@@ -125,7 +125,7 @@ class Throttle:
             self._limits.append(_Sliding("rate_limit", rate_limit.by, rate_limit.count, per_ns))
 
     def admit(self, record: JsonObject, now_ns: int) -> Holder | None:
-        """Return None if the match passes, else what held it back."""
+        """Return None if the match passes, else the limit that held it back."""
         if self._after is not None and not self._reaches(self._after, now_ns):
             return "after"
         keys = [limit.key_of(record) for limit in self._limits]
@@ -138,7 +138,7 @@ class Throttle:
         return None
 
     def reports(self, now_ns: int) -> list[HeldBack]:
-        """Return what the windows held back that have closed since the last call."""
+        """Return the held back matches of all windows that have closed since the last call."""
         return [held for limit in self._limits for held in limit.reports(self.rule, now_ns)]
 
     def next_report_ns(self) -> int | None:

@@ -276,7 +276,7 @@ def small_disk(tmp_path):
 
 
 @aio
-async def test_a_full_disk_stops_no_cleanup_and_durability_comes_back(small_disk, monkeypatch):
+async def test_a_full_disk_stops_no_cleanup_and_durability_returns(small_disk, monkeypatch):
     monkeypatch.setattr("cnprocd.spool.scheduler.HOUSEKEEPING_S", 0.01)
     monkeypatch.setattr("cnprocd.spool.scheduler.DURABLE_RETRY_S", 0.0)
     async with running(small_disk, {"r": hook("/bin/true")}) as (spool, scheduler, records):

@@ -1,4 +1,4 @@
-"""cnprocd-runner's command line: whose rules it follows, and when it reads them again."""
+"""cnprocd-runner's command line, and when it reads the rules again."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_wrong_rules_run_nothing_until_they_are_right_again(file):
     assert list(rules()) == ["third"]
 
 
-def test_without_a_passed_socket_it_says_who_starts_it():
+def test_without_a_passed_socket_it_names_the_unit():
     environ = {name: value for name, value in os.environ.items() if not name.startswith("LISTEN_")}
     command = [sys.executable, "-m", "cnprocd.cli.runner"]
     done = subprocess.run(command, env=environ, capture_output=True, text=True, cwd=Path(__file__).parents[3])

@@ -1,10 +1,10 @@
-"""Print what starting a hook costs, by each way there is, interleaved in one run. Not a test; run it by hand.
+"""Print the cost of starting a hook in each possible way, interleaved in one run. Not a test; run it by hand.
 
 PYTHONPATH=tests/unit .venv/bin/python tests/unit/launch/measure_start.py [rounds]    (on a busy machine: chrt -r 50)
 
     fork    os.fork in the daemon, which has 35 MB and a hundred thousand objects
-    asked   a spare is made when the order is there
-    spare   a spare is there
+    asked   a spare is made on request
+    spare   a spare is ready
 """
 
 from __future__ import annotations

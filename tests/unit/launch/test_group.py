@@ -1,4 +1,4 @@
-"""group.py on real process trees: all descendants of a hook are found and ended, and nothing else."""
+"""group.py on real process trees: all processes of a hook are found and ended, and no others."""
 
 import asyncio
 import os
@@ -13,13 +13,13 @@ from hookkit import aio, alive
 from cnprocd.launch import group
 from cnprocd.launch.group import Root
 
-MARK = secrets.token_hex(16)  # of this run alone: others may run the same tests beside us
+MARK = secrets.token_hex(16)  # of this run alone: the same tests may run beside it
 OTHER_MARK = secrets.token_hex(16)
 FORKER = """
 import os, sys, time
-def tell(): print(os.getpid(), flush=True)
+def report(): print(os.getpid(), flush=True)
 def stay():
-    tell()
+    report()
     while True: time.sleep(1000)
 def child(work):
     if os.fork() == 0:
@@ -30,7 +30,7 @@ stay()
 
 
 def tree(script, count, *, mark=MARK):
-    """A hook-like leader that runs `script`; returns (Popen, the PIDs of all `count` processes)."""
+    """Start a leader like a hook that runs `script`. Return (Popen, the PIDs of all `count` processes)."""
     leader = subprocess.Popen(
         [sys.executable, "-c", FORKER, script],
         stdout=subprocess.PIPE,
@@ -63,7 +63,7 @@ SHAPES = {
 
 @pytest.mark.parametrize("shape", SHAPES)
 @aio
-async def test_everything_that_a_hook_started_is_found_and_ended(shape):
+async def test_all_processes_of_a_hook_are_found_and_ended(shape):
     leader, pids = tree(*SHAPES[shape])
     bystander, _ = tree("pass", 1, mark=OTHER_MARK)
     try:
@@ -102,26 +102,26 @@ async def test_a_fork_bomb_is_ended():
 
 @aio
 async def test_a_pid_that_was_reused_is_not_taken_for_the_hook():
-    stranger, _ = tree("pass", 1, mark=OTHER_MARK)
+    other, _ = tree("pass", 1, mark=OTHER_MARK)
     try:
-        ticks = group.start_ticks(stranger.pid)
-        assert await group.members(Root(stranger.pid, ticks - 1, MARK)) == []
-        assert [m.pid for m in await group.members(Root(stranger.pid, ticks, MARK))] == [stranger.pid]
-        assert await group.end(Root(stranger.pid, ticks - 1, MARK), grace_s=0) == 0
-        assert alive(stranger.pid)
+        ticks = group.start_ticks(other.pid)
+        assert await group.members(Root(other.pid, ticks - 1, MARK)) == []
+        assert [m.pid for m in await group.members(Root(other.pid, ticks, MARK))] == [other.pid]
+        assert await group.end(Root(other.pid, ticks - 1, MARK), grace_s=0) == 0
+        assert alive(other.pid)
     finally:
-        stranger.kill()
-        stranger.wait()
+        other.kill()
+        other.wait()
 
 
 @aio
 async def test_a_group_member_with_a_reused_pid_is_not_signalled():
-    stranger, _ = tree("pass", 1)
-    ticks = group.start_ticks(stranger.pid)
-    group._send(group.Member(stranger.pid, ticks + 1), signal.SIGKILL)
-    assert alive(stranger.pid)
-    group._send(group.Member(stranger.pid, ticks), signal.SIGKILL)
-    assert stranger.wait() == -signal.SIGKILL
+    other, _ = tree("pass", 1)
+    ticks = group.start_ticks(other.pid)
+    group._send(group.Member(other.pid, ticks + 1), signal.SIGKILL)
+    assert alive(other.pid)
+    group._send(group.Member(other.pid, ticks), signal.SIGKILL)
+    assert other.wait() == -signal.SIGKILL
 
 
 @aio

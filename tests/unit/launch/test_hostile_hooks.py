@@ -1,4 +1,4 @@
-"""Hooks that misbehave, each beside another hook that must not be affected. The record names the fault."""
+"""Hooks that misbehave: each gets its record, and the hooks of another rule are not affected."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ KILL = signal.SIGKILL
 
 @dataclass
 class Hostile:
-    """A hook and the expected record. `reason` None: it counts as success."""
+    """A hook and the fields of its record. `reason` None: it counts as success."""
 
     script: str
     reason: str | None = None
@@ -43,7 +43,7 @@ TABLE = {
         more={"output_limit_bytes": 100},
     ),
     "writes to standard error only": Hostile("echo oh >&2", exit_code=0, output=["oh"]),
-    "writes what a terminal obeys": Hostile(
+    "writes terminal escapes": Hostile(
         r"printf '\033[2J\377\nMESSAGE_ID=x\r\n'", exit_code=0, output=["\\x1b[2J\\xff", "MESSAGE_ID=x"]
     ),
     "closes its standard input": Hostile("exec <&-; exit 0", exit_code=0),
@@ -118,13 +118,13 @@ def _a_directory(path):
     path.mkdir()
 
 
-def _someone_elses(path):
+def _of_another_user(path):
     if os.geteuid() != 0:
         pytest.skip("needs root to give a file away")
     os.chown(path, 65534, 65534)
 
 
-def _under_someone_elses_directory(path):
+def _under_a_directory_of_another_user(path):
     if os.geteuid() != 0:
         pytest.skip("needs root to give a directory away")
     os.chown(path.parent, 65534, 65534)
@@ -145,8 +145,8 @@ REFUSED = {
     _group_writable: "can be written by the members of group",
     _under_a_writable_directory: "can be written by everyone",
     _a_directory: "is a directory",
-    _someone_elses: "belongs to user 65534",
-    _under_someone_elses_directory: "belongs to user 65534",
+    _of_another_user: "belongs to user 65534",
+    _under_a_directory_of_another_user: "belongs to user 65534",
     _empty: "neither a program nor a script",
     _of_another_machine: "neither a program nor a script",
 }

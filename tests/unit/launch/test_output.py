@@ -1,4 +1,4 @@
-"""output.py: lines up to a cap, and a pipe that never fills."""
+"""output.py: lines up to a limit, and a pipe that never fills."""
 
 import os
 import threading
@@ -33,7 +33,7 @@ def test_lines_are_cut_as_they_come_and_the_rest_at_the_end(pipe):
     assert lines == ["one", "two", "last"]
 
 
-def test_an_empty_pipe_is_told_from_a_closed_one(pipe):
+def test_an_empty_pipe_differs_from_a_closed_one(pipe):
     reader, writer = pipe
     output, _ = collect(reader)
     with pytest.raises(BlockingIOError):
@@ -42,7 +42,7 @@ def test_an_empty_pipe_is_told_from_a_closed_one(pipe):
     assert not output.read()
 
 
-def test_what_deceives_on_a_terminal_is_escaped(pipe):
+def test_text_that_deceives_a_terminal_is_escaped(pipe):
     reader, writer = pipe
     output, lines = collect(reader)
     os.write(writer, b"\x1b[31mred\tx\xff\x00\n")

@@ -1,4 +1,4 @@
-"""program.py: a program that another user could have replaced is refused, with the reason and a hint."""
+"""program.py: a program that another user could have changed is refused, with reason and hint."""
 
 import os
 import shutil
@@ -56,7 +56,7 @@ def test_which_kernels_name_a_program_executed_by_descriptor(release, kept):
     assert comm_is_kept(release) is kept
 
 
-def test_what_is_missing_or_not_a_program_is_said(script, tmp_path):
+def test_a_missing_file_or_no_program_is_refused(script, tmp_path):
     assert "No such file" in refusal(tmp_path / "missing")
     assert "not an absolute path" in refusal("bin/true")
     assert "a directory" in refusal(tmp_path)
@@ -77,7 +77,7 @@ def test_a_directory_that_others_can_write_is_refused(script):
 
 
 @root_only
-def test_a_program_or_directory_of_someone_else_is_refused(script):
+def test_a_program_or_directory_of_another_user_is_refused(script):
     os.chown(script, 65534, 65534)
     assert "belongs to user 65534" in refusal(script)
     os.chown(script, 0, 0)
@@ -115,7 +115,7 @@ def test_the_hint_for_an_interpreter_is_another_one(script, tmp_path):
 
 
 @root_only
-def test_a_link_that_someone_else_made_is_refused(script, tmp_path):
+def test_a_link_of_another_user_is_refused(script, tmp_path):
     link = tmp_path / "link"
     link.symlink_to(script)
     os.lchown(link, 65534, 65534)
@@ -135,7 +135,7 @@ def test_a_script_is_no_safer_than_its_interpreter(script, tmp_path):
 
 
 def wait_out(*paths):
-    """Wait until these and their parents were changed long enough ago: no program can set a change time."""
+    """Wait until the last change of these and their parents is old enough: no call sets a change time."""
     while max(os.lstat(one).st_ctime_ns for path in paths for one in (path, *path.parents)) >= time.time_ns() - 2 * (
         CHANGING_NS
     ):
@@ -143,7 +143,7 @@ def wait_out(*paths):
 
 
 @pytest.fixture
-def settled(script):
+def unchanged(script):
     wait_out(script)
     return script
 
@@ -162,12 +162,12 @@ def opened_by(programs, path):
     return found
 
 
-def test_a_judgement_is_remembered_while_nothing_changes(settled, monkeypatch):
+def test_a_check_is_cached_while_nothing_changes(unchanged, monkeypatch):
     programs, walked = Programs(), walks(monkeypatch)
-    first = opened_by(programs, settled)
-    assert walked == [str(settled), "/bin/sh"]
-    again = opened_by(programs, settled)
-    assert walked == [str(settled), "/bin/sh"]
+    first = opened_by(programs, unchanged)
+    assert walked == [str(unchanged), "/bin/sh"]
+    again = opened_by(programs, unchanged)
+    assert walked == [str(unchanged), "/bin/sh"]
     assert (again.path, again.inode, again.by_fd) == (first.path, first.inode, first.by_fd)
 
 
@@ -185,21 +185,21 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_remembered_judgement_does_not_outlive_a_change(settled, change):
+def test_a_cached_check_does_not_outlive_a_change(unchanged, change):
     programs = Programs()
-    opened_by(programs, settled)
-    CHANGES[change](settled)
+    opened_by(programs, unchanged)
+    CHANGES[change](unchanged)
     with pytest.raises(HookRefusedError):
-        opened_by(programs, settled)
+        opened_by(programs, unchanged)
 
 
-def test_a_link_that_now_leads_elsewhere_is_followed(settled, tmp_path):
+def test_a_link_that_now_leads_elsewhere_is_followed(unchanged, tmp_path):
     elsewhere = tmp_path.parent / f"{tmp_path.name}-elsewhere"  # no component of the resolved path changes
     elsewhere.mkdir()
     far, near, other = elsewhere / "far", elsewhere / "near", elsewhere / "other"
-    far.symlink_to(settled)
+    far.symlink_to(unchanged)
     near.symlink_to(far)
-    wait_out(settled, near)
+    wait_out(unchanged, near)
     programs = Programs()
     opened_by(programs, near)
     assert programs._checked
@@ -210,20 +210,20 @@ def test_a_link_that_now_leads_elsewhere_is_followed(settled, tmp_path):
     assert opened_by(programs, near).path == os.path.realpath(other)
 
 
-def test_an_interpreter_that_is_made_writable_is_noticed(settled, tmp_path):
+def test_an_interpreter_that_is_made_writable_is_noticed(unchanged, tmp_path):
     interpreter = tmp_path / "interpreter"
     shutil.copy("/bin/sh", interpreter)
-    settled.write_text(f"#!{interpreter}\n")
-    wait_out(interpreter, settled)
+    unchanged.write_text(f"#!{interpreter}\n")
+    wait_out(interpreter, unchanged)
     programs = Programs()
-    opened_by(programs, settled)
+    opened_by(programs, unchanged)
     assert programs._checked
     interpreter.chmod(0o757)
     with pytest.raises(HookRefusedError):
-        opened_by(programs, settled)
+        opened_by(programs, unchanged)
 
 
-def test_what_has_just_changed_is_judged_again(script, monkeypatch):
+def test_a_program_that_has_just_changed_is_checked_again(script, monkeypatch):
     programs, walked = Programs(), walks(monkeypatch)
     monkeypatch.setattr(program, "CHANGING_NS", 3600 * 10**9)
     opened_by(programs, script)

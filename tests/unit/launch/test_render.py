@@ -138,7 +138,7 @@ def test_a_message_for_people_cannot_deceive():
 
 @pytest.mark.parametrize("raw", ["zz", "6", "\udcff", "6 f"])
 def test_found_by_fuzzing_a_bad_hex_field_leaves_the_text_field(raw):
-    """From a damaged spool or a compromised daemon: the hook still runs."""
+    """From a damaged spool or a compromised daemon: the hook runs all the same."""
     assert environment({"comm": "x\\xff", "comm_hex": raw})[b"CNPROCD_COMM"] == b"x\\xff"
 
 

@@ -1,4 +1,4 @@
-"""starter.py and spawn.py with real processes: what a hook finds when it begins, by either way of starting it."""
+"""starter.py and spawn.py with real processes: the state of a hook at its start, by spare and by fork."""
 
 import ctypes
 import dataclasses
@@ -52,7 +52,7 @@ def starter(request):
 
 @dataclass
 class Start:
-    """What spawn() takes, and the way to undo it."""
+    """The arguments of spawn(). `spawn` closes the program."""
 
     request: LaunchRequest
     program: Program
@@ -73,7 +73,7 @@ def start(*argv, path="/bin/sh", events=({"pid": 1},), **more):
 
 
 def run(starter, one):
-    """Start, wait, reap: (report, output, waitid_result)."""
+    """Start, wait and reap. Return (report, output, waitid_result)."""
     announced = []
     child = one.spawn(starter, announced.append)
     assert announced == [child.pid]
@@ -117,7 +117,7 @@ def test_a_hook_begins_clean(starter, monkeypatch):
     assert found["fds"] == [0, 1, 2, 3], "3 is the listing's own"
     assert found["session"]
     assert (found["umask"], found["cwd"]) == (0o077, "/")
-    ignored = found["ignored"] & ~(0b11 << 31)  # 32 and 33 are glibc's own, and can be inherited as ignored
+    ignored = found["ignored"] & ~(0b11 << 31)  # glibc's own 32 and 33: inherited
     assert (ignored, found["blocked"], found["ambient"], found["oom"]) == (0, 0, 0, 0)
     assert found["parent"] == os.getpid()
 
@@ -130,7 +130,7 @@ def test_limits_nice_umask_and_directory_are_set(starter, tmp_path):
     assert (found["nice"], found["umask"], found["cwd"]) == (7, 0o027, str(tmp_path))
 
 
-def test_a_gathered_standard_input_of_megabytes_blocks_nobody(starter):
+def test_standard_input_of_megabytes_does_not_block(starter):
     events = ({"pid": 1},) * 150_000
     report, output, status = run(starter, start("-c", "exit 0", events=events))
     assert (report, output, status.si_status) == (b"", b"", 0)
@@ -145,7 +145,7 @@ def test_a_gathered_standard_input_of_megabytes_blocks_nobody(starter):
         ({"limits": ResourceLimits(processes=1 << 31, open_files=1 << 40)}, "cannot set its resource limits"),
     ],
 )
-def test_what_goes_wrong_before_the_exec_is_a_sentence(starter, more, sentence):
+def test_a_failure_before_the_exec_is_a_sentence(starter, more, sentence):
     one = start("-c", "exit 0", **more)
     report, _, status = run(starter, one)
     assert sentence in one.failure(report)
@@ -215,7 +215,7 @@ def test_the_caller_knows_the_pid_before_the_hook_does_anything(starter, tmp_pat
 
 def test_descriptors_do_not_leak(starter):
     run(starter, start("-c", "exit 0"))
-    gc.collect()  # what other tests left to the collector must not be closed in between
+    gc.collect()  # close the garbage of other tests before, not during, the count
     before = sorted(os.listdir("/proc/self/fd"))
     for _ in range(5):
         run(starter, start("-c", "exit 0"))
@@ -223,7 +223,7 @@ def test_descriptors_do_not_leak(starter):
     assert sorted(os.listdir("/proc/self/fd")) == before
 
 
-# -- when the helper is gone -------------------------------------------------------------------------------------
+# -- without the helper ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -283,7 +283,7 @@ def test_a_kernel_without_clone3_makes_the_daemon_fork(helped, monkeypatch):
 
 @pytest.mark.parametrize("left", range(12))
 def test_no_descriptors_left_is_an_error_before_any_start(helped, left):
-    """Wherever on the way they run out; with enough of them, it starts."""
+    """They run out at every step of the start. With enough of them, the hook starts."""
     one = start("-c", "exit 0")
     announced, child = [], None
     old = resource.getrlimit(resource.RLIMIT_NOFILE)

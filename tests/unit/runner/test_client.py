@@ -95,7 +95,7 @@ def test_a_hook_runs_and_everything_about_it_comes_back(tmp_path):
     play(tmp_path, scene)
 
 
-def test_what_the_reader_believes_about_a_rule_does_not_matter(tmp_path):
+def test_the_daemons_own_hook_settings_are_ignored(tmp_path):
     """The command that the daemon knows is not sent."""
 
     async def scene(it: World) -> list[str]:
@@ -128,7 +128,7 @@ def test_the_shorter_limit_holds(tmp_path, asked_s, ruled_s):
     assert play(tmp_path, scene).result.reason == "timed out after 0.2 s"
 
 
-def test_a_hook_can_be_cut(tmp_path):
+def test_a_hook_can_be_terminated(tmp_path):
     async def scene(it: World):
         it.hooks["r"] = hook("exec sleep 100")
         one = it.launch("r")
@@ -137,7 +137,7 @@ def test_a_hook_can_be_cut(tmp_path):
     assert play(tmp_path, scene).interrupted
 
 
-def test_a_stranger_is_turned_away(tmp_path):
+def test_a_peer_with_another_uid_is_refused(tmp_path):
     async def scene(it: World):
         it.service._allowed = frozenset({os.getuid() + 1})
         return await it.launch("r").wait(lambda line: None, lambda one: None), it.records
@@ -147,7 +147,7 @@ def test_a_stranger_is_turned_away(tmp_path):
     assert [record["event"] for record in records] == ["runner_refused"]
 
 
-def test_without_a_runner_the_job_is_told_to_wait(tmp_path):
+def test_without_a_runner_launch_raises_oserror(tmp_path):
     async def scene(it: World) -> None:
         it.path.unlink()
         with pytest.raises(OSError, match="cannot reach the runner"):
@@ -235,7 +235,7 @@ HELLO = {"type": "hello", "version": wire.VERSION}
     ],
     ids=repr,
 )
-def test_a_peer_that_breaks_the_protocol_is_cut_off_alone(tmp_path, bodies):
+def test_a_peer_that_breaks_the_protocol_is_disconnected(tmp_path, bodies):
     async def scene(it: World) -> None:
         it.hooks["r"] = hook("exec sleep 100")
         it.hooks["good"] = hook("exit 0")
@@ -254,7 +254,7 @@ def test_a_peer_that_breaks_the_protocol_is_cut_off_alone(tmp_path, bodies):
     play(tmp_path, scene)
 
 
-def test_the_service_ends_when_nobody_comes(tmp_path):
+def test_the_service_ends_without_connections(tmp_path):
     async def main() -> None:
         it = World(tmp_path)
         async with asyncio.timeout(LIMIT_S):
@@ -264,7 +264,7 @@ def test_the_service_ends_when_nobody_comes(tmp_path):
     asyncio.run(main())
 
 
-def test_the_reader_lets_go_of_an_idle_runner(tmp_path, monkeypatch):
+def test_the_client_closes_an_idle_connection(tmp_path, monkeypatch):
     monkeypatch.setattr(client, "IDLE_S", 0.05)
 
     async def main() -> None:
@@ -279,7 +279,7 @@ def test_the_reader_lets_go_of_an_idle_runner(tmp_path, monkeypatch):
     asyncio.run(main())
 
 
-def test_the_kernel_says_who_connected():
+def test_peer_uid_comes_from_the_kernel():
     left, right = socket.socketpair(socket.AF_UNIX)
     assert runner_service.peer_uid(left) == os.getuid()
     left.close()
@@ -287,12 +287,12 @@ def test_the_kernel_says_who_connected():
 
 
 @given(st.lists(st.binary(max_size=50), max_size=10), st.lists(st.integers(1, 20), max_size=100))
-def test_frames_survive_any_splitting(bodies, cuts):
+def test_frames_survive_any_splitting(bodies, sizes):
     stream = b"".join(struct.pack(">I", len(body)) + body for body in bodies)
     buffer, seen = bytearray(), []
-    for cut in [*cuts, len(stream)]:
-        buffer += stream[:cut]
-        stream = stream[cut:]
+    for size in [*sizes, len(stream)]:
+        buffer += stream[:size]
+        stream = stream[size:]
         seen += wire.bodies(buffer)
     assert seen == bodies
     assert not buffer

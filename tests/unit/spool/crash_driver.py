@@ -17,37 +17,37 @@ from cnprocd.spool.scheduler import Scheduler
 from cnprocd.spool.spool import Spool
 
 
-class Telling(Records):
-    """Print a line when a hook has finished."""
+class Printing(Records):
+    """Prints a line when a hook has finished."""
 
     def __call__(self, level: str, event: str, **fields: object) -> None:
         super().__call__(level, event, **fields)
         if event == "hook_finished":
-            say("finished")
+            put("finished")
 
 
-def say(text: str) -> None:
+def put(text: str) -> None:
     os.write(1, text.encode() + b"\n")
 
 
 async def main(directory: Path, first: int, last: int) -> None:
-    records = Telling()
+    records = Printing()
     spool = Spool.open(directory, log=records)
     ledger = directory / "ledger"
     scheduler = Scheduler(spool, {"r": shell(f'echo "$CNPROCD_PID" >>{ledger}')}, slots=4, log=records)
-    say("started")
+    put("started")
     scheduler.start()
     while first < last:
         after = min(first + 5, last)
         spool.enqueue([request("r", {"pid": n}, key=f"job-{n}") for n in range(first, after)])
-        say(f"committed {first} {after}")
+        put(f"committed {first} {after}")
         scheduler.wake()
         first = after
         await asyncio.sleep(0.002)
     await records.until(lambda: not scheduler.running() and not spool.counts().waiting)
     await scheduler.stop(5)
     spool.close()
-    say("drained")
+    put("drained")
 
 
 asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))

@@ -1,6 +1,6 @@
-"""Print what a commit of the spool costs at each level of PRAGMA synchronous. Not a test; run it by hand.
+"""Print the cost of a commit of the spool at each level of PRAGMA synchronous. Not a test; run it by hand.
 
-.venv/bin/python tests/unit/spool/measure_sync.py [directory on the disk to measure]
+PYTHONPATH=tests/unit .venv/bin/python tests/unit/spool/measure_sync.py [directory on the disk to measure]
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A flood of jobs at once: all run, oldest first, and the memory of the scheduler does not grow.
+"""Many jobs at once: all run, in the order of their age, and memory does not grow.
 
 CNPROCD_BULK_JOBS=10000 is the full size; the default suits a busy machine.
 """
@@ -22,7 +22,7 @@ def rss_kib():
 
 
 class Counting(Records):
-    """Keep numbers, not records: the test's own memory must not grow either."""
+    """Keeps counts instead of records: the test's own memory must not grow either."""
 
     def __init__(self):
         super().__init__()
@@ -70,7 +70,7 @@ async def test_many_jobs_at_once_run_in_order_and_memory_stays_flat(tmp_path):
 
 
 def test_a_long_queue_of_a_busy_rule_does_not_slow_the_choice(tmp_path):
-    """Not timed: the query must be answered by the partial index alone, and sort nothing."""
+    """Without a timer: the partial index alone must answer the query, without a sort."""
     spool = Spool.open(tmp_path, log=Records())
     spool.enqueue([request("r", serialize_key="k") for _ in range(100)])
     queries = []

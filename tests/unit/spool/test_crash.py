@@ -1,4 +1,4 @@
-"""kill -9 at random instants: every committed job runs, and none that was finished runs again.
+"""kill -9 at random instants: every committed job runs, and no finished job runs again.
 
 CNPROCD_CRASH_JOBS and CNPROCD_CRASH_KILLS make it longer.
 """
@@ -20,7 +20,7 @@ KILLS = int(os.environ.get("CNPROCD_CRASH_KILLS", "10"))
 
 
 def finished(directory, copy):
-    """Return the done jobs in the spool of a killed daemon, and how often each has run so far."""
+    """Return the jobs that are done in the spool of a killed daemon, and how often each has run so far."""
     copy.mkdir()
     for suffix in ("", "-wal"):
         if (directory / f"{FILE_NAME}{suffix}").exists():
@@ -59,9 +59,9 @@ def test_committed_jobs_survive_and_finished_jobs_stay_finished(tmp_path):
     drained = False
 
     for kill in range(KILLS + 1):
-        # Each life has its share of the jobs to take in, beside what the lives before left.
+        # Each daemon adds its share of the jobs, and runs those that the earlier ones left.
         daemon = start(directory, len(committed), max(len(committed), JOBS * (kill + 1) // (KILLS + 1)))
-        # Killed when it has come so far, give or take: a busy machine makes no weaker test.
+        # Kill it by progress, not by time: the test is as strict on a busy machine.
         left, timer = chance.randint(1, 1 + JOBS // (KILLS + 1)), None
         for line in daemon.stdout:
             left -= 1

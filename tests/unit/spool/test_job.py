@@ -71,7 +71,7 @@ def test_a_job_with_success_is_done():
 
 
 @given(st.integers(0, 1 << 62))
-def test_lateness_alone_never_takes_away_the_first_try(now_ns):
+def test_lateness_never_takes_away_the_first_attempt(now_ns):
     assert time_left_s(hook(timeout_s=30, deadline_s=10), job(first_started_ns=None), now_ns) == 10
     assert time_left_s(hook(timeout_s=30), job(first_started_ns=None), now_ns) == 30
 
@@ -88,7 +88,7 @@ def test_no_retry_starts_after_the_deadline_and_none_outlasts_it(deadline_s, ela
         assert "deadline" in following.reason
 
 
-def test_an_interrupted_try_uses_up_no_retry_but_not_for_ever():
+def test_interruptions_use_up_no_retry_but_are_bounded():
     assert after_interruption(job(attempts=1), 7).state is State.WAITING
     assert after_interruption(job(attempts=9, failures=9 - MOST_INTERRUPTIONS), 7).due_ns == 7
     worn = after_interruption(job(attempts=MOST_INTERRUPTIONS + 1), 7)

@@ -62,7 +62,7 @@ async def test_a_hook_runs_and_its_record_says_how(tmp_path):
 
 
 @aio
-async def test_a_failing_hook_is_tried_again_and_then_a_dead_letter(tmp_path):
+async def test_a_failing_hook_is_retried_and_then_dead(tmp_path):
     failing = shell("exit 255", retries=1, backoff=SOON, on_failure=RuleLog(level="critical", message=None))
     async with running(tmp_path, {"r": failing}) as (spool, scheduler, records):
         spool.enqueue([request("r")])
@@ -129,7 +129,7 @@ async def test_a_hook_that_ignores_term_is_killed(tmp_path, monkeypatch):
 
 
 @aio
-async def test_the_deadline_cuts_the_try_and_the_retries(tmp_path):
+async def test_the_deadline_bounds_the_attempt_and_the_retries(tmp_path):
     spec = shell("sleep 1000", timeout_s=1000, deadline_s=0.3, retries=50, backoff=Backoff(0.001, 0.001))
     async with running(tmp_path, {"r": spec}) as (spool, scheduler, records):
         spool.enqueue([request("r")])
@@ -159,11 +159,11 @@ async def test_what_a_hook_that_succeeded_leaves_behind_lives_on(tmp_path):
         os.kill(pid, signal.SIGKILL)
 
 
-# -- order -------------------------------------------------------------------------------------------------------
+# -- order and slots --------------------------------------------------------------------------------------------
 
 
 class Gate:
-    """Hooks that wait until the test lets them go: `exec cat` of a FIFO."""
+    """Hooks that wait until the test releases them: they read a FIFO."""
 
     def __init__(self, directory, name="gate"):
         self.path = directory / name
@@ -173,7 +173,7 @@ class Gate:
     def hook(self, **more):
         return shell(f"read line <{self.path}", **more)
 
-    def let_go(self, count=1):
+    def release(self, count=1):
         os.write(self._end, b"\n" * count)
 
 
@@ -191,7 +191,7 @@ async def test_no_more_than_the_slots_run_and_the_oldest_go_first(tmp_path, gate
             expected = min(3 + done, 7)
             await records.until(lambda n=expected: len(records.of("hook_started")) == n)
             assert len(scheduler.running()) == min(3, 7 - done)
-            gate.let_go()
+            gate.release()
             await records.until(lambda n=done: len(records.of("hook_finished")) == min(n + 1, 7))
         assert sorted(order_of(records)) == list(range(1, 8))
         assert spool.counts().done == 7
@@ -217,7 +217,7 @@ async def test_a_rule_has_its_own_slots_and_does_not_hold_up_others(tmp_path, ga
         scheduler.wake()
         await records.ended(4, 5, 6)
         assert [one.job_id for one in scheduler.running()] == [1]
-        gate.let_go(3)
+        gate.release(3)
         await records.ended(1, 2, 3)
 
 
@@ -238,7 +238,7 @@ async def test_another_key_passes_one_that_waits(tmp_path, gate):
         scheduler.wake()
         await records.ended(3)
         assert [one.job_id for one in scheduler.running()] == [1]
-        gate.let_go(2)
+        gate.release(2)
         await records.ended(1, 2)
 
 
@@ -272,7 +272,7 @@ async def test_the_backlog_leaves_half_of_the_slots_to_new_jobs(tmp_path, gate):
         (job_id,) = spool.enqueue([request("new")]).job_ids
         scheduler.wake()
         await records.ended(job_id)
-        gate.let_go(10)
+        gate.release(10)
         await records.ended(*range(1, 11))
 
 
@@ -285,7 +285,7 @@ async def test_with_one_slot_new_jobs_go_before_the_backlog(tmp_path, gate):
         await records.until(lambda: records.of("hook_started"))
         spool.enqueue([request("r")])
         scheduler.wake()
-        gate.let_go(4)
+        gate.release(4)
         await records.ended(1, 2, 3, 4)
         assert order_of(records) == [1, 4, 2, 3]
 
@@ -303,7 +303,7 @@ async def test_a_reload_applies_to_waiting_jobs_and_orphans_are_dead(tmp_path, g
         await records.ended(2, 3)
         assert line_of(records, "hook_output", job_id=2)["line"] == "new"
         assert "its rule does not exist any more" in line_of(records, "job_dead", job_id=3)["reason"]
-        gate.let_go()
+        gate.release()
         await records.ended(1)
 
 
@@ -311,7 +311,7 @@ async def test_a_reload_applies_to_waiting_jobs_and_orphans_are_dead(tmp_path, g
 async def test_a_user_is_looked_up_once_for_each_load_of_the_rules(tmp_path, monkeypatch):
     asked = []
     real = names_module.resolve_user
-    monkeypatch.setattr(names_module, "resolve_user", lambda *who: asked.append(who) or real(*who))
+    monkeypatch.setattr(names_module, "resolve_user", lambda *args: asked.append(args) or real(*args))
     names = Names(asyncio.get_running_loop(), Records())
     async with running(tmp_path, {"r": hook("/bin/true")}, resolve_user=names.hook_user) as (spool, scheduler, records):
         spool.enqueue([request("r"), request("r")])
@@ -328,7 +328,7 @@ async def test_a_user_is_looked_up_once_for_each_load_of_the_rules(tmp_path, mon
 
 @aio
 async def test_a_job_waits_while_its_user_cannot_be_resolved(tmp_path):
-    """The name service does not answer: the job is tried again, and is not blamed for it."""
+    """The name service does not answer: the job is retried, and no failure is counted."""
     answers = [NameServiceSilentError("the name service does not answer")]
 
     def resolve(user, group):
@@ -368,7 +368,7 @@ async def test_stop_lets_hooks_finish_within_the_bound(tmp_path, gate):
         await records.until(lambda: records.of("hook_started"))
         stopping = asyncio.ensure_future(scheduler.stop(PATIENCE_S))
         await asyncio.sleep(0)
-        gate.let_go(2)
+        gate.release(2)
         await stopping
         assert records.of("hook_finished", job_id=1)
         assert not records.of("hook_started", job_id=2), "nothing is started any more"
@@ -428,11 +428,11 @@ async def test_a_surviving_hook_is_ended_before_its_job_runs_again(tmp_path, mon
         assert line_of(records, "hook_finished")["attempt"] == 2
 
 
-# -- without descriptors or processes ----------------------------------------------------------------------------
+# -- missing resources and damage -------------------------------------------------------------------------------
 
 
 @aio
-async def test_want_of_descriptors_postpones_a_job_and_blames_no_hook(tmp_path, monkeypatch):
+async def test_a_lack_of_descriptors_postpones_a_job(tmp_path, monkeypatch):
     async with running(tmp_path, {"r": hook("/bin/true", retries=0)}) as (spool, scheduler, records):
         real = scheduler._launcher.launch
 
@@ -448,14 +448,14 @@ async def test_want_of_descriptors_postpones_a_job_and_blames_no_hook(tmp_path, 
         assert failed["will_retry"]
         assert spool.job(1).attempts == 0
         assert scheduler.totals.postponed == 1
-        scheduler._spool._store._db.execute("UPDATE jobs SET due_ns = 0")  # not to wait for it here
+        scheduler._spool._store._db.execute("UPDATE jobs SET due_ns = 0")  # so that the test does not wait for it
         scheduler.wake()
         await records.ended(1)
         assert spool.counts().done == 1
 
 
 @aio
-async def test_an_unknown_user_is_a_failed_try_with_the_reason(tmp_path):
+async def test_an_unknown_user_is_a_failed_attempt_with_its_reason(tmp_path):
     async with running(tmp_path, {"r": hook("/bin/true", user="no-such-user")}) as (spool, scheduler, records):
         spool.enqueue([request("r")])
         scheduler.wake()

@@ -1,4 +1,4 @@
-"""spool.py on real files: nothing committed is lost, nothing is doubled, and a failing disk is reported."""
+"""spool.py on real files: no committed job is lost or doubled, and disk failures are logged and survived."""
 
 import json
 import os
@@ -20,7 +20,7 @@ FINE, FAILED = AttemptResult(None, 0), AttemptResult("exit code 1", 1)
 
 
 class Clock:
-    """A clock that stands still until it is set."""
+    """A clock that only the test moves."""
 
     def __init__(self):
         self.now_ns = 1_700_000_000 * NS
@@ -99,10 +99,10 @@ def test_a_flood_of_dropped_jobs_is_logged_in_few_records(open_spool, records, c
         assert spool.enqueue([request("a")]).shed == 1
     clock.now_ns += 10 * NS
     spool.sync()
-    told = records.of("queue_full")
-    assert len(told) <= 4
-    assert told[0]["shed"] == 1
-    assert sum(fields["shed"] for fields in told) == 100
+    logged = records.of("queue_full")
+    assert len(logged) <= 4
+    assert logged[0]["shed"] == 1
+    assert sum(fields["shed"] for fields in logged) == 100
 
 
 def test_a_batch_is_one_commit_or_nothing(open_spool):
@@ -180,14 +180,14 @@ def test_the_oldest_comes_first_and_what_is_busy_is_passed_over(open_spool):
 
 
 def test_jobs_are_counted_without_reading_them_all(open_spool):
-    """A tick does it every second, of ten thousand finished jobs."""
-    spool, said = open_spool(), []
+    """It is called every second, with up to ten thousand finished jobs."""
+    spool, statements = open_spool(), []
     db = spool._store._db
-    db.set_trace_callback(said.append)
+    db.set_trace_callback(statements.append)
     spool.counts()
     db.set_trace_callback(None)
-    assert said
-    for statement in said:
+    assert statements
+    for statement in statements:
         for *_, step in db.execute(f"EXPLAIN QUERY PLAN {statement}"):
             assert "TEMP B-TREE" not in step
             assert "jobs" not in step or "INDEX" in step, step
@@ -241,7 +241,7 @@ def test_a_finished_job_cannot_be_retried_dropped_or_recovered(open_spool):
     assert open_spool().recover() == []
 
 
-def test_what_ran_when_the_daemon_died_waits_again(open_spool):
+def test_jobs_that_ran_at_a_crash_wait_again(open_spool):
     spool = open_spool()
     spool.enqueue([request("a"), request("a")])
     spool.start(1, "token")
@@ -266,7 +266,7 @@ def test_a_hook_that_always_kills_the_daemon_becomes_dead(open_spool, records):
     assert records.of("job_dead", job_id=1)
 
 
-def test_a_postponed_try_does_not_count(open_spool, clock):
+def test_a_postponed_attempt_is_not_counted(open_spool, clock):
     spool = open_spool()
     spool.enqueue([request("a")])
     spool.start(1, "t")
@@ -403,7 +403,7 @@ def test_not_all_damaged_files_are_kept_for_ever(tmp_path, open_spool):
     assert len(damaged_files(tmp_path)) == 5
 
 
-def test_someone_elses_database_is_moved_aside_not_written_to(tmp_path, open_spool, records):
+def test_a_database_of_another_program_is_renamed_unchanged(tmp_path, open_spool, records):
     with sqlite3.connect(tmp_path / FILE_NAME) as db:
         db.execute("CREATE TABLE cats(name)")
     db.close()
@@ -447,8 +447,8 @@ def test_no_damage_at_all_stops_the_spool(tmp_path_factory, position, length, se
     spool.recover()
     spool.enqueue([request("a")])
     ran = []
-    # More than one round: damage that shows only while jobs run makes the spool move, and what a bad index had hidden
-    # comes with the table's rows.
+    # More than one round: damage that is detected only in use makes the spool move to another store, and then jobs
+    # appear that a bad index had hidden.
     for _ in range(4):
         for job in spool.due(99):
             spool.start(job.job_id, "t")
@@ -478,7 +478,7 @@ def test_found_by_fuzzing_an_index_that_names_one_job_twice(tmp_path, open_spool
     spool = open_spool()
     spool.enqueue([request(f"rule-{n}") for n in range(10)])
     spool.close()
-    # The entry of job 7 has the number 3 in front.
+    # The entry of job 7 gets the number 3.
     in_index(tmp_path / FILE_NAME, "waiting", b"\x07\x17", b"\x03\x17")
     spool = open_spool()
     assert records.of("spool_damaged")
@@ -499,7 +499,7 @@ def test_found_by_fuzzing_a_done_job_that_is_indexed_as_waiting(tmp_path, open_s
     table = slice((root - 1) * size, root * size)
     changed = (tmp_path / FILE_NAME).read_bytes()
     (tmp_path / FILE_NAME).write_bytes(raw[: table.start] + changed[table] + raw[table.stop :])
-    monkeypatch.setattr("cnprocd.spool.database._make_or_check", lambda db: None)  # as if it went bad in use
+    monkeypatch.setattr("cnprocd.spool.database._make_or_check", lambda db: None)  # as if it were damaged in use
     spool = open_spool()
     monkeypatch.undo()
     assert ids(spool.due(9)) == [2]
@@ -652,7 +652,7 @@ def test_a_job_known_to_the_file_is_not_doubled_on_return(tmp_path, open_spool, 
     assert spool.counts().waiting == 2
 
 
-def test_settle_syncs_the_wal_once_and_looking_is_no_reason_to(open_spool):
+def test_sync_syncs_the_wal_once_and_only_after_a_write(open_spool):
     spool = open_spool()
     spool.enqueue([request("a")])
     spool.counts()
@@ -665,7 +665,7 @@ def test_settle_syncs_the_wal_once_and_looking_is_no_reason_to(open_spool):
     spool.sync()
     assert [line for line in statements if line.startswith("PRAGMA")] == [
         "PRAGMA synchronous = FULL",
-        "PRAGMA user_version = 2",  # a write, or there would be no commit to sync
+        "PRAGMA user_version = 2",  # a write: without one there is no commit to sync
         "PRAGMA synchronous = NORMAL",
     ]
     assert spool._store._db.execute("PRAGMA synchronous").fetchone() == (1,)

@@ -1,4 +1,4 @@
-"""throttle.py against naive models that remember everything."""
+"""throttle.py against simple models that keep everything."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from cnprocd.rules.ruleset import After, RateLimit
 from cnprocd.spool.throttle import MOST_KEYS, MOST_TIMES, NS, OTHER_KEYS, HeldBack, Throttle
 
-# Whole seconds often, so that matches fall on the very edge of a window.
+# Often whole seconds, so that matches fall exactly on the end of a window.
 GAP_NS = st.integers(0, 5).map(lambda seconds: seconds * NS) | st.integers(0, 5 * NS)
 GAPS = st.lists(st.tuples(GAP_NS, st.sampled_from("abc")), max_size=60)
 
@@ -58,7 +58,7 @@ def test_after_fires_once_for_each_flapping(gaps, count, within_s, resets_s):
 
 
 @given(GAPS, st.integers(1, 3), st.integers(1, 8), st.integers(1, 8))
-def test_only_what_gets_past_all_limits_counts_for_any(gaps, count, per_s, cooldown_s):
+def test_only_matches_that_pass_all_limits_count(gaps, count, per_s, cooldown_s):
     throttle = Throttle("r", rate_limit=RateLimit(count, per_s), cooldown_s=cooldown_s)
     passed: list[int] = []
     for now, record in arrivals(gaps):
@@ -73,15 +73,15 @@ def test_only_what_gets_past_all_limits_counts_for_any(gaps, count, per_s, coold
 @given(GAPS, st.integers(1, 3), st.integers(1, 8))
 def test_everything_held_back_is_reported_once(gaps, count, per_s):
     throttle = Throttle("r", rate_limit=RateLimit(count, per_s, "comm"), cooldown_s=1)
-    held, told, now = 0, 0, 0
+    held, reported, now = 0, 0, 0
     for now, record in arrivals(gaps):
         due = throttle.next_report_ns()
         reports = throttle.reports(now)
         assert bool(reports) == (due is not None and due <= now)
-        told += sum(report.count for report in reports)
+        reported += sum(report.count for report in reports)
         held += throttle.admit(record, now) is not None
-    told += sum(report.count for report in throttle.reports(now + 100 * NS))
-    assert told == held
+    reported += sum(report.count for report in throttle.reports(now + 100 * NS))
+    assert reported == held
     assert throttle.next_report_ns() is None
     assert throttle.reports(now + 200 * NS) == []
 
@@ -95,7 +95,7 @@ def test_a_report_names_the_window_and_the_key():
     assert throttle.reports(5 + 60 * NS) == [HeldBack("r", "rate_limit", "comm", "x\n", 3, 60.0)]
 
 
-def test_keys_that_anyone_can_make_do_not_grow_without_bound():
+def test_keys_chosen_by_processes_are_bounded():
     throttle = Throttle("r", rate_limit=RateLimit(1, 1000, "comm"))
     for number in range(3 * MOST_KEYS):
         for _ in range(2):
