@@ -58,7 +58,7 @@ CODE = re.compile(r"`[^`\n]*`|\buser nobody\b|<[^>]*>|\bnobody:|--user nobody")
 def of_documents() -> Iterator[tuple[str, str]]:
     """Yield (where, text) of files that users read."""
     patterns = (
-        "README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md", "packaging/man/*.[158]",
+        "README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md", "packaging/man/*.[1-8]",
         "packaging/man/*.in", "systemd/*", "config/*.yaml", "config/examples/*.yaml", "config/examples/hooks/*",
         "packaging/grafana/*.yaml",
     )  # fmt: skip
