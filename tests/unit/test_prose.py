@@ -51,8 +51,8 @@ GLOSSARY = {
     r"telling": "exit record",
     r"the reader": "the daemon",
 }
-# Not prose: the user account, quoted output and commands.
-CODE = re.compile(r"`[^`\n]*`|\buser nobody\b|<[^>]*>|\bnobody:|--user nobody")
+# Not prose: the user account, quoted output and commands, names of fields in manual pages.
+CODE = re.compile(r"`[^`\n]*`|\buser nobody\b|<[^>]*>|\bnobody:|--user nobody|^\.B \w+$", re.MULTILINE)
 
 
 def of_documents() -> Iterator[tuple[str, str]]:
