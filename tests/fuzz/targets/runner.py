@@ -173,7 +173,7 @@ class Runner(Target):
 
     async def _served(self, bodies: list[bytes]) -> None:
         launcher, attempts = FakeLauncher(), set()
-        session = Session(None, launcher, lambda: _HOOKS, attempts, lambda *said, **fields: None)
+        session = Session(None, launcher, lambda: _HOOKS, attempts, lambda *_, **fields: None, resolve_user)
         session._writer = FakeWriter()
         started: set[str] = set()
         try:
