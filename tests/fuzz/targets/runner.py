@@ -20,6 +20,7 @@ from fuzz.target import Target, outcome, pieces
 from cnprocd.launch import render
 from cnprocd.launch.program import HookRefusedError
 from cnprocd.launch.request import AttemptResult, Ending
+from cnprocd.launch.user import resolve_user
 from cnprocd.rules.language.actions import HookModel
 from cnprocd.rules.language.plain import plain
 from cnprocd.rules.values import Field, Template
