@@ -159,12 +159,13 @@ class EventLoop:
             self._ticker.arm()
 
     def _watch(self) -> None:
-        """Ping the watchdog from the loop that drains: if that hangs, so does this. Check the canary.
+        """Ping the watchdog from the loop that drains: if that hangs, so does this. Check canary and rule files.
 
         Exit records whose event was not asked for come without waking the loop: here they are read at the latest.
         """
         if not self._stopping.is_set():
             self._pipeline.drain()
+            self._rules.state.check_if_due()
         interval_s = self._manager.watchdog_interval_s
         if interval_s is not None:
             self._manager.watchdog()

@@ -10,6 +10,7 @@ from cnprocd.connector.source import Source
 from cnprocd.connector.uapi import QUEUED_EVENT_BYTES
 from cnprocd.dispatch import Dispatcher
 from cnprocd.json_value import JsonDict
+from cnprocd.load_state import LoadState, ReadDigests
 from cnprocd.log import Level, Log
 from cnprocd.pipeline import Pipeline
 from cnprocd.rules.compile import Matcher
@@ -27,6 +28,7 @@ class RulesInForce:
         self,
         loaded: LoadedRules,
         load: Callable[[], Awaitable[LoadedRules]],
+        read_digests: ReadDigests,
         subscription: Subscription,
         pipeline: Pipeline,
         actions: Dispatcher,
@@ -36,6 +38,7 @@ class RulesInForce:
         stopping: asyncio.Event,
     ) -> None:
         self.loaded = loaded
+        self.state = LoadState(loaded, read_digests, self._show_state)
         self.on_swap: list[Callable[[], None]] = []
         self._load = load
         self._subscription = subscription
@@ -69,8 +72,10 @@ class RulesInForce:
                 loaded = await self._load()
                 if not self._stopping.is_set():
                     self._swap(loaded)
+                    self.state.succeeded(loaded)
             except RulesError as error:
                 problem = error
+                self.state.failed(error)
                 if not self._stopping.is_set():  # the loader process may have got the signal to stop as well
                     self._log(
                         "error",
@@ -110,8 +115,13 @@ class RulesInForce:
         rules = len(self._pipeline.matcher.rules)
         return (
             f"Watching with {rules} rule{'' if rules == 1 else 's'}: {source.events_seen} events, "
-            f"{counts.matches} matches, {source.losses.total()} lost, {self._actions.status_phrase()}"
+            f"{counts.matches} matches, {source.losses.total()} lost, "
+            f"{self._actions.status_phrase()}{self.state.phrase()}"
         )
+
+    def _show_state(self) -> None:
+        if not self._stopping.is_set():
+            self._manager.status(self.status_line())
 
     def summary(self) -> JsonDict:
         """Return the fields of `started` and `rules_loaded` records."""

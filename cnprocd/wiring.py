@@ -22,6 +22,7 @@ from cnprocd.control.room import ControlRoom
 from cnprocd.control.tap import Tap
 from cnprocd.dispatch import Dispatcher
 from cnprocd.event_loop import EventLoop, Ticker
+from cnprocd.load_state import LoadState, ReadDigests
 from cnprocd.log import Level, Log
 from cnprocd.names import Names
 from cnprocd.pipeline import Pipeline
@@ -51,9 +52,10 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Outside:
-    """What the daemon is given by main: how to load rules, how to log, the service manager."""
+    """What the daemon gets from main: how to read rule files, how to log, the service manager."""
 
     load: Callable[[], Awaitable[LoadedRules]]
+    read_digests: ReadDigests
     manager: ServiceManager
     log: Log
     set_log_level: Callable[[Level], None]
@@ -82,6 +84,10 @@ class ControlledDaemon:
     @property
     def features(self) -> Features:
         return self.subscription.features
+
+    @property
+    def load_state(self) -> LoadState:
+        return self.rules_in_force.state
 
     async def reload(self) -> RulesError | None:
         return await self.rules_in_force.reload()
@@ -123,7 +129,16 @@ def connect(options: Options, loaded: LoadedRules, outside: Outside) -> Parts:
     recovery = Recovery(source, tracker, lookups, holder, log)
     pipeline = Pipeline(source, tracker, matcher, tap, recovery, lookups, log)
     rules = RulesInForce(
-        loaded, outside.load, subscription, pipeline, actions, manager, log, outside.set_log_level, stopping
+        loaded,
+        outside.load,
+        outside.read_digests,
+        subscription,
+        pipeline,
+        actions,
+        manager,
+        log,
+        outside.set_log_level,
+        stopping,
     )
     view = ControlledDaemon(rules, subscription, pipeline, actions, kept_by_manager)
     control = ControlRoom(view, tap, options.runtime_dir, log, lambda: names.resolve("readers", access.readers_group))

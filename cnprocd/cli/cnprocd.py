@@ -13,9 +13,9 @@ from pathlib import Path
 
 from cnprocd import __version__
 from cnprocd.errors import EX_OK, CnprocdError
-from cnprocd.rules.loader_process import RuleLoader
+from cnprocd.rules.loader_process import LoaderProcess
 from cnprocd.rules.problems import LoadedRules
-from cnprocd.rules.rule_files import MAIN_FILE
+from cnprocd.rules.rule_files import MAIN_FILE, file_digests, rule_files
 
 _FEATURES = ("event_mask", "taskstats", "socket_filter", "pidfd_info")
 
@@ -68,8 +68,12 @@ def _read(rules: Path | None) -> LoadedRules:
     return load_in_force(rules)
 
 
-def _start_loader(rules: Path | None) -> RuleLoader:
-    return RuleLoader(lambda: _read(rules), rules or MAIN_FILE)
+def _start_loader(rules: Path | None) -> LoaderProcess[LoadedRules]:
+    return LoaderProcess(lambda: _read(rules), rules or MAIN_FILE)
+
+
+def _start_digests(rules: Path | None) -> LoaderProcess[dict[Path, str]]:
+    return LoaderProcess(lambda: file_digests(rule_files(rules)), rules or MAIN_FILE)
 
 
 def _report(loaded: LoadedRules) -> int:
@@ -80,7 +84,7 @@ def _report(loaded: LoadedRules) -> int:
     return EX_OK
 
 
-def _serve(options: argparse.Namespace, reading: RuleLoader) -> int:
+def _serve(options: argparse.Namespace, reading: LoaderProcess[LoadedRules]) -> int:
     # Imported while another process reads the rules.
     import asyncio
 
@@ -98,7 +102,14 @@ def _serve(options: argparse.Namespace, reading: RuleLoader) -> int:
         log("warning", "rules_warning", message=warning.render())
     refused = frozenset(options.refuse)
     settings = Options(options.rules, options.state_dir, options.runtime_dir, refused, options.runner)
-    outside = Outside(lambda: _start_loader(options.rules).wait(), manager, log, output.set_level, os.getpid())
+    outside = Outside(
+        load=lambda: _start_loader(options.rules).wait(),
+        read_digests=lambda: _start_digests(options.rules).wait(),
+        manager=manager,
+        log=log,
+        set_log_level=output.set_level,
+        own_tgid=os.getpid(),
+    )
     asyncio.run(serve(settings, loaded, outside))
     return EX_OK
 

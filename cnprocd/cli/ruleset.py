@@ -139,6 +139,11 @@ def rule_of_match(match: str | None, events: Sequence[str]) -> Rule:
             raise RulesError([replace(problem, file=Path("--match")) for problem in error.problems]) from error
 
 
+def warnings_of_files(files: Sequence[Path]) -> list[tuple[str, Problem]]:
+    """Return the warnings about files that a daemon loaded, the main file first. Raises RulesError or OSError."""
+    return warnings(apply(load(files[0], also=files[1:]), disabled_path(files[0])))
+
+
 def warnings(loaded: LoadedRules, *, other_host: bool = False) -> list[tuple[str, Problem]]:
     """Return the warnings of the loader and of lint, and about hooks that cannot run here, as (kind, problem)."""
     known = places(loaded)

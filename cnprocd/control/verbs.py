@@ -1,7 +1,7 @@
 """The verbs of the control socket: a table of small functions of the daemon and the arguments.
 
-Every verb but `reload` answers at once. The accessors of json_value check the arguments, which come from outside; the
-server answers a JsonError as wrong usage.
+`status` and `metrics` look at the rule files first, and `reload` loads them; every other verb answers at once. The
+accessors of json_value check the arguments, which come from outside; the server answers a JsonError as wrong usage.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _MAX_NS = (1 << 63) - 1
 def verbs_of(daemon: view.DaemonView) -> Mapping[str, Verb]:
     """Return the verbs of the daemon, by name."""
     return {
-        "status": Verb(lambda args: view.status(daemon)),
-        "metrics": Verb(lambda args: metrics.render(view.status(daemon))),
+        "status": Verb(partial(_status, daemon)),
+        "metrics": Verb(partial(_metrics, daemon)),
         "rule": Verb(partial(_rule, daemon)),
         "reload": Verb(partial(_reload, daemon), changes=True),
         "jobs": Verb(partial(_jobs, daemon)),
@@ -39,6 +39,16 @@ def verbs_of(daemon: view.DaemonView) -> Mapping[str, Verb]:
         "history": Verb(partial(_history, daemon)),
         "watch": Verb(lambda args: {"topic": MATCHES}, topic=MATCHES),
     }
+
+
+async def _status(daemon: view.DaemonView, args: Args) -> JsonValue:
+    await daemon.load_state.check()
+    return view.status(daemon)
+
+
+async def _metrics(daemon: view.DaemonView, args: Args) -> JsonValue:
+    await daemon.load_state.check()
+    return metrics.render(view.status(daemon))
 
 
 async def _reload(daemon: view.DaemonView, args: Args) -> JsonValue:
@@ -54,7 +64,7 @@ async def _reload(daemon: view.DaemonView, args: Args) -> JsonValue:
     return {
         "rules": len(daemon.pipeline.matcher.rules),
         "files": [str(path) for path in daemon.loaded.files],
-        "warnings": [warning.render() for warning in daemon.loaded.warnings],
+        "warnings": [problem_value(warning) for warning in daemon.loaded.warnings],
     }
 
 

@@ -14,6 +14,7 @@ from cnprocd.connector import uapi
 from cnprocd.connector.request import Features
 from cnprocd.dispatch import Dispatcher
 from cnprocd.json_value import JsonDict
+from cnprocd.load_state import LoadState
 from cnprocd.pipeline import Pipeline
 from cnprocd.rules.compile import CompiledRule
 from cnprocd.rules.plan import Plan, identity_of
@@ -36,6 +37,8 @@ class DaemonView(Protocol):
     @property
     def actions(self) -> Dispatcher: ...
     @property
+    def load_state(self) -> LoadState: ...
+    @property
     def started_ns(self) -> int: ...
     @property
     def kept_by_manager(self) -> bool: ...
@@ -51,6 +54,7 @@ def status(daemon: DaemonView) -> JsonDict:
         "started_ns": daemon.started_ns,
         "uptime_s": (time.time_ns() - daemon.started_ns) / NS,
         "files": [str(path) for path in daemon.loaded.files],
+        "reload": _reload(daemon.load_state),
         "rules": rules(daemon),
         "events": _events(daemon),
         "lost": _lost(daemon),
@@ -61,6 +65,18 @@ def status(daemon: DaemonView) -> JsonDict:
         },
         "jobs": jobs(daemon),
         "kernel": _kernel(daemon),
+    }
+
+
+def _reload(state: LoadState) -> JsonDict:
+    """Return the outcome of the last load of the rules, and the files that differ from them (None: unknown)."""
+    failed, changed = state.failed_load, state.changed_files
+    return {
+        "ok": failed is None,
+        "time_ns": state.time_ns,
+        "error": None if failed is None else failed.error.what,
+        "loaded_ns": state.loaded_ns,
+        "changed_files": None if changed is None else [str(path) for path in changed],
     }
 
 

@@ -20,6 +20,7 @@ from cnprocd.json_value import (
     as_dict,
     as_int,
     as_number,
+    as_str,
     get_bool,
     get_dict,
     get_dict_or_none,
@@ -53,6 +54,7 @@ def render(status: JsonObject) -> str:
 def _metrics(status: JsonObject) -> Iterable[_Metric]:
     """Yield every metric, in the order of the page."""
     yield from _of_events(status)
+    yield from _of_reload(status)
     yield from _of_losses(status)
     yield from _of_jobs(status)
     buffer_bytes = get_int(get_dict(status, "kernel"), "receive_buffer_bytes")
@@ -100,6 +102,29 @@ def _of_events(status: JsonObject) -> Iterable[_Metric]:
         ],
     )
     yield _one("cnprocd_rules", "gauge", "Rules in force.", sum(get_bool(rule, "enabled") for rule in rules))
+
+
+def _of_reload(status: JsonObject) -> Iterable[_Metric]:
+    reload = get_dict(status, "reload")
+    yield _one(
+        "cnprocd_last_reload_successful",
+        "gauge",
+        "1 if the last load of the rule files succeeded, else 0.",
+        get_bool(reload, "ok"),
+    )
+    yield _one(
+        "cnprocd_last_reload_timestamp_seconds",
+        "gauge",
+        "Time of the last load of the rule files, successful or not, seconds since 1970.",
+        get_int(reload, "time_ns") / 1e9,
+    )
+    if reload["changed_files"] is not None:  # else it is unknown
+        yield _one(
+            "cnprocd_rule_files_changed",
+            "gauge",
+            "Rule files that differ from the rules in force.",
+            len(get_list(reload, "changed_files", as_str)),
+        )
 
 
 def _of_losses(status: JsonObject) -> Iterable[_Metric]:

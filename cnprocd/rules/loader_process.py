@@ -21,14 +21,15 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Generic, TypeVar, cast
 
 from cnprocd.connector.status import describe
 from cnprocd.errors import EX_OSERR
-from cnprocd.rules.problems import LoadedRules, Problem, RulesError
+from cnprocd.rules.problems import Problem, RulesError
 
 LIMIT_S = 60.0  # for files on a disk that does not respond; systemd allows 90 s for a start or reload
 _CHUNK = 1 << 18
-_Result = LoadedRules | tuple[Problem, ...]
+T = TypeVar("T")
 
 
 class LoaderFailedError(RulesError):
@@ -37,11 +38,11 @@ class LoaderFailedError(RulesError):
     exit_status = EX_OSERR
 
 
-class RuleLoader:
+class LoaderProcess(Generic[T]):
     """One loader process. Call `result` or `wait` once."""
 
-    def __init__(self, read: Callable[[], LoadedRules], file: Path) -> None:
-        """Start the child, which calls `read`. `file` is the file of the error if the child fails.
+    def __init__(self, read: Callable[[], T], file: Path) -> None:
+        """Start the child, which calls `read` and sends the result. `file` is the file of the error if the child fails.
 
         Raises LoaderFailedError if no child can be started.
         """
@@ -61,8 +62,8 @@ class RuleLoader:
         if self._pid == 0:
             os._exit(_run_child(read, writing))
 
-    def result(self) -> LoadedRules:
-        """Wait for the rules and return them. Raises RulesError."""
+    def result(self) -> T:
+        """Wait for the result and return it. Raises RulesError."""
         try:
             while chunk := os.read(self._end, _CHUNK):
                 self._data += chunk
@@ -70,8 +71,8 @@ class RuleLoader:
             self._reap()
         return self._decode()
 
-    async def wait(self) -> LoadedRules:
-        """Return the rules, without blocking the event loop. Raises RulesError. If cancelled, kill the child."""
+    async def wait(self) -> T:
+        """Return the result, without blocking the event loop. Raises RulesError. If cancelled, kill the child."""
         import asyncio  # here, because it takes longer than the imports of the child, which should start first
 
         loop = asyncio.get_running_loop()
@@ -100,24 +101,24 @@ class RuleLoader:
         os.close(self._end)
         self._status = os.waitpid(self._pid, 0)[1]
 
-    def _decode(self) -> LoadedRules:
+    def _decode(self) -> T:
         if self._status != 0:
             raise self._failed(f"the loader process ended with {describe(self._status)}")
         try:
-            result: _Result = pickle.loads(self._data)  # noqa: S301  # only the child has the other end of the pipe
+            result, problems = pickle.loads(self._data)  # noqa: S301  # only the child has the other end of the pipe
         except (EOFError, pickle.UnpicklingError) as error:
             raise self._failed("the loader process exited without output") from error
-        if isinstance(result, tuple):
-            raise RulesError(result)
-        return result
+        if problems:
+            raise RulesError(problems)
+        return cast(T, result)
 
     def _failed(self, cause: str) -> LoaderFailedError:
         hint = "try again; `cnprocctl check` reads the same files"
         return LoaderFailedError([Problem(self._file, 0, 0, f"cannot load the rules: {cause}", hint=hint)])
 
 
-def _run_child(read: Callable[[], LoadedRules], writing: int) -> int:
-    """Read the rules, write them to the pipe, and return the exit status of the child."""
+def _run_child(read: Callable[[], object], writing: int) -> int:
+    """Write the result of `read`, and the problems of its RulesError, to the pipe. Return the exit status."""
     try:
         signal.set_wakeup_fd(-1)  # signals of the child must not wake the loop of the parent
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -125,13 +126,14 @@ def _run_child(read: Callable[[], LoadedRules], writing: int) -> int:
         gc.disable()  # a collection writes to pages that are shared with the parent, for memory that is freed at once
         os.closerange(3, writing)
         os.closerange(writing + 1, os.sysconf("SC_OPEN_MAX"))
-        result: _Result
+        result: object = None
+        problems: tuple[Problem, ...] = ()
         try:
             result = read()
         except RulesError as error:
-            result = error.problems
+            problems = error.problems
         with os.fdopen(writing, "wb") as pipe:
-            pickle.dump(result, pipe, pickle.HIGHEST_PROTOCOL)
+            pickle.dump((result, problems), pipe, pickle.HIGHEST_PROTOCOL)
     except BrokenPipeError:  # the parent ended, for a reason that it reports itself
         return 1
     except BaseException:  # an exception must not continue in the child as if it were the daemon

@@ -110,6 +110,56 @@ def test_a_bad_reload_shows_the_mistakes_and_changes_nothing(tmp_path):
         assert [match["pid"] for match in daemon.matches("failed")] == [pid]
 
 
+def test_a_failed_reload_is_shown_until_one_succeeds(tmp_path):
+    with running(tmp_path, rules()) as daemon:
+        assert ctl_json(daemon, "status")["reload"] | {"time_ns": 0, "loaded_ns": 0} == {
+            "ok": True, "time_ns": 0, "error": None, "loaded_ns": 0, "changed_files": [],
+        }  # fmt: skip
+        good = daemon.rules.read_text()
+        daemon.write_rules(rules(more="  - {name: new, events: [died]}\n"))
+        found = ctl_json(daemon, "status")["reload"]
+        assert (found["ok"], found["changed_files"]) == (True, [str(daemon.rules)])
+        assert f"NOT LOADED: {daemon.rules}" in ctl(daemon, "status")[1]
+        assert "cnprocd_rule_files_changed 1\n" in ctl(daemon, "metrics")[1]
+        assert ctl(daemon, "reload")[0] == 78
+        found = ctl_json(daemon, "status")["reload"]
+        assert (found["ok"], found["time_ns"] > found["loaded_ns"]) == (False, True)
+        assert 'unknown event: "died"' in found["error"]
+        daemon.write_rules(good)  # as loaded, but the last reload failed all the same
+        found = ctl_json(daemon, "status")["reload"]
+        assert (found["ok"], found["changed_files"]) == (False, [])
+        assert 'unknown event: "died"; these rules are from' in ctl(daemon, "status")[1]
+        assert "cnprocd_last_reload_successful 0\n" in ctl(daemon, "metrics")[1]
+        assert ctl(daemon, "reload")[0] == 0
+        assert ctl_json(daemon, "status")["reload"]["ok"] is True
+        human = ctl(daemon, "status")[1]
+        assert "FAILED" not in human
+        assert "NOT LOADED" not in human
+
+
+def test_reload_prints_the_warnings_of_check(tmp_path):
+    with running(tmp_path, rules("/nowhere/hook")) as daemon:
+        status, out, err = ctl(daemon, "reload")
+        assert status == 0
+        assert "in force" in out
+        assert "warning (hook): " in err
+        assert "warning (fakeable): " in err
+        warnings = ctl_json(daemon, "reload")["warnings"]
+        checked = ctl_json(daemon, "check", "--rules", str(daemon.rules))["warnings"]
+        assert {one["kind"] for one in warnings} == {"hook", "fakeable"}
+        assert warnings == checked
+
+
+def test_the_log_level_takes_effect_on_reload(tmp_path):
+    with running(tmp_path, rules()) as daemon:
+        fail("cnpctl-a")
+        daemon.write_rules("settings: {log_level: debug}\n" + rules())
+        assert ctl(daemon, "reload")[0] == 0
+        pid = fail("cnpctl-a")
+        daemon.wait_for("identity_sources", pid=pid)
+        assert {one["pid"] for one in daemon.records if one["event"] == "identity_sources"} == {pid}
+
+
 def test_a_dead_job_is_shown_and_retried(tmp_path):
     flag = tmp_path / "flag"
     hook = tmp_path / "hook"

@@ -33,6 +33,7 @@ FLOORS = {
     "process": "processes and their attributes, from events, exit records and /proc",
     "rules": "match occurrences, and decide what to ask the kernel for",
     "rules/language": "rule files to rules, for the loader process and the commands; the daemon never imports it",
+    "load_state": "the outcome of the last load, and whether the rule files changed since",
     "launch": "one attempt of a hook",
     "names": "names of users and groups, resolved beside the event loop",
     "runner": "the root service that starts hooks, and its client in the daemon",

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 from cnprocd.cli.grammar import Options
+from cnprocd.cli.problem_text import painted, problem_of
 from cnprocd.cli.terminal import Style, ago, columns, duration, print_json, size
 from cnprocd.control.client import Client
+from cnprocd.control.problems import problem_value
 from cnprocd.errors import EX_OK
 from cnprocd.json_value import (
     JsonObject,
@@ -24,6 +29,7 @@ from cnprocd.json_value import (
     get_str,
     get_str_or_none,
 )
+from cnprocd.rules.problems import Problem, RulesError
 
 RELOAD_TIMEOUT_S = 120.0  # a large rule file on a busy machine; systemd's own limit for ExecReload is 90 s
 
@@ -32,14 +38,29 @@ def reload(options: Options) -> int:
     """Load the rule files. If one is invalid, show the problems; the daemon keeps the current rules."""
     with Client(options.runtime_dir, RELOAD_TIMEOUT_S) as client:
         done = as_dict(client.ask("reload"))
+    warnings = _warnings(done)
     if options.json:
-        print_json(done)
+        print_json({**done, "warnings": [{"kind": kind, **problem_value(problem)} for kind, problem in warnings]})
         return EX_OK
-    for warning in get_list(done, "warnings", as_str):
-        print(warning)
+    style = Style(sys.stderr)
+    for kind, problem in warnings:
+        print(painted(problem, "yellow", f"warning ({kind})", style), file=sys.stderr)
     count = get_int(done, "rules")
     print(f"{count} rule{'' if count == 1 else 's'} in force, from {', '.join(get_list(done, 'files', as_str))}")
     return EX_OK
+
+
+def _warnings(done: JsonObject) -> list[tuple[str, Problem]]:
+    """Return the warnings that `check` gives about the files that the daemon loaded.
+
+    If they cannot be read here, the daemon's own warnings remain: it knows nothing of hooks, which only root can check.
+    """
+    from cnprocd.cli.ruleset import warnings_of_files  # imports pydantic
+
+    try:
+        return warnings_of_files([Path(file) for file in get_list(done, "files", as_str)])
+    except (RulesError, OSError):
+        return [("advice", problem_of(value)) for value in get_list(done, "warnings", as_dict)]
 
 
 def metrics(options: Options) -> int:
@@ -73,6 +94,7 @@ def _head(found: JsonObject, style: Style) -> list[str]:
     lines = [
         ("daemon", f"cnprocd {version}, PID {pid}, up {duration(uptime_s)}"),
         ("rules", ", ".join(get_list(found, "files", as_str))),
+        *_reload(get_dict(found, "reload"), style),
         ("asked for", " ".join(get_list(events, "asked", as_str)) or "nothing"),
         (
             "delivered",
@@ -93,6 +115,19 @@ def _head(found: JsonObject, style: Style) -> list[str]:
     if rejected:
         lines.append(("spoofed", style("red", f"{rejected} datagrams that the kernel did not send")))
     return [f"{style('bold', name.rjust(10))}  {text}" for name, text in lines]
+
+
+def _reload(reload: JsonObject, style: Style) -> list[tuple[str, str]]:
+    """Return the outcome of the last reload, if the files differ from the rules in force."""
+    loaded = ago(get_int(reload, "loaded_ns"))
+    if not get_bool(reload, "ok"):
+        text = f"FAILED {ago(get_int(reload, 'time_ns'))}: {get_str(reload, 'error')}; these rules are from {loaded}"
+        return [("reload", style("red", text))]
+    if reload["changed_files"] is None:
+        return [("reload", style("yellow", "unknown: the daemon cannot read the rule files at present"))]
+    changed = get_list(reload, "changed_files", as_str)
+    text = f"NOT LOADED: {', '.join(changed)}; these rules are from {loaded}"
+    return [("reload", style("yellow", text))] if changed else []
 
 
 def _lost(lost: dict[str, int], recovered: int, style: Style) -> str:

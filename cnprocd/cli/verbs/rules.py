@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cnprocd.cli.grammar import Options
+from cnprocd.cli.problem_text import painted
 from cnprocd.cli.rule_names import no_such_rule
 from cnprocd.cli.ruleset import check as check_files
 from cnprocd.cli.ruleset import loaded_rules
@@ -18,7 +19,6 @@ from cnprocd.errors import EX_CONFIG, EX_NOPERM, EX_OK, CnprocdError, NotFoundEr
 from cnprocd.json_value import as_dict, as_str, get_list
 from cnprocd.rules.language import disabled
 from cnprocd.rules.language.schema import json_schema
-from cnprocd.rules.problems import Problem
 from cnprocd.rules.rule_files import MAIN_FILE, disabled_path
 
 
@@ -39,9 +39,9 @@ def check(options: Options) -> int:
         return EX_OK if ok else EX_CONFIG
     style = Style(sys.stderr)
     for problem in found.problems:
-        print(_painted(problem, "red", "", style), file=sys.stderr)
+        print(painted(problem, "red", "", style), file=sys.stderr)
     for kind, problem in found.warnings:
-        print(_painted(problem, "yellow", f"warning ({kind})", style), file=sys.stderr)
+        print(painted(problem, "yellow", f"warning ({kind})", style), file=sys.stderr)
     if found.problems:
         print(f"{_count(len(found.problems), 'error')}: the daemon would reject these files", file=sys.stderr)
         return EX_CONFIG
@@ -52,16 +52,6 @@ def check(options: Options) -> int:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _painted(problem: Problem, colour: str, label: str, style: Style) -> str:
-    """Return a problem as it renders, its place in bold and its caret in colour."""
-    first, *rest = problem.render().split("\n")
-    where, message = problem.position, first[len(problem.position) :]
-    if label:
-        message = f": {style(colour, label)}{message}"
-    marked = [style(colour, line) if line.strip() == "^" else line for line in rest]
-    return "\n".join([f"{style('bold', where)}{message}", *marked])
 
 
 def schema(options: Options) -> int:

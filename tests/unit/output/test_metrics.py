@@ -18,6 +18,7 @@ def status(**changes):
     found = {
         "version": "1.0",
         "started_ns": 1_700_000_000_500_000_000,
+        "reload": {"ok": True, "time_ns": 1_700_000_000_500_000_000, "changed_files": []},
         "rules": [
             {"name": "a", "enabled": True, "hits": 3, "last_hit_ns": 1_700_000_100_000_000_000},
             {"name": 'b"\\\n', "enabled": False, "hits": 0, "last_hit_ns": None},
@@ -56,6 +57,19 @@ def test_values_are_in_base_units():
     assert found['cnprocd_matches_total{rule="a"}'] == "3"
     assert found['cnprocd_jobs{state="done"}'] == "7"
     assert found["cnprocd_rules"] == "1"
+
+
+def test_the_last_reload_is_a_metric():
+    assert samples(render(status())).items() >= {
+        ("cnprocd_last_reload_successful", "1"),
+        ("cnprocd_last_reload_timestamp_seconds", "1700000000.5"),
+        ("cnprocd_rule_files_changed", "0"),
+    }
+    failed = {"ok": False, "time_ns": 5_000_000_000, "changed_files": ["a", "b"]}
+    found = samples(render(status(reload=failed)))
+    assert (found["cnprocd_last_reload_successful"], found["cnprocd_rule_files_changed"]) == ("0", "2")
+    assert found["cnprocd_last_reload_timestamp_seconds"] == "5"
+    assert "cnprocd_rule_files_changed" not in samples(render(status(reload=failed | {"changed_files": None})))
 
 
 def test_the_histogram_is_cumulative_and_in_seconds():

@@ -11,7 +11,7 @@ import pytest
 from cnprocd.errors import EX_OSERR
 from cnprocd.rules import loader_process
 from cnprocd.rules.language.load import load
-from cnprocd.rules.loader_process import LoaderFailedError, RuleLoader
+from cnprocd.rules.loader_process import LoaderFailedError, LoaderProcess
 from cnprocd.rules.problems import Problem, RulesError
 
 FILE = Path("/etc/cnprocd/rules.yaml")
@@ -40,9 +40,9 @@ def both(read):
     """Return the result of each way to wait."""
 
     async def there():
-        return await RuleLoader(read, FILE).wait()
+        return await LoaderProcess(read, FILE).wait()
 
-    for way in (lambda: RuleLoader(read, FILE).result(), lambda: asyncio.run(there())):
+    for way in (lambda: LoaderProcess(read, FILE).result(), lambda: asyncio.run(there())):
         try:
             yield way()
         except RulesError as error:
@@ -110,7 +110,7 @@ def test_the_loop_goes_on_meanwhile():
 
     async def scene():
         turns = 0
-        waiting = asyncio.create_task(RuleLoader(held, FILE).wait())
+        waiting = asyncio.create_task(LoaderProcess(held, FILE).wait())
         while not waiting.done():
             await asyncio.sleep(0)
             turns += 1
@@ -123,7 +123,7 @@ def test_the_loop_goes_on_meanwhile():
 
 def test_who_is_cancelled_ends_the_child():
     async def scene():
-        waiting = asyncio.create_task(RuleLoader(signal.pause, FILE).wait())
+        waiting = asyncio.create_task(LoaderProcess(signal.pause, FILE).wait())
         await asyncio.sleep(0)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -137,7 +137,7 @@ def test_one_that_takes_for_ever_is_ended(monkeypatch):
 
     async def scene():
         with pytest.raises(RulesError, match=r"longer than 0\.05 s"):
-            await RuleLoader(signal.pause, FILE).wait()
+            await LoaderProcess(signal.pause, FILE).wait()
 
     asyncio.run(scene())
 
@@ -148,4 +148,4 @@ def test_no_child_to_be_had(monkeypatch):
 
     monkeypatch.setattr(os, "fork", fork)
     with pytest.raises(RulesError, match="Resource temporarily unavailable"):
-        RuleLoader(lambda: None, FILE)
+        LoaderProcess(lambda: None, FILE)

@@ -1,0 +1,97 @@
+"""The outcome of the last load of the rules, and whether the files on the disk differ from the rules in force.
+
+A failed reload is shown until a reload succeeds. So are files that were changed and not loaded. The files are read by
+another process (loader_process.py), because a disk can block.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cnprocd.rules.problems import LoadedRules, RulesError
+from cnprocd.rules.rule_files import changed
+
+CHECK_EVERY_S = 60.0  # without a request
+WAIT_S = 2.0  # for a check that was requested; a stuck disk must not delay `status` for longer
+LONGEST_ERROR = 200  # characters of an error in the status line
+
+ReadDigests = Callable[[], Awaitable[Mapping[Path, str]]]
+
+
+@dataclass(frozen=True, slots=True)
+class FailedLoad:
+    """A reload that was rejected, and its time in nanoseconds since 1970."""
+
+    time_ns: int
+    error: RulesError
+
+
+class LoadState:
+    """The state of the rule files. Belongs to the event loop."""
+
+    def __init__(self, loaded: LoadedRules, read_digests: ReadDigests, on_change: Callable[[], None]) -> None:
+        """`on_change` is called after a check that found another state."""
+        self._read_digests = read_digests
+        self._on_change = on_change
+        self._task: asyncio.Task[None] | None = None
+        self._checked_s = time.monotonic()
+        self.succeeded(loaded)
+
+    def succeeded(self, loaded: LoadedRules) -> None:
+        """Note that `loaded` is in force now."""
+        self._digests = loaded.file_digests
+        self.loaded_ns = time.time_ns()
+        self.failed_load: FailedLoad | None = None
+        self.changed_files: tuple[Path, ...] | None = ()  # None: unknown
+
+    def failed(self, error: RulesError) -> None:
+        """Note that a reload was rejected."""
+        self.failed_load = FailedLoad(time.time_ns(), error)
+
+    @property
+    def time_ns(self) -> int:
+        """The time of the last load, successful or not, in nanoseconds since 1970."""
+        return self.loaded_ns if self.failed_load is None else self.failed_load.time_ns
+
+    def phrase(self) -> str:
+        """Return what to add to the status line: nothing if the files are as loaded."""
+        if self.failed_load is not None:
+            moment = datetime.fromtimestamp(self.failed_load.time_ns / 1e9, UTC)
+            error = self.failed_load.error.what
+            error = error if len(error) <= LONGEST_ERROR else f"{error[:LONGEST_ERROR]}..."
+            return f"; RELOAD FAILED at {moment:%Y-%m-%dT%H:%M:%SZ}: {error}"
+        if self.changed_files:
+            return f"; NOT LOADED: {', '.join(map(str, self.changed_files))}"
+        return ""
+
+    async def check(self) -> None:
+        """Compare the files on the disk with the loaded ones, and wait for the result at most WAIT_S."""
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._compare())
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(self._task), WAIT_S)
+
+    def check_if_due(self) -> None:
+        """Begin a check if the last one is CHECK_EVERY_S ago."""
+        if self._task is None and time.monotonic() - self._checked_s >= CHECK_EVERY_S:
+            self._task = asyncio.get_running_loop().create_task(self._compare())
+
+    async def _compare(self) -> None:
+        loaded, before = self._digests, self.phrase()
+        self._checked_s = time.monotonic()
+        try:
+            found = changed(loaded, await self._read_digests())
+        except RulesError:  # the other process failed
+            found = None
+        finally:
+            self._task = None
+        if loaded is self._digests:
+            self.changed_files = found
+        if self.phrase() != before:
+            self._on_change()
