@@ -65,6 +65,7 @@ CLASSES: Mapping[str, str] = {
     "throttled": "A throttle held matches back.",
     "identity_sources": "Where the attributes of a match came from; only with log_level debug.",
     "identity_unknown": "Processes ended whose name is unknown.",
+    "names_unavailable": "The name service does not answer; names of users are unknown for now.",
     "hook_started": "A hook was started.",
     "hook_finished": "A hook succeeded.",
     "hook_failed": "An attempt of a hook failed, or was interrupted.",
