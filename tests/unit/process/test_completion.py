@@ -1,0 +1,104 @@
+"""A match's unknown attributes are read from /proc, of the process that is meant and of no other."""
+
+from dataclasses import replace
+
+import pytest
+
+from cnprocd.process.completion import complete
+from cnprocd.process.model import Occurrence, Process
+
+SECOND = 1_000_000_000
+AT_NS = 100 * SECOND
+FULL = Process(
+    60, 10, 50 * SECOND, comm="java", uid=1000, gid=100, exe="/bin/java", cmdline="java -jar", cgroup="/a.service"
+)
+FULL.set_provenance("procfs")
+
+
+class Proc:
+    """/proc with these processes; `reads` are the PIDs that were read."""
+
+    def __init__(self, *processes: Process) -> None:
+        self.processes = {process.tgid: process for process in processes}
+        self.reads = []
+
+    def read(self, tgid, wanted, source):
+        self.reads.append(tgid)
+        found = self.processes.get(tgid)
+        if found is None:
+            return None
+        return replace(
+            found,
+            exe=found.exe if wanted.exe else None,
+            cmdline=found.cmdline if wanted.cmdline else None,
+            uid=found.uid if wanted.ids else None,
+            gid=found.gid if wanted.ids else None,
+            cgroup=found.cgroup if wanted.cgroup else None,
+        )
+
+
+def completed(process: Process, kind="exec", *, proc=None, **fields) -> Process:
+    occurrence = Occurrence(kind, process, process.tgid, kernel_time_ns=AT_NS, ancestors=(), **fields)
+    complete(occurrence, proc or Proc(FULL))
+    return process
+
+
+def test_unknown_attributes_are_read_with_their_provenance():
+    found = completed(Process(60))
+    assert (found.comm, found.uid, found.exe, found.cgroup) == ("java", 1000, "/bin/java", "/a.service")
+    assert set(found.provenance().values()) == {"procfs"}
+    assert found.ppid == 10
+
+
+def test_known_attributes_are_kept():
+    known = Process(60, 1, comm="sh", uid=7, gid=8, exe="/bin/sh")
+    found = completed(known)
+    assert (found.ppid, found.comm, found.uid, found.gid, found.exe) == (1, "sh", 7, 8, "/bin/sh")
+    assert found.cmdline is None, "exe and cmdline are of one image, so neither is read if one is known"
+    assert (found.cgroup, found.cgroup_source) == ("/a.service", "procfs")
+
+
+def test_a_process_that_is_fully_known_is_not_read():
+    proc = Proc(FULL)
+    completed(replace(FULL), proc=proc)
+    assert proc.reads == []
+
+
+@pytest.mark.parametrize("gone", ["recovered", "reaped"])
+def test_a_process_that_is_gone_is_not_read(gone):
+    proc = Proc(FULL)
+    assert completed(Process(60), "exit", proc=proc, **{gone: True}).comm is None
+    assert proc.reads == []
+
+
+@pytest.mark.parametrize(
+    ("other", "kind"),
+    [
+        (replace(FULL, start_ns=AT_NS + SECOND), "exec"),  # started after the event
+        (replace(FULL, threads=1), "exit"),  # lives, and the process of the event has ended
+    ],
+)
+def test_a_new_owner_of_the_pid_is_not_taken(other, kind):
+    assert completed(Process(60), kind, proc=Proc(other)).uid is None
+
+
+def test_another_start_is_another_process():
+    assert completed(Process(60, start_ns=70 * SECOND)).uid is None
+
+
+def test_a_zombie_keeps_comm_ids_and_cgroup_but_has_no_image():
+    found = completed(Process(60), "exit", proc=Proc(replace(FULL, threads=0)))
+    assert (found.comm, found.uid, found.cgroup) == ("java", 1000, "/a.service")
+    assert (found.exe, found.cmdline) == (None, None)
+
+
+def test_a_thread_does_not_take_its_process_s_comm():
+    assert completed(Process(60), of_thread=True).comm is None
+
+
+@pytest.mark.parametrize(("start_ns", "taken"), [(40 * SECOND, True), (90 * SECOND, False)])
+def test_a_parent_is_older_than_its_child(start_ns, taken):
+    proc = Proc(replace(FULL, tgid=10, ppid=1, comm="bash", start_ns=start_ns))
+    occurrence = Occurrence("exec", Process(60, 10, 50 * SECOND), 60, kernel_time_ns=AT_NS)
+    complete(occurrence, proc)
+    assert (occurrence.ancestors is not None) is taken
