@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit/connector"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import wire
+from unit.connector import wire
 
 from cnprocd.connector.decode import SLOT_SIZE, Rejects, decode
 from cnprocd.connector.event import Event

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import LIBC, PATIENCE_S, Daemon, child, rename, wait_status
+from kernel.harness import LIBC, PATIENCE_S, Daemon, child, rename, wait_status
 
 from cnprocd.control.client import Client
 from cnprocd.control.protocol import Request, pack

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from hookkit import request, running, shell
+from unit.hookkit import request, running, shell
 
 
 async def main(user: str, script: str) -> None:

@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from harness import PATIENCE_S, child, rename, running, wait_status
+from kernel.harness import PATIENCE_S, child, rename, running, wait_status
 
 from cnprocd.launch.program import comm_is_kept
 

@@ -13,7 +13,7 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from harness import PATIENCE_S, child, rename, running, wait_status
+from kernel.harness import PATIENCE_S, child, rename, running, wait_status
 
 from cnprocd.control.client import Client
 from cnprocd.control.protocol import Request, pack

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from harness import child, rename, running, wait_status
+from kernel.harness import child, rename, running, wait_status
 
 from cnprocd.escape import argument, printable
 

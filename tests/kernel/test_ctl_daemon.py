@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import PATIENCE_S, Daemon, child, rename, running, wait_status
+from kernel.harness import PATIENCE_S, Daemon, child, rename, running, wait_status
 
 from cnprocd.cli.cnprocctl import run
 from cnprocd.control.client import Client

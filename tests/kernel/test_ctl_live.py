@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from harness import PATIENCE_S, child, rename, running, wait_status
+from kernel.harness import PATIENCE_S, child, rename, running, wait_status
 
 from cnprocd.cli import canary
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import PATIENCE_S, child, rename, running, wait_status
+from kernel.harness import PATIENCE_S, child, rename, running, wait_status
 
 from cnprocd.control.client import Client
 

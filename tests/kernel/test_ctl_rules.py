@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from harness import running
-from test_ctl_daemon import ctl, ctl_json, fail, rules
+from kernel.harness import running
+from kernel.test_ctl_daemon import ctl, ctl_json, fail, rules
 
 NEW = "  - {name: new, events: [exec], match: {comm: cnpctl-new}}\n"
 

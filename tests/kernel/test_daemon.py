@@ -11,7 +11,7 @@ import sys
 import time
 
 import pytest
-from harness import PATIENCE_S, Daemon, child, hook_rules, rename, running, wait_status
+from kernel.harness import PATIENCE_S, Daemon, child, hook_rules, rename, running, wait_status
 
 from cnprocd.control.client import Client
 

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
-from blocking import (
+from kernel.blocking import (
     DeafManager,
     Endurance,
     FrozenDisk,
@@ -31,7 +31,7 @@ from blocking import (
     small_disk,
     stopped,
 )
-from harness import PATIENCE_S, Daemon
+from kernel.harness import PATIENCE_S, Daemon
 
 LOOKS_UP = """
   - {name: theirs, events: [nonzero_exit], match: {comm: cnptest-fuse}}

@@ -7,7 +7,7 @@ import os
 import resource
 
 import pytest
-from harness import LIBC, child, rename, running, wait_status
+from kernel.harness import LIBC, child, rename, running, wait_status
 
 NOBODY = 65534
 

@@ -11,8 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from harness import PATIENCE_S, Daemon, child, rename, running, wait_status
-from refusing import refusing, why_not
+from kernel.harness import PATIENCE_S, Daemon, child, rename, running, wait_status
+from kernel.refusing import refusing, why_not
 
 from cnprocd.control.client import Client
 

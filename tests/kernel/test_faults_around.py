@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from harness import PATIENCE_S, Daemon, child, rename, running, wait_status
+from kernel.harness import PATIENCE_S, Daemon, child, rename, running, wait_status
 
 from cnprocd.control.client import Client
 

@@ -6,25 +6,21 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from unit.hookkit import Records, aio, alive, hook, request, running, shell, zombies
+
+from cnprocd.connector.decode import decode
+from cnprocd.connector.event import Exec, Fork
+from cnprocd.connector.listener import Listener
+from cnprocd.launch import group
+from cnprocd.rules.ruleset import ResourceLimits
+from cnprocd.spool.job import State
+from cnprocd.spool.spool import FILE_NAME, Spool
 
 REPO = Path(__file__).parents[2]
-sys.path.insert(0, str(REPO / "tests" / "unit"))
-
-from hookkit import Records, aio, alive, hook, request, running, shell, zombies  # noqa: E402
-
-from cnprocd.connector.decode import decode  # noqa: E402
-from cnprocd.connector.event import Exec, Fork  # noqa: E402
-from cnprocd.connector.listener import Listener  # noqa: E402
-from cnprocd.launch import group  # noqa: E402
-from cnprocd.rules.ruleset import ResourceLimits  # noqa: E402
-from cnprocd.spool.job import State  # noqa: E402
-from cnprocd.spool.spool import FILE_NAME, Spool  # noqa: E402
-
 NOBODY = 65534
 LONER = 100_000 + os.getpid()  # an unused user ID: all its processes belong to this test
 
@@ -114,7 +110,7 @@ def as_nobody(user, script, *setpriv):
             *("setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups", *setpriv),
             *(python, str(REPO / "tests" / "kernel" / "nobody_driver.py"), user, script),
         ],
-        env={"PYTHONPATH": f"{REPO}:{REPO}/tests/unit", "PYTHONDONTWRITEBYTECODE": "1"},
+        env={"PYTHONPATH": f"{REPO}:{REPO}/tests", "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,
         cwd="/",

@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from harness import child, exit_thread, rename, running, wait_status
+from kernel.harness import child, exit_thread, rename, running, wait_status
 
 RULES = """
 rules:

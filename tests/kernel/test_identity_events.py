@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from harness import child, rename, running, wait_status
+from kernel.harness import child, rename, running, wait_status
 
 FORKS = """
 rules:

@@ -10,7 +10,7 @@ import os
 from contextlib import contextmanager
 
 import pytest
-from harness import child
+from kernel.harness import child
 
 from cnprocd.connector import uapi
 from cnprocd.connector.ack import AckWatch

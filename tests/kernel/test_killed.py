@@ -22,7 +22,7 @@ import threading
 from collections import Counter
 from pathlib import Path
 
-from harness import PATIENCE_S, hook_rules
+from kernel.harness import PATIENCE_S, hook_rules
 
 from cnprocd.control.client import Client
 

@@ -11,7 +11,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from harness import child, rename, running, wait_status
+from kernel.harness import child, rename, running, wait_status
 
 RULES = """
 settings: {receive_buffer: 4K}

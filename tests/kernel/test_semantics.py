@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import (
+from kernel.harness import (
     child,
     exit_thread,
     expected_fields,

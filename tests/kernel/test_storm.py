@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from harness import running
+from kernel.harness import running
 
 SCALE = int(os.environ.get("CNPROCD_STORM", "1"))
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reaping import children_reaped  # noqa: F401 (a fixture)
+from unit.reaping import children_reaped  # noqa: F401 (a fixture)
 
 from cnprocd.edge import Edge, Limits, Missed, Patience
 from cnprocd.worker import ChildWorker, ThreadWorker

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import ModuleType
 
 import image
-from machine import Machine, MachineError, pack_payload, qemu_missing
+from qemu import Machine, MachineError, pack_payload, qemu_missing
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from ctlkit import ctl, ctl_json
+from unit.ctlkit import ctl, ctl_json
 
 from cnprocd.errors import EX_CONFIG, EX_OK
 

@@ -4,7 +4,7 @@ import time
 from datetime import UTC, datetime
 
 import pytest
-from ctlkit import ctl, ctl_json
+from unit.ctlkit import ctl, ctl_json
 
 from cnprocd.cli.ruleset import overridden
 from cnprocd.errors import EX_CONFIG, EX_NO, EX_OK

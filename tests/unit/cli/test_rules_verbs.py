@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from ctlkit import command, ctl, ctl_json
+from unit.ctlkit import command, ctl, ctl_json
 
 from cnprocd.errors import EX_CONFIG, EX_OK, EX_UNAVAILABLE
 

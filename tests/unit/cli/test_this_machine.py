@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from ctlkit import ctl, ctl_json
+from unit.ctlkit import ctl, ctl_json
 
 from cnprocd.cli import this_machine
 from cnprocd.errors import EX_CONFIG, EX_OK

@@ -1,6 +1,6 @@
 """Print the cost of starting a hook in each possible way, interleaved in one run. Not a test; run it by hand.
 
-PYTHONPATH=tests/unit .venv/bin/python tests/unit/launch/measure_start.py [rounds]    (on a busy machine: chrt -r 50)
+PYTHONPATH=tests .venv/bin/python tests/unit/launch/measure_start.py [rounds]    (on a busy machine: chrt -r 50)
 
     fork    os.fork in the daemon, which has 35 MB and a hundred thousand objects
     asked   a spare is made on request
@@ -15,7 +15,7 @@ import time
 
 import pydantic  # noqa: F401 (a daemon's memory)
 import yaml  # noqa: F401
-from hookkit import hook, launch_request
+from unit.hookkit import hook, launch_request
 
 from cnprocd.launch.program import open_program
 from cnprocd.launch.spawn import Starter

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from hookkit import aio, alive
+from unit.hookkit import aio, alive
 
 from cnprocd.launch import group
 from cnprocd.launch.group import Root

@@ -5,7 +5,7 @@ import signal
 from dataclasses import dataclass, field
 
 import pytest
-from hookkit import aio, hook, request, running, shell, zombies
+from unit.hookkit import aio, hook, request, running, shell, zombies
 
 from cnprocd.rules.ruleset import ResourceLimits
 

@@ -4,9 +4,9 @@ import dataclasses
 import json
 
 import pytest
-from hookkit import ATTEMPT_ID, HOOK, hook, launch_request
 from hypothesis import given
 from hypothesis import strategies as st
+from unit.hookkit import ATTEMPT_ID, HOOK, hook, launch_request
 
 from cnprocd.escape import printable
 from cnprocd.launch import render

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hookkit import HOOK, Records, alive, launch_request, zombies
+from unit.hookkit import HOOK, Records, alive, launch_request, zombies
 
 from cnprocd.launch import spawn
 from cnprocd.launch.program import Program, open_program

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from test_metrics import status
+from unit.output.test_metrics import status
 
 from cnprocd.output.metrics import render
 

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from reaping import children_reaped  # noqa: F401 (a fixture)
+from unit.reaping import children_reaped  # noqa: F401 (a fixture)
 
 from cnprocd.process import lookup_child
 from cnprocd.process.lookups import SEVERAL, Lookups

@@ -4,8 +4,8 @@ import pickle
 from dataclasses import fields, is_dataclass
 
 import pytest
-from hookkit import HOOK
 from pydantic import BaseModel
+from unit.hookkit import HOOK
 
 from cnprocd.rules.language import schema
 from cnprocd.rules.language.actions import HookModel

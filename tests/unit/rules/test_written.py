@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trees import match_data
+from unit.rules.trees import match_data
 
 from cnprocd.cli.rule_text import rule_lines
 from cnprocd.rules.language.load import load

@@ -12,9 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from hookkit import launch_request, shell
 from hypothesis import given
 from hypothesis import strategies as st
+from unit.hookkit import launch_request, shell
 
 from cnprocd.launch.request import LaunchRequest
 from cnprocd.rules.ruleset import Hook

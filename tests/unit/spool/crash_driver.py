@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from hookkit import Records, request, shell
+from unit.hookkit import Records, request, shell
 
 from cnprocd.spool.scheduler import Scheduler
 from cnprocd.spool.spool import Spool

@@ -1,6 +1,6 @@
 """Print the latency of hooks, as the scheduler sees it: isolated jobs, then a burst. Not a test; run it by hand.
 
-PYTHONPATH=tests/unit .venv/bin/python tests/unit/spool/measure_latency.py [jobs]
+PYTHONPATH=tests .venv/bin/python tests/unit/spool/measure_latency.py [jobs]
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from hookkit import hook
+from unit.hookkit import hook
 
 from cnprocd.spool.job import JobRequest
 from cnprocd.spool.scheduler import Scheduler

@@ -1,6 +1,6 @@
 """Print the cost of a commit of the spool at each level of PRAGMA synchronous. Not a test; run it by hand.
 
-PYTHONPATH=tests/unit .venv/bin/python tests/unit/spool/measure_sync.py [directory on the disk to measure]
+PYTHONPATH=tests .venv/bin/python tests/unit/spool/measure_sync.py [directory on the disk to measure]
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from hookkit import request
+from unit.hookkit import request
 
 from cnprocd.spool import database
 from cnprocd.spool.store import Store

@@ -8,7 +8,7 @@ import re
 import time
 from pathlib import Path
 
-from hookkit import Records, aio, hook, request, running
+from unit.hookkit import Records, aio, hook, request, running
 
 from cnprocd.spool.job import State
 from cnprocd.spool.spool import Keep, Spool

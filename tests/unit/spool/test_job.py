@@ -3,9 +3,9 @@
 import dataclasses
 
 import pytest
-from hookkit import HOOK
 from hypothesis import given
 from hypothesis import strategies as st
+from unit.hookkit import HOOK
 
 from cnprocd.launch.request import AttemptResult
 from cnprocd.rules.ruleset import Backoff

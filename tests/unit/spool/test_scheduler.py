@@ -6,7 +6,7 @@ import signal
 import sys
 
 import pytest
-from hookkit import PATIENCE_S, Records, aio, alive, hook, request, running, shell, zombies
+from unit.hookkit import PATIENCE_S, Records, aio, alive, hook, request, running, shell, zombies
 
 from cnprocd import names as names_module
 from cnprocd.launch.user import resolve_user
@@ -394,7 +394,7 @@ async def test_stop_ends_what_is_left_and_it_runs_again_next_time(tmp_path, gate
 
 DRIVER = """
 import asyncio, sys
-from hookkit import Records, request, running, shell
+from unit.hookkit import Records, request, running, shell
 async def main(directory):
     async with running(directory, {"r": shell("echo $$; trap '' TERM; while :; do sleep 1000; done")}) as (spool, scheduler, records):
         spool.enqueue([request("r", key="k")])

@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 import pytest
-from hookkit import Records, request
 from hypothesis import given
 from hypothesis import strategies as st
+from unit.hookkit import Records, request
 
 from cnprocd.launch.request import AttemptResult
 from cnprocd.spool.job import MOST_INTERRUPTIONS, NS, Gather, State
