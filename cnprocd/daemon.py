@@ -40,7 +40,7 @@ async def start(parts: Parts, outside: Outside) -> None:
     parts.lookups.prepare()
     parts.pipeline.start()
     loop.add_signal_handler(signal.SIGHUP, parts.rules.reload_soon)
-    parts.actions.start()
+    parts.dispatcher.start()
     parts.event_loop.start()
     parts.rules.enable_expired()
     await parts.control.open()
@@ -63,7 +63,7 @@ async def stop(parts: Parts, outside: Outside) -> None:
     parts.pipeline.flush_log()
     outside.log("notice", "stopping", message=parts.rules.status_line())
     await parts.control.close()
-    await parts.actions.stop(STOP_BOUND_S)
+    await parts.dispatcher.stop(STOP_BOUND_S)
     parts.lookups.close()
     parts.names.close()
     if not parts.kept_by_manager:

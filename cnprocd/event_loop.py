@@ -56,7 +56,7 @@ class EventLoop:
         ticker: Ticker,
         rules: RulesInForce,
         pipeline: Pipeline,
-        actions: Dispatcher,
+        dispatcher: Dispatcher,
         follower: HookFollower,
         manager: ServiceManager,
         log: Log,
@@ -66,7 +66,7 @@ class EventLoop:
         self._ticker = ticker
         self._rules = rules
         self._pipeline = pipeline
-        self._actions = actions
+        self._dispatcher = dispatcher
         self._follower = follower
         self._manager = manager
         self._log = log
@@ -146,14 +146,14 @@ class EventLoop:
         if self._stopping.is_set():
             return
         self._pipeline.tick()
-        self._actions.tick()
-        self._follower.stop_if_over(self._actions.busy)
+        self._dispatcher.tick()
+        self._follower.stop_if_over(self._dispatcher.busy)
         self._manager.status(self._rules.status_line())
         if (
             time.monotonic() - self._active_at_s < 3 * TICK_S
             or self._follower.following
-            or self._actions.busy
-            or self._actions.holds_back
+            or self._dispatcher.busy
+            or self._dispatcher.holds_back
             or self._pipeline.has_pending_counts
         ):
             self._ticker.arm()

@@ -31,7 +31,7 @@ class RulesInForce:
         read_digests: ReadDigests,
         subscription: Subscription,
         pipeline: Pipeline,
-        actions: Dispatcher,
+        dispatcher: Dispatcher,
         manager: ServiceManager,
         log: Log,
         set_log_level: Callable[[Level], None],
@@ -43,7 +43,7 @@ class RulesInForce:
         self._load = load
         self._subscription = subscription
         self._pipeline = pipeline
-        self._actions = actions
+        self._dispatcher = dispatcher
         self._manager = manager
         self._log = log
         self._set_log_level = set_log_level
@@ -116,7 +116,7 @@ class RulesInForce:
         return (
             f"Watching with {rules} rule{'' if rules == 1 else 's'}: {source.events_seen} events, "
             f"{counts.matches} matches, {source.losses.total()} lost, "
-            f"{self._actions.status_phrase()}{self.state.phrase()}"
+            f"{self._dispatcher.status_phrase()}{self.state.phrase()}"
         )
 
     def _show_state(self) -> None:
@@ -145,7 +145,7 @@ class RulesInForce:
         if resized:
             self._pipeline.source.resize(loaded.settings.receive_buffer_bytes)
             log_receive_buffer(self._pipeline.source, loaded.settings.receive_buffer_bytes, self._log)
-        self._actions.use(loaded)
+        self._dispatcher.use(loaded)
         for handler in self.on_swap:
             handler()
         self._log("notice", "rules_loaded", **self.summary())

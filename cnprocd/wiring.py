@@ -69,7 +69,7 @@ class ControlledDaemon:
     rules_in_force: RulesInForce
     subscription: Subscription
     pipeline: Pipeline
-    actions: Dispatcher
+    dispatcher: Dispatcher
     kept_by_manager: bool
     started_ns: int = field(default_factory=time.time_ns)
 
@@ -101,7 +101,7 @@ class Parts:
     names: Names
     lookups: Lookups
     pipeline: Pipeline
-    actions: Dispatcher
+    dispatcher: Dispatcher
     control: ControlRoom
     event_loop: EventLoop
     stopping: asyncio.Event
@@ -123,8 +123,8 @@ def connect(options: Options, loaded: LoadedRules, outside: Outside) -> Parts:
     lookups = Lookups(loop, log, names.user_name)
     tracker = Tracker(subscription.plan.tracking, lookups, outside.own_tgid, matcher.cares)
     follower = HookFollower(subscription, tracker.family, ticker.arm)
-    actions = Dispatcher(options.state_dir, loaded, log, follower, options.runner, names.hook_user)
-    tap = Tap(actions)
+    dispatcher = Dispatcher(options.state_dir, loaded, log, follower, options.runner, names.hook_user)
+    tap = Tap(dispatcher)
     holder = Holder() if "pidfd_info" not in options.refused and kernel_reports_exit_status() else None
     recovery = Recovery(source, tracker, lookups, holder, log)
     pipeline = Pipeline(source, tracker, matcher, tap, recovery, lookups, log)
@@ -134,18 +134,18 @@ def connect(options: Options, loaded: LoadedRules, outside: Outside) -> Parts:
         outside.read_digests,
         subscription,
         pipeline,
-        actions,
+        dispatcher,
         manager,
         log,
         outside.set_log_level,
         stopping,
     )
-    view = ControlledDaemon(rules, subscription, pipeline, actions, kept_by_manager)
+    view = ControlledDaemon(rules, subscription, pipeline, dispatcher, kept_by_manager)
     control = ControlRoom(view, tap, options.runtime_dir, log, lambda: names.resolve("readers", access.readers_group))
     rules.on_swap += [control.reloaded, names.expire]
-    event_loop = EventLoop(loop, ticker, rules, pipeline, actions, follower, manager, log, stopping)
+    event_loop = EventLoop(loop, ticker, rules, pipeline, dispatcher, follower, manager, log, stopping)
     ticker.handlers += [lambda: lookups.tick(time.monotonic()), lambda: names.tick(time.monotonic())]
-    return Parts(rules, names, lookups, pipeline, actions, control, event_loop, stopping, kept_by_manager)
+    return Parts(rules, names, lookups, pipeline, dispatcher, control, event_loop, stopping, kept_by_manager)
 
 
 def open_source(options: Options, loaded: LoadedRules, manager: ServiceManager) -> tuple[Source, bool]:

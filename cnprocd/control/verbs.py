@@ -78,7 +78,7 @@ def _rule(daemon: view.DaemonView, args: Args) -> JsonValue:
 
 def _jobs(daemon: view.DaemonView, args: Args) -> JsonValue:
     state = get_choice_or_none(args, "state", list(State))
-    found = daemon.actions.spool.jobs(
+    found = daemon.dispatcher.spool.jobs(
         state=State(state) if state is not None else None, rule=get_str_or_none(args, "rule"), limit=_limit(args)
     )
     return [job_value(job) for job in found]
@@ -86,7 +86,7 @@ def _jobs(daemon: view.DaemonView, args: Args) -> JsonValue:
 
 def _job(daemon: view.DaemonView, args: Args) -> JsonValue:
     job_id = get_int(args, "job_id", minimum=0, maximum=_MAX_ID)
-    job = daemon.actions.spool.job(job_id)
+    job = daemon.dispatcher.spool.job(job_id)
     if job is None:
         raise VerbError(f"no job {job_id}", "`cnprocctl jobs list` shows the jobs that are kept", 1)
     return job_value(job)
@@ -94,15 +94,15 @@ def _job(daemon: view.DaemonView, args: Args) -> JsonValue:
 
 def _retry(daemon: view.DaemonView, args: Args) -> JsonValue:
     job_id = get_int(args, "job_id", minimum=0, maximum=_MAX_ID)
-    if not daemon.actions.spool.revive(job_id):
+    if not daemon.dispatcher.spool.revive(job_id):
         raise VerbError(f"job {job_id} is not dead", "only dead jobs can be retried; see `cnprocctl jobs show`", 1)
-    daemon.actions.scheduler.wake()
+    daemon.dispatcher.scheduler.wake()
     return {"job_id": job_id, "state": "waiting"}
 
 
 def _drop(daemon: view.DaemonView, args: Args) -> JsonValue:
     job_id = get_int(args, "job_id", minimum=0, maximum=_MAX_ID)
-    if not daemon.actions.spool.drop(job_id):
+    if not daemon.dispatcher.spool.drop(job_id):
         raise VerbError(
             f"job {job_id} is not waiting", "only waiting jobs can be dropped; see `cnprocctl jobs show`", 1
         )
@@ -110,7 +110,7 @@ def _drop(daemon: view.DaemonView, args: Args) -> JsonValue:
 
 
 def _history(daemon: view.DaemonView, args: Args) -> JsonValue:
-    found = daemon.actions.spool.matches(
+    found = daemon.dispatcher.spool.matches(
         rule=get_str_or_none(args, "rule"),
         comm=get_str_or_none(args, "comm"),
         since_ns=get_int(args, "since_ns", 0, minimum=-_MAX_NS, maximum=_MAX_NS),

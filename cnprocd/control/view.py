@@ -35,7 +35,7 @@ class DaemonView(Protocol):
     @property
     def pipeline(self) -> Pipeline: ...
     @property
-    def actions(self) -> Dispatcher: ...
+    def dispatcher(self) -> Dispatcher: ...
     @property
     def load_state(self) -> LoadState: ...
     @property
@@ -138,7 +138,7 @@ def _lost(daemon: DaemonView) -> JsonDict:
 
 def jobs(daemon: DaemonView) -> JsonDict:
     """Return the counts of the queue, and the hooks that run now."""
-    counts = daemon.actions.spool.counts()
+    counts = daemon.dispatcher.spool.counts()
     return {
         "waiting": counts.waiting,
         "running": counts.running,
@@ -158,14 +158,14 @@ def jobs(daemon: DaemonView) -> JsonDict:
                 "attempt": hook.attempt,
                 "running_s": hook.running_s,
             }
-            for hook in daemon.actions.scheduler.running()
+            for hook in daemon.dispatcher.scheduler.running()
         ],
     }
 
 
 def _latency(daemon: DaemonView) -> JsonDict:
     """Return the histogram of times from the kernel's event to the first instruction of its hook."""
-    histogram = daemon.actions.scheduler.latency
+    histogram = daemon.dispatcher.scheduler.latency
     return {
         "bounds_ms": list(histogram.bounds_ms),
         "counts": list(histogram.counts),

@@ -12,13 +12,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Literal, get_args
 
+from cnprocd.log import Level
 from cnprocd.rules.values import Comparison, IntSet, Pattern, Template
 
 EventName = Literal["fork", "exec", "uid", "gid", "sid", "ptrace", "comm", "nonzero_exit", "coredump", "exit"]
 EVENT_NAMES: tuple[EventName, ...] = get_args(EventName)
 # The events that have an exit status.
 EXIT_EVENTS: frozenset[EventName] = frozenset({"exit", "nonzero_exit"})
-LogLevel = Literal["debug", "info", "notice", "warning", "error", "critical"]
 Serialize = Literal["rule", "comm", "none"]
 
 
@@ -64,7 +64,7 @@ class Condition(_Identity):
 class RuleLog:
     """A record to write. The default message depends on the record."""
 
-    level: LogLevel
+    level: Level
     message: Template | None
 
 
@@ -161,7 +161,7 @@ class Settings:
     history_count: int
     history_age_s: float
     gather_s: float
-    log_level: LogLevel
+    log_level: Level
     metrics_file: str | None
 
 

@@ -178,7 +178,7 @@ def runner(tmp_path):
 
 
 RUN = {
-    "type": "run", "try_id": 1, "rule": "mine", "job_id": 1, "attempts": 1, "attempt_id": "0" * 32, "limit_s": 5.0,
+    "type": "run", "attempt_id": "0" * 32, "attempt": 1, "rule": "mine", "job_id": 1, "limit_s": 5.0,
     "kernel_time_ns": None, "events": [{"pid": 4711, "comm": "x"}],
 }  # fmt: skip
 HELLO = {"type": "hello", "version": wire.VERSION, "pid": 0}
@@ -231,6 +231,7 @@ REFUSED = {
     "a variable and its value": variant(events=[{"a=b": "x"}]),
     "no event": variant(events=[]),
     "no number": variant(limit_s=float("nan")),
+    "no limit": variant(limit_s=float("inf")),  # not JSON, as NaN
     "a path for an id": variant(attempt_id="../../../../etc/passwd"),
     "deep": [framed(HELLO), framed(b"[" * 200_000)],
     "huge": [framed(HELLO), struct.pack(">I", wire.MOST_FRAME_BYTES + 1)],
@@ -240,7 +241,7 @@ REFUSED = {
 RULES_THAT_ARE_NONE = ["without", "", "/bin/sh", "../mine", "mine\n", "mine\0", "MINE", "*"]
 SERVED = {
     "as it should be": variant(),
-    "no limit": variant(limit_s=float("inf")),
+    "a huge limit": variant(limit_s=10**400),
     "a name that would be an option": variant(events=[{"pid": 1, "comm": "--x=$(id)\n/bin/sh", "comm_hex": "2d2d00"}]),
     "variables of the loader": variant(events=[{"pid": 1, "ld_preload": "/tmp/x.so", "job_id": "9", "path": "/tmp"}]),
 }

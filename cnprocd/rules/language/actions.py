@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PlainValidator, model_validator
 
+from cnprocd.log import LEVELS
+from cnprocd.log import Level as LogLevel
 from cnprocd.rules.language import syntax
 from cnprocd.rules.language.fields import (
     Duration,
@@ -29,13 +31,9 @@ from cnprocd.rules.language.fields import (
     words,
 )
 from cnprocd.rules.language.value_problem import InvalidValueError, ValueProblem, invalid, shown
-from cnprocd.rules.ruleset import LogLevel
 from cnprocd.rules.values import FREE_TEXT_FIELDS, Template
 
-_LEVELS = ("debug", "info", "notice", "warning", "error", "critical")
-
-
-Level = Annotated[LogLevel, *words(*_LEVELS)]
+Level = Annotated[LogLevel, *words(*LEVELS)]
 
 
 class LogModel(Model):
