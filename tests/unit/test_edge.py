@@ -157,7 +157,7 @@ def test_a_replaced_worker_that_comes_back_is_let_go(loop, gate):
     gate.open()
 
     async def until_one():
-        while threading.active_count() > before + 1:
+        while threading.active_count() > before + 1 or edge.counters.stuck:
             await asyncio.sleep(0.001)
 
     loop.run_until_complete(asyncio.wait_for(until_one(), LONG_S))
