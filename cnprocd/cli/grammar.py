@@ -123,13 +123,19 @@ _JOB = arg("job", type=number, metavar="ID", help="Job number")
 _JOBS = arg("jobs", type=number, nargs="+", metavar="ID", help="Job numbers")
 
 VERBS = (
-    Verb("status", "daemon:status", "Show daemon health and the hits of each rule"),
+    Verb(
+        "status",
+        "daemon:status",
+        "Show daemon health and the hits of each rule",
+        description="Show daemon health and the hits of each rule. The line reload is shown if the last reload failed, "
+        "or if rule files were changed and not loaded.",
+    ),
     Verb(
         "reload",
         "daemon:reload",
         "Load the rule files into the running daemon",
-        description="Return when the new rules are in force. If any file is invalid, no file is loaded: the errors are "
-        "shown, the exit status is 78, and the daemon keeps the current rules.",
+        description="Return when the new rules are in force, and print the warnings of check. If any file is invalid, "
+        "no file is loaded: the errors are shown, the exit status is 78, and the daemon keeps the current rules.",
     ),
     Verb(
         "check",

@@ -23,6 +23,7 @@ from cnprocd.output.journal import is_journal_stream
 from cnprocd.output.log import make_log, make_output
 from cnprocd.rules.language.load import load
 from cnprocd.rules.problems import LoadedRules
+from cnprocd.rules.rule_files import DROPIN_DIRS
 from cnprocd.rules.ruleset import Hook, hooks_of
 from cnprocd.runner.service import IDLE_S, Service, delegated_cgroup
 from cnprocd.service import ServiceManager
@@ -44,13 +45,10 @@ class Rules:
             # Stamps first: a change during the read is detected the next time.
             before = {path: stamp(path) for path in self._seen}
             loaded = self._read()
-            files = [*loaded.files, *(path.parent for path in loaded.files), *DIRECTORIES]
+            files = [*loaded.files, *(path.parent for path in loaded.files), *DROPIN_DIRS]
             self._seen = {path: before.get(path, stamp(path)) for path in files}
             self._hooks = hooks_of(loaded.rules)
         return self._hooks
-
-
-DIRECTORIES = tuple(Path(top, "cnprocd/rules.d") for top in ("/usr/lib", "/run", "/etc"))
 
 
 def stamp(path: Path) -> tuple[int, int, int] | None:

@@ -1,4 +1,4 @@
-"""Check rules against this machine: the programs of their hooks, and who can read the rule files.
+"""Check rules against this machine: the programs of their hooks, and whether the daemon can read the rule files.
 
 launch/program.py decides about a program, as for the runner. Whether the daemon's user can read a file is tried in a
 child process with that user's ids, so that modes, access lists and mount options all count.
@@ -69,7 +69,7 @@ def _refusal(path: str | None) -> list[CnprocdError]:
         os.close(open_program(path).fd)
     except HookRefusedError as error:
         if os.geteuid() != 0 and isinstance(error.__cause__, PermissionError):
-            return []  # only root can tell
+            return []  # only root can check
         error.hint = error.hint or "install the program, or fix the rule"
         return [error]
     except OSError:

@@ -49,6 +49,7 @@ class LoaderProcess(Generic[T]):
         self._file = file
         self._data = bytearray()
         self._end, writing = os.pipe()
+        self._pid = -1
         sys.stdout.flush()  # else the child has a copy of the unwritten text
         sys.stderr.flush()
         try:
@@ -57,7 +58,7 @@ class LoaderProcess(Generic[T]):
             os.close(self._end)
             raise self._failed(f"cannot start the loader process: {error.strerror}") from error
         finally:
-            if getattr(self, "_pid", -1) != 0:
+            if self._pid != 0:
                 os.close(writing)
         if self._pid == 0:
             os._exit(_run_child(read, writing))

@@ -41,7 +41,7 @@ def _mapping(value: object) -> JsonDict:
         held = getattr(value, one.name)
         if one.name == "log" and held is None:
             found["log"] = False
-        elif held not in (None, ()) and one.compare:  # what is not compared is no key of a file
+        elif held not in (None, ()) and one.compare:  # `given` is not a key of a file
             found[_key(one.name)] = _written(one.name, held)
     return found
 

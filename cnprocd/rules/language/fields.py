@@ -1,6 +1,6 @@
 """The field types of the models: each has a parser of syntax.py and the JSON schema of its YAML form. PURE.
 
-Each type has one PlainValidator, so pydantic never tries the branches of a union and a problem is one sentence. The
+Each type has one PlainValidator, so pydantic never attempts the branches of a union, and a problem is one sentence. The
 JSON schema describes the YAML form, not the parsed value.
 """
 

@@ -1,10 +1,10 @@
 """Estimate what a regular expression can cost: the number of ways in which it can read one text. PURE.
 
-Python's `re` tries one way after another, and any process can choose the text. An expression with 10^9 ways, on a text
-that matches none of them, would block the daemon for hours. So the ways are counted when the rules are loaded, for the
-longest possible text, and an expression with too many is rejected. An accepted expression takes milliseconds for the
-worst text. Globs need no bound: fnmatch makes every `*` an atomic group, so the cost of a glob is at most the length of
-the text times the number of its stars.
+Python's `re` backtracks through one way after another, and any process can choose the text. An expression with 10^9
+ways, on a text that matches none of them, would block the daemon for hours. So the ways are counted when the rules are
+loaded, for the longest possible text, and an expression with too many is rejected. An accepted expression takes
+milliseconds for the worst text. Globs need no bound: fnmatch makes every `*` an atomic group, so the cost of a glob is
+at most the length of the text times the number of its stars.
 
 The count is an upper bound. It assumes that every part that can match in more than one way does so independently of
 its neighbours. Repetitions multiply and alternatives add up; alternatives that begin with different characters count as

@@ -129,14 +129,14 @@ def test_rules_of_other_events_are_no_candidates():
     assert Matcher([]).candidates(exited()) == ()
 
 
-def test_what_is_wanted_and_cared_for():
+def test_wanted_events_and_possible_matches():
     matcher = Matcher([rule("a", ["exec"], threads=True), rule("b", ["nonzero_exit"], match={"comm": "ora_*"})])
     assert [k for k in ("fork", "exec", "exit") for t in (False, True) if matcher.wants(k, t)] == ["exec", "exit"]
     assert matcher.wants("exec", threads=True)
     assert not matcher.wants("exec", threads=False)
     assert matcher.cares("exit", False, "ora_pmon")
     assert not matcher.cares("exit", False, "sh")
-    assert matcher.cares("exit", False, None), "a name that nobody knows is worth a look"
+    assert matcher.cares("exit", False, None), "an unknown comm could match"
     assert not matcher.cares("fork", False, None)
 
 
@@ -293,9 +293,9 @@ def test_a_needed_comm_is_never_one_that_only_some_matches_need(data):
     compiled = compile_rule(rule(match=data), 0)
     if compiled.comm is None:
         return
-    stranger = exited("\x01 nobody", 768)
-    if not any(like(p, "\x01 nobody") for p in _comm_texts(data)):
-        assert compiled.test(stranger) is not True
+    unlike = exited("\x01 other", 768)
+    if not any(like(p, "\x01 other") for p in _comm_texts(data)):
+        assert compiled.test(unlike) is not True
 
 
 def _comm_texts(data):
@@ -324,7 +324,7 @@ def _comm_texts(data):
         (["nonzero_exit"], None, ("nonzero_exit", True)),
     ],
 )
-def test_the_event_that_a_match_is_called(events, status, said):
+def test_the_event_name_of_a_match(events, status, said):
     match = evaluate(compile_rule(rule(events=events), 0), exited(status=status))
     assert said == (match and (match.event, match.log_only))
 
@@ -343,7 +343,7 @@ def test_the_event_that_a_match_is_called(events, status, said):
         ("match", {"exit_status": "unknown"}, ("nonzero_exit", False)),
     ],
 )
-def test_an_exit_of_unknown_status_goes_by_the_rule_s_wish(policy, match, said):
+def test_on_unknown_exit_decides_about_an_unknown_status(policy, match, said):
     compiled = compile_rule(rule(events=["nonzero_exit"], match=match, on_unknown_exit=policy), 0)
     match = evaluate(compiled, exited(status=None, recovered=True))
     assert said == (match and (match.event, match.log_only))
@@ -357,7 +357,7 @@ def test_an_exit_rule_without_status_keys_matches_unknown_status():
 
 
 @pytest.mark.parametrize("status", STATUSES)
-def test_hooks_fire_only_rules_that_include_them(status):
+def test_hooks_match_only_rules_that_include_them(status):
     matcher = Matcher([rule("plain"), rule("all", include_hooks=True)])
     assert names(matcher.match(exited(status=status))) == ["plain", "all"]
     assert names(matcher.match(exited(status=status, from_hook=True))) == ["all"]

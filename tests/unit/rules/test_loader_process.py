@@ -91,7 +91,7 @@ def test_a_child_that_fails_is_a_reason_to_keep_the_old_rules(read, said, capfd)
     assert ("ZeroDivisionError" in capfd.readouterr().err) == (said == "code 1")
 
 
-def test_a_hook_inherits_no_descriptors_and_no_signals():
+def test_the_child_keeps_no_descriptors_and_no_signals():
     def read():
         found = sorted(int(name) for name in os.listdir("/proc/self/fd"))
         handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
@@ -121,7 +121,7 @@ def test_the_loop_goes_on_meanwhile():
     assert asyncio.run(scene()) > 10
 
 
-def test_who_is_cancelled_ends_the_child():
+def test_cancellation_ends_the_child():
     async def scene():
         waiting = asyncio.create_task(LoaderProcess(signal.pause, FILE).wait())
         await asyncio.sleep(0)
@@ -132,7 +132,7 @@ def test_who_is_cancelled_ends_the_child():
     asyncio.run(scene())
 
 
-def test_one_that_takes_for_ever_is_ended(monkeypatch):
+def test_a_child_that_takes_forever_is_killed(monkeypatch):
     monkeypatch.setattr(loader_process, "LIMIT_S", 0.05)
 
     async def scene():
@@ -142,7 +142,7 @@ def test_one_that_takes_for_ever_is_ended(monkeypatch):
     asyncio.run(scene())
 
 
-def test_no_child_to_be_had(monkeypatch):
+def test_a_failed_fork_is_an_error(monkeypatch):
     def fork():
         raise OSError(11, "Resource temporarily unavailable")
 

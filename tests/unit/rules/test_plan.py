@@ -103,8 +103,8 @@ class History:
         self.drains, now_ns = [], 0
         for events, records, late in batches(machine.log, cut, ahead):
             now_ns = max([now_ns, *(entry.at_ns for entry in (*events, *records))])
-            heard = [(entry.said, event_message(entry.said)) for entry in events]
-            self.drains.append((heard, [record_message(entry.said) for entry in records], late, now_ns))
+            events_seen = [(entry.said, event_message(entry.said)) for entry in events]
+            self.drains.append((events_seen, [record_message(entry.said) for entry in records], late, now_ns))
         self.sweeps = sweeps
 
     def matches(self, matcher: Matcher, plan: Plan, features: Features) -> Counter:
@@ -115,7 +115,7 @@ class History:
             tracker.adopt(reader.scan(plan.tracking.wanted_anew))
         found = Counter()
 
-        def judge(occurrences) -> None:
+        def evaluate(occurrences) -> None:
             for occurrence in occurrences:
                 for match in matcher.match(occurrence):
                     assert not occurrence.recovered, "nothing was lost"
@@ -124,20 +124,20 @@ class History:
         swept_ns, held_until = 0, None
         for n, (events, records, late, now_ns) in enumerate(self.drains):
             reader.late = late
-            heard = [got for event in events if (got := kernel.event(*event)) is not None]
-            told = [got for message in records if (got := kernel.record(message)) is not None]
-            came_ns = [message.timestamp_ns for message in heard]
+            events_seen = [got for event in events if (got := kernel.event(*event)) is not None]
+            records_seen = [got for message in records if (got := kernel.record(message)) is not None]
+            came_ns = [message.timestamp_ns for message in events_seen]
             if held_until is not None and min(came_ns, default=0) > held_until:
-                judge(tracker.take([], [], held_until))  # as the loop does for held deaths
-            judge(tracker.take(Unfolding(heard, reader, self.views), told, now_ns))
+                evaluate(tracker.take([], [], held_until))  # as the loop does for held deaths
+            evaluate(tracker.take(Unfolding(events_seen, reader, self.views), records_seen, now_ns))
             held_until = now_ns + HOLD_NS if tracker.deaths.has_held else None
             if n in self.sweeps and now_ns - swept_ns > SECOND:
                 reader.proc, swept_ns = late, now_ns
-                judge(tracker.sweep(now_ns))
+                evaluate(tracker.sweep(now_ns))
         reader.proc = reader.late = self.after
-        judge(tracker.take([], [], self.ended_ns + SECOND))
+        evaluate(tracker.take([], [], self.ended_ns + SECOND))
         for seconds in (3, 6):
-            judge(tracker.sweep(self.ended_ns + seconds * SECOND))
+            evaluate(tracker.sweep(self.ended_ns + seconds * SECOND))
         return found
 
     def true_matches(self, matcher: Matcher) -> Counter:
@@ -188,7 +188,7 @@ histories = {
 
 @given(rule_sets, st.builds(History, **histories, lone_codes=st.just((0, 0, 5))))
 @settings(max_examples=100)
-def test_asking_for_everything_tells_what_happened(rule_set, history):
+def test_a_full_request_reports_what_happened(rule_set, history):
     """The oracle itself. The parent is left to the next test: /proc has no parent of a dead process."""
     matcher = Matcher(rule_set)
     certain = {rule.name for rule in matcher.rules if not relatives(rule)}
@@ -321,7 +321,7 @@ def test_gaps_mean_nothing_where_anything_is_filtered(keys):
         ({"events": ["exit", "uid"], "match": {"comm": "x"}}, "table", "table"),
     ],
 )
-def test_identity_comes_from_the_lowest_rung_that_can_tell(keys, identity, without_taskstats):
+def test_identity_comes_from_the_cheapest_source(keys, identity, without_taskstats):
     keys = {**keys, "log": False}
     (compiled,) = Matcher([plain(RuleModel.model_validate({"name": "r", **keys}))]).rules
     assert identity_of(compiled, Features()) == identity

@@ -68,7 +68,7 @@ def test_a_tree_means_what_it_says(data, happened):
 
 @given(match_data, st.lists(st.tuples(occurrences, hidings), min_size=1, max_size=4))
 @settings(max_examples=150)
-def test_what_is_not_known_never_turns_an_answer_round(data, happened):
+def test_an_unknown_attribute_never_inverts_an_answer(data, happened):
     """True or False with few attributes stays so with more: under not, any and all, of parents and of itself."""
     test = compile_condition(model(data))
     keep = frozenset() if without_status_key(data) else {"status"}
@@ -88,7 +88,7 @@ def test_without_a_match_everything_matches():
     assert compile_condition(None)(Occurrence("fork", Process(1), 1)) is True
 
 
-def test_a_key_about_an_end_does_not_hold_for_what_has_not_ended():
+def test_a_key_about_an_exit_does_not_hold_for_other_events():
     exec_ = Occurrence("exec", Process(100, comm="sh"), 100)
     assert compile_condition(model({"comm": "sh", "exit_code": "0-255"}))(exec_) is False
     assert compile_condition(model({"exit_status": "unknown"}))(exec_) is False
@@ -154,7 +154,7 @@ def test_an_unknown_status_is_assumed_to_be_one_that_matches(data, occurrence):
         ({"exe": "/bin/sh", "exit_code": 3}, None),
     ],
 )
-def test_a_vanished_process_and_a_rule_that_wants_to_hear_of_it(match, fires):
+def test_a_vanished_process_and_on_unknown_exit_match(match, fires):
     vanished = Occurrence("exit", Process(100, comm="sh"), 100, recovered=True)
     assert compile_condition(model(match), assume_status=True)(vanished) is fires
 

@@ -35,7 +35,7 @@ def problems(file, **options):
 RULE = "rules:\n  - name: a\n    events: [nonzero_exit]\n"
 
 
-# Each bad file with every problem it must give: line, column, and a phrase of what is said (message, accepted, hint).
+# Each bad file with every problem it must give: line, column, and a phrase of its text (message, accepted, hint).
 BAD = {
     "empty": ("", [(0, 0, r"empty.*rules: \[\]")]),
     "only a comment": ("# nothing\n", [(0, 0, "empty")]),
@@ -119,7 +119,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_bad_file_is_told_in_full_with_the_exact_places(tmp_path, case):
+def test_a_bad_file_is_reported_with_every_position(tmp_path, case):
     text, expected = BAD[case]
     found = problems(written(tmp_path, text))
     assert [(p.line, p.column) for p in found] == [(line, column) for line, column, _ in expected]
@@ -147,7 +147,7 @@ def test_the_error_itself_is_one_line_with_the_count(tmp_path):
     assert caught.value.render().count(":1: unknown key") == 2
 
 
-def test_a_hostile_file_cannot_drive_the_terminal_or_flood_it(tmp_path):
+def test_a_hostile_file_cannot_control_or_flood_a_terminal(tmp_path):
     (problem,) = problems(written(tmp_path, b"# " + b"x" * 5000 + b"\x1b[31m" + b"y" * 5000 + b"\n"))
     assert "\x1b" not in problem.render()
     assert max(map(len, problem.render().splitlines())) < 200
@@ -293,7 +293,7 @@ def test_the_default_places_are_those_of_the_documentation():
 # --- unreadable files, and files that other users can write
 
 
-def test_what_is_no_regular_file(tmp_path):
+def test_a_path_that_is_not_a_regular_file_is_rejected(tmp_path):
     os.mkfifo(tmp_path / "pipe", 0o600)
     for file, phrase in [
         (tmp_path, "is a directory"),
@@ -349,7 +349,7 @@ def test_a_directory_writable_by_others_is_refused_unless_sticky(tmp_path):
 
 @as_root
 @pytest.mark.parametrize("what", ["file", "directory", "link"])
-def test_what_belongs_to_someone_else_is_refused(tmp_path, what):
+def test_a_file_of_another_user_is_rejected(tmp_path, what):
     file = written(tmp_path / "d", RULE)
     (tmp_path / "link").symlink_to(file)
     given = {"file": file, "directory": tmp_path / "d", "link": tmp_path / "link"}[what]
@@ -362,7 +362,7 @@ def test_what_belongs_to_someone_else_is_refused(tmp_path, what):
 
 
 @as_root
-def test_without_root_our_own_files_and_roots_are_good(tmp_path, monkeypatch):
+def test_without_root_own_files_and_those_of_root_are_safe(tmp_path, monkeypatch):
     own, foreign = written(tmp_path, RULE), written(tmp_path, RULE, "foreign.yaml")
     os.chown(own, 1234, 0)
     os.chown(foreign, 4321, 0)
@@ -372,7 +372,7 @@ def test_without_root_our_own_files_and_roots_are_good(tmp_path, monkeypatch):
         safe_open(foreign)
 
 
-def test_the_descriptor_is_the_judged_file_and_none_is_left_open(tmp_path):
+def test_the_descriptor_is_the_checked_file_and_none_leaks(tmp_path):
     file = written(tmp_path, RULE)
     before = os.listdir("/proc/self/fd")
     fd = safe_open(file)

@@ -99,11 +99,11 @@ def test_exit_codes_mean_what_the_oracle_says(items):
 @pytest.mark.parametrize(
     "value", [True, None, 1.0, "", "x", "1-", "-1", "=> 3", "256", "> 255", "< 0", "9-3", [], ["1", []], {}]
 )
-def test_what_is_no_exit_code_is_refused_with_what_is_accepted(value):
+def test_an_invalid_exit_code_is_rejected_with_a_hint(value):
     assert refused(syntax.exit_codes, value).accepted == syntax.ACCEPT_CODES
 
 
-def test_an_empty_range_is_turned_round_in_the_hint():
+def test_the_hint_for_an_empty_range_inverts_it():
     assert refused(syntax.exit_codes, "9-3").hint == 'write "3-9"'
 
 
@@ -135,7 +135,7 @@ def test_signals_of_every_other_form():
 
 
 @pytest.mark.parametrize("value", ["SIGFOO", "SIGRTMIN+31", "RTMAX-31", True, 1.5, "", [], ["KILL", "KIL"], "0", "65"])
-def test_what_is_no_signal_is_refused(value):
+def test_an_invalid_signal_is_rejected(value):
     assert refused(syntax.signal_numbers, value).accepted == syntax.ACCEPT_SIGNALS
 
 
@@ -155,11 +155,11 @@ def test_durations_are_seconds(number, unit, space):
 @pytest.mark.parametrize(
     "value", [30, 1.5, "30", "s", "-1s", "1 s s", "1w", "", True, None, [], "0s", "inf", "1e3s", "9" * 50 + "s"]
 )
-def test_what_is_no_duration_is_refused(value):
+def test_an_invalid_duration_is_rejected(value):
     assert refused(syntax.duration, value).accepted == syntax.ACCEPT_DURATION
 
 
-def test_a_number_without_unit_is_told_to_have_one():
+def test_a_number_without_a_unit_gets_a_hint():
     assert refused(syntax.duration, 30).hint == 'add the unit: "30s"'
     assert syntax.duration_or_zero("0s") == 0
 
@@ -170,7 +170,7 @@ def test_sizes_are_bytes(number, unit):
 
 
 @pytest.mark.parametrize("value", [-1, True, "64k", "K", "1.5.5M", "", None, [1], "64 KB"])
-def test_what_is_no_size_is_refused(value):
+def test_an_invalid_size_is_rejected(value):
     assert refused(syntax.size, value).accepted == syntax.ACCEPT_SIZE
 
 
@@ -182,7 +182,7 @@ def test_comparisons_hold_as_python_says(op, limit, measured):
 
 
 @pytest.mark.parametrize("value", ["5s", "< 5", "<< 5s", "< 5M", 5, "", "< 0s", ["< 5s"]])
-def test_what_is_no_time_comparison_is_refused(value):
+def test_an_invalid_time_comparison_is_rejected(value):
     assert refused(syntax.time_comparison, value).accepted == syntax.ACCEPT_TIME_COMPARISON
 
 
@@ -235,7 +235,7 @@ def test_a_glob_refused_as_too_long_matches_no_comm(glob, comm):
             assert not any(fnmatch.fnmatchcase(comm[:n], glob) for n in range(16))
 
 
-def test_a_long_comm_is_told_the_cut_form():
+def test_a_long_comm_gets_its_cut_form_as_a_hint():
     said = refused(lambda v: names.pattern(v, "comm"), "gnome-terminal-server")
     assert "15" in said.message
     assert '"gnome-terminal-"' in said.hint
@@ -249,7 +249,7 @@ def test_a_long_comm_is_told_the_cut_form():
 @pytest.mark.parametrize(
     "value", ["/(/", "/[[a]/", r"/\u0041/", "[abc", "", 5, True, None, {}, "a\0b", "/" + "(" * 500 + "/"]
 )
-def test_what_is_no_pattern_is_refused(value):
+def test_an_invalid_pattern_is_rejected(value):
     refused(names.pattern, value)
 
 
@@ -286,7 +286,7 @@ def test_users_and_groups_by_name_number_and_list():
 
 
 @pytest.mark.parametrize("value", ["nobody-here", -1, 2**32 - 1, True, 1.5, [], "", {}])
-def test_who_does_not_exist_is_refused(value):
+def test_an_unknown_user_is_rejected(value):
     assert problems(match={"user": value})
 
 
@@ -307,7 +307,7 @@ def test_a_template_of_escaped_text_is_that_text(raw):
 
 
 @pytest.mark.parametrize("value", ["{", "}", "{com}", "{}", "{comm!r}", "{comm.x}", "{{comm}", 5, None, "a\0"])
-def test_what_is_no_template_is_refused(value):
+def test_an_invalid_template_is_rejected(value):
     refused(syntax.template, value)
 
 
@@ -447,7 +447,7 @@ def test_models_do_not_change():
         ({"run": {"command": ["/x"], "backoff": {"initial": "9m"}}}, ("run", "backoff", "initial"), "longer"),
     ],
 )  # fmt: skip
-def test_rules_that_make_no_sense(keys, path, phrase):
+def test_rules_that_contradict_themselves(keys, path, phrase):
     found = problems(**keys)
     assert [where for where, _ in found] == [path]
     assert phrase in found[0][1]

@@ -60,12 +60,12 @@ def test_meanings_of_the_core_schema(text, value, loader):
     ],
 )
 @both
-def test_refusals_and_their_places(text, expected, loader):
+def test_problems_and_their_positions(text, expected, loader):
     assert problems(text, loader) == [expected]
 
 
 @both
-def test_what_was_refused_is_not_in_the_tree(loader):
+def test_a_rejected_value_is_not_in_the_tree(loader):
     root = yaml12.read("a: {<<: {x: 1}, b: 1, b: 2}\nc: *x\n", loader).root
     assert yaml12.plain_data(root) == {"a": {"b": 1}, "c": None}
 
