@@ -12,6 +12,7 @@ import gc
 import signal
 
 from cnprocd.errors import CnprocdError
+from cnprocd.output.log import LOG_BOUND_S
 from cnprocd.reload import log_receive_buffer
 from cnprocd.rules.problems import LoadedRules
 from cnprocd.wiring import Options, Outside, Parts, connect
@@ -23,6 +24,7 @@ COLLECTOR = (20_000, 20, 20)  # see gc.set_threshold
 async def serve(options: Options, loaded: LoadedRules, outside: Outside) -> None:
     """Run a daemon until a signal stops it. Raises CnprocdError if it cannot start."""
     try:
+        outside.output.attach(asyncio.get_running_loop())
         parts = connect(options, loaded, outside)
         await start(parts, outside)
         await parts.stopping.wait()
@@ -66,6 +68,7 @@ async def stop(parts: Parts, outside: Outside) -> None:
     await parts.dispatcher.stop(STOP_BOUND_S)
     parts.lookups.close()
     parts.names.close()
+    await outside.output.close(LOG_BOUND_S)
     if not parts.kept_by_manager:
         with contextlib.suppress(OSError):
             parts.pipeline.source.close()

@@ -23,8 +23,9 @@ from cnprocd.control.tap import Tap
 from cnprocd.dispatch import Dispatcher
 from cnprocd.event_loop import EventLoop, Ticker
 from cnprocd.load_state import LoadState, ReadDigests
-from cnprocd.log import Level, Log
+from cnprocd.log import Log
 from cnprocd.names import Names
+from cnprocd.output.log import LogOutput
 from cnprocd.pipeline import Pipeline
 from cnprocd.process.holder import Holder, kernel_reports_exit_status
 from cnprocd.process.lookups import Lookups
@@ -58,7 +59,7 @@ class Outside:
     read_digests: ReadDigests
     manager: ServiceManager
     log: Log
-    set_log_level: Callable[[Level], None]
+    output: LogOutput
     own_tgid: int
 
 
@@ -137,7 +138,7 @@ def connect(options: Options, loaded: LoadedRules, outside: Outside) -> Parts:
         dispatcher,
         manager,
         log,
-        outside.set_log_level,
+        outside.output.set_level,
         stopping,
     )
     view = ControlledDaemon(rules, subscription, pipeline, dispatcher, kept_by_manager)

@@ -126,8 +126,8 @@ class ChildWorker:
 
     greets = True
 
-    def __init__(self, script: Path, *arguments: str) -> None:
-        """Raises OSError: there is no process or descriptor to be had."""
+    def __init__(self, script: Path, *arguments: str, stdout: int | None = None) -> None:
+        """`stdout` becomes its standard output. Raises OSError: there is no process or descriptor to be had."""
         self._socket, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.setblocking(False)
         with far:
@@ -138,7 +138,9 @@ class ChildWorker:
                     {"PATH": "/usr/bin:/bin"},
                     file_actions=[
                         (os.POSIX_SPAWN_DUP2, far.fileno(), 0),
-                        (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+                        (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)
+                        if stdout is None
+                        else (os.POSIX_SPAWN_DUP2, stdout, 1),
                         (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
                     ],
                     setsigdef=[signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE],

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from cnprocd import __version__
+from cnprocd.cli.standard_files import STDERR, STDOUT, fill_missing
 from cnprocd.errors import EX_OK, CnprocdError
 from cnprocd.rules.loader_process import LoaderProcess
 from cnprocd.rules.problems import LoadedRules
@@ -52,8 +53,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str] | None = None) -> int:
     """Carry out the command line. Return the exit status."""
+    missing = fill_missing()
     options = parser().parse_args(arguments)
     try:
+        if STDOUT in missing and options.log_format != "journal" and not options.check:
+            what = "cannot write log records: standard output is closed"
+            raise CnprocdError(what, "open it, or use --log-format journal")
         if options.check:
             return _report(_read(options.rules))
         return _serve(options, _start_loader(options.rules))
@@ -96,7 +101,7 @@ def _serve(options: argparse.Namespace, reading: LoaderProcess[LoadedRules]) -> 
 
     loaded = reading.result()
     manager = ServiceManager(os.environ)
-    output = make_output(options.log_format, sys.stdout, is_journal_stream(os.environ, sys.stderr.fileno()))
+    output = make_output(options.log_format, STDOUT, is_journal_stream(os.environ, STDERR))
     log = make_log(output, loaded.settings.log_level)
     for warning in loaded.warnings:
         log("warning", "rules_warning", message=warning.render())
@@ -107,7 +112,7 @@ def _serve(options: argparse.Namespace, reading: LoaderProcess[LoadedRules]) -> 
         read_digests=lambda: _start_digests(options.rules).wait(),
         manager=manager,
         log=log,
-        set_log_level=output.set_level,
+        output=output,
         own_tgid=os.getpid(),
     )
     asyncio.run(serve(settings, loaded, outside))

@@ -16,11 +16,12 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from cnprocd.cli.standard_files import STDERR, STDOUT, fill_missing
 from cnprocd.errors import EX_OK, CnprocdError
 from cnprocd.log import Log
 from cnprocd.names import Names, NameServiceSilentError
 from cnprocd.output.journal import is_journal_stream
-from cnprocd.output.log import make_log, make_output
+from cnprocd.output.log import LOG_BOUND_S, LogOutput, make_log, make_output
 from cnprocd.rules.language.load import load
 from cnprocd.rules.problems import LoadedRules
 from cnprocd.rules.rule_files import DROPIN_DIRS
@@ -82,10 +83,12 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     manager = ServiceManager(os.environ)
-    log = make_log(make_output("auto", sys.stdout, is_journal_stream(os.environ, sys.stderr.fileno())))
+    fill_missing()
     try:
+        output = make_output("auto", STDOUT, is_journal_stream(os.environ, STDERR))
+        log = make_log(output)
         listener = adopted_listener(manager)
-        asyncio.run(serve(listener, options, manager, log))
+        asyncio.run(serve(listener, options, manager, log, output))
     except CnprocdError as error:
         print(f"cnprocd-runner: {error}", file=sys.stderr)
         return error.exit_status
@@ -106,8 +109,11 @@ def allowed_users(name: str) -> set[int]:
         raise CnprocdError(f"unknown user {name!r}", "run systemd-sysusers to create it") from None
 
 
-async def serve(listener: socket.socket, options: argparse.Namespace, manager: ServiceManager, log: Log) -> None:
+async def serve(
+    listener: socket.socket, options: argparse.Namespace, manager: ServiceManager, log: Log, output: LogOutput
+) -> None:
     loop = asyncio.get_running_loop()
+    output.attach(loop)
     names = Names(loop, log)
     rules = Rules(lambda: load(options.rules))
     allowed = await patiently(lambda: names.resolve(options.user, lambda: allowed_users(options.user)))
@@ -118,6 +124,7 @@ async def serve(listener: socket.socket, options: argparse.Namespace, manager: S
     await service.serve(options.idle)
     manager.stopping()
     names.close()
+    await output.close(LOG_BOUND_S)
 
 
 async def patiently(resolve: Callable[[], set[int]]) -> set[int]:

@@ -17,25 +17,18 @@ Facts relied on (systemd.io/JOURNAL_NATIVE_PROTOCOL, systemd.journal-fields(7), 
 
 from __future__ import annotations
 
-import array
-import contextlib
-import errno
-import fcntl
 import json
 import os
 import re
-import socket
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from cnprocd.errors import CnprocdError
 from cnprocd.json_value import JsonObject, JsonValue
 
 JOURNAL_SOCKET = Path("/run/systemd/journal/socket")
 IDENTIFIER = "cnprocd"
 FACILITY_DAEMON = "3"
-SEND_LIMIT_S = 2.0  # journald being restarted takes less; the watchdog allows more
 
 PRIORITIES = {"debug": 7, "info": 6, "notice": 5, "warning": 4, "error": 3, "critical": 2}
 
@@ -58,6 +51,10 @@ MESSAGE_IDS = {
     "spool_damaged": "e2792e8238bc4375887f879970e018b0",
     "spool_not_durable": "b95da1b4570543c0bb3785fda75bd230",
     "spool_durable": "88725cf1bbfd45d9acae8ab4251df1ab",
+    "log_lost": "f6b2439f2d914eee9d9f70fb0fa772d5",
+    "proc_unreadable": "b243e4f4ea334cdaa1ee4d0296964d3a",
+    "proc_unavailable": "283e53b59f7c4c83ba8a9759ed1b210a",
+    "names_unavailable": "6a0c533015674f2b8f82ceaa87724d54",
 }
 """The id of each record class for `journalctl MESSAGE_ID=` and the message catalog. Never change or reuse one."""
 
@@ -78,10 +75,6 @@ _NOT_IN_NAMES = re.compile(r"[^A-Z0-9_]")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _CONTROL_BUT_NEWLINE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _NEEDS_LENGTH = re.compile(rb"[\x00-\x08\x0a-\x1f]")
-
-
-class JournalUnavailableError(CnprocdError):
-    """A record cannot be sent to journald. The caller prints it as JSON instead."""
 
 
 def field_name(key: str) -> str:
@@ -162,53 +155,3 @@ def is_journal_stream(environ: Mapping[str, str], descriptor: int) -> bool:
     except OSError:
         return False
     return stat.S_ISSOCK(status.st_mode) and environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
-
-
-class JournalSink:
-    """Send records. The socket is never connected, so a restarted journald is reached without further steps."""
-
-    def __init__(self, path: Path | str = JOURNAL_SOCKET) -> None:
-        self.path = str(path)
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        # A time limit, not a non-blocking send: a burst may fill journald's queue for a moment.
-        self.socket.settimeout(SEND_LIMIT_S)
-
-    def emit(self, record: JsonObject) -> None:
-        """Send one record. Raises JournalUnavailableError; a record is never sent in part."""
-        datagram = encode(record)
-        try:
-            self._send(datagram)
-        except OSError as error:
-            # To wait the full limit for each of a thousand records would starve the watchdog. From now on do not wait.
-            self.socket.settimeout(0)
-            raise JournalUnavailableError(
-                f"cannot send a {record.get('event')} record to {self.path}: {error.strerror or error}",
-                "check that systemd-journald runs, or use --log-format json",
-            ) from error
-        self.socket.settimeout(SEND_LIMIT_S)
-
-    def _send(self, datagram: bytes) -> None:
-        try:
-            self.socket.sendto(datagram, self.path)
-        except OSError as error:
-            if error.errno not in (errno.EMSGSIZE, errno.ENOBUFS):
-                raise
-            self._send_by_memfd(datagram)
-
-    def _send_by_memfd(self, datagram: bytes) -> None:
-        """Send a large record as a sealed file, whose descriptor is the datagram. Only journald limits its size."""
-        descriptor = os.memfd_create("cnprocd-record", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        try:
-            with open(descriptor, "wb", closefd=False) as file:
-                file.write(datagram)
-            seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
-            # Not socket.send_fds: CPython 3.11 ignores its address argument.
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))]
-            self.socket.sendmsg([b""], rights, 0, self.path)
-        finally:
-            os.close(descriptor)
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self.socket.close()

@@ -3,71 +3,111 @@
 structlog carries the records: `RecordLogger` is its bound logger and the `Log` of all parts (cnprocd/log.py). The
 levels are those of syslog, because structlog has no `notice`.
 
-A closed pipe or a full disk must not stop the daemon and its hooks. A record that cannot be written is counted and
-dropped.
+A reader that does not read, a closed pipe or a full disk must not stop the daemon and its hooks: a record goes into a
+queue that never waits (log_queue.py). What it must drop is counted and reported as `log_lost`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Literal, TextIO
+from typing import Literal
 
 import structlog
 
+from cnprocd.errors import CnprocdError
 from cnprocd.json_value import JsonDict, JsonObject, JsonValue
 from cnprocd.log import LEVELS, Level, Log
-from cnprocd.output import console
-from cnprocd.output.journal import JournalSink, JournalUnavailableError
+from cnprocd.output import console, journal
+from cnprocd.output.log_queue import LogQueue, Lost
+from cnprocd.output.sink import JournalSink, sink_of
 
+LOG_BOUND_S = 2.0  # at a stop, for records that wait
 Format = Literal["auto", "json", "console", "journal"]
-Emit = Callable[[JsonObject], None]
 
 
 class LogOutput:
-    """The end of structlog's chain: writes whole records, and counts those that it could not write."""
+    """The end of structlog's chain: encodes records and hands them to a queue that never waits.
 
-    def __init__(self, emit: Emit) -> None:
-        self._emit = emit
-        self.lost = 0
+    `encoders`: how a record becomes bytes, and the queue for them. The second is used while the first is broken.
+    """
+
+    def __init__(self) -> None:
         self.lowest = LEVELS.index("info")
+        self.outputs: list[tuple[Callable[[JsonObject], bytes], LogQueue]] = []
+        self.log: Log | None = None
 
     def set_level(self, level: Level) -> None:
         """Write only records that are at least as severe as `level`, from now on."""
         self.lowest = LEVELS.index(level)
 
     def write(self, record: JsonObject) -> None:
-        try:
-            self._emit(record)
-        except (OSError, ValueError):
-            self.lost += 1
+        rule = record.get("rule") if record.get("event") == "rule_matched" else None
+        name = rule if isinstance(rule, str) else None
+        for encode, queue in self.outputs:
+            try:
+                queue.add(encode(record), name)
+            except OSError:
+                continue
+            return
+        self.outputs[0][1].drop(name)
+
+    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Use an event loop to wait for room in the output."""
+        for _, queue in self.outputs:
+            queue.attach(loop)
+
+    async def close(self, bound_s: float) -> int:
+        """Write what waits, for at most so long. Returns how many records were not written."""
+        return sum(await asyncio.gather(*(queue.close(bound_s) for _, queue in self.outputs)))
+
+    @property
+    def lost(self) -> Lost:
+        """What was dropped since start."""
+        return self.outputs[0][1].lost
+
+    @property
+    def queued(self) -> int:
+        """Records that wait for room."""
+        return sum(queue.queued for _, queue in self.outputs)
+
+    def report(self, lost: Lost) -> None:
+        """Log what was dropped."""
+        assert self.log is not None
+        self.log(
+            "error",
+            "log_lost",
+            records=lost.records,
+            matches=lost.matches,
+            rules=dict(lost.by_rule),
+            message=f"{lost.records} log records were dropped, {lost.matches} of them matches: the output had no room",
+        )
 
 
-def make_output(wanted: Format, stream: TextIO, under_journal: bool) -> LogOutput:
-    """Return the output for `wanted`; `auto`: the journal under systemd, the console on a terminal, else JSON lines."""
+def make_output(wanted: Format, stdout: int, under_journal: bool) -> LogOutput:
+    """Return the output for `wanted`; `auto`: the journal under systemd, the console on a terminal, else JSON lines.
+
+    Raises CnprocdError: the output is closed.
+    """
     chosen = wanted
     if wanted == "auto":
-        chosen = "journal" if under_journal else "console" if stream.isatty() else "json"
+        chosen = "journal" if under_journal else "console" if os.isatty(stdout) else "json"
+    output = LogOutput()
     if chosen == "journal":
-        return LogOutput(_journal_or(lambda record: _print_json(record, stream)))
-    if chosen == "console":
-        colour = stream.isatty()
-        return LogOutput(lambda record: _print(console.line(record, colour), stream))
-    return LogOutput(lambda record: _print_json(record, stream))
-
-
-def _journal_or(fallback: Emit) -> Emit:
-    """Return a function that writes to the journal, or to `fallback` while journald cannot be reached."""
-    sink = JournalSink()
-
-    def emit(record: JsonObject) -> None:
-        try:
-            sink.emit(record)
-        except JournalUnavailableError:
-            fallback(record)
-
-    return emit
+        output.outputs.append((journal.encode, LogQueue(JournalSink(journal.JOURNAL_SOCKET), output.report)))
+    try:
+        stream = LogQueue(sink_of(stdout), output.report)
+    except OSError as error:
+        if chosen != "journal":
+            what = f"cannot write log records to standard output: {error.strerror}"
+            raise CnprocdError(what, "open it, or use --log-format journal") from error
+        return output
+    colour = os.isatty(stdout)
+    output.outputs.append((_console_line(colour) if chosen == "console" else _json_line, stream))
+    return output
 
 
 class RecordLogger(structlog.BoundLoggerBase):
@@ -83,6 +123,7 @@ def make_log(output: LogOutput, threshold: Level = "info") -> Log:
     output.set_level(threshold)
     # Bound once: structlog's lazy proxy binds anew for every record.
     log: Log = structlog.wrap_logger(output, processors=[_stamp], wrapper_class=RecordLogger).bind()
+    output.log = log
     return log
 
 
@@ -99,11 +140,10 @@ def _stamp(logger: object, method: str, event: structlog.typing.EventDict) -> tu
 _encode = json.JSONEncoder(separators=(",", ":"), default=str).encode
 
 
-def _print_json(record: JsonObject, stream: TextIO) -> None:
+def _json_line(record: JsonObject) -> bytes:
     # ensure_ascii, so that no lone surrogate and no C1 control reaches a terminal or a parser.
-    _print(_encode(record), stream)
+    return _encode(record).encode("ascii") + b"\n"
 
 
-def _print(text: str, stream: TextIO) -> None:
-    stream.write(text + "\n")
-    stream.flush()
+def _console_line(colour: bool) -> Callable[[JsonObject], bytes]:
+    return lambda record: console.line(record, colour).encode("utf-8", "backslashreplace") + b"\n"

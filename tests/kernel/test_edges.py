@@ -198,10 +198,9 @@ def test_a_full_disk_under_the_output_loses_no_word(tmp_path, endurance):
         with log.open("ab") as stdout:
             rest = disk / "rest"
             with logging_to(tmp_path, endurance, stdout, "--log-format", "json") as process:
-                with rest.open("wb") as file, contextlib.suppress(OSError):
+                with rest.open("wb", buffering=0) as file, contextlib.suppress(OSError):
                     while True:
                         file.write(b"x")
-                        file.flush()
                 endurance.live(tmp_path / "run")
                 endurance.assert_hooks_ran()
                 endurance.assert_answered()

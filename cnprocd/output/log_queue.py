@@ -1,0 +1,163 @@
+"""The queue between the daemon and its log output. It never waits, is bounded, and counts what it drops.
+
+A record is written at once if the output has room. Else it waits in the queue, in order, and is written when there is
+room again. A record that does not fit in the queue is dropped and counted; as soon as the queue is empty again the
+counts are reported. A rule whose matches fill a quarter of the queue loses its further ones, so that they cost no other
+rule's records. An output that is broken (a pipe without a reader, no journald) is tried again every second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from cnprocd.output.sink import FileSink, Sink
+
+MOST_BYTES = 4 << 20
+MOST_OF_A_RULE = MOST_BYTES // 4
+AGAIN_S = 1.0  # after an error of the output
+_PIECE_BYTES = 64 * 1024
+
+
+@dataclass(slots=True)
+class Lost:
+    """Records that were dropped: all of them, the matches among them, and those by rule."""
+
+    records: int = 0
+    matches: int = 0
+    by_rule: Counter[str] = field(default_factory=Counter)
+
+    def add(self, rule: str | None) -> None:
+        self.records += 1
+        if rule is not None:
+            self.matches += 1
+            self.by_rule[rule] += 1
+
+
+class _Entry(NamedTuple):
+    data: bytes
+    rule: str | None  # of a match
+
+
+class LogQueue:
+    """Writes records to a sink, in order."""
+
+    def __init__(self, sink: Sink, report: Callable[[Lost], None]) -> None:
+        """`report` logs what was lost, through this queue."""
+        self.lost = Lost()  # since start
+        self._sink = sink
+        self._report = report
+        self._unreported = Lost()
+        self._entries: deque[_Entry] = deque()
+        self._written = 0  # bytes of the first entry that are written
+        self._bytes = 0  # of all entries
+        self._bytes_of: Counter[str] = Counter()  # by rule
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_waiting = False
+
+    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Use an event loop to wait for room."""
+        self._loop = loop
+        if isinstance(self._sink, FileSink):
+            self._sink.attach(loop)
+        self.flush()
+
+    @property
+    def queued(self) -> int:
+        """Records that wait."""
+        return len(self._entries)
+
+    def add(self, data: bytes, rule: str | None = None) -> None:
+        """Write an encoded record, or queue it, or drop and count it. `rule`: of a match.
+
+        Raises OSError: the output is broken, and nothing has been done about the record.
+        """
+        if not self._entries:
+            try:
+                taken = self._sink.put(data)
+            except BlockingIOError:
+                taken = 0
+            if taken == len(data):
+                self._report_lost()
+                return
+            self._written = taken
+        elif self._is_full(len(data), rule):
+            self.drop(rule)
+            return
+        self._entries.append(_Entry(data, rule))
+        self._bytes += len(data)
+        if rule is not None:
+            self._bytes_of[rule] += len(data)
+        self._wait()
+
+    def drop(self, rule: str | None) -> None:
+        """Count a record that cannot be written."""
+        self.lost.add(rule)
+        self._unreported.add(rule)
+
+    def flush(self) -> None:
+        """Write what waits, as far as there is room."""
+        self._is_waiting = False
+        try:
+            while self._entries:
+                self._take(self._sink.put(self._piece()))
+        except BlockingIOError:
+            self._wait()
+        except OSError:
+            if self._loop is not None:
+                self._loop.call_later(AGAIN_S, self.flush)  # poll(2) would show it as writable
+        else:
+            self._report_lost()
+
+    async def close(self, bound_s: float) -> int:
+        """Write what waits, for at most so long, and close the sink. Returns how many records were not written."""
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + bound_s
+        while self._entries and loop.time() < deadline_s:
+            await asyncio.sleep(0.005)
+            self.flush()
+        self._sink.close()
+        return len(self._entries)
+
+    def _is_full(self, size: int, rule: str | None) -> bool:
+        return self._bytes + size > MOST_BYTES or (rule is not None and self._bytes_of[rule] + size > MOST_OF_A_RULE)
+
+    def _piece(self) -> bytes:
+        """Return the bytes to write next: the rest of the first record, and more records if the sink joins them."""
+        first = self._entries[0].data[self._written :]
+        if not self._sink.joins or len(first) >= _PIECE_BYTES:
+            return first
+        parts, size = [first], len(first)
+        for position in range(1, len(self._entries)):
+            data = self._entries[position].data
+            size += len(data)
+            if size > _PIECE_BYTES:
+                break
+            parts.append(data)
+        return b"".join(parts)
+
+    def _take(self, count: int) -> None:
+        """So many bytes from the front are written."""
+        count += self._written
+        while self._entries and count >= len(self._entries[0].data):
+            data, rule = self._entries.popleft()
+            count -= len(data)
+            self._bytes -= len(data)
+            if rule is not None:
+                self._bytes_of[rule] -= len(data)
+                if not self._bytes_of[rule]:
+                    del self._bytes_of[rule]
+        self._written = count
+
+    def _report_lost(self) -> None:
+        if self._unreported.records:
+            lost, self._unreported = self._unreported, Lost()
+            self._report(lost)
+
+    def _wait(self) -> None:
+        if self._loop is not None and not self._is_waiting:
+            self._is_waiting = True
+            self._sink.when_ready(self._loop, self.flush)
