@@ -9,7 +9,7 @@ import socket
 import subprocess
 
 import pytest
-from reaping import children_reaped  # noqa: F401  # a fixture
+from unit.reaping import children_reaped  # noqa: F401 (a fixture)
 
 from cnprocd.output import log_queue
 from cnprocd.output.log_queue import LogQueue
