@@ -16,6 +16,8 @@ ASCII space. A newer Python knows more characters. That changes how a character 
 
 from __future__ import annotations
 
+import re
+
 _RAW_BYTE = range(0xDC80, 0xDD00)  # surrogateescape's code points for bytes that are not UTF-8
 
 
@@ -26,12 +28,24 @@ def printable(text: str) -> str:
     return "".join(ch if ch.isprintable() and ch != "\\" else _escaped(ch) for ch in text)
 
 
-def argument(text: str, *, keep_slash: bool = False) -> str:
+def argument(text: str, *, keep_slash: bool = False, is_unit: bool = False) -> str:
     """Return `text` as part of one argv element: printable, not an option, and not a path (unless `keep_slash`)."""
-    shown = printable(text)
+    shown = unit_name(text) if is_unit else printable(text)
     if not keep_slash:
         shown = shown.replace("/", "\\x2f")
     return _escaped(shown[0]) + shown[1:] if shown.startswith(("-", ".")) else shown
+
+
+_UNIT_NAME = re.compile(r"[A-Za-z0-9:_.\\@-]+", re.ASCII)
+
+
+def unit_name(text: str) -> str:
+    """A systemd unit's name as systemctl(1) takes it; anything else as `printable`.
+
+    The characters that a valid name may have (systemd src/basic/unit-name.c VALID_CHARS) are all visible. The backslash
+    stays, so this is injective only because a text with other characters is never taken for a unit's name.
+    """
+    return text if _UNIT_NAME.fullmatch(text) else printable(text)
 
 
 def _escaped(ch: str) -> str:

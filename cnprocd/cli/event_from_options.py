@@ -20,14 +20,16 @@ from cnprocd.errors import CnprocdError
 from cnprocd.json_value import JsonError, JsonObject, JsonValue, get_int_or_none, get_number_or_none
 from cnprocd.launch.render import exact
 from cnprocd.output.record import MATCH_FIELDS
+from cnprocd.process.cgroup_path import Container, Placement
 from cnprocd.process.model import Kind, Occurrence, Process
 from cnprocd.rules.language.syntax import signal_numbers
 from cnprocd.rules.language.value_problem import did_you_mean
 
 FIELDS = (
-    *MATCH_FIELDS, "status", "wait_status", "user", "group", "cgroup", "container", "parent_comm", "ancestors",
-    "lifetime_ms", "cpu_time_ms", "max_rss_kib", "read_bytes", "write_bytes", "from_hook", "thread", "ruid", "euid",
-    "rgid", "egid", "tracer_pid", "tracer_tid", "time_ns", "timestamp", "level", "event", "message",
+    *MATCH_FIELDS, "status", "wait_status", "user", "group", "cgroup", "user_unit", "container", "containers",
+    "runtime", "pod_uid", "parent_comm", "ancestors", "lifetime_ms", "cpu_time_ms", "max_rss_kib", "read_bytes",
+    "write_bytes", "from_hook", "thread", "ruid", "euid", "rgid", "egid", "tracer_pid", "tracer_tid", "time_ns",
+    "timestamp", "level", "event", "message",
 )  # fmt: skip
 _EXITS = ("exit", "nonzero_exit")
 _SIGNALS = {name: number for number, name in SIGNAL_NAMES.items()}
@@ -136,13 +138,20 @@ def _process(event: JsonObject, names: Names) -> Process:
     process = Process(get_int_or_none(event, "pid") or 0, get_int_or_none(event, "ppid"))
     process.comm, process.exe = _text(event, "comm"), _text(event, "exe")
     process.cmdline, process.cgroup = _text(event, "cmdline"), _text(event, "cgroup")
-    unit = _text(event, "unit")
-    if process.cgroup is None and unit is not None:
-        process.cgroup = f"/system.slice/{unit}"
+    process.described = None if process.cgroup is not None else _placement(event)
     process.uid = _identity(event, "uid", "user", names.user)
     process.gid = _identity(event, "gid", "group", names.group)
     process.set_provenance("event")
     return process
+
+
+def _placement(event: JsonObject) -> Placement | None:
+    """Return the unit, container and pod of an event without a cgroup; None if it names none of them."""
+    unit, user_unit, container, pod_uid = (_text(event, name) for name in ("unit", "user_unit", "container", "pod_uid"))
+    if (unit, user_unit, container, pod_uid) == (None, None, None, None):
+        return None
+    containers = () if container is None else (Container(container, None),)
+    return Placement(unit, user_unit, containers, pod_uid)
 
 
 def _identity(event: JsonObject, number: str, name: str, look_up: Callable[[str], int | None]) -> int | None:

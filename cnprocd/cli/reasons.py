@@ -7,15 +7,15 @@ explanation cannot differ from the daemon.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from cnprocd.connector.filter import describe as describe_statuses
 from cnprocd.connector.status import StatusSet, describe
 from cnprocd.escape import printable
+from cnprocd.process.cgroup_path import Placement
 from cnprocd.process.model import Occurrence, Process
-from cnprocd.process.stat import unit_of
 from cnprocd.rules.compile import CompiledRule, Match, evaluate
 from cnprocd.rules.predicate import Verdict, compile_condition, compile_process
 from cnprocd.rules.ruleset import Condition, ProcessCondition, given_keys
@@ -177,10 +177,18 @@ def _actual(key: str, occurrence: Occurrence) -> str:
     return endings[key]() if key in endings else _process_value(key, occurrence.process)
 
 
+_PLACEMENT_VALUES: Mapping[str, Callable[[Placement], str | None]] = {
+    "unit": lambda placement: placement.unit,
+    "user_unit": lambda placement: placement.user_unit,
+    "container": lambda placement: placement.container.id if placement.container is not None else None,
+    "pod_uid": lambda placement: placement.pod_uid,
+}
+
+
 def _process_value(key: str, process: Process) -> str:
     value: object
-    if key == "unit":
-        value = None if process.cgroup is None else unit_of(process.cgroup) or "no unit"
+    if key in _PLACEMENT_VALUES:
+        value = None if process.placement is None else _PLACEMENT_VALUES[key](process.placement) or f"no {key}"
     else:
         value = getattr(process, {"user": "uid", "group": "gid"}.get(key, key), None)
     return _shown(value)

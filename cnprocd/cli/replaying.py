@@ -103,6 +103,9 @@ class RecordedProc:
         copy.set_provenance(source)
         return copy
 
+    def zombie_cgroup(self, tgid: int, ended_ns: int) -> str | None:
+        return None
+
     def is_alive(self, tgid: int) -> bool:
         return tgid in self._known
 

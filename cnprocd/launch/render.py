@@ -30,6 +30,7 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 MOST_VALUE_BYTES = 32 * 1024
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")  # of a record's field; a damaged spool may hold others, with NUL or "="
 _KEEPS_SLASH = frozenset({"exe", "cgroup"})  # paths by nature
+_UNITS = frozenset({"unit", "user_unit"})
 
 
 def argv(hook: Hook, record: JsonObject) -> list[bytes]:
@@ -93,7 +94,7 @@ def _rendered(template: Template, record: JsonObject, *, as_argument: bool) -> s
 def _field(part: Field, record: JsonObject, *, as_argument: bool) -> str:
     value = exact(record, part.name)
     if as_argument and isinstance(value, str):
-        return argument(value, keep_slash=part.name in _KEEPS_SLASH)
+        return argument(value, keep_slash=part.name in _KEEPS_SLASH, is_unit=part.name in _UNITS)
     return _text(value)
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cnprocd.connector.status import core_dumped, describe, exit_code, signal_name, term_signal
-from cnprocd.escape import printable
+from cnprocd.escape import printable, unit_name
 from cnprocd.json_value import JsonDict, JsonObject, JsonValue
+from cnprocd.process.cgroup_path import Placement
 from cnprocd.process.model import Occurrence
-from cnprocd.process.stat import container_of, unit_of
 from cnprocd.rules.compile import Match
 from cnprocd.rules.values import Template
 
@@ -24,6 +24,9 @@ MATCH_FIELDS = (
 """The fields of a match record, in order; users and checks depend on them literally."""
 
 
+_UNPLACED = Placement()
+
+
 def match_record(match: Match, user_name: Callable[[int], str | None] = str) -> JsonDict:
     """Return the record of a match; `job_id` is None until the job is in the spool.
 
@@ -31,7 +34,7 @@ def match_record(match: Match, user_name: Callable[[int], str | None] = str) -> 
     """
     occurrence = match.occurrence
     process, status = occurrence.process, occurrence.status
-    unit = unit_of(process.cgroup)
+    placement = process.placement or _UNPLACED
     number = term_signal(status) if status is not None else None
     record: JsonDict = {
         "rule": match.rule.name,
@@ -44,7 +47,7 @@ def match_record(match: Match, user_name: Callable[[int], str | None] = str) -> 
         "gid": process.gid,
         "exe": _escaped(process.exe),
         "cmdline": _escaped(process.cmdline),
-        "unit": _escaped(unit),
+        "unit": _unit(placement.unit),
         "exit_code": exit_code(status) if status is not None else None,
         "signal": signal_name(number) if number is not None else None,
         "core_dumped": core_dumped(status) if status is not None else None,
@@ -53,8 +56,10 @@ def match_record(match: Match, user_name: Callable[[int], str | None] = str) -> 
         "recovered": occurrence.recovered,
         "job_id": None,
         "user": user_name(process.uid) if process.uid is not None else None,
+        "container": None,
+        "pod_uid": _escaped(placement.pod_uid),
     }
-    texts = {"comm": process.comm, "exe": process.exe, "cmdline": process.cmdline, "unit": unit}
+    texts = {"comm": process.comm, "exe": process.exe, "cmdline": process.cmdline}
     if occurrence.kind == "exit":
         record["status"] = describe(status)
     parent = occurrence.ancestors[0] if occurrence.ancestors else None
@@ -63,7 +68,14 @@ def match_record(match: Match, user_name: Callable[[int], str | None] = str) -> 
         record["parent_comm"] = _escaped(parent.comm)
     if process.cgroup is not None:
         texts["cgroup"] = process.cgroup
-        record |= {"cgroup": _escaped(process.cgroup), "container": container_of(process.cgroup)}
+        record["cgroup"] = _escaped(process.cgroup)
+    if placement.user_unit is not None:
+        record["user_unit"] = _unit(placement.user_unit)
+    if placement.container is not None:
+        texts["container"] = placement.container.id
+        record |= {"container": _escaped(placement.container.id), "runtime": placement.container.runtime}
+    if len(placement.containers) > 1:
+        record["containers"] = [_escaped(container.id) for container in placement.containers]
     for name, text in texts.items():
         if text is not None and text != record[name]:
             record[f"{name}_hex"] = text.encode("utf-8", "surrogateescape").hex()
@@ -90,6 +102,10 @@ def _usage(occurrence: Occurrence) -> JsonDict:
 
 def _escaped(text: str | None) -> str | None:
     return printable(text) if text is not None else None
+
+
+def _unit(name: str | None) -> str | None:
+    return unit_name(name) if name is not None else None
 
 
 def message(template: Template | None, record: JsonObject) -> str:

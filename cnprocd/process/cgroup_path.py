@@ -73,6 +73,11 @@ class Container:
     runtime: Runtime | None
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The texts by which people name it: the id, and the short id if there is one."""
+        return (self.id,) if self.short_id == self.id else (self.id, self.short_id)
+
+    @property
     def short_id(self) -> str:
         """What the engine's own list shows: the first 12 digits of a 64-digit id, else the whole name."""
         return self.id[:SHORT_ID_LENGTH] if _HEX_ID.fullmatch(self.id) else self.id

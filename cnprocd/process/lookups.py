@@ -112,6 +112,10 @@ class Lookups:
         """Return whether any thread of the process still runs. Read by the loop: `status` does not wait."""
         return procfs.is_alive(tgid)
 
+    def zombie_cgroup(self, tgid: int, ended_ns: int) -> str | None:
+        """Return the cgroup in which a process ended that is not reaped yet. Read by the loop: it does not wait."""
+        return procfs.zombie_cgroup(tgid, ended_ns)
+
     def scan(self, wanted: Wanted) -> Iterable[Process]:
         """Return every process that is alive now. Of one that hangs: what its `status` shows, and report it."""
         bits, pids = _bits(wanted), iter(procfs.all_pids())

@@ -1,8 +1,8 @@
 """A process with its attributes, and an occurrence: an event joined with the process it is about. PURE.
 
 Every attribute may be None: unknown. Beside it stands its provenance: accounted by the kernel (`taskstats`), carried by
-an event (`event`), read at exec (`exec`) or later (`procfs`), or `unknown`. Text is str with undecodable bytes as lone
-surrogates (PEP 383). A process chooses its comm itself, up to 15 bytes.
+an event (`event`), read at exec (`exec`), later (`procfs`) or of the zombie (`zombie`), or `unknown`. Text is str with
+undecodable bytes as lone surrogates (PEP 383). A process chooses its comm itself, up to 15 bytes.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from cnprocd.connector.taskrecord import TaskRecord
+from cnprocd.process.cgroup_path import Placement, placement_of
 
-Provenance = Literal["taskstats", "event", "exec", "procfs", "unknown"]
+Provenance = Literal["taskstats", "event", "exec", "procfs", "zombie", "unknown"]
 Kind = Literal["fork", "exec", "uid", "gid", "sid", "ptrace", "comm", "coredump", "exit"]
 KINDS_OF_LASTING_COMM: frozenset[Kind] = frozenset({"exec", "comm", "coredump", "exit"})
 """Events after which /proc still shows the comm of that moment. After the others an exec often follows."""
@@ -59,6 +60,7 @@ class Process:
     threaded: bool = False  # ever had more than one
     counted_ns: int = 0  # events before this time are already counted in `threads`
     ended_ns: int | None = None
+    described: Placement | None = None  # instead of what `cgroup` shows, for an event that a person describes
 
     def child(self, tgid: int, start_ns: int) -> Process:
         """Return the process after fork: all of its parent but PID and threads. (A third of replace()'s cost.)"""
@@ -66,6 +68,13 @@ class Process:
             tgid, self.tgid, start_ns, self.comm, self.comm_source, self.uid, self.gid, self.ids_source, self.exe,
             self.cmdline, self.cgroup, self.image_source, self.cgroup_source,
         )  # fmt: skip
+
+    @property
+    def placement(self) -> Placement | None:
+        """The unit, container and pod; None if the cgroup is unknown."""
+        if self.described is not None:
+            return self.described
+        return None if self.cgroup is None else placement_of(self.cgroup)
 
     def take_identity(self, other: Process) -> None:
         """Take comm, ids, exe, cmdline and cgroup of `other`, each with its provenance."""
@@ -92,6 +101,11 @@ class Process:
             self.comm, self.comm_source = leader.comm, "taskstats"
         if self.start_ns is None and last is not None and ended_ns is not None:
             self.start_ns = ended_ns - last.lifetime_us * 1000
+
+    def take_cgroup_at_death(self, cgroup: str | None) -> None:
+        """Take the cgroup of the zombie, if it could be read: the process may have been moved since its exec."""
+        if cgroup is not None:
+            self.cgroup, self.cgroup_source = cgroup, "zombie"
 
     def fill_unknown(self, fresh: Process, comm: bool = True) -> None:
         """Take from `fresh` each group of attributes that is unknown here; the comm only if `comm`."""
@@ -131,6 +145,9 @@ class ProcLookup(Protocol):
 
     def is_alive(self, tgid: int) -> bool:
         """Return whether any thread of the process still runs."""
+
+    def zombie_cgroup(self, tgid: int, ended_ns: int) -> str | None:
+        """Return the cgroup in which a process ended that is not reaped yet; None if /proc does not show it."""
 
 
 class ProcScan(ProcLookup, Protocol):

@@ -67,6 +67,23 @@ def is_alive(tgid: int) -> bool:
     return status is not None and not status.is_dead
 
 
+def zombie_cgroup(tgid: int, ended_ns: int) -> str | None:
+    """Return the cgroup of the zombie that ended then; None if it was reaped. A zombie cannot make a read wait.
+
+    The unified hierarchy keeps it until the process is reaped. The older ones show every zombie in the root
+    (kernel/cgroup/cgroup.c proc_cgroup_show), so the root means that it is unknown.
+    """
+    raw = _read(tgid, "cgroup")
+    status = read_status(tgid) if raw else None
+    if raw is None or status is None or not status.is_dead:
+        return None
+    stat = read_stat(tgid)  # only now: of a living process it can wait (see lookups.py)
+    if stat is None or stat.start_ticks * TICK_NS - clock_offset_ns() > ended_ns:
+        return None  # the zombie of a later owner of this PID
+    path = parse_cgroup(raw)
+    return None if path == "/" else path
+
+
 def clock_offset_ns() -> int:
     """Return CLOCK_BOOTTIME minus CLOCK_MONOTONIC: the time suspended. /proc uses the first, events the second."""
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
@@ -129,7 +146,9 @@ def to_process(tgid: int, files: Files, source: Provenance) -> Process | None:
     if files.cmdline:
         process.cmdline, process.image_source = parse_cmdline(files.cmdline), source
     if files.cgroup:
-        process.cgroup, process.cgroup_source = parse_cgroup(files.cgroup), source
+        cgroup = parse_cgroup(files.cgroup)
+        if not (stat.is_dead and cgroup == "/"):  # see zombie_cgroup
+            process.cgroup, process.cgroup_source = cgroup, source
     return process
 
 
@@ -173,6 +192,7 @@ class ProcFs:
 
     read = staticmethod(read_process)
     is_alive = staticmethod(is_alive)
+    zombie_cgroup = staticmethod(zombie_cgroup)
     scan = staticmethod(scan)
 
     @staticmethod

@@ -11,9 +11,8 @@ import re
 from typing import NamedTuple
 
 _MAX_CMDLINE = 4096
+_REMOVED = " (deleted)"
 _STAT_FIELDS = 20  # of /proc/PID/stat, from the state to the start time; the thirty after it are not split
-_UNIT = re.compile(r"\.(?:service|scope|socket|mount|swap|timer|path|device|automount|target)$")
-_CONTAINER = re.compile(r"(?:^|[/-])([0-9a-f]{64})(?:\.scope)?(?:/|$)|^/(?:lxc(?:\.payload)?[./])([^/]+)")
 
 
 class Stat(NamedTuple):
@@ -107,27 +106,18 @@ def parse_cmdline(raw: bytes) -> str | None:
 
 
 def parse_cgroup(raw: bytes) -> str | None:
-    """Return the cgroup path that systemd uses: of the unified hierarchy, or of name=systemd on a hybrid system."""
+    """Return the cgroup path that systemd uses: of the unified hierarchy, or of name=systemd on a hybrid system.
+
+    A zombie's cgroup may have been removed; the kernel marks that (kernel/cgroup/cgroup.c proc_cgroup_show), and the
+    mark is taken away here.
+    """
     unified = named = None
     for line in raw.split(b"\n"):
         hierarchy, _, rest = line.partition(b":")
-        controllers, _, path = rest.partition(b":")
+        controllers, _, raw_path = rest.partition(b":")
         if hierarchy == b"0" and not controllers:
-            unified = text(path)
+            unified = text(raw_path)
         elif controllers == b"name=systemd":
-            named = text(path)
-    return named if unified in (None, "/") and named else unified
-
-
-def unit_of(cgroup: str | None) -> str | None:
-    """The systemd unit a cgroup path belongs to: its first component that is a unit and not a slice."""
-    for component in (cgroup or "").split("/"):
-        if _UNIT.search(component):
-            return component
-    return None
-
-
-def container_of(cgroup: str | None) -> str | None:
-    """The container a cgroup path belongs to, by the names Docker, Podman, containerd and LXC give it."""
-    found = _CONTAINER.search(cgroup or "")
-    return (found[1] or found[2]) if found else None
+            named = text(raw_path)
+    path = named if unified in (None, "/") and named else unified
+    return None if path is None else path.removesuffix(_REMOVED)

@@ -293,6 +293,7 @@ class Tracker:
         status = evidence.status if evidence is not None else event.exit_code
         if "exit" in self.tracking.kinds:
             occurrence = Occurrence("exit", process, event.process_pid, status, event.timestamp_ns, event.cpu)
+            self._read_cgroup_at_death(occurrence)
             yield self._placed(occurrence, event.parent_tgid)
 
     # From events to occurrences.
@@ -319,7 +320,14 @@ class Tracker:
         occurrence.recovered = event is None
         # cn_proc.c names no parent of a released task. A thread is always released; its process may be a zombie.
         occurrence.reaped = event is not None and event.parent_tgid == 0 and event.process_pid == death.tgid
+        self._read_cgroup_at_death(occurrence)
         return [self._placed(occurrence, event.parent_tgid if event is not None else 0)]
+
+    def _read_cgroup_at_death(self, occurrence: Occurrence) -> None:
+        """If a rule needs it: the process may have been moved since its exec, as desktop sessions and cgclassify do."""
+        ended_ns = occurrence.kernel_time_ns
+        if self.tracking.wanted.cgroup and ended_ns is not None and not occurrence.reaped:
+            occurrence.process.take_cgroup_at_death(self._procfs.zombie_cgroup(occurrence.process.tgid, ended_ns))
 
     def _thread_end(self, event: Exit, record: TaskRecord | None) -> Occurrence:
         """Return the exit of one thread. Its comm is the thread's own."""

@@ -22,6 +22,9 @@ NEED_OF_KEY: Mapping[str, Need] = {
     "cmdline": "cmdline",
     "cgroup": "cgroup",
     "unit": "cgroup",
+    "user_unit": "cgroup",
+    "container": "cgroup",
+    "pod_uid": "cgroup",
     "parent": "ancestors",
     "ancestor": "ancestors",
     "lifetime": "lifetime",
@@ -39,6 +42,11 @@ NEED_OF_FIELD: Mapping[str, Need] = {
     "cmdline": "cmdline",
     "cgroup": "cgroup",
     "unit": "cgroup",
+    "user_unit": "cgroup",
+    "container": "cgroup",
+    "containers": "cgroup",
+    "runtime": "cgroup",
+    "pod_uid": "cgroup",
 }
 """Fields of a record whose attribute must be gathered. parent_comm is looked up for a match only."""
 

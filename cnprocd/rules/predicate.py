@@ -9,12 +9,12 @@ All patterns are compiled before. A predicate reads attributes and computes; it 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import translate
 
 from cnprocd.connector.status import core_dumped, exit_code, term_signal
+from cnprocd.process.cgroup_path import Placement
 from cnprocd.process.model import Occurrence, Process
-from cnprocd.process.stat import unit_of
 from cnprocd.rules.ruleset import Condition, ProcessCondition
 from cnprocd.rules.values import Comparison, Pattern
 
@@ -118,8 +118,10 @@ def _process_tests(condition: Condition | ProcessCondition) -> list[ProcessTest]
         patterns: tuple[Pattern, ...] | None = getattr(condition, name)
         if patterns is not None:
             tests.append(_attribute_test(name, text_test(patterns)))
-    if condition.unit is not None:
-        tests.append(_unit_test(text_test(condition.unit)))
+    for name, names in _PLACEMENT_KEYS.items():
+        patterns = getattr(condition, name)
+        if patterns is not None:
+            tests.append(_placement_test(text_test(patterns), names))
     if condition.user is not None:
         tests.append(_attribute_test("uid", frozenset(condition.user).__contains__))
     if condition.group is not None:
@@ -139,14 +141,22 @@ def _attribute_test(name: str, test: Callable[..., bool]) -> ProcessTest:
     return verdict
 
 
-def _unit_test(test: Callable[[str], bool]) -> ProcessTest:
+def _placement_test(test: Callable[[str], bool], names: Callable[[Placement], Iterable[str]]) -> ProcessTest:
+    """`names`: the texts of a placement any of which may fit; none of them if the process is in no such thing."""
+
     def verdict(process: Process, above: tuple[Process, ...] | None) -> Verdict:
-        if process.cgroup is None:
-            return None
-        unit = unit_of(process.cgroup)
-        return unit is not None and test(unit)
+        placement = process.placement
+        return None if placement is None else any(map(test, names(placement)))
 
     return verdict
+
+
+_PLACEMENT_KEYS: Mapping[str, Callable[[Placement], Iterable[str]]] = {
+    "unit": lambda placement: (placement.unit,) if placement.unit is not None else (),
+    "user_unit": lambda placement: (placement.user_unit,) if placement.user_unit is not None else (),
+    "pod_uid": lambda placement: (placement.pod_uid,) if placement.pod_uid is not None else (),
+    "container": lambda placement: placement.container.names if placement.container is not None else (),
+}
 
 
 def _parent_test(test: ProcessTest) -> ProcessTest:

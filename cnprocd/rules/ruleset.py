@@ -29,6 +29,9 @@ class _Identity:
     cmdline: tuple[Pattern, ...] | None = None
     cgroup: tuple[Pattern, ...] | None = None
     unit: tuple[Pattern, ...] | None = None
+    user_unit: tuple[Pattern, ...] | None = None
+    container: tuple[Pattern, ...] | None = None
+    pod_uid: tuple[Pattern, ...] | None = None
     user: tuple[int, ...] | None = None
     group: tuple[int, ...] | None = None
     parent: ProcessCondition | None = None

@@ -84,7 +84,9 @@ class Template:
 
 
 # Fields whose text a process can choose. A program that parses commands must never get them.
-FREE_TEXT_FIELDS = frozenset({"comm", "parent_comm", "exe", "cmdline", "unit", "cgroup"})
+FREE_TEXT_FIELDS = frozenset(
+    {"comm", "parent_comm", "exe", "cmdline", "unit", "user_unit", "cgroup", "container", "containers"}
+)
 
 FIELD_NAMES = (
     "rule",
@@ -99,7 +101,12 @@ FIELD_NAMES = (
     "exe",
     "cmdline",
     "unit",
+    "user_unit",
     "cgroup",
+    "container",
+    "containers",
+    "runtime",
+    "pod_uid",
     "exit_code",
     "signal",
     "status",
@@ -108,4 +115,16 @@ FIELD_NAMES = (
     "job_id",
     "kernel_time_ns",
     "parent_comm",
+    "cpu",
+    "lifetime_ms",
+    "cpu_time_ms",
+    "max_rss_kib",
+    "read_bytes",
+    "write_bytes",
+    "ruid",
+    "euid",
+    "rgid",
+    "egid",
+    "tracer_pid",
+    "tracer_tid",
 )

@@ -5,7 +5,7 @@ _cnprocctl() {
     for ((i = 1; i < COMP_CWORD; i++)); do
         word=${COMP_WORDS[i]}
         case "$word" in
-            --ancestor|--by|--cgroup|--cmdline|--comm|--cpu-time|--event|--exe|--exit-code|--for|--group|--interval|--job|--json|--kind|--kinds|--lifetime|--match|--max-rss|--max-size|--parent|--pid|--rate|--rule|--rules|--runtime-dir|--signal|--since|--state|--state-dir|--status|--unit|--user|--without|-n|-o) ((i++)) ;;
+            --ancestor|--by|--cgroup|--cmdline|--comm|--container|--cpu-time|--event|--exe|--exit-code|--for|--group|--interval|--job|--json|--kind|--kinds|--lifetime|--match|--max-rss|--max-size|--parent|--pid|--pod-uid|--rate|--rule|--rules|--runtime-dir|--signal|--since|--state|--state-dir|--status|--unit|--user|--user-unit|--without|-n|-o) ((i++)) ;;
             -*) ;;
             *) if [[ -z $verb ]]; then verb=$word; elif [[ " rules jobs " == *" $verb "* ]]; then verb="$verb $word"; fi ;;
         esac
@@ -16,6 +16,7 @@ _cnprocctl() {
         --cgroup) COMPREPLY=(); return ;;
         --cmdline) COMPREPLY=(); return ;;
         --comm) COMPREPLY=(); return ;;
+        --container) COMPREPLY=(); return ;;
         --cpu-time) COMPREPLY=(); return ;;
         --event) COMPREPLY=(); return ;;
         --exe) COMPREPLY=(); return ;;
@@ -33,6 +34,7 @@ _cnprocctl() {
         --max-size) COMPREPLY=(); return ;;
         --parent) COMPREPLY=(); return ;;
         --pid) COMPREPLY=(); return ;;
+        --pod-uid) COMPREPLY=(); return ;;
         --rate) COMPREPLY=(); return ;;
         --rule) COMPREPLY=($(compgen -W "$(_cnprocctl_rules)" -- "$cur")); return ;;
         --rules) COMPREPLY=($(compgen -f -- "$cur")); return ;;
@@ -44,6 +46,7 @@ _cnprocctl() {
         --status) COMPREPLY=(); return ;;
         --unit) COMPREPLY=(); return ;;
         --user) COMPREPLY=(); return ;;
+        --user-unit) COMPREPLY=(); return ;;
         --without) COMPREPLY=($(compgen -W "event_mask taskstats socket_filter" -- "$cur")); return ;;
         -n) COMPREPLY=(); return ;;
         -o) COMPREPLY=($(compgen -W "table json" -- "$cur")); return ;;
@@ -62,11 +65,11 @@ _cnprocctl() {
             COMPREPLY=($(compgen -W "--strict --other-host --rules --runtime-dir --state-dir -o --json" -- "$cur"))
             ;;
         "explain")
-            COMPREPLY=($(compgen -W "--job --without --pid --kind --comm --exit-code --signal --status --core --lost --user --group --exe --cmdline --unit --cgroup --parent --ancestor --lifetime --max-rss --cpu-time --from-hook --thread --event --rules --runtime-dir --state-dir -o --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--job --without --pid --kind --comm --exit-code --signal --status --core --lost --user --group --exe --cmdline --unit --user-unit --container --pod-uid --cgroup --parent --ancestor --lifetime --max-rss --cpu-time --from-hook --thread --event --rules --runtime-dir --state-dir -o --json" -- "$cur"))
             [[ $cur != -* ]] && COMPREPLY=($(compgen -W "$(_cnprocctl_rules)" -- "$cur"))
             ;;
         "test")
-            COMPREPLY=($(compgen -W "--pid --kind --comm --exit-code --signal --status --core --lost --user --group --exe --cmdline --unit --cgroup --parent --ancestor --lifetime --max-rss --cpu-time --from-hook --thread --event --rules --runtime-dir --state-dir -o --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--pid --kind --comm --exit-code --signal --status --core --lost --user --group --exe --cmdline --unit --user-unit --container --pod-uid --cgroup --parent --ancestor --lifetime --max-rss --cpu-time --from-hook --thread --event --rules --runtime-dir --state-dir -o --json" -- "$cur"))
             ;;
         "schema")
             COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --json" -- "$cur"))

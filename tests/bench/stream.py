@@ -79,6 +79,9 @@ class NoProc:
     def read(self, tgid: int, wanted: Wanted, source: Provenance) -> Process | None:
         return None
 
+    def zombie_cgroup(self, tgid: int, ended_ns: int) -> str | None:
+        return None
+
     def is_alive(self, tgid: int) -> bool:
         return False
 

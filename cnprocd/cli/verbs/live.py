@@ -199,12 +199,13 @@ class _Board:
     def _key(self, process: Process) -> str:
         from cnprocd.escape import printable
         from cnprocd.process.procfs import user_name
-        from cnprocd.process.stat import unit_of
 
         if self._options.by == "user":
             return user_name(process.uid) if process.uid is not None else "unknown"
-        value = process.comm if self._options.by == "comm" else unit_of(process.cgroup) or "no unit"
-        return printable(value) if value is not None else "unknown"
+        if self._options.by == "unit":
+            placement = process.placement
+            return "unknown" if placement is None else placement.unit or "no unit"
+        return printable(process.comm) if process.comm is not None else "unknown"
 
     def is_due(self) -> bool:
         interval: float = self._options.interval

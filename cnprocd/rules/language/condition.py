@@ -54,6 +54,18 @@ class _Identity(Model):
     unit: TextPatterns | None = Field(
         default=None, description='The systemd unit, like "nginx.service". Any of the patterns.'
     )
+    user_unit: TextPatterns | None = Field(
+        default=None,
+        description='The unit of a user\'s service manager, like "app.service". Any of the patterns.',
+    )
+    container: TextPatterns | None = Field(
+        default=None,
+        description="The innermost container, by its name, or by its id in full or as its engine lists it (12 digits). "
+        "Any of the patterns.",
+    )
+    pod_uid: TextPatterns | None = Field(
+        default=None, description="The UID of the Kubernetes pod. Any of the patterns."
+    )
     user: Users | None = Field(default=None, description="The user, by name or number. Any of them.")
     group: Groups | None = Field(default=None, description="The primary group, by name or number. Any of them.")
     parent: ProcessConditionModel | None = Field(default=None, description="A condition on the parent process.")

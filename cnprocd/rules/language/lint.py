@@ -23,8 +23,9 @@ from cnprocd.rules.predicate import text_test
 from cnprocd.rules.ruleset import Condition, ProcessCondition, Rule, given_keys
 from cnprocd.rules.values import IntSet, Pattern
 
-_NOT_CHOSEN = ("user", "group", "exe", "cgroup", "unit")  # a process cannot choose these freely
-_PATTERNS = ("comm", "exe", "cmdline", "cgroup", "unit")
+# A process cannot choose these freely.
+_NOT_CHOSEN = ("user", "group", "exe", "cgroup", "unit", "container", "pod_uid")
+_PATTERNS = ("comm", "exe", "cmdline", "cgroup", "unit", "user_unit", "container", "pod_uid")
 _ROOT = (None, "root", 0)
 # The suffixes of units that have processes, as process/stat.py finds them; systemd.unit(5).
 UNIT_SUFFIXES = (

@@ -86,6 +86,9 @@ class Proc:
             return None
         return Process(tgid, 1, None if self._random() < 0.3 else 5, "p\udcff", source, 0, 0, source, threads=1)
 
+    def zombie_cgroup(self, tgid, ended_ns):
+        return None
+
     def is_alive(self, tgid):
         return self._random() < 0.5
 

@@ -13,6 +13,7 @@ import re
 from fuzz.target import Target, many, outcome
 
 from cnprocd.process import stat
+from cnprocd.process.cgroup_path import placement_of
 
 _STAT = re.compile(rb"[^(]*\((.*)\)([^)]*)", re.DOTALL)
 _FIELDS = b" S 1 2 3 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 12345 6 7 18446744073709551615 0 0\n"
@@ -56,9 +57,11 @@ class ProcFiles(Target):
         if cgroup is not None:
             assert _raw(cgroup) in data
             assert "\n" not in cgroup
-        unit, container = stat.unit_of(cgroup), stat.container_of(cgroup)
-        assert unit is None or unit in cgroup.split("/")
-        assert container is None or container in cgroup
+        placement = placement_of(cgroup or "")
+        for unit in (placement.unit, placement.user_unit):
+            assert unit is None or {unit, f"_{unit}"} & set(cgroup.split("/"))
+        for container in placement.containers:
+            assert container.id
 
     @staticmethod
     def _stat(data: bytes) -> None:

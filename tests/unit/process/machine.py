@@ -308,6 +308,11 @@ class MachineProcFs:
         found = self.proc.get(tgid)
         return None if found is None else shown(found, wanted, source)
 
+    def zombie_cgroup(self, tgid: int, ended_ns: int) -> str | None:
+        found = self.late.get(tgid)
+        is_it = found is not None and not found.threads and found.start_ns <= ended_ns
+        return found.cgroup if is_it else None
+
     def is_alive(self, tgid: int) -> bool:
         found = self.late.get(tgid)
         return found is not None and found.threads > 0

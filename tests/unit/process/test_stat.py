@@ -7,17 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnprocd.process.stat import (
-    container_of,
     parse_cgroup,
     parse_cmdline,
     parse_ids,
     parse_stat,
     parse_status,
     text,
-    unit_of,
 )
-
-HASH = "0123456789abcdef" * 4
 
 
 def stat_line(comm: bytes, state="S", ppid=1, threads=1, start=12345, pid=77) -> bytes:
@@ -151,60 +147,11 @@ def test_text_keeps_every_byte(raw):
         (b"1:name=systemd:/named\n0::/unified.slice\n", "/unified.slice"),
         (b"0::/with:colon/a:b.service\n", "/with:colon/a:b.service"),
         (b"0::/bad\xffbyte\n", "/bad\udcffbyte"),
-        (b"0::/gone.service (deleted)\n", "/gone.service (deleted)"),
+        (b"0::/gone.service (deleted)\n", "/gone.service"),
     ],
 )
 def test_the_cgroup_is_the_one_systemd_uses(raw, path):
     assert parse_cgroup(raw) == path
-
-
-@pytest.mark.parametrize(
-    ("cgroup", "unit"),
-    [
-        ("/system.slice/nginx.service", "nginx.service"),
-        ("/system.slice/system-getty.slice/getty@tty1.service", "getty@tty1.service"),
-        ("/user.slice/user-1000.slice/user@1000.service/app.slice/app-x.scope", "user@1000.service"),
-        ("/user.slice/user-1000.slice/session-2.scope", "session-2.scope"),
-        ("/init.scope", "init.scope"),
-        ("/system.slice/dev-hugepages.mount", "dev-hugepages.mount"),
-        ("/system.slice/docker-" + HASH + ".scope", f"docker-{HASH}.scope"),
-        ("/system.slice/delegated.service/payload/x.service", "delegated.service"),
-        ("/system.slice", None),
-        ("/", None),
-        ("", None),
-        (None, None),
-        ("/lxc/web", None),
-        ("/fake.service.d/x", None),
-    ],
-)
-def test_the_unit_is_the_first_that_is_no_slice(cgroup, unit):
-    assert unit_of(cgroup) == unit
-
-
-@pytest.mark.parametrize(
-    ("cgroup", "container"),
-    [
-        ("/system.slice/docker-" + HASH + ".scope", HASH),
-        ("/docker/" + HASH, HASH),
-        ("/docker/" + HASH + "/init.scope", HASH),
-        ("/machine.slice/libpod-" + HASH + ".scope", HASH),
-        ("/machine.slice/libpod-" + HASH + ".scope/container", HASH),
-        (
-            "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice/cri-containerd-" + HASH + ".scope",
-            HASH,
-        ),
-        ("/kubepods/burstable/pod1/" + HASH, HASH),
-        ("/lxc/web", "web"),
-        ("/lxc.payload.web/system.slice/nginx.service", "web"),
-        ("/system.slice/nginx.service", None),
-        ("/" + HASH[:63], None),
-        ("/x" + HASH, None),
-        ("/", None),
-        (None, None),
-    ],
-)
-def test_the_container_by_the_names_its_engine_gives(cgroup, container):
-    assert container_of(cgroup) == container
 
 
 @pytest.mark.parametrize("status", [b"Uid:", b"Uid:\nGid:\n", b"Uid:\t1\t1\nGid:", b"Uid:\t\t\nGid:\t1\n"])

@@ -23,7 +23,12 @@ COMM_PATTERNS = ["sh", "java", "ora_*", "ora_?mon_[AB]", "*", "[!o]*", "/^ora_/"
 PATHS = ["/bin/sh", "/opt/db/ora_pmon_A", "/opt/db/ora_smon_B", "/usr/bin/java"]
 PATH_PATTERNS = ["/bin/sh", "/opt/*", "/usr/bin/[!s]*", "/mon_/", "*"]
 CMDLINES = ["sh -c x", "java -jar a.jar", "nginx: worker"]
-CGROUPS = ["/", "/init.scope", "/system.slice/oracle.service", "/user.slice/u.scope", "/user.slice"]
+CONTAINER = "0123456789abcdef" * 4
+CGROUPS = [
+    "/", "/init.scope", "/system.slice/oracle.service", "/user.slice/u.scope", "/user.slice",
+    f"/kubepods/burstable/pod-7/{CONTAINER}", f"/system.slice/docker-{CONTAINER}.scope",
+    "/user.slice/user-7.slice/user@7.service/app.slice/oracle.service",
+]  # fmt: skip
 UNITS = ["oracle.service", "*.scope", "/\\.service$/", "ora*"]
 SIGNALS = [6, 9, 11, 15]
 STATUSES = [0, 256, 3 << 8, 5 << 8, 255 << 8, 6, 0x86, 9, 11, 0x8B, 15]
@@ -45,6 +50,9 @@ IDENTITY_KEYS = {
     "cmdline": one_or_more([*CMDLINES, "*java*", "/bin/*"]),
     "cgroup": one_or_more(["/*.slice/*", "/", "/user*"]),
     "unit": one_or_more(UNITS),
+    "user_unit": one_or_more(UNITS),
+    "container": one_or_more([CONTAINER, CONTAINER[:12], "0123*", "web"]),
+    "pod_uid": one_or_more(["-7", "*7", "/8/"]),
     "user": one_or_more([0, 54, 1000]),
     "group": one_or_more([0, 55, 100]),
 }
@@ -161,6 +169,15 @@ def _identity(data, process: Process, above) -> float:
             found.append(UNKNOWN if value is None else any(like(p, value) for p in listed(data[key])))
     if "unit" in data:
         found.append(UNKNOWN if process.cgroup is None else _unit(data["unit"], process.cgroup))
+    if "user_unit" in data:
+        below = (process.cgroup or "").partition("user@7.service")[2]
+        found.append(UNKNOWN if process.cgroup is None else _unit(data["user_unit"], below))
+    if "container" in data:
+        names = [CONTAINER, CONTAINER[:12]] if CONTAINER in (process.cgroup or "") else []
+        found.append(UNKNOWN if process.cgroup is None else _any(data["container"], names))
+    if "pod_uid" in data:
+        names = ["-7"] if "pod-7" in (process.cgroup or "") else []
+        found.append(UNKNOWN if process.cgroup is None else _any(data["pod_uid"], names))
     for key, attribute in (("user", "uid"), ("group", "gid")):
         if key in data:
             value = getattr(process, attribute)
@@ -177,6 +194,10 @@ def _ancestor(data, above) -> float:
         return UNKNOWN
     known = [of_process(data, process, above[n + 1 :]) for n, process in enumerate(above)]
     return max(known if above[-1].ppid == 0 else [*known, UNKNOWN])
+
+
+def _any(patterns, names: list[str]) -> float:
+    return any(like(pattern, name) for pattern in listed(patterns) for name in names)
 
 
 def _unit(patterns, cgroup: str) -> float:
