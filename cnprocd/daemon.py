@@ -11,8 +11,10 @@ import contextlib
 import gc
 import signal
 
-from cnprocd.errors import CnprocdError
+from cnprocd.errors import CnprocdError, StateError
+from cnprocd.log import Log
 from cnprocd.output.log import LOG_BOUND_S
+from cnprocd.owner_lock import OwnedError, OwnerLock
 from cnprocd.reload import log_receive_buffer
 from cnprocd.rules.problems import LoadedRules
 from cnprocd.wiring import Options, Outside, Parts, connect
@@ -25,12 +27,29 @@ async def serve(options: Options, loaded: LoadedRules, outside: Outside) -> None
     """Run a daemon until a signal stops it. Raises CnprocdError if it cannot start."""
     try:
         outside.output.attach(asyncio.get_running_loop())
+        lock = OwnerLock()  # held until the process ends: nothing may be written after it
+        own_directories(lock, options, outside.log)
         parts = connect(options, loaded, outside)
         await start(parts, outside)
         await parts.stopping.wait()
         await stop(parts, outside)
     except OSError as error:
         raise CnprocdError(f"the connector failed: {error}", "see the journal, and `cnprocctl doctor`") from error
+
+
+def own_directories(lock: OwnerLock, options: Options, log: Log) -> None:
+    """Make and lock the state and runtime directories. Raises OwnedError: another daemon holds one.
+
+    The daemon also works without them, for example on a read-only disk, so anything else is logged only.
+    """
+    for directory, mode in ((options.runtime_dir, 0o755), (options.state_dir, 0o700)):
+        try:
+            directory.mkdir(mode=mode, parents=True, exist_ok=True)
+            lock.take([directory])
+        except OwnedError:
+            raise
+        except (OSError, StateError) as error:
+            log("warning", "directory_not_locked", path=str(directory), message=f"cannot lock {directory}: {error}")
 
 
 async def start(parts: Parts, outside: Outside) -> None:

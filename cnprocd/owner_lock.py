@@ -55,7 +55,7 @@ class OwnerLock:
                 found = os.stat(directory)
                 if (found.st_dev, found.st_ino) in self._held:
                     continue
-                fd = os.open(directory / FILE_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+                fd = _opened(directory / FILE_NAME)
             except OSError as error:
                 raise StateError(f"cannot open {directory / FILE_NAME}: {error.strerror}") from error
             try:
@@ -73,6 +73,15 @@ class OwnerLock:
         for fd in self._held.values():
             os.close(fd)
         self._held.clear()
+
+
+def _opened(path: Path) -> int:
+    """Open a lock file, and make it only if need be: on a frozen file system O_CREAT waits for the thaw."""
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        return os.open(path, flags)
+    except FileNotFoundError:
+        return os.open(path, flags | os.O_CREAT, 0o600)
 
 
 def holder_of(directory: Path) -> int | None:

@@ -7,7 +7,6 @@ observers, the ticker and the rules in force their handlers.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -167,14 +166,12 @@ def open_source(options: Options, loaded: LoadedRules, manager: ServiceManager) 
         else:
             manager.store_fd("taskstats", fd)
 
-    with contextlib.suppress(OSError):  # the spool reports what is wrong with the directory
-        options.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     source = Source(
         listener,
         buffer_bytes,
         options.refused,
         taskstats_fd=next(iter(manager.adopted("taskstats")), None),
         keep_taskstats=keep_taskstats,
-        in_flight=InFlight(options.state_dir / "in-flight", boot_id()),
+        in_flight=InFlight(options.runtime_dir / "in-flight", boot_id()),
     )
     return source, bool(adopted) or manager.present

@@ -84,6 +84,7 @@ CLASSES: Mapping[str, str] = {
     "proc_unavailable": "/proc is not read for now, or is read again.",
     "log_lost": "Log records were dropped, because the output had no room for them.",
     "muted": "The kernel had stopped sending events.",
+    "directory_not_locked": "The state or runtime directory cannot be locked, so a second daemon would not be noticed.",
     "spool_damaged": "The spool's database was damaged. It was renamed, and a new one was made.",
     "spool_not_durable": "The spool's database cannot be used; jobs are kept in memory.",
     "spool_durable": "Jobs are on disk again.",

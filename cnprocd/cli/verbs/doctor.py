@@ -24,6 +24,7 @@ from cnprocd.connector.uapi import NETLINK_CONNECTOR, QUEUED_EVENT_BYTES
 from cnprocd.control.client import Client, NotRunningError
 from cnprocd.errors import EX_OK, CnprocdError
 from cnprocd.json_value import as_dict, get_bool, get_dict, get_int, get_number, get_str, get_str_or_none
+from cnprocd.owner_lock import holder_of
 from cnprocd.process.procfs import read_stat
 from cnprocd.rules.problems import RulesError
 
@@ -257,6 +258,20 @@ def _daemon(options: Options) -> Iterator[Finding]:
         yield Finding("fail", f"{dropped} hooks were not queued: the queue was full", "settings: {queue_limit: ...}")
 
 
+def _owner(options: Options) -> Iterator[Finding]:
+    """Compare the daemons that hold the two directories with each other."""
+    holders = {directory: holder_of(directory) for directory in (options.state_dir, options.runtime_dir)}
+    held = {directory: pid for directory, pid in holders.items() if pid is not None}
+    for directory, pid in held.items():
+        yield Finding("pass", f"cnprocd with PID {pid} holds {directory}" if pid else f"{directory} is held elsewhere")
+    if len(set(held.values())) > 1:
+        fix = "stop one of them: a daemon needs both directories for itself"
+        yield Finding("fail", "two daemons hold one directory each", fix)
+    elif len(held) == 1:
+        (free,) = (directory for directory in holders if directory not in held)
+        yield Finding("warn", f"{free} is held by no daemon", "give the daemon both --state-dir and --runtime-dir")
+
+
 def _systemd(options: Options) -> Iterator[Finding]:
     if not Path("/run/systemd/system").is_dir():
         yield Finding("pass", "this machine does not run systemd; cnprocd can run in the foreground")
@@ -278,6 +293,7 @@ CHECKS: dict[str, Check] = {
     "listeners": _listeners,
     "rules": _rules,
     "state": _places,
+    "owner": _owner,
     "daemon": _daemon,
     "systemd": _systemd,
 }
