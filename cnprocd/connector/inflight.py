@@ -3,7 +3,8 @@
 A datagram cannot be read twice. Between recvmmsg() and the spool's commit it exists only in the daemon's memory, and a
 SIGKILL in that millisecond would lose it although the service manager keeps the socket. So the receive slots are a file
 in the runtime directory, mapped MAP_SHARED: the kernel writes into the page cache, which outlives the process, without
-an extra system call. That directory is in memory: a page of a file on a frozen disk cannot be written (ext4_page_mkwrite). When a batch has been handled its slots are blanked. The next daemon finds in the file exactly the
+an extra system call. That directory is in memory, because a write to a page of a file on a frozen disk waits
+(ext4_page_mkwrite). When a batch has been handled its slots are blanked. The next daemon finds in the file exactly the
 datagrams that were in flight. Handling one twice is harmless, because a job's key is the same both times.
 
 One half of a death may come a batch before the other: an exit record before its event, or a death that waits for the
