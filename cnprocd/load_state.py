@@ -56,7 +56,7 @@ class LoadState:
 
     @property
     def time_ns(self) -> int:
-        """The time of the last load, successful or not, in nanoseconds since 1970."""
+        """Return the time of the last load, successful or not, in nanoseconds since 1970."""
         return self.loaded_ns if self.failed_load is None else self.failed_load.time_ns
 
     def phrase(self) -> str:

@@ -45,12 +45,12 @@ class Place:
 
     @property
     def line(self) -> int:
-        """The line of the rule's first key, from 1."""
+        """Return the line of the first key of the rule, from 1."""
         return yaml12.locate(self.root, ("rules", self.index), False).line
 
     @property
     def text(self) -> str:
-        """`file:line`."""
+        """Return `file:line`."""
         return f"{self.file}:{self.line}"
 
 
@@ -114,7 +114,7 @@ def _unreadable(rules: Path | None) -> tuple[tuple[str, Problem], ...]:
 
 
 def _renamed(problem: Problem, copy: Path) -> Problem:
-    """The problem as of standard input: no text may name the copy, which is gone when it is read."""
+    """Return the problem with "-" for the copy of standard input, which no longer exists when the text is read."""
     name, shown = str(copy), str(STANDARD_INPUT)
     return replace(
         problem,

@@ -192,7 +192,7 @@ def _ending_tests(condition: Condition, unknown: Verdict) -> list[Test]:
         tests.append(_number_test(condition.max_rss, lambda o: o.usage.max_rss_kib * 1024 if o.usage else None))
     if condition.cpu_time is not None:
         tests.append(_number_test(condition.cpu_time, lambda o: o.usage.cpu_time_us / 1e6 if o.usage else None))
-    # A key about an ending does not hold for what has not ended.
+    # A key about the end of a process does not hold for other events.
     return [lambda o, test=test: test(o) if o.kind == "exit" else False for test in tests]  # type: ignore[misc]
 
 
