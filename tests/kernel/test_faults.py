@@ -221,7 +221,7 @@ def test_no_process_can_be_forked(tmp_path, rules, ran):
         (group / "pids.max").write_text("0")
         pids = [fail() for _ in range(3)]  # one of them can have a process that was forked before
         daemon.mark()
-        assert "cannot make a process" in str(daemon.wait_for("hook_failed", will_retry=True)["reason"])
+        assert "cannot create a process" in str(daemon.wait_for("hook_failed", will_retry=True)["reason"])
         (group / "pids.max").write_text("max")
         cleaned(daemon, ran, pids)
         assert not [one for one in daemon.records if one["event"] == "job_dead"]
@@ -237,7 +237,7 @@ def test_the_kernel_has_no_memory_for_a_process(tmp_path, rules, ran):
         pids = [fail() for _ in range(3)]  # one of them can have a process that was forked before
         daemon.mark()
         reason = str(daemon.wait_for("hook_failed", will_retry=True)["reason"])
-        assert "cannot make a process" in reason and "Cannot allocate memory" in reason
+        assert "cannot create a process" in reason and "Cannot allocate memory" in reason
         told = daemon.reload(rules.replace("cnptest-fault", "cnptest-other"))
         assert told["event"] == "rules_rejected"
         assert "no process to read them with: Cannot allocate memory" in str(told["message"])
