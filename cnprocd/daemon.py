@@ -27,6 +27,7 @@ async def serve(options: Options, loaded: LoadedRules, outside: Outside) -> None
     """Run a daemon until a signal stops it. Raises CnprocdError if it cannot start."""
     try:
         outside.output.attach(asyncio.get_running_loop())
+        outside.manager.attach(asyncio.get_running_loop())
         lock = OwnerLock()  # held until the process ends: nothing may be written after it
         own_directories(lock, options, outside.log)
         parts = connect(options, loaded, outside)

@@ -17,7 +17,7 @@ Facts relied on (sd_notify(3), sd_listen_fds(3), sd_watchdog_enabled(3)):
 from __future__ import annotations
 
 import array
-import contextlib
+import asyncio
 import fcntl
 import os
 import re
@@ -28,7 +28,6 @@ from collections.abc import Mapping, MutableMapping
 import sdnotify
 
 LISTEN_FDS_START = 3
-SEND_LIMIT_S = 5.0  # PID 1 may be busy for a moment (daemon-reload)
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 _FD_NAME = re.compile(r"[\x21-\x39\x3b-\x7e]{1,255}")  # FileDescriptorName=: printable ASCII without the colon
 _OURS_ALONE = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID")
@@ -47,10 +46,13 @@ class ServiceManager:
         for descriptor in (each for group in self._adopted.values() for each in group):
             fcntl.fcntl(descriptor, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
         self._socket = connect(notify_address(environ))
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pending: dict[str, tuple[str, int | None]] = {}  # kind -> message that waits, and a descriptor to pass
         self._notifier = sdnotify.SystemdNotifier()
         if self._notifier.socket is not None:  # sdnotify reads os.environ itself
             self._notifier.socket.close()
         self._notifier.socket = self._socket
+        self._notifier.debug = True  # raise errors instead of ignoring them
         for name in _OURS_ALONE:
             environ.pop(name, None)
 
@@ -91,23 +93,56 @@ class ServiceManager:
                 f"invalid descriptor name {name!r}: use printable ASCII without a colon, at most 255 bytes"
             )
         if self._socket is not None:
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
-            with contextlib.suppress(OSError):
-                self._socket.sendmsg([f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0".encode()], rights)
+            self._notify(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", kind=f"descriptor {name}", fd=os.dup(fd))
 
     def forget_fd(self, name: str) -> None:
         """Have the manager close the descriptors stored under `name`."""
-        self._notify(f"FDSTOREREMOVE=1\nFDNAME={name}")
+        self._notify(f"FDSTOREREMOVE=1\nFDNAME={name}", kind=f"descriptor {name}")
 
-    def _notify(self, message: str) -> None:
+    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Send from this event loop what the manager has no room for now."""
+        self._loop = loop
+        self._flush()
+
+    def _notify(self, message: str, kind: str = "", fd: int | None = None) -> None:
+        """Send a message, or keep it until there is room. Of each kind only the latest is kept, and all in order."""
         if self._socket is None:
             return
-        if message.isascii():
-            self._notifier.notify(message)
+        former = self._pending.pop(kind or message.partition("=")[0], None)
+        if former is not None and former[1] is not None:
+            os.close(former[1])
+        self._pending[kind or message.partition("=")[0]] = message, fd
+        self._flush()
+
+    def _flush(self) -> None:
+        """Send what waits. The manager's socket is full while PID 1 reads nothing: never wait for it."""
+        if self._socket is None:
             return
-        # The daemon works without the manager; sdnotify ignores the error as well.
-        with contextlib.suppress(OSError):
-            self._socket.sendall(message.encode("utf-8", "replace"))
+        if self._loop is not None:
+            self._loop.remove_writer(self._socket)
+        while self._pending:
+            kind, (message, fd) = next(iter(self._pending.items()))
+            try:
+                self._send(message, fd)
+            except BlockingIOError:
+                if self._loop is not None:
+                    self._loop.add_writer(self._socket, self._flush)
+                return
+            except OSError:
+                pass  # the daemon works without the manager
+            del self._pending[kind]
+            if fd is not None:
+                os.close(fd)
+
+    def _send(self, message: str, fd: int | None) -> None:
+        assert self._socket is not None
+        if fd is not None:
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+            self._socket.sendmsg([message.encode()], rights)
+        elif message.isascii():
+            self._notifier.notify(message)
+        else:
+            self._socket.send(message.encode("utf-8", "replace"))
 
 
 def one_line(text: str) -> str:
@@ -127,7 +162,7 @@ def connect(address: str | None) -> socket.socket | None:
     if address is None:
         return None
     channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-    channel.settimeout(SEND_LIMIT_S)
+    channel.setblocking(False)
     try:
         channel.connect(address)
     except OSError:  # left over from another service's environment

@@ -114,6 +114,7 @@ async def serve(
 ) -> None:
     loop = asyncio.get_running_loop()
     output.attach(loop)
+    manager.attach(loop)
     names = Names(loop, log)
     rules = Rules(lambda: load(options.rules))
     allowed = await patiently(lambda: names.resolve(options.user, lambda: allowed_users(options.user)))

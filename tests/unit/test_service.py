@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import array
+import asyncio
+import contextlib
 import os
 import socket
 import subprocess
@@ -85,6 +87,45 @@ def test_a_stored_descriptor_is_the_same_file(manager, tmp_path):
     service = ServiceManager(manager.environ)
     with pytest.raises(ValueError, match="invalid descriptor name"):
         service.store_fd("a:b", 0)
+
+
+def fill(manager):
+    """Leave no room in the manager's queue."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as filler:
+        filler.setblocking(False)
+        filler.connect(manager.socket.getsockname())
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                filler.send(b"FILLER=1")
+
+
+def test_a_manager_that_reads_nothing_is_not_waited_for(manager, tmp_path):
+    """What it is told last arrives when it reads again: each kind once, in order, descriptors too."""
+    fill(manager)
+    service = ServiceManager(manager.environ)
+    with (tmp_path / "kept").open("w") as file:
+        service.store_fd("connector", file.fileno())
+        service.reloading()
+        for number in range(1000):
+            service.status(f"status {number}")
+            service.watchdog()
+        service.ready("3 rules")
+
+        async def read():
+            service.attach(asyncio.get_running_loop())
+            received = []
+            while not received or "READY" not in received[-1]:
+                message = await asyncio.to_thread(manager.receive)
+                if "FILLER" not in message:
+                    received.append(message)
+            return received
+
+        received = asyncio.run(read())
+        (descriptor,) = manager.descriptors
+        assert os.path.sameopenfile(descriptor, file.fileno())
+    assert [next(iter(message)) for message in received] == ["FDSTORE", "RELOADING", "STATUS", "WATCHDOG", "READY"]
+    assert received[2] == {"STATUS": "status 999"}
+    assert manager.silent()
 
 
 def test_the_environment_is_left_clean_for_hooks(manager):
