@@ -124,8 +124,8 @@ def stage(flavour: Flavour, tree: Path, epoch: int) -> None:
     }.items():
         put(tree, destination, (ROOT / source).read_bytes())
     put(tree, "usr/share/cnprocd/rules.schema.json", schema())
-    for source, destination in (*manual_pages(), *completions()):
-        put(tree, destination, zipped(source.read_bytes()) if destination.endswith(".gz") else source.read_bytes())
+    for made, destination in (*manual_pages(), *completions()):
+        put(tree, destination, zipped(made.read_bytes()) if destination.endswith(".gz") else made.read_bytes())
     documents(flavour, tree, epoch)
     for directory in ("etc/cnprocd/rules.d", "usr/lib/cnprocd/rules.d"):
         (tree / directory).mkdir(parents=True, exist_ok=True)

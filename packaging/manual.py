@@ -16,6 +16,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,7 @@ def form(value: Schema) -> str:
     if sort == "array":
         return f"list of {form(value.get('items', {}))}"
     if isinstance(sort, list):
-        return " or ".join({"string": "name", "integer": "number"}.get(one, one) for one in sort)
+        return " or ".join({"string": "name", "integer": "number"}.get(one, str(one)) for one in sort)
     if sort == "string" and value.get("examples"):
         return f"like {value['examples'][0]}"
     return {"string": "text", "integer": "number", "boolean": "true|false", "object": "mapping"}.get(str(sort), "value")
@@ -162,7 +163,7 @@ def page(source: Path) -> str:
         "COMMON": lambda: "".join(map(argument, COMMON)),
         "VERBS": verbs,
         "STATUSES": statuses,
-        **{f"FIELDS {name}": (lambda table=table: terms(table)) for name, table in TABLES.items()},
+        **{f"FIELDS {name}": partial(terms, table) for name, table in TABLES.items()},
         "MESSAGE IDS": lambda: terms(MESSAGE_IDS),
         "FIELDS": lambda: roff(", ".join(FIELD_NAMES)) + "\n",
         **{f"KEYS {name}": text for name, text in sections(schema)},

@@ -24,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import competitors
 import machine
@@ -41,8 +42,8 @@ class Bench:
 
     def __init__(self, full: bool, rounds: int, scale: float) -> None:
         self.full, self.rounds, self.scale = full, rounds, scale
-        self.runs: list[dict[str, object]] = []
-        self.found: dict[str, object] = {}
+        self.runs: list[dict[str, Any]] = []
+        self.found: dict[str, Any] = {}
         self.skipped: dict[str, str] = {}
         self.load = Generator()
         self.those: list[Competitor] = []
@@ -65,8 +66,8 @@ class Bench:
         return max(400, int(wanted) // 400 * 400)
 
     def note(
-        self, workload: str, competitor: str, round_: int, measured: Callable[[], dict[str, object]]
-    ) -> dict[str, object]:
+        self, workload: str, competitor: str, round_: int, measured: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
         """Run one measurement. An error is recorded as a result."""
         try:
             result = measured()
@@ -100,12 +101,12 @@ class Bench:
         for storm in those:
             if one is not None and one.most is not None:
                 storm = replace(storm, each=min(storm.each, one.most // len(storm.names)))
-            try:
-                if one is not None and listener is None:
+            if one is not None and listener is None:
+                try:
                     listener = one.start()
-            except (OSError, RuntimeError) as error:
-                self.skip(one.name, str(error))
-                return
+                except (OSError, RuntimeError) as error:
+                    self.skip(one.name, str(error))
+                    return
             matches = one is not None and one.rules is not None
             result = self.note(
                 storm.name,
@@ -136,14 +137,14 @@ class Bench:
                         f"burst-{count}",
                         name,
                         round_,
-                        lambda one=one, count=count: workloads.burst(self.load, one, count),
+                        partial(workloads.burst, self.load, one, count),
                     )
                 if reason is None:
                     self.note(
                         f"burst-{count}",
                         "pidfd+epoll",
                         round_,
-                        lambda count=count: workloads.burst_with_pidfds(self.load, count),
+                        partial(workloads.burst_with_pidfds, self.load, count),
                     )
 
     def rules(self) -> None:
@@ -152,9 +153,9 @@ class Bench:
         for round_ in range(self.rounds):
             for count in (1, 10, 100, 1_000, 10_000):
                 one = Competitor(f"cnprocd {count} rules", competitors.CNPROCD, rules=competitors.many_rules(count))
-                self.note(f"rules-{count}", one.name, round_, lambda one=one: self._with(one, storm))
+                self.note(f"rules-{count}", one.name, round_, partial(self._with, one, storm))
 
-    def _with(self, one: Competitor, storm: Storm) -> dict[str, object]:
+    def _with(self, one: Competitor, storm: Storm) -> dict[str, Any]:
         listener = one.start()
         try:
             began_s = time.monotonic() - listener.began
@@ -172,7 +173,7 @@ class Bench:
             with Crowd(self.load, count) as crowd:
                 for round_ in range(self.rounds if self.full else 1):
                     for one in (competitors.C_LISTENER, competitors.ALL, competitors.FAILURES):
-                        self.note(f"table-{crowd.count}", one.name, round_, lambda one=one: self._with(one, storm))
+                        self.note(f"table-{crowd.count}", one.name, round_, partial(self._with, one, storm))
 
     def latency(self) -> None:
         """Measure isolated failures: until the record, and until the hook's first instruction."""
@@ -204,14 +205,14 @@ class Bench:
         storm = Storm("minute", "", "fork", self.size(5_000, 150_000), NAMES, 100, 2)
         for one in (competitors.C_LISTENER, competitors.ALL, competitors.FAILURES):
             if one in self.those:
-                self.note("minute", one.name, 0, lambda one=one: self._with(one, storm))
+                self.note("minute", one.name, 0, partial(self._with, one, storm))
 
     def million(self) -> None:
         """Measure a million processes of four names, one failure in a hundred, one rule on one of the names."""
         storm = Storm("million", "", "fork", 250_000, NAMES, 100, 2)
         self.note("million", "cnprocd failures", 0, lambda: self._million(storm))
 
-    def _million(self, storm: Storm) -> dict[str, object]:
+    def _million(self, storm: Storm) -> dict[str, Any]:
         listener = competitors.FAILURES.start()
         try:
             result = workloads.measure(self.load, listener, storm, True)
@@ -222,7 +223,7 @@ class Bench:
         result["delivered"] = int(json.loads(stopping)["message"].split(" events")[0].rsplit(" ", 1)[1])
         return result
 
-    def host(self) -> dict[str, object]:
+    def host(self) -> dict[str, Any]:
         cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "?: ?")
         version = ["git", "-C", str(competitors.TOP), "describe", "--always", "--dirty"]
         return {
@@ -256,8 +257,8 @@ def main() -> int:
         return 0
     bench = Bench(options.full, options.rounds, options.scale)
     wanted = options.only or [part for part in PARTS if options.full or part != "million"]
-    began, others = time.time(), []
-    results: dict[str, object] = {
+    began, others = time.time(), list[float]()
+    results: dict[str, Any] = {
         "command": " ".join(["python", "tests/bench/bench.py", *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d", time.gmtime(began)),
         "host": bench.host(),

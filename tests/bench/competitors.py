@@ -27,13 +27,13 @@ PATIENCE_S = 60.0
 # The priority of cnprocd's unit, for all listeners: a late reader loses events, and on two CPUs a storm of four
 # generators leaves a listener of equal priority no time to read.
 NICE = -10
-QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
 
 class Running:
     """A listener that is ready."""
 
     def __init__(self, argv: list[str], directory: Path, env: dict[str, str]) -> None:
+        self.program = argv[0]
         self.directory = directory
         self.output = directory / "output"
         self.began = time.monotonic()
@@ -51,7 +51,7 @@ class Running:
         while not holds():
             self.must_live()
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{self.process.args[3]}: timed out after {patience_s:g} s")
+                raise TimeoutError(f"{self.program}: timed out after {patience_s:g} s")
             time.sleep(0.005)
 
     def must_live(self) -> None:
@@ -112,7 +112,7 @@ def _compiled(name: str) -> str | None:
         return "no C compiler (cc) here"
     BUILD.mkdir(exist_ok=True)
     command = [compiler, "-O2", "-Wall", "-o", str(BUILD / name), str(HERE / f"{name}.c")]
-    if subprocess.run([*command, "-static"], **QUIET).returncode == 0:
+    if subprocess.run([*command, "-static"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0:
         return None
     done = subprocess.run(command, capture_output=True, text=True)
     return f"{name}.c does not compile: {done.stderr[-200:]}" if done.returncode else None
@@ -135,7 +135,12 @@ def _pyroute2() -> str | None:
     python = BUILD / "venv/bin/python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(BUILD / "venv")], check=True)
-    if subprocess.run([str(python), "-c", "import pyroute2"], **QUIET).returncode == 0:
+    if (
+        subprocess.run(
+            [str(python), "-c", "import pyroute2"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ).returncode
+        == 0
+    ):
         return None
     print("installing pyroute2 (pip, into .bench/venv)", flush=True)
     command = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", "pyroute2"]

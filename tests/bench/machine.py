@@ -33,7 +33,7 @@ def memory_kib(pid: int) -> tuple[int, int]:
 def wakeups(pid: int) -> int:
     """Return how often a thread of the process slept and was woken: voluntary context switches."""
     texts = (path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/status"))
-    return sum(int(re.search(r"^voluntary_ctxt_switches:\s+(\d+)", text, re.M)[1]) for text in texts)
+    return sum(int(found) for text in texts for found in re.findall(r"^voluntary_ctxt_switches:\s+(\d+)", text, re.M))
 
 
 def sockets(pid: int) -> list[tuple[int, int]]:
@@ -80,7 +80,7 @@ def busy_cpus(seconds: float) -> float:
     """Return how many CPUs other programs keep busy while the bench sleeps."""
     before = _idle_ticks()
     time.sleep(seconds)
-    return round(os.cpu_count() - (_idle_ticks() - before) / os.sysconf("SC_CLK_TCK") / seconds, 2)
+    return round((os.cpu_count() or 1) - (_idle_ticks() - before) / os.sysconf("SC_CLK_TCK") / seconds, 2)
 
 
 def _idle_ticks() -> int:

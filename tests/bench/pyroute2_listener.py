@@ -13,7 +13,7 @@ SO_RCVBUFFORCE = 33
 
 
 def main() -> None:
-    counts = {}
+    counts: dict[str, int] = {}
     with ProcEventSocket() as sock:
         sock.bind()
         sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 4 << 20)

@@ -11,10 +11,11 @@ import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import svg
 
-Results = dict[str, object]
+Results = dict[str, Any]  # JSON, read back by the names that this file writes
 RESULTS = Path(__file__).parent / "results"
 DOCUMENT = Path(__file__).parents[2] / "docs/performance.md"
 BEGIN = "<!-- bench: begin (written by tests/bench/report.py) -->\n"
@@ -69,7 +70,8 @@ def _rules_ratio(results: Results) -> float | None:
 
 
 def _isolated(results: Results, which: str, what: str, quantile: str) -> float | None:
-    return results.get("isolated", {}).get(which, {}).get(what, {}).get(quantile)
+    found: float | None = results.get("isolated", {}).get(which, {}).get(what, {}).get(quantile)
+    return found
 
 
 def _ready(results: Results) -> tuple[float | None, float | None]:

@@ -14,11 +14,15 @@ import gc
 import pstats
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 
 import stream
 
 from cnprocd.connector.decode import Rejects, decode
 from cnprocd.connector.taskrecord import decode_record
+
+T = TypeVar("T")
 
 
 def main() -> None:
@@ -34,7 +38,7 @@ def main() -> None:
         stages(options.processes, rules, records, options.profile)
 
 
-def stages(processes: int, rules: tuple[dict[str, object], ...], records: bool, profile: bool) -> None:
+def stages(processes: int, rules: tuple[dict[str, Any], ...], records: bool, profile: bool) -> None:
     batches, events = stream.stream(processes, records)
     found = stream.matcher(*rules)
     if profile:
@@ -63,11 +67,11 @@ def stages(processes: int, rules: tuple[dict[str, object], ...], records: bool, 
         tracker = stream.tracker_for(found, records)
         if work:
             gc.disable()
-        _measured(title, events, lambda tracker=tracker: stream.match_all(batches, tracker, found))
+        _measured(title, events, partial(stream.match_all, batches, tracker, found))
         gc.enable()
 
 
-def _measured(title: str, events: int, work: Callable[[], list]) -> list:
+def _measured(title: str, events: int, work: Callable[[], T]) -> T:
     began = time.thread_time_ns()
     result = work()
     print(f"  {title:45} {(time.thread_time_ns() - began) / events / 1000:8.3f} microseconds per event")

@@ -7,7 +7,7 @@ plot can be read without its axis. cnprocd is blue, the others are grey.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 
 _OURS, _THEIRS = "#1f77b4", "#8c8c8c"
@@ -82,7 +82,7 @@ def lines(title: str, across: str, unit: str, series: dict[str, list[tuple[float
     return _document(height, title, parts)
 
 
-def _grid(x, low: float, high: float, top: float, bottom: float) -> list[str]:
+def _grid(x: Callable[[float], float], low: float, high: float, top: float, bottom: float) -> list[str]:
     parts, at = [], low
     while at <= high:
         parts.append(f'<path d="M{x(at):.1f} {top}V{bottom}" stroke="#ddd"/>')

@@ -18,6 +18,7 @@ import time
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import competitors
 import machine
@@ -88,9 +89,9 @@ class Generator:
             subprocess.run([sys.executable, "-ISc", "open('/proc/self/comm','w').write('cnpb-mark'); exit(3)"])
 
 
-def measure(load: Generator, listener: Running | None, storm: Storm, matches: bool) -> dict[str, object]:
+def measure(load: Generator, listener: Running | None, storm: Storm, matches: bool) -> dict[str, Any]:
     """Run one storm with one listener or none. `matches`: the listener is a cnprocd, and its matches are counted."""
-    result: dict[str, object] = {"processes": storm.processes, "events": storm.events, "listeners": machine.listeners()}
+    result: dict[str, Any] = {"processes": storm.processes, "events": storm.events, "listeners": machine.listeners()}
     if listener is None:
         return result | load.run(storm)
     listener.must_live()
@@ -121,7 +122,7 @@ class _Reading:
         self.wakeups = machine.wakeups(listener.pid)
         self.cpu_ns = machine.cpu_ns(listener.pid)
 
-    def since(self, listener: Running) -> dict[str, object]:
+    def since(self, listener: Running) -> dict[str, Any]:
         listener.must_live()
         cpu_s = (machine.cpu_ns(listener.pid) - self.cpu_ns) / 1e9
         resident, peak = machine.memory_kib(listener.pid)
@@ -154,9 +155,9 @@ def _evaluated_all(load: Generator, listener: Running, marks: int) -> None:
     raise RuntimeError("does not match the mark")
 
 
-def burst(load: Generator, competitor: Competitor | None, count: int) -> dict[str, object]:
+def burst(load: Generator, competitor: Competitor | None, count: int) -> dict[str, Any]:
     """Run `count` processes that end at once. `done_s`: from the release until the listener has seen all."""
-    result: dict[str, object] = {"events": count, "processes": count, "listeners": machine.listeners()}
+    result: dict[str, Any] = {"events": count, "processes": count, "listeners": machine.listeners()}
     with Crowd(load, count) as crowd:
         if competitor is None:
             return result | crowd.release()
@@ -181,7 +182,7 @@ def burst(load: Generator, competitor: Competitor | None, count: int) -> dict[st
         return result | told
 
 
-def burst_with_pidfds(load: Generator, count: int) -> dict[str, object]:
+def burst_with_pidfds(load: Generator, count: int) -> dict[str, Any]:
     """Run the burst with a pidfd for each process. `cpu_s` is of waiting, `open_cpu_s` of opening."""
     with Crowd(load, count) as crowd:
         argv = [str(competitors.BUILD / "pidfds")]
@@ -215,7 +216,7 @@ class Crowd:
         self.pids = self._process.stdout.readline()
         self.count = len(self.pids.split()) - 1
 
-    def release(self) -> dict[str, object]:
+    def release(self) -> dict[str, Any]:
         """Let all processes end, and reap them."""
         told = json.loads(self._process.communicate("go\n")[0])
         return {"began_ns": told["began_ns"], "wall_s": told["wall_s"], "load_cpu_s": told["cpu_s"]}
@@ -229,7 +230,7 @@ class Crowd:
         time.sleep(0.05)
 
 
-def decided_ns(record: dict[str, object], wall_minus_monotonic_ns: int) -> int:
+def decided_ns(record: dict[str, Any], wall_minus_monotonic_ns: int) -> int:
     """Return when a record was written, by the clock of kernel events. Records have microseconds."""
     at = datetime.fromisoformat(str(record["timestamp"]))
     return int(at.timestamp() * 1e6) * 1000 - wall_minus_monotonic_ns
@@ -245,7 +246,7 @@ def decisions_ms(listener: Running, rule: str) -> list[float]:
     ]
 
 
-def isolated(load: Generator, competitor: Competitor, count: int, pause_us: int) -> dict[str, object]:
+def isolated(load: Generator, competitor: Competitor, count: int, pause_us: int) -> dict[str, Any]:
     """Let processes fail one by one with a pause. Measure the time to each record and to its hook."""
     listener = competitor.start()
     try:
@@ -284,7 +285,7 @@ class Manager:
         self._directory.cleanup()
 
 
-def idle(those: list[Competitor], seconds: float) -> list[dict[str, object]]:
+def idle(those: list[Competitor], seconds: float) -> list[dict[str, Any]]:
     """Run all listeners at once and idle. Measure each, and count the events of other programs meanwhile.
 
     cnprocd runs as under systemd, with the watchdog of its unit. Wake-ups for a ping are counted apart.
@@ -315,7 +316,7 @@ def idle(those: list[Competitor], seconds: float) -> list[dict[str, object]]:
             manager.close()
 
 
-def ready(rounds: int) -> dict[str, object]:
+def ready(rounds: int) -> dict[str, Any]:
     """Measure from exec to READY, in turn with `import pydantic` by the same Python."""
     seconds: dict[str, list[float]] = {"cnprocd": [], "import pydantic": []}
     competitors.FAILURES.start().stop()  # once before, to make the bytecode that a package contains

@@ -86,7 +86,7 @@ class Mutator:
         raw[to:to] = piece
 
 
-_LEAVES = (
+_LEAVES: tuple[object, ...] = (
     None, True, False, 0, 1, -1, 1 << 31, 1 << 32, (1 << 63) - 1, 1 << 63, 1 << 64, 10**400, 1.5, -0.0, 1e308,
     float("inf"), float("nan"), "", "a", "\udcff", "\ud800", "\0", "\n", "\x1b[31m", "x" * 300, "9" * 4400, [], {},
     [None], {"": None},

@@ -10,9 +10,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from fuzz.mutate import Mutator
 
+T = TypeVar("T")
+E = TypeVar("E", bound=Exception)
 CORPUS = Path(__file__).parent / "corpus"
 
 
@@ -72,7 +75,7 @@ def pieces(rng: random.Random, data: bytes) -> list[bytes]:
     return [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
 
 
-def outcome(work: Callable[[], object], *allowed: type[Exception]) -> tuple[object, Exception | None]:
+def outcome(work: Callable[[], T], *allowed: type[E]) -> tuple[T | None, E | None]:
     """Return the result of `work` or its allowed exception. Other exceptions are findings."""
     try:
         return work(), None

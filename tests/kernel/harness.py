@@ -43,6 +43,7 @@ class Daemon:
         self.rules = directory / "rules.yaml"
         self.write_rules(rules)
         self.state_dir = directory / "state"
+        self.program = Path()  # for fixtures: a program that the rules name
         self.records: list[dict[str, object]] = []
         self._incoming: queue.Queue[dict[str, object] | None] = queue.Queue()
         self._markers = itertools.count()

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from kernel.harness import PATIENCE_S, child, rename, running, wait_status
 
@@ -115,7 +116,7 @@ def scenario() -> list[int]:
     return wanted
 
 
-def replay(file: Path, rules: Path) -> dict[str, object]:
+def replay(file: Path, rules: Path) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-m", "cnprocd.cli.cnprocctl", "--json", "--rules", str(rules), "replay", str(file)],
         capture_output=True,

@@ -27,6 +27,7 @@ from cnprocd.connector.decode import SLOT_SIZE, Rejects, decode
 from cnprocd.connector.event import Fork
 from cnprocd.connector.taskrecord import decode_record
 from cnprocd.connector.uapi import DATAGRAM_SIZE
+from cnprocd.json_value import get_int
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -202,11 +203,11 @@ def write(file, recording: Recording, root: int) -> None:
     writer.values(b"S", [facts_of(one) for one in recording.start if one.tgid in ours])
     uids = {one.uid for one in recording.start if one.tgid in ours}
     for drain in recording.drains:
-        kept = trimmed(drain, recording.header["family"], ours)
+        kept = trimmed(drain, get_int(recording.header, "family"), ours)
         uids |= {one.uid for one in kept.facts}
         if kept.datagrams or kept.messages:
             writer.drain(kept)
-    writer.values(b"N", {uid: name for uid, name in recording.names.items() if uid in uids})
+    writer.values(b"N", {str(uid): name for uid, name in recording.names.items() if uid in uids})
     writer.end(recording.end)
 
 

@@ -30,6 +30,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "tests/bench")]
@@ -209,7 +210,7 @@ def soak(directory: Path, program: list[str], seconds: float) -> dict[str, objec
     watchers = [threading.Thread(target=watch, args=(runtime, stop, watched), daemon=True) for _ in range(2)]
     for thread in (*threads, *watchers):
         thread.start()
-    began, samples, reloads = time.monotonic(), [], 0
+    began, samples, reloads = time.monotonic(), list[dict[str, float]](), 0
     while time.monotonic() - began < seconds and process.poll() is None:
         time.sleep(1.0)  # the interval of the reloads
         reloads += 1
@@ -250,7 +251,7 @@ def finish(
     process.terminate()
     code = process.wait(60)
     records.join()
-    found: dict[str, object] = {
+    found: dict[str, Any] = {
         "command": " ".join(["python tests/soak/soak.py", *sys.argv[1:]]),
         "seconds": round(took_s),
         "processes": truth.processes,

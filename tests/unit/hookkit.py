@@ -81,13 +81,13 @@ def template(text: str) -> Template:
 
 def hook(*command: str, **more: object) -> Hook:
     """Return a hook with the defaults of the rule language; `{field}` in its command becomes the event's field."""
-    return dataclasses.replace(HOOK, command=tuple(map(template, command)), **more)  # type: ignore[arg-type]
+    return dataclasses.replace(HOOK, command=tuple(map(template, command)), **more)
 
 
 def shell(script: str, **more: object) -> Hook:
     """Return a hook that runs a script; braces in it are the shell's."""
     command = tuple(Template((part,)) for part in ("/bin/sh", "-c", script))
-    return dataclasses.replace(HOOK, command=command, **more)  # type: ignore[arg-type]
+    return dataclasses.replace(HOOK, command=command, **more)
 
 
 def launch_request(
@@ -97,7 +97,7 @@ def launch_request(
     fields = {"rule": "r", "job_id": 7, "attempt": 1, "attempt_id": ATTEMPT_ID, "limit_s": 10.0} | more
     return LaunchRequest(
         hook=wanted, user=user or resolve_user(wanted.user, wanted.group), events=events or ({"pid": 1},), **fields
-    )  # type: ignore[arg-type]
+    )
 
 
 _number = iter(range(1 << 60))
@@ -106,7 +106,7 @@ _number = iter(range(1 << 60))
 def request(rule: str, event: dict[str, object] | None = None, **more: object) -> JobRequest:
     key = str(more.pop("key", f"key-{next(_number)}"))
     record = {"pid": 4242, "comm": "ora_pmon"} if event is None else event
-    return JobRequest(key, rule, record, kernel_time_ns=time.monotonic_ns(), **more)  # type: ignore[arg-type]
+    return JobRequest(key, rule, record, kernel_time_ns=time.monotonic_ns(), **more)
 
 
 @contextlib.asynccontextmanager

@@ -47,16 +47,13 @@ def anchors(document: Path) -> set[str]:
 
 
 @cache
-def test_names() -> frozenset[str]:
+def names_of_tests() -> frozenset[str]:
     return frozenset(
         node.name
         for path in (ROOT / "tests").rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_")
     )
-
-
-test_names.__test__ = False
 
 
 def test_the_readme_has_at_most_900_words():
@@ -110,9 +107,9 @@ def test_every_module_in_a_document_exists(document):
 def test_every_test_in_a_document_exists(document):
     for named in re.findall(r"`(test_\w+\*?)`", text_of(document)):
         if named.endswith("*"):
-            assert any(name.startswith(named[:-1]) for name in test_names()), named
+            assert any(name.startswith(named[:-1]) for name in names_of_tests()), named
         else:
-            assert named in test_names(), named
+            assert named in names_of_tests(), named
 
 
 @each_document
@@ -160,4 +157,4 @@ def test_the_security_contact_is_the_packages_maintainer():
 
 
 def test_no_test_name_is_longer_than_60_characters():
-    assert not [name for name in sorted(test_names()) if len(name) > LONGEST_TEST_NAME]
+    assert not [name for name in sorted(names_of_tests()) if len(name) > LONGEST_TEST_NAME]

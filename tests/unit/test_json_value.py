@@ -1,6 +1,7 @@
 """Accessors for JSON values: each returns the type that its name promises, or an error that names the path."""
 
 import json
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from cnprocd.json_value import (
     JsonError,
+    JsonValue,
     as_bool,
     as_dict,
     as_int,
@@ -139,7 +141,9 @@ def test_accessors_raise_json_errors_and_nothing_else(value, read):
 @st.composite
 def nested(draw):
     """A value with one wrong leaf, the function that reads it, and the path to the leaf."""
-    value, read, path = "wrong", as_int, ""
+    value: JsonValue = "wrong"
+    read: Callable[[JsonValue], object] = as_int
+    path = ""
     for _ in range(draw(st.integers(0, 4))):
         if draw(st.booleans()):
             index = draw(st.integers(0, 3))

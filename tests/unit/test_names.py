@@ -44,12 +44,15 @@ def silent():
     """A resolver that does not answer before `answer()`."""
     reader, writer = os.pipe()
 
-    def resolve():
-        os.read(reader, 1)
-        return "late"
+    class Resolver:
+        def __call__(self):
+            os.read(reader, 1)
+            return "late"
 
-    resolve.answer = lambda: os.write(writer, b"x")
-    yield resolve
+        def answer(self):
+            os.write(writer, b"x")
+
+    yield Resolver()
     os.write(writer, b"x" * 100)
 
 

@@ -103,9 +103,10 @@ def of_strings() -> Iterator[tuple[str, str]]:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         silent = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
         for node in ast.walk(tree):
-            value = node.value if isinstance(node, ast.Constant) else None
-            if isinstance(value, str) and " " in value and id(node) not in silent:
-                yield f"{path.relative_to(ROOT).as_posix()}:{node.lineno}", value
+            if not isinstance(node, ast.Constant) or id(node) in silent:
+                continue
+            if isinstance(node.value, str) and " " in node.value:
+                yield f"{path.relative_to(ROOT).as_posix()}:{node.lineno}", node.value
 
 
 @cache

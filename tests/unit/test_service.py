@@ -25,6 +25,7 @@ class Manager:
         self.socket.bind(address)
         self.socket.settimeout(5)
         self.descriptors: list[int] = []
+        self.environ = {"NOTIFY_SOCKET": address.replace("\0", "@")}
 
     def receive(self) -> dict[str, str]:
         data, ancillary, _, _ = self.socket.recvmsg(4096, socket.CMSG_SPACE(16))
@@ -46,7 +47,6 @@ class Manager:
 def manager(request, tmp_path):
     name = f"\0cnprocd-test-{os.getpid()}" if request.param == "abstract" else str(tmp_path / "notify")
     manager = Manager(name)
-    manager.environ = {"NOTIFY_SOCKET": name.replace("\0", "@")}
     yield manager
     manager.socket.close()
 

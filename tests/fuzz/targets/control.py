@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import random
 import struct
+from functools import partial
 
 from fuzz.mutate import json_damaged, json_text
 from fuzz.target import Target, many, outcome, pieces
@@ -26,6 +27,7 @@ from cnprocd.control.protocol import (
     to_reply,
     to_request,
 )
+from cnprocd.json_value import JsonObject
 
 _LENGTH = struct.Struct(">I")
 _WORDS = (
@@ -79,16 +81,16 @@ class Control(Target):
         assert repr(whole) == repr(cut)  # by repr, because NaN is not equal to itself
         for value in whole[0]:
             assert isinstance(value, dict)
-            request, _ = outcome(lambda value=value: to_request(value), ProtocolError)
+            request, _ = outcome(partial(to_request, value), ProtocolError)
             if request is not None:
                 assert isinstance(request.verb, str)
                 assert isinstance(request.args, dict)
                 self._answered(request)
-            reply, _ = outcome(lambda value=value: to_reply(value), ProtocolError)
+            reply, _ = outcome(partial(to_reply, value), ProtocolError)
             assert reply is None or isinstance(reply, Answer | Item | Failure)
 
     @staticmethod
-    def _objects(parts: list[bytes]) -> tuple[list[dict], str]:
+    def _objects(parts: list[bytes]) -> tuple[list[JsonObject], str]:
         decoder, found = Decoder(), []
         try:
             for part in parts:

@@ -18,6 +18,7 @@ import struct
 import sys
 from dataclasses import replace
 from itertools import count as numbers
+from typing import Any, cast
 
 from fuzz.target import Target
 from unit.connector.wire import WHAT, datagram, proc_event
@@ -105,7 +106,7 @@ class Datagrams(Target):
         self._clean_headers = bytes(inner.headers)
         self._clean_names = _NAME.pack(socket.AF_NETLINK, 0, 0, 1) * BATCH
         self._batch: tuple[bytes, dict[int, tuple[int, int, int]]] = (b"", {})
-        inner._recvmmsg = self._received  # in place of the kernel
+        inner._recvmmsg = cast(Any, self._received)  # in place of the kernel
         rules = [
             {"name": "processes", "events": "all"},
             {"name": "threads", "events": "all", "threads": True},

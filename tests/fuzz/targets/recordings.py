@@ -60,7 +60,7 @@ def _json(value: object) -> bytes:
     return json.dumps(value).encode()
 
 
-def _event(member: str, at_ns: int, **fields: int) -> bytes:
+def _event(member: str, at_ns: int, **fields: int | bytes) -> bytes:
     return datagram(proc_event(member, 0, at_ns, **fields))
 
 

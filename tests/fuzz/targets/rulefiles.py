@@ -15,7 +15,7 @@ from fuzz.target import Target, outcome
 
 from cnprocd.connector.request import Features
 from cnprocd.connector.taskrecord import TaskRecord
-from cnprocd.process.model import Occurrence, Process
+from cnprocd.process.model import Kind, Occurrence, Process
 from cnprocd.rules.compile import Matcher
 from cnprocd.rules.language import load as load_module
 from cnprocd.rules.language.load import LARGEST, RulesError, load
@@ -27,7 +27,7 @@ _IDS = {"oracle": 54321, "root": 0, "postgres": 26}
 _USAGE = TaskRecord(7, 7, 1, 9, True, False, "ora_pmon_X", 54321, 54321, 1, 5_000_000, 10, 2048, *[0] * 6)
 _PARENT = Process(1, 0, 1, "systemd", "procfs", 0, 0, "procfs", "/sbin/init", "/sbin/init", "/init.scope")
 _ORACLE = Process(7, 1, 5, "ora_pmon_X", "event", 54321, 54321, "exec", "/opt/o", "o -x \udcff", "/a.service")
-_KINDS = ("fork", "uid", "gid", "sid", "ptrace", "comm")
+_KINDS: tuple[Kind, ...] = ("fork", "uid", "gid", "sid", "ptrace", "comm")
 _OCCURRENCES = (
     Occurrence("exit", _ORACLE, 7, 9, 10**10, 0, usage=_USAGE, ancestors=(_PARENT,)),
     Occurrence("exit", Process(8), 8, None, recovered=True),

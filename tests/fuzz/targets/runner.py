@@ -13,6 +13,8 @@ import json
 import random
 import struct
 from dataclasses import replace
+from functools import partial
+from typing import Any, cast
 
 from fuzz.mutate import json_damaged, json_text
 from fuzz.target import Target, outcome, pieces
@@ -156,13 +158,13 @@ class Runner(Target):
         whole = self._bodies([data])
         assert whole == self._bodies(pieces(random.Random(len(data)), data))
         for body in whole[0]:
-            said, _ = outcome(lambda body=body: wire.from_runner(body), wire.WireError)
+            said, _ = outcome(partial(wire.from_runner, body), wire.WireError)
             assert said is None or wire.frame(said)
         self._loop.run_until_complete(self._served(whole[0]))
 
     @staticmethod
     def _bodies(parts: list[bytes]) -> tuple[list[bytes], str]:
-        buffer, found = bytearray(), []
+        buffer, found = bytearray(), list[bytes]()
         try:
             for part in parts:
                 buffer += part
@@ -173,9 +175,10 @@ class Runner(Target):
         return found, ""
 
     async def _served(self, bodies: list[bytes]) -> None:
-        launcher, attempts = FakeLauncher(), set()
-        session = Session(None, launcher, lambda: _HOOKS, attempts, lambda *_, **fields: None, resolve_user)
-        session._writer = FakeWriter()
+        launcher, writer = FakeLauncher(), FakeWriter()
+        attempts: set[Any] = set()
+        session = Session(None, cast(Any, launcher), lambda: _HOOKS, attempts, lambda *_, **fields: None, resolve_user)
+        session._writer = cast(Any, writer)
         started: set[str] = set()
         try:
             for body in bodies:
@@ -183,6 +186,7 @@ class Runner(Target):
                 before = launcher.launched
                 session._receive(message)
                 if launcher.launched > before:
+                    assert isinstance(message, wire.Run)
                     assert message.attempt_id not in started
                     started.add(message.attempt_id)
         except (wire.WireError, HookRefusedError):
@@ -194,5 +198,5 @@ class Runner(Target):
                     task.result()
         assert not session._mine
         assert not attempts
-        for body in wire.bodies(session._writer.frames):
+        for body in wire.bodies(writer.frames):
             wire.from_runner(body)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from fuzz.target import Target
 
+from cnprocd.json_value import JsonDict
 from cnprocd.launch import render
 from cnprocd.launch.request import AttemptResult, HookUser, LaunchRequest
 from cnprocd.rules.language.actions import HookModel
@@ -49,7 +50,8 @@ def _quiet(level: str, event: str, **fields: object) -> None:
 
 
 def _request(number: int, key: str, **more) -> JobRequest:
-    event = {"rule": "a", "pid": number, "comm": "ora\\xff", "comm_hex": "6f7261ff", "cmdline": "x" * (number % 7 * 40)}
+    cmdline = "x" * (number % 7 * 40)
+    event: JsonDict = {"rule": "a", "pid": number, "comm": "ora\\xff", "comm_hex": "6f7261ff", "cmdline": cmdline}
     return JobRequest(key, "ab"[number % 2], event, kernel_time_ns=number, **more)
 
 

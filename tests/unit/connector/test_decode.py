@@ -5,6 +5,7 @@ raise.
 """
 
 import struct
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,7 +16,7 @@ from cnprocd.connector import uapi
 from cnprocd.connector.decode import SLOT_SIZE, Rejects, decode, sequences
 from cnprocd.connector.event import Ack, Comm, Coredump, Exec, Exit, Fork, Gid, Ptrace, Sid, Uid
 
-TYPES = {
+TYPES: dict[str, Any] = {
     "ack": Ack, "fork": Fork, "exec": Exec, "uid": Uid, "gid": Gid, "sid": Sid, "ptrace": Ptrace, "comm": Comm,
     "coredump": Coredump, "exit": Exit,
 }  # fmt: skip

@@ -19,7 +19,7 @@ class CnMsg(Structure):
     )  # fmt: skip
 
 
-def _member(name, *fields):
+def _member(name: str, *fields) -> type[Structure]:
     return type(name, (Structure,), {"_fields_": fields})
 
 
@@ -113,7 +113,7 @@ def _taskstats_fields(version):
             yield from ((f"{name}_delay_max", c_uint64), (f"{name}_delay_min", c_uint64))
 
 
-TASKSTATS = {
+TASKSTATS: dict[int, type[Structure]] = {
     version: type(f"taskstats_v{version}", (Structure,), {"_fields_": tuple(_taskstats_fields(version))})
     for version in (11, 12, 13, 14, 15, 16)
 }

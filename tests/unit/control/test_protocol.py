@@ -22,6 +22,7 @@ from cnprocd.control.protocol import (
     to_reply,
     to_request,
 )
+from cnprocd.json_value import JsonObject
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False) | st.text(),
@@ -47,7 +48,7 @@ def cut(data: bytes, places: list[int]) -> list[bytes]:
     return [data[a:b] for a, b in itertools.pairwise(edges)]
 
 
-def objects(pieces: list[bytes]) -> list[dict[str, object]]:
+def objects(pieces: list[bytes]) -> list[JsonObject]:
     decoder, found = Decoder(), []
     for piece in pieces:
         decoder.feed(piece)

@@ -8,6 +8,7 @@ import pytest
 
 from cnprocd.launch import program
 from cnprocd.launch.program import CHANGING_NS, HookRefusedError, Programs, comm_is_kept, open_program
+from cnprocd.safe_open import safe_open
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make files of other users")
 
@@ -151,8 +152,7 @@ def unchanged(script):
 def walks(monkeypatch):
     """Count how often a path is walked."""
     walked = []
-    real = program.safe_open
-    monkeypatch.setattr(program, "safe_open", lambda path, hint: walked.append(str(path)) or real(path, hint))
+    monkeypatch.setattr(program, "safe_open", lambda path, hint: walked.append(str(path)) or safe_open(path, hint))
     return walked
 
 

@@ -18,6 +18,7 @@ import pytest
 from unit.hookkit import HOOK, Records, alive, launch_request, zombies
 
 from cnprocd.launch import spawn
+from cnprocd.launch import starter as starter_script
 from cnprocd.launch.program import Program, open_program
 from cnprocd.launch.request import LaunchRequest
 from cnprocd.launch.spawn import Starter, launch_failure
@@ -309,7 +310,7 @@ def test_no_descriptors_left_is_an_error_before_any_start(helped, left):
 def test_the_helper_ends_with_a_killed_daemon():
     script = (
         "import sys,os,signal; sys.path[:0]=sys.argv[1:]\n"
-        "from hookkit import Records\nfrom cnprocd.launch.spawn import Starter\nimport socket\n"
+        "from unit.hookkit import Records\nfrom cnprocd.launch.spawn import Starter\nimport socket\n"
         "one=Starter(Records()); one.prepare(); one._control.recv(8, socket.MSG_PEEK)\n"
         "print(open(f'/proc/self/task/{os.getpid()}/children').read(), flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -346,7 +347,7 @@ def _wait_readable(pidfd):
 def test_the_helper_is_small_and_imports_nothing_of_ours():
     modules = os.popen(
         f"{sys.executable} -I -S -E -X importtime -c 'import runpy,sys; sys.argv[1:]=[];"
-        f'runpy.run_path("{spawn.starter.__file__}", run_name="x")\' 2>&1'
+        f'runpy.run_path("{starter_script.__file__}", run_name="x")\' 2>&1'
     ).read()
     assert "ctypes" in modules
     assert "cnprocd" not in modules
@@ -354,4 +355,4 @@ def test_the_helper_is_small_and_imports_nothing_of_ours():
 
 
 def test_ctypes_knows_the_arguments_of_clone3():
-    assert ctypes.sizeof(spawn.starter.CloneArgs) == 88  # CLONE_ARGS_SIZE_VER2
+    assert ctypes.sizeof(starter_script.CloneArgs) == 88  # CLONE_ARGS_SIZE_VER2

@@ -32,7 +32,12 @@ def keys_of(module, function):
         for node in ast.walk(TREES[PACKAGE / module])
         if isinstance(node, ast.FunctionDef) and node.name == function
     ]
-    return {key.value for node in ast.walk(found) if isinstance(node, ast.Dict) for key in node.keys if key is not None}
+    return {key for node in ast.walk(found) if isinstance(node, ast.Dict) for key in constants(node)}
+
+
+def constants(mapping):
+    """The constant keys of a mapping; a part that is unpacked has none."""
+    return {key.value for key in mapping.keys if isinstance(key, ast.Constant)}
 
 
 def written_fields():
@@ -41,7 +46,7 @@ def written_fields():
         found |= {one.arg for one in node.keywords if one.arg is not None}
         for counts in node.args:
             if isinstance(counts, ast.Dict):
-                found |= {key.value for key in counts.keys}
+                found |= constants(counts)
     return found - set(ALWAYS)
 
 
@@ -71,7 +76,7 @@ def match_fields():
                 }
     for node in ast.walk(TREES[PACKAGE / "process/tracker.py"]):
         if isinstance(node, ast.Assign) and [getattr(one, "id", "") for one in node.targets] == ["details"]:
-            found |= {key.value for key in node.value.keys}
+            found |= constants(node.value)
     return found
 
 

@@ -9,7 +9,8 @@ spec = importlib.util.spec_from_file_location("lookup_child", sys.argv[1])
 lookup_child = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(lookup_child)
 hanging = set(map(int, sys.argv[2:]))
-answer = lookup_child.answer
+namespace = vars(lookup_child)
+answer = namespace["answer"]
 
 
 def answer_or_hang(request):
@@ -18,5 +19,5 @@ def answer_or_hang(request):
     return answer(request)
 
 
-lookup_child.answer = answer_or_hang
-lookup_child.main()
+namespace["answer"] = answer_or_hang
+namespace["main"]()

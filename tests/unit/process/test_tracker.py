@@ -203,6 +203,7 @@ def test_a_process_that_dumps_again_after_a_while_is_told_again():
 def dumps_of_60(scene: Scene):
     scene.machine._say(Coredump, process_pid=60, process_tgid=60, parent_pid=1, parent_tgid=1)
     first = scene.machine.log[-1].said
+    assert isinstance(first, Coredump)
     return lambda tid, after: first._replace(process_pid=tid, timestamp_ns=first.timestamp_ns + after)
 
 

@@ -125,7 +125,7 @@ class History:
         for n, (events, records, late, now_ns) in enumerate(self.drains):
             reader.late = late
             events_seen = [got for event in events if (got := kernel.event(*event)) is not None]
-            records_seen = [got for message in records if (got := kernel.record(message)) is not None]
+            records_seen = [record for message in records if (record := kernel.record(message)) is not None]
             came_ns = [message.timestamp_ns for message in events_seen]
             if held_until is not None and min(came_ns, default=0) > held_until:
                 evaluate(tracker.take([], [], held_until))  # as the loop does for held deaths

@@ -9,15 +9,12 @@ from unit.hookkit import HOOK
 
 from cnprocd.rules.language import schema
 from cnprocd.rules.language.actions import HookModel
+from cnprocd.rules.language.fields import Model
 from cnprocd.rules.language.plain import VALUE_CLASSES, plain
 from cnprocd.rules.language.schema import RuleFileModel
 from cnprocd.rules.ruleset import given_keys
 
-MODELS = [
-    one
-    for one in vars(schema).values()
-    if isinstance(one, type) and issubclass(one, schema.Model) and one is not schema.Model
-]
+MODELS = [one for one in vars(schema).values() if isinstance(one, type) and issubclass(one, Model) and one is not Model]
 EVERYTHING = {
     "settings": {"hook_slots": 3, "metrics_file": "/run/x.prom"},
     "lists": {"dbs": ["ora_*", "/^pg/i"]},

@@ -71,8 +71,8 @@ async def world(directory: Path):
         it.listener.close()
 
 
-def play(directory: Path, scene) -> object:
-    async def main() -> object:
+def play(directory: Path, scene):
+    async def main():
         async with world(directory) as it:
             return await scene(it)
 

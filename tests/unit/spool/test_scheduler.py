@@ -310,8 +310,7 @@ async def test_a_reload_applies_to_waiting_jobs_and_orphans_are_dead(tmp_path, g
 @aio
 async def test_a_user_is_looked_up_once_for_each_load_of_the_rules(tmp_path, monkeypatch):
     asked = []
-    real = names_module.resolve_user
-    monkeypatch.setattr(names_module, "resolve_user", lambda *args: asked.append(args) or real(*args))
+    monkeypatch.setattr(names_module, "resolve_user", lambda *args: asked.append(args) or resolve_user(*args))
     names = Names(asyncio.get_running_loop(), Records())
     async with running(tmp_path, {"r": hook("/bin/true")}, resolve_user=names.hook_user) as (spool, scheduler, records):
         spool.enqueue([request("r"), request("r")])
