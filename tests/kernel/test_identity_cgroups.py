@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from harness import child, rename, running, wait_status
+from kernel.harness import child, rename, running, wait_status
 
 ID = "0123456789abcdef" * 4
 RULES = """

@@ -27,9 +27,13 @@ class Kept:
         self.records.append((record, rule))
 
 
+def unencoded(record):
+    return record
+
+
 def kept_log(threshold="info"):
     output, kept = LogOutput(), Kept()
-    output.outputs.append((lambda record: record, kept))
+    output.outputs.append((unencoded, kept))
     return make_log(output, threshold), output, kept.records
 
 
