@@ -14,10 +14,11 @@ from typing import Any
 from cnprocd.connector.event import Comm, Coredump, Event, Exec, Exit, Fork, Gid, Ptrace, Sid, Uid
 from cnprocd.connector.status import EVERY_STATUS, StatusSet
 from cnprocd.connector.taskrecord import TaskRecord
-from cnprocd.process.deaths import Death, Deaths, StatusEvidence, Waiting
+from cnprocd.process.deaths import Death, Deaths, Waiting
 from cnprocd.process.family import HookFamily
 from cnprocd.process.model import KINDS_OF_LASTING_COMM, Kind, Occurrence, Process, ProcLookup, Wanted
-from cnprocd.process.table import KEEP_NS, Table, same_process
+from cnprocd.process.table import Table
+from cnprocd.process.thread_count import ThreadCount
 
 _by_time = itemgetter(2)
 
@@ -58,15 +59,13 @@ class Tracker:
 
     def __init__(self, tracking: Tracking, procfs: ProcLookup, own_tgid: int, cares: Cares = _about_everything) -> None:
         self.table = Table()
+        self._thread_count = ThreadCount(self.table, procfs)
         self.deaths = Deaths(procfs.is_alive)
         self.use(tracking, cares)
         self._procfs = procfs
         self.newcomers: set[int] = set()  # tgids that started or changed their comm since the last tick, with a table
         self.family = HookFamily(own_tgid)
         self._cores: dict[int, int] = {}  # tgid -> time of its coredump event: one dump is one occurrence
-        self._evidence: dict[int, StatusEvidence] = {}  # tgid -> of its threads so far, where threads are counted
-        self._leaderless: dict[int, Exit] = {}  # tgid -> its leader's exit, where threads are counted
-        self._dead_leaderless: set[int] = set()
         self._handlers: dict[type, Callable[[Any], Iterable[Occurrence]]] = {
             Fork: self._fork,
             Exec: self._exec,
@@ -120,16 +119,8 @@ class Tracker:
         if len(self._cores) > 64:
             self._cores = {tgid: at for tgid, at in self._cores.items() if at > now_ns - 60_000_000_000}
         self.family.sweep(is_alive)
-        gone: set[int] = set()  # the exit of the last thread may still be queued, so wait for the next sweep
-        for tgid, event in list(self._leaderless.items()):
-            process = self.table.get(tgid, event.timestamp_ns)
-            if process is None:
-                del self._leaderless[tgid]
-            elif event.timestamp_ns < now_ns - KEEP_NS and not is_alive(tgid):
-                if tgid in self._dead_leaderless:
-                    found += self._counted_out(process, event)
-                gone.add(tgid)
-        self._dead_leaderless = gone
+        for process, event in self._thread_count.sweep(now_ns, is_alive):
+            found += self._counted_out(process, event)
         return found
 
     # Recovery: see recovery.py for the order of these calls.
@@ -174,8 +165,7 @@ class Tracker:
 
     def _exec(self, event: Exec) -> Iterable[Occurrence]:
         tgid = event.process_tgid
-        self._evidence.pop(tgid, None)
-        self._leaderless.pop(tgid, None)  # the thread that called exec is the leader now
+        self._thread_count.executed(tgid)
         if self.tracking.table:
             fresh = self._procfs.read(tgid, self.tracking.wanted, "exec")
             self.table.exec(tgid, event.timestamp_ns, fresh)
@@ -252,45 +242,16 @@ class Tracker:
                 if process is not None:
                     self.table.end(process, event.timestamp_ns)
         elif self.tracking.table:
-            found += self._count_exit(event)
+            if "exit" in self.tracking.thread_kinds:
+                found.append(self._thread_end(event, None))
+            process = self._thread_count.exited(event)
+            if process is not None:
+                found += self._counted_out(process, event)
         return found
 
-    def _count_exit(self, event: Exit) -> Iterable[Occurrence]:
-        """Yield the exits of an event without exit records: the process ends with its last thread by the count."""
-        tgid = event.process_tgid
-        if "exit" in self.tracking.thread_kinds:
-            yield self._thread_end(event, None)
-        so_far = self._evidence.get(tgid)
-        self._evidence[tgid] = so_far.after(event) if so_far is not None else StatusEvidence.of(event)
-        process = self.table.thread_exit(event)
-        if process is not None and process.ended_ns is not None:
-            return  # reported before
-        if process is not None and process.threaded and self._recounted(process):
-            return
-        if process is None:
-            if event.process_pid == tgid:
-                self._leaderless[tgid] = event  # its threads live, or the count is off: `sweep` checks
-            if self.table.get(tgid, event.timestamp_ns) is not None or self._procfs.is_alive(tgid):
-                return
-            process = Process(tgid, event.parent_tgid or None)
-            self.table.enter(process)  # so that it is reported once, not for each of its threads
-        yield from self._counted_out(process, event)
-
-    def _recounted(self, process: Process) -> bool:
-        """Return whether a process still lives although the count is 0: a scan in a storm may miscount its threads."""
-        fresh = self._procfs.read(process.tgid, Wanted(), "procfs")
-        if fresh is None:
-            return self._procfs.is_alive(process.tgid)  # its other files may not answer
-        if not fresh.threads or not same_process(process, fresh):
-            return False
-        process.threads, process.counted_ns = fresh.threads, fresh.counted_ns
-        return True
-
     def _counted_out(self, process: Process, event: Exit) -> Iterable[Occurrence]:
-        self._leaderless.pop(process.tgid, None)
+        status = self._thread_count.take_status(event)
         self.table.end(process, event.timestamp_ns, certain=not process.threaded)
-        evidence = self._evidence.pop(process.tgid, None)
-        status = evidence.status if evidence is not None else event.exit_code
         if "exit" in self.tracking.kinds:
             occurrence = Occurrence("exit", process, event.process_pid, status, event.timestamp_ns, event.cpu)
             self._read_cgroup_at_death(occurrence)
