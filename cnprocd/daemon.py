@@ -85,6 +85,7 @@ async def stop(parts: Parts, outside: Outside) -> None:
     parts.pipeline.flush_log()
     outside.log("notice", "stopping", message=parts.rules.status_line())
     await parts.control.close()
+    parts.hits.store_all()
     await parts.dispatcher.stop(STOP_BOUND_S)
     parts.lookups.close()
     parts.names.close()

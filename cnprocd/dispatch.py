@@ -98,7 +98,7 @@ class Dispatcher:
     async def stop(self, bound_s: float) -> None:
         """Let running hooks finish within the bound. The jobs of the others wait in the spool."""
         await self.scheduler.stop(bound_s)
-        self._store_past_matches()
+        self.store_past_matches()
         self.spool.close()
 
     @property
@@ -114,7 +114,7 @@ class Dispatcher:
     def tick(self) -> None:
         """Housekeeping, about once a second while there is something to do."""
         self._log_held_back()
-        self._store_past_matches()
+        self.store_past_matches()
         self.spool.sync()
 
     def _log_held_back(self) -> None:
@@ -133,7 +133,7 @@ class Dispatcher:
                 message=f"{held.rule}: {held.count} matches held back by {held.held_by} {key}".rstrip(),
             )
 
-    def _store_past_matches(self) -> None:
+    def store_past_matches(self) -> None:
         """Commit the matches for `cnprocctl history`, outside of the hot path."""
         past, self._past = self._past, []
         if past:

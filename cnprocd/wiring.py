@@ -21,6 +21,7 @@ from cnprocd.control.room import ControlRoom
 from cnprocd.control.tap import Tap
 from cnprocd.dispatch import Dispatcher
 from cnprocd.event_loop import EventLoop, Ticker
+from cnprocd.hits import Hits
 from cnprocd.load_state import LoadState, ReadDigests
 from cnprocd.log import Log
 from cnprocd.names import Names
@@ -70,6 +71,7 @@ class ControlledDaemon:
     subscription: Subscription
     pipeline: Pipeline
     dispatcher: Dispatcher
+    hits: Hits
     kept_by_manager: bool
     started_ns: int = field(default_factory=time.time_ns)
 
@@ -102,6 +104,7 @@ class Parts:
     lookups: Lookups
     pipeline: Pipeline
     dispatcher: Dispatcher
+    hits: Hits
     control: ControlRoom
     event_loop: EventLoop
     stopping: asyncio.Event
@@ -140,12 +143,14 @@ def connect(options: Options, loaded: LoadedRules, outside: Outside) -> Parts:
         outside.output.set_level,
         stopping,
     )
-    view = ControlledDaemon(rules, subscription, pipeline, dispatcher, kept_by_manager)
+    hits = Hits(pipeline.counts, dispatcher.spool)
+    rules.on_swap.append(lambda: hits.forget_others({rule.name for rule in rules.loaded.rules}))
+    view = ControlledDaemon(rules, subscription, pipeline, dispatcher, hits, kept_by_manager)
     control = ControlRoom(view, tap, options.runtime_dir, log, lambda: names.resolve("readers", access.readers_group))
     rules.on_swap += [control.reloaded, names.expire]
     event_loop = EventLoop(loop, ticker, rules, pipeline, dispatcher, follower, manager, log, stopping)
-    ticker.handlers += [lambda: lookups.tick(time.monotonic()), lambda: names.tick(time.monotonic())]
-    return Parts(rules, names, lookups, pipeline, dispatcher, control, event_loop, stopping, kept_by_manager)
+    ticker.handlers += [hits.store, lambda: lookups.tick(time.monotonic()), lambda: names.tick(time.monotonic())]
+    return Parts(rules, names, lookups, pipeline, dispatcher, hits, control, event_loop, stopping, kept_by_manager)
 
 
 def open_source(options: Options, loaded: LoadedRules, manager: ServiceManager) -> tuple[Source, bool]:

@@ -17,5 +17,6 @@ def job_value(job: Job) -> JsonDict:
 
 
 def match_value(match: PastMatch) -> JsonDict:
-    """Return a past match as JSON."""
-    return {"time_ns": match.time_ns, **match.record}
+    """Return a past match as JSON, with the state of its job now."""
+    job = {"job_state": match.job_state, "job_reason": match.job_reason}
+    return {"time_ns": match.time_ns, **match.record, **job}

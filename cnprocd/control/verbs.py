@@ -15,10 +15,19 @@ from cnprocd.control.server import Args, Verb, VerbError
 from cnprocd.control.tap import MATCHES
 from cnprocd.control.values import job_value, match_value
 from cnprocd.errors import EX_NO
-from cnprocd.json_value import JsonValue, get_choice_or_none, get_int, get_str, get_str_or_none
+from cnprocd.json_value import (
+    JsonValue,
+    get_bool,
+    get_choice_or_none,
+    get_int,
+    get_int_or_none,
+    get_str,
+    get_str_or_none,
+)
 from cnprocd.output import metrics
 from cnprocd.rules.written import written_rule
-from cnprocd.spool.job import State
+from cnprocd.spool.job import Job, State
+from cnprocd.spool.rows import MatchFilter
 
 MAX_LIMIT = 1000
 _MAX_ID = (1 << 62) - 1  # of 64 bits, as SQLite keeps them
@@ -34,7 +43,10 @@ def verbs_of(daemon: view.DaemonView) -> Mapping[str, Verb]:
         "reload": Verb(partial(_reload, daemon), changes=True),
         "jobs": Verb(partial(_jobs, daemon)),
         "job": Verb(partial(_job, daemon)),
+        "output": Verb(partial(_output, daemon)),
         "retry": Verb(partial(_retry, daemon), changes=True),
+        "retry_dead": Verb(partial(_retry_dead, daemon), changes=True),
+        "kill": Verb(partial(_kill, daemon), changes=True),
         "drop": Verb(partial(_drop, daemon), changes=True),
         "history": Verb(partial(_history, daemon)),
         "watch": Verb(lambda args: {"topic": MATCHES}, topic=MATCHES),
@@ -85,38 +97,69 @@ def _jobs(daemon: view.DaemonView, args: Args) -> JsonValue:
 
 
 def _job(daemon: view.DaemonView, args: Args) -> JsonValue:
-    job_id = get_int(args, "job_id", minimum=0, maximum=_MAX_ID)
-    job = daemon.dispatcher.spool.job(job_id)
-    if job is None:
-        raise VerbError(f"no job {job_id}", "`cnprocctl jobs list` shows the jobs that are kept", 1)
-    return job_value(job)
+    return job_value(_required(daemon, args))
+
+
+def _output(daemon: view.DaemonView, args: Args) -> JsonValue:
+    job = _required(daemon, args)
+    running = daemon.dispatcher.scheduler.output(job.job_id)
+    output = running if running is not None else daemon.dispatcher.spool.output(job.job_id) or ""
+    return {"job_id": job.job_id, "state": str(job.state), "attempt": job.attempts, "output": output}
 
 
 def _retry(daemon: view.DaemonView, args: Args) -> JsonValue:
-    job_id = get_int(args, "job_id", minimum=0, maximum=_MAX_ID)
-    if not daemon.dispatcher.spool.revive(job_id):
-        raise VerbError(f"job {job_id} is not dead", "only dead jobs can be retried; see `cnprocctl jobs show`", 1)
+    job = _required(daemon, args)
+    if not daemon.dispatcher.spool.revive(job_id=job.job_id):
+        raise VerbError(f"job {job.job_id} is not dead", f"it is {job.state}; only dead jobs can be retried", EX_NO)
     daemon.dispatcher.scheduler.wake()
-    return {"job_id": job_id, "state": "waiting"}
+    return {"job_id": job.job_id, "state": "waiting"}
+
+
+def _retry_dead(daemon: view.DaemonView, args: Args) -> JsonValue:
+    jobs = daemon.dispatcher.spool.revive(rule=get_str_or_none(args, "rule"))
+    daemon.dispatcher.scheduler.wake()
+    return {"job_ids": jobs}
 
 
 def _drop(daemon: view.DaemonView, args: Args) -> JsonValue:
+    job = _required(daemon, args)
+    if not daemon.dispatcher.spool.drop(job.job_id):
+        hint = "`cnprocctl jobs kill` ends a running one" if job.state is State.RUNNING else f"it is {job.state}"
+        raise VerbError(f"job {job.job_id} is not waiting", hint, EX_NO)
+    return {"job_id": job.job_id, "state": "dead"}
+
+
+def _kill(daemon: view.DaemonView, args: Args) -> JsonValue:
+    job = _required(daemon, args)
+    if not daemon.dispatcher.scheduler.kill(job.job_id, retry=get_bool(args, "retry", False)):
+        hint = "`cnprocctl jobs drop` cancels a waiting one" if job.state is State.WAITING else f"it is {job.state}"
+        raise VerbError(f"job {job.job_id} is not running", hint, EX_NO)
+    return {"job_id": job.job_id, "state": "running"}
+
+
+def _required(daemon: view.DaemonView, args: Args) -> Job:
+    """Return the job that the arguments name. Raises VerbError."""
     job_id = get_int(args, "job_id", minimum=0, maximum=_MAX_ID)
-    if not daemon.dispatcher.spool.drop(job_id):
-        raise VerbError(
-            f"job {job_id} is not waiting", "only waiting jobs can be dropped; see `cnprocctl jobs show`", 1
-        )
-    return {"job_id": job_id, "state": "dead"}
+    job = daemon.dispatcher.spool.job(job_id)
+    if job is None:
+        raise VerbError(f"no job {job_id}", "`cnprocctl jobs list` shows the jobs that are kept", EX_NO)
+    return job
 
 
 def _history(daemon: view.DaemonView, args: Args) -> JsonValue:
-    found = daemon.dispatcher.spool.matches(
+    daemon.dispatcher.store_past_matches()
+    wanted = MatchFilter(
         rule=get_str_or_none(args, "rule"),
         comm=get_str_or_none(args, "comm"),
+        unit=get_str_or_none(args, "unit"),
+        pid=get_int_or_none(args, "pid", minimum=0, maximum=_MAX_ID),
+        uid=get_int_or_none(args, "uid", minimum=0, maximum=_MAX_ID),
+        user=get_str_or_none(args, "user"),
         since_ns=get_int(args, "since_ns", 0, minimum=-_MAX_NS, maximum=_MAX_NS),
+        until_ns=get_int_or_none(args, "until_ns", minimum=-_MAX_NS, maximum=_MAX_NS),
         limit=_limit(args),
     )
-    return [match_value(match) for match in found]
+    return [match_value(match) for match in daemon.dispatcher.spool.matches(wanted)]
 
 
 def _limit(args: Args) -> int:

@@ -13,6 +13,7 @@ from cnprocd import __version__
 from cnprocd.connector import uapi
 from cnprocd.connector.request import Features
 from cnprocd.dispatch import Dispatcher
+from cnprocd.hits import Hits
 from cnprocd.json_value import JsonDict
 from cnprocd.load_state import LoadState
 from cnprocd.pipeline import Pipeline
@@ -39,6 +40,8 @@ class DaemonView(Protocol):
     @property
     def load_state(self) -> LoadState: ...
     @property
+    def hits(self) -> Hits: ...
+    @property
     def started_ns(self) -> int: ...
     @property
     def kept_by_manager(self) -> bool: ...
@@ -55,6 +58,7 @@ def status(daemon: DaemonView) -> JsonDict:
         "uptime_s": (time.time_ns() - daemon.started_ns) / NS,
         "files": [str(path) for path in daemon.loaded.files],
         "reload": _reload(daemon.load_state),
+        "hits_since_ns": daemon.hits.since_ns,
         "rules": rules(daemon),
         "events": _events(daemon),
         "lost": _lost(daemon),

@@ -19,8 +19,10 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
+from cnprocd.spool import history
+
 APPLICATION_ID = 0x636E7072  # "cnpr": a database of another program is renamed, not written to
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 BUSY_TIMEOUT_S = 0.05  # the event loop must not wait: a locked file is answered by memory
 
 _SCHEMA = """
@@ -43,7 +45,8 @@ CREATE TABLE events(
 );
 CREATE TABLE matches(
     match_id INTEGER PRIMARY KEY,
-    time_ns INTEGER NOT NULL, rule TEXT NOT NULL, comm TEXT, pid INTEGER, record TEXT NOT NULL
+    time_ns INTEGER NOT NULL, rule TEXT NOT NULL, comm TEXT, pid INTEGER, record TEXT NOT NULL,
+    job_id INTEGER, uid INTEGER, user TEXT, unit TEXT
 );
 CREATE INDEX waiting ON jobs(job_id, due_ns, rule, serialize_key) WHERE state = 'waiting';
 CREATE INDEX due ON jobs(due_ns) WHERE state = 'waiting';
@@ -52,6 +55,9 @@ CREATE INDEX ended ON jobs(state, finished_ns) WHERE state IN ('done', 'dead');
 CREATE INDEX events_of ON events(job_id);
 CREATE INDEX matches_by_time ON matches(time_ns);
 """
+_OUTPUTS = "CREATE TABLE outputs(job_id INTEGER PRIMARY KEY, bytes INTEGER NOT NULL, output TEXT NOT NULL);"
+_HITS = "CREATE TABLE hits(rule TEXT PRIMARY KEY, count INTEGER NOT NULL, last_ns INTEGER);"
+_MATCH_COLUMNS_OF_3 = ("job_id INTEGER", "uid INTEGER", "user TEXT", "unit TEXT")
 # Files made before 2026-11-24 lack it and have the same version. Counting running jobs must not read all jobs.
 _RUNNING = "CREATE INDEX IF NOT EXISTS running ON jobs(job_id) WHERE state = 'running';"
 
@@ -99,14 +105,35 @@ def _make_or_check(db: sqlite3.Connection) -> None:
     (tables,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     if version == 0 and tables == 0:
         db.executescript(
-            f"BEGIN IMMEDIATE; {_SCHEMA} {_RUNNING} PRAGMA application_id = {APPLICATION_ID};"
+            f"BEGIN IMMEDIATE; {_SCHEMA} {_OUTPUTS} {_HITS} {_RUNNING} PRAGMA application_id = {APPLICATION_ID};"
             f" PRAGMA user_version = {SCHEMA_VERSION}; COMMIT"
         )
         return
     (application,) = db.execute("PRAGMA application_id").fetchone()
-    if (application, version) != (APPLICATION_ID, SCHEMA_VERSION):
+    if application != APPLICATION_ID or version not in (2, SCHEMA_VERSION):
         raise NotOurDatabaseError(f"not a spool of this version (application {application:#x}, version {version})")
     (verdict,) = db.execute("PRAGMA integrity_check(1)").fetchone()
     if verdict != "ok":
         raise sqlite3.DatabaseError(f"integrity_check: {verdict}")
+    if version == 2:
+        _migrate_from_2(db)
     db.execute(_RUNNING)
+
+
+def _migrate_from_2(db: sqlite3.Connection) -> None:
+    """Add the tables and columns of version 3 in one transaction, which keeps every job and match."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        for column in _MATCH_COLUMNS_OF_3:
+            db.execute(f"ALTER TABLE matches ADD COLUMN {column}")
+        db.execute(_OUTPUTS)
+        db.execute(_HITS)
+        rows = db.execute("SELECT match_id, record FROM matches").fetchall()
+        values = [(*history.filtered_fields(history.record_of(record) or {}), match_id) for match_id, record in rows]
+        db.executemany("UPDATE matches SET job_id = ?, uid = ?, user = ?, unit = ? WHERE match_id = ?", values)
+        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cnprocd.json_value import JsonObject
@@ -20,13 +20,38 @@ class Enqueued:
 
 @dataclass(frozen=True, slots=True)
 class PastMatch:
-    """A row of `cnprocctl history`. `time_ns` is wall clock."""
+    """A row of `cnprocctl history`. `time_ns` is wall clock. `job_state` is None without a job that is still kept."""
 
     time_ns: int
     rule: str
     comm: str | None
     pid: int | None
     record: JsonObject
+    job_state: str | None = None
+    job_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatchFilter:
+    """Which past matches are wanted. Names of rules, comms and units are globs; times are wall clock."""
+
+    rule: str | None = None
+    comm: str | None = None
+    unit: str | None = None
+    pid: int | None = None
+    uid: int | None = None
+    user: str | None = None
+    since_ns: int = 0
+    until_ns: int | None = None
+    limit: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class RuleHits:
+    """How often a rule matched, and when it did so last (wall clock)."""
+
+    count: int
+    last_ns: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +67,11 @@ class Leftover:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Jobs with their events, to be copied from one store to another."""
+    """Jobs with their events, and maybe the past, to be copied from one store to another."""
 
-    jobs: list[tuple[Any, ...]]
-    events: list[tuple[Any, ...]]
-    matches: list[tuple[Any, ...]]
-    last_job_id: int
+    jobs: list[tuple[Any, ...]] = field(default_factory=list)
+    events: list[tuple[Any, ...]] = field(default_factory=list)
+    matches: list[tuple[Any, ...]] = field(default_factory=list)
+    outputs: list[tuple[Any, ...]] = field(default_factory=list)
+    hits: list[tuple[Any, ...]] = field(default_factory=list)
+    last_job_id: int = 0

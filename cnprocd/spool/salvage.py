@@ -38,7 +38,7 @@ def salvaged(path: Path) -> Rows:
         with contextlib.closing(database.connect(path)) as db:
             return read_rows(db, LIVE, damaged=True)
     except FAILURES:
-        return Rows([], [], [], 0)
+        return Rows()
 
 
 def copied(path: Path) -> Rows:
@@ -50,7 +50,7 @@ def copied(path: Path) -> Rows:
                     shutil.copyfile(f"{path}{suffix}", f"{directory}/{path.name}{suffix}")
             return salvaged(Path(directory, path.name))
     except OSError:
-        return Rows([], [], [], 0)
+        return Rows()
 
 
 def with_new_ids(store: Store) -> Store:

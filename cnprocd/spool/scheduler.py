@@ -4,9 +4,8 @@ The spool is the queue; the scheduler keeps only the running attempts. wake() st
 the others in later iterations of the loop, so a burst does not hold the loop. job.py decides what follows an attempt;
 this module does it, logs it and stores it.
 
-Jobs start in the order of their age. A job waits for its rule's slots, and for another job with its serialize key. The
-backlog (jobs older than this start of the daemon) takes at most half of the slots, so that a new job does not wait
-behind it. With a single slot, new jobs go first.
+Jobs start in the order of their age, as far as their rule's slots and their serialize key allow. The backlog (jobs from
+before this start) takes at most half of the slots. With a single slot, new jobs go first.
 
 The hook of a job that was running when the daemon was killed may still be running. It is ended first, so that two
 attempts of one job never run at once.
@@ -23,7 +22,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from cnprocd.json_value import JsonValue
@@ -34,9 +33,10 @@ from cnprocd.launch.request import AttemptResult, Ending, LaunchRequest
 from cnprocd.launch.user import ResolveUser, resolve_user
 from cnprocd.log import Level, Log
 from cnprocd.rules.ruleset import Hook
-from cnprocd.spool.job import NS, Job, State, after_attempt, time_left_s
+from cnprocd.spool.job import NS, Job, Next, State, after_attempt, time_left_s
 from cnprocd.spool.latency import Histogram
 from cnprocd.spool.rows import Leftover
+from cnprocd.spool.running import KeptOutput, RunningHook, Totals
 from cnprocd.spool.spool import Spool
 
 HOUSEKEEPING_S = 1.0  # how long a commit may wait for its fsync: see spool.py
@@ -44,29 +44,7 @@ DURABLE_RETRY_S = 30.0
 STOP_GRACE_S = 2.0
 GATHERED_NS = 50_000_000  # a job that was due so much later than it was created has waited on purpose
 LONGEST_POSTPONEMENT_S = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class RunningHook:
-    """A hook that runs now, for `status`."""
-
-    job_id: int
-    rule: str
-    hook_pid: int
-    attempt: int
-    running_s: float
-
-
-@dataclass(slots=True)
-class Totals:
-    """Attempts since the start of the daemon, for `status` and metrics."""
-
-    started: int = 0
-    succeeded: int = 0
-    failed: int = 0
-    dead: int = 0
-    interrupted: int = 0
-    postponed: int = 0
+KILLED = "killed by an operator"
 
 
 def _nothing(*_: object) -> None:
@@ -109,6 +87,8 @@ class Scheduler:
         self._resolve_user = resolve_user
         self._launcher = launcher or LocalLauncher(log, cgroup_dir)
         self._active: dict[int, tuple[Job, RunningAttempt]] = {}
+        self._outputs: dict[int, KeptOutput] = {}  # of the active attempts
+        self._killed: dict[int, bool] = {}  # active jobs that are being ended by hand -> whether they are retried
         self._tasks: set[asyncio.Task[None]] = set()
         self._leftovers: dict[int, Job] = {}  # jobs whose former hook is still being ended
         self._stuck: set[int] = set()
@@ -150,6 +130,19 @@ class Scheduler:
             RunningHook(job_id, job.rule, attempt.pid, job.attempts, attempt.running_s)
             for job_id, (job, attempt) in self._active.items()
         ]
+
+    def output(self, job_id: int) -> str | None:
+        """Return what the running attempt of a job has written so far, or None if none runs."""
+        kept = self._outputs.get(job_id)
+        return None if kept is None else kept.text
+
+    def kill(self, job_id: int, *, retry: bool) -> bool:
+        """End the running attempt of a job as failed. Return False if none runs. Without `retry` the job is dead."""
+        if job_id not in self._active:
+            return False
+        self._killed[job_id] = retry
+        self._active[job_id][1].terminate(TERM_GRACE_S)
+        return True
 
     async def stop(self, bound_s: float) -> None:
         """Start nothing more, and let running hooks finish within the bound. End the others; their jobs wait again."""
@@ -270,21 +263,29 @@ class Scheduler:
 
     async def _wait(self, job: Job, attempt: RunningAttempt) -> None:
         ending: Ending | None = None
+        output = self._outputs[job.job_id] = KeptOutput(attempt.request.hook.output_limit_bytes)
 
         def emit(line: str) -> None:
+            output.add(line)
             self._log("info", "hook_output", job_id=job.job_id, rule=job.rule, hook_pid=attempt.pid, line=line)
 
         try:
             ending = await attempt.wait(emit, lambda one: self._launched(job, one))
         finally:
-            del self._active[job.job_id]
+            del self._active[job.job_id], self._outputs[job.job_id]
+            retry = self._killed.pop(job.job_id, None)
             self._on_finished(attempt.pid, job.job_id)
             if ending is None:  # a bug in cnprocd, not the hook's fault: the job must not be lost with it
                 self._spool.interrupt(job.job_id)
         if ending.stuck:
             self._stuck.add(attempt.pid)
+        if output.text or job.attempts > 1:
+            self._spool.put_output(job.job_id, output.text)
         if ending.not_started:
             self._postpone(job, ending.result.reason or "not started")
+        elif ending.interrupted and retry is not None:
+            killed = replace(ending.result, reason=KILLED)
+            self._apply(job, attempt.request.hook, killed, hook_pid=attempt.pid, final=not retry)
         elif ending.interrupted:
             self.totals.interrupted += 1
             self._spool.interrupt(job.job_id)
@@ -313,9 +314,10 @@ class Scheduler:
         )
         self._launcher.prepare(soon=self._more)
 
-    def _apply(self, job: Job, hook: Hook, result: AttemptResult, *, hook_pid: int | None) -> None:
-        """Store and log the result of an attempt, and the state that follows."""
+    def _apply(self, job: Job, hook: Hook, result: AttemptResult, *, hook_pid: int | None, final: bool = False) -> None:
+        """Store and log the result of an attempt, and the state that follows. A `final` failure ends the job."""
         following = after_attempt(hook, job, result, self._spool.clock(), self._chance())
+        following = Next(State.DEAD, reason=result.reason) if final else following
         match following.state:
             case State.DONE:
                 self.totals.succeeded += 1

@@ -28,7 +28,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -38,7 +38,7 @@ from cnprocd.launch.request import AttemptResult
 from cnprocd.log import Log, ThrottledLog
 from cnprocd.spool import database, salvage
 from cnprocd.spool.job import NS, Job, JobRequest, State, after_interruption
-from cnprocd.spool.rows import Enqueued, Leftover, PastMatch, Rows
+from cnprocd.spool.rows import Enqueued, Leftover, MatchFilter, PastMatch, Rows, RuleHits
 from cnprocd.spool.store import Store
 
 FILE_NAME = "spool.sqlite3"
@@ -142,11 +142,17 @@ class Spool:
         self._since_prune += len(matches)
         self._write(lambda store: store.add_matches(matches))
 
-    def matches(
-        self, *, rule: str | None = None, comm: str | None = None, since_ns: int = 0, limit: int = 100
-    ) -> list[PastMatch]:
+    def matches(self, wanted: MatchFilter) -> list[PastMatch]:
         """Return past matches, newest first."""
-        return self._do(lambda store: store.matches(rule, comm, since_ns, limit))
+        return self._do(lambda store: store.matches(wanted))
+
+    def put_hits(self, hits: Mapping[str, RuleHits], gone: Iterable[str] = ()) -> None:
+        """Store the hits of rules, and forget the rules in `gone`."""
+        self._write(lambda store: store.put_hits(hits, gone))
+
+    def hits(self) -> dict[str, RuleHits]:
+        """Return the stored hits: see history.find_hits()."""
+        return self._do(lambda store: store.hits())
 
     # -- the scheduler's calls ------------------------------------------------------------------------------------
 
@@ -201,6 +207,10 @@ class Spool:
         self._since_prune += 1
         now_ns = self.clock()
         self._write(lambda store: store.end(job_id, State.DEAD, result, now_ns, reason))
+
+    def put_output(self, job_id: int, output: str) -> None:
+        """Store the output of a job's last attempt."""
+        self._write(lambda store: store.put_output(job_id, output))
 
     def interrupt(self, job_id: int) -> None:
         """Let the job wait again: the daemon stopped its attempt. The attempt is counted, and no retry is used up."""
@@ -258,9 +268,13 @@ class Spool:
         """Return one job with its events."""
         return self._do(lambda store: store.job(job_id))
 
-    def revive(self, job_id: int) -> bool:
-        """Let a dead job wait again (`cnprocctl jobs retry`). Call the scheduler's wake() after it."""
-        return self._write(lambda store: store.revive(job_id, self.clock()))
+    def output(self, job_id: int) -> str | None:
+        """Return the output of a job's last attempt that has ended, or None."""
+        return self._do(lambda store: store.output(job_id))
+
+    def revive(self, *, job_id: int | None = None, rule: str | None = None) -> list[int]:
+        """Let dead jobs wait again (`cnprocctl jobs retry`), and return them. Call the scheduler's wake() after it."""
+        return self._write(lambda store: store.revive(job_id, rule, self.clock()))
 
     def drop(self, job_id: int) -> bool:
         """Mark a waiting job as dead (`cnprocctl jobs drop`)."""
@@ -328,7 +342,7 @@ class Spool:
             store = self._memory(error)
             # The jobs of a locked file belong to the process that holds it; those of a read-only file are run here.
             busy = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
-            self._copy_jobs(Rows([], [], [], 0) if busy else salvage.copied(self.path), store)
+            self._copy_jobs(Rows() if busy else salvage.copied(self.path), store)
             return store
 
     def _file(self) -> Store:
@@ -352,7 +366,7 @@ class Spool:
     def _move(self, error: Exception) -> None:
         """Copy the live jobs to a new file or to memory, because the file failed in use."""
         old = self._store
-        live = Rows([], [], [], 0)
+        live = Rows()
         with contextlib.suppress(*salvage.FAILURES):
             live = old.rows(*salvage.LIVE)
         with contextlib.suppress(sqlite3.Error):

@@ -11,16 +11,16 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from cnprocd.json_value import JsonError, JsonObject, as_dict, parse_json
+from cnprocd.json_value import JsonObject
 from cnprocd.launch.request import AttemptResult
-from cnprocd.spool import database
+from cnprocd.spool import database, history
 from cnprocd.spool.job import NS, Job, JobRequest, State
-from cnprocd.spool.rows import Enqueued, Leftover, PastMatch, Rows
+from cnprocd.spool.rows import Enqueued, Leftover, MatchFilter, PastMatch, Rows, RuleHits
 
 _JOB = """job_id, rule, state, serialize_key, kernel_time_ns, boot_id, created_ns, due_ns, attempts, failures,
     event_count, first_started_ns, finished_ns, exit_code, signal, reason, duration_ms, latency_ms"""
@@ -229,11 +229,11 @@ class Store:
         return 0 if row is None else int(row[0])
 
     def jobs(self, state: State | None, rule: str | None, limit: int) -> list[Job]:
-        """Return the newest jobs, newest first, without their events."""
+        """Return the newest jobs, newest first, without their events. `rule` is a glob."""
         rows = self._db.execute(
-            f"SELECT {_JOB} FROM jobs WHERE (?1 IS NULL OR state = ?1) AND (?2 IS NULL OR rule = ?2)"  # noqa: S608
+            f"SELECT {_JOB} FROM jobs WHERE (?1 IS NULL OR state = ?1) AND (?2 IS NULL OR rule GLOB ?2)"  # noqa: S608
             " ORDER BY job_id DESC LIMIT ?3",
-            (state, rule, limit),
+            (state, None if rule is None else history.glob(rule), limit),
         )
         return [_job(row) for row in rows]
 
@@ -247,26 +247,30 @@ class Store:
     def events(self, job_id: int) -> tuple[JsonObject, ...]:
         """Return the events of a job, or () if one of them cannot be read."""
         texts = self._db.execute("SELECT record FROM events WHERE job_id = ? ORDER BY event_id", (job_id,))
-        records = [_record(text) for (text,) in texts]
+        records = [history.record_of(text) for (text,) in texts]
         found = tuple(record for record in records if record is not None)
         return found if len(found) == len(records) else ()
 
-    def revive(self, job_id: int, now_ns: int) -> bool:
-        """Let a dead job wait again, with all its retries. Return False if it is not dead."""
+    def revive(self, job_id: int | None, rule: str | None, now_ns: int) -> list[int]:
+        """Let dead jobs wait again, with all their retries: one job, those of the rules that match a glob, or all.
+
+        Return the jobs.
+        """
         with self._transaction() as db:
-            cursor = db.execute(
-                "UPDATE jobs SET state = 'waiting', due_ns = ?, attempts = 0, failures = 0, first_started_ns = NULL,"
-                " finished_ns = NULL, gather_key = NULL WHERE job_id = ? AND state = 'dead'",
-                (now_ns, job_id),
-            )
-            self.waiting += cursor.rowcount
-            return cursor.rowcount == 1
+            rows = db.execute(
+                "UPDATE jobs SET state = 'waiting', due_ns = ?1, attempts = 0, failures = 0, first_started_ns = NULL,"
+                " finished_ns = NULL, gather_key = NULL WHERE state = 'dead' AND (?2 IS NULL OR job_id = ?2)"
+                " AND (?3 IS NULL OR rule GLOB ?3) RETURNING job_id",
+                (now_ns, job_id, None if rule is None else history.glob(rule)),
+            ).fetchall()
+            self.waiting += len(rows)
+            return sorted(found for (found,) in rows)
 
     def drop(self, job_id: int, now_ns: int) -> bool:
         """Mark a waiting job as dead. Return False if it is not waiting."""
         with self._transaction() as db:
             cursor = db.execute(
-                "UPDATE jobs SET state = 'dead', finished_ns = ?, reason = 'dropped by hand'"
+                "UPDATE jobs SET state = 'dead', finished_ns = ?, reason = 'dropped by an operator'"
                 " WHERE job_id = ? AND state = 'waiting'",
                 (now_ns, job_id),
             )
@@ -277,20 +281,24 @@ class Store:
 
     def add_matches(self, matches: Sequence[PastMatch]) -> None:
         with self._transaction() as db:
-            db.executemany(
-                "INSERT INTO matches(time_ns, rule, comm, pid, record) VALUES (?, ?, ?, ?, ?)",
-                [(m.time_ns, m.rule, m.comm, m.pid, json.dumps(m.record, separators=(",", ":"))) for m in matches],
-            )
+            history.add_matches(db, matches)
 
-    def matches(self, rule: str | None, comm: str | None, since_ns: int, limit: int) -> list[PastMatch]:
-        """Return the newest past matches, newest first."""
-        rows = self._db.execute(
-            "SELECT time_ns, rule, comm, pid, record FROM matches WHERE time_ns >= ?1"
-            " AND (?2 IS NULL OR rule = ?2) AND (?3 IS NULL OR comm = ?3) ORDER BY match_id DESC LIMIT ?4",
-            (since_ns, rule, comm, limit),
-        )
-        found = [(row, _record(row[4])) for row in rows]
-        return [PastMatch(row[0], row[1], row[2], row[3], record) for row, record in found if record is not None]
+    def matches(self, wanted: MatchFilter) -> list[PastMatch]:
+        return history.find_matches(self._db, wanted)
+
+    def put_output(self, job_id: int, output: str) -> None:
+        with self._transaction() as db:
+            history.put_output(db, job_id, output)
+
+    def output(self, job_id: int) -> str | None:
+        return history.find_output(self._db, job_id)
+
+    def put_hits(self, hits: Mapping[str, RuleHits], gone: Iterable[str]) -> None:
+        with self._transaction() as db:
+            history.put_hits(db, hits, gone)
+
+    def hits(self) -> dict[str, RuleHits]:
+        return history.find_hits(self._db)
 
     def prune(self, *, keep: int, older_than_ns: int) -> int:
         """Delete done jobs, dead jobs and matches beyond `keep` of each, or older. Return the number of rows."""
@@ -304,10 +312,8 @@ class Store:
                 ).fetchall()
                 db.executemany("DELETE FROM events WHERE job_id = ?", ended)
                 gone += len(ended)
-            gone += db.execute(
-                "DELETE FROM matches WHERE time_ns < ? OR match_id <= (SELECT max(match_id) FROM matches) - ?",
-                (older_than_ns, keep),
-            ).rowcount
+            gone += history.prune_matches(db, keep=keep, older_than_ns=older_than_ns)
+            history.prune_outputs(db)
         return gone
 
     # -- files and copies----------------------------------------------------------------------------------------
@@ -339,7 +345,9 @@ class Store:
         with self._transaction() as db:
             db.executemany(f"INSERT OR REPLACE INTO jobs({_ALL_JOB_COLUMNS}) VALUES ({columns})", rows.jobs)  # noqa: S608
             db.executemany("INSERT OR IGNORE INTO events(job_id, key, record) VALUES (?, ?, ?)", rows.events)
-            db.executemany("INSERT INTO matches(time_ns, rule, comm, pid, record) VALUES (?, ?, ?, ?, ?)", rows.matches)
+            db.executemany(f"INSERT INTO matches({history.COLUMNS}) VALUES ({_marks('?' * 9)})", rows.matches)  # noqa: S608
+            db.executemany("INSERT OR REPLACE INTO outputs(job_id, bytes, output) VALUES (?, ?, ?)", rows.outputs)
+            db.executemany("INSERT OR REPLACE INTO hits(rule, count, last_ns) VALUES (?, ?, ?)", rows.hits)
             # Their events were stored here already, with other jobs, which are kept.
             db.execute("DELETE FROM jobs WHERE state = 'waiting' AND job_id NOT IN (SELECT job_id FROM events)")
             _skip_ids(db, max(rows.last_job_id, self.last_job_id()))
@@ -361,9 +369,12 @@ def read_rows(db: sqlite3.Connection, states: Sequence[State], *, damaged: bool 
     if damaged:
         jobs = [row for row in jobs if _is_sound(row)]
     events = read("SELECT job_id, key, record FROM events ORDER BY event_id", wanted={row[0] for row in jobs})
-    matches = read("SELECT time_ns, rule, comm, pid, record FROM matches ORDER BY match_id") if len(states) > 2 else []
     (last,) = next(iter(read("SELECT seq FROM sqlite_sequence WHERE name = 'jobs'")), (0,))
-    return Rows(jobs, events, matches, last)
+    if len(states) <= 2:
+        return Rows(jobs, events, last_job_id=last)
+    matches = read(f"SELECT {history.COLUMNS} FROM matches ORDER BY match_id")  # noqa: S608
+    outputs = read("SELECT job_id, bytes, output FROM outputs")
+    return Rows(jobs, events, matches, outputs, read("SELECT rule, count, last_ns FROM hits"), last)
 
 
 def _is_sound(row: tuple[Any, ...]) -> bool:
@@ -388,14 +399,6 @@ def _marks(values: Sequence[object]) -> str:
 
 def _status(result: AttemptResult) -> tuple[int | None, int | None]:
     return result.exit_code, result.signal
-
-
-def _record(text: str) -> JsonObject | None:
-    """Return a stored record, or None if the disk has damaged it."""
-    try:
-        return as_dict(parse_json(text))
-    except (JsonError, TypeError):  # TypeError: not text
-        return None
 
 
 def _job(row: tuple[Any, ...], events: tuple[JsonObject, ...] = ()) -> Job:

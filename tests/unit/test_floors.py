@@ -43,6 +43,7 @@ FLOORS = {
     "recovery": "what the pipeline does after an overrun",
     "pipeline": "the only room that joins connector, process, rules and output",
     "dispatch": "the jobs and the log records of matches",
+    "hits": "the hits of each rule, from the pipeline's counts to the spool",
     "reload": "the rules in force, and all that a reload replaces",
     "control": "shows and steers the rules in force, the pipeline and the jobs",
     "event_loop": "turns the pipeline, and does the housekeeping of all parts",
@@ -66,7 +67,7 @@ rules/language/actions rules/language/advice rules/language/condition rules/lang
 rules/language/names rules/language/plain rules/language/regex_cost rules/language/schema rules/language/syntax
 rules/language/value_problem
 runner/wire runner/wire_validate
-spool/job spool/latency spool/rows spool/throttle
+spool/job spool/latency spool/rows spool/running spool/throttle
 """.split()
 
 # Modules with effects: the system, files, time, the network, other processes, threads, or the log.

@@ -26,7 +26,7 @@ from cnprocd.rules.language.actions import HookModel
 from cnprocd.rules.language.plain import plain
 from cnprocd.rules.values import Field, Template
 from cnprocd.spool.job import NS, Gather, Job, JobRequest
-from cnprocd.spool.rows import PastMatch
+from cnprocd.spool.rows import MatchFilter, PastMatch, RuleHits
 from cnprocd.spool.spool import FILE_NAME, Spool
 
 _LENGTH = struct.Struct(">I")
@@ -92,7 +92,9 @@ class SpoolFiles(Target):
             spool.finish(1, _FINE)
             spool.retry(2, _FAILED, self._clock())
             spool.bury(3, _FAILED, "exit code 1 (1 attempt)")
-            spool.record_matches([PastMatch(n, "a", "c", n, {"pid": n}) for n in range(5)])
+            spool.record_matches([PastMatch(n, "a", "c", n, {"pid": n, "job_id": n}) for n in range(5)])
+            spool.put_output(1, "some output\n")
+            spool.put_hits({"a": RuleHits(5, 7)})
             if at_rest:
                 spool.close()
             else:
@@ -151,7 +153,9 @@ class SpoolFiles(Target):
         self._clock.now_ns += 10 * NS
         new = spool.enqueue([_request(n, f"new {n}") for n in range(3)])
         assert None not in new.job_ids
-        spool.counts(), spool.jobs(), spool.matches(), spool.next_due_in_s()
+        spool.counts(), spool.jobs(), spool.matches(MatchFilter(rule="a*")), spool.next_due_in_s()
+        spool.output(1)
+        assert all(isinstance(one.count, int) for one in spool.hits().values())
         ran: list[int] = []
         for _ in range(4):  # damage that is found only now can bring back jobs
             due = spool.due(99)
@@ -164,6 +168,7 @@ class SpoolFiles(Target):
                 assert found is None or isinstance(found.events, tuple)
                 if found is not None and found.events:
                     self._render(found)
+                spool.put_output(job.job_id, "new\n")
                 spool.finish(job.job_id, _FINE)
                 ran.append(job.job_id)
         assert not spool.due(99), "jobs are returned again and again"

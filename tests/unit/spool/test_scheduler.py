@@ -351,7 +351,7 @@ async def test_a_revived_job_runs(tmp_path):
         scheduler.wake()
         await records.ended(1)
         scheduler.reload({"r": hook("/bin/true")}, slots=1)
-        assert spool.revive(1)
+        assert spool.revive(job_id=1)
         scheduler.wake()
         await records.until(lambda: records.of("hook_finished", job_id=1))
 

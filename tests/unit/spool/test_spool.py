@@ -13,7 +13,7 @@ from unit.hookkit import Records, request
 
 from cnprocd.launch.request import AttemptResult
 from cnprocd.spool.job import MOST_INTERRUPTIONS, NS, Gather, State
-from cnprocd.spool.rows import PastMatch
+from cnprocd.spool.rows import MatchFilter, PastMatch
 from cnprocd.spool.spool import FILE_NAME, Keep, Spool
 
 FINE, FAILED = AttemptResult(None, 0), AttemptResult("exit code 1", 1)
@@ -220,9 +220,9 @@ def test_the_dead_are_kept_shown_and_revived_by_hand(open_spool):
     spool.start(1, "t")
     spool.bury(1, FAILED, "exit code 1 (1 attempt)")
     assert [(job.job_id, job.reason) for job in spool.jobs(state=State.DEAD)] == [(1, "exit code 1 (1 attempt)")]
-    assert not spool.revive(2)
-    assert spool.revive(1)
-    assert not spool.revive(1)
+    assert spool.revive(job_id=2) == []
+    assert spool.revive(job_id=1) == [1]
+    assert spool.revive(job_id=1) == []
     assert (spool.job(1).attempts, spool.job(1).failures) == (0, 0)
     assert ids(spool.due(9)) == [1, 2]
     assert spool.drop(2)
@@ -236,7 +236,7 @@ def test_a_finished_job_cannot_be_retried_dropped_or_recovered(open_spool):
     spool.enqueue([request("a")])
     spool.start(1, "t")
     spool.finish(1, FINE)
-    assert not spool.revive(1)
+    assert spool.revive(job_id=1) == []
     assert not spool.drop(1)
     assert open_spool().recover() == []
 
@@ -306,6 +306,8 @@ def operate(spool, operation, job_id):
             spool.finish(job_id, FINE)
         case "bury":
             spool.bury(job_id, FAILED, "x")
+        case "revive":
+            spool.revive(job_id=job_id)
         case "retry" | "postpone":
             arguments = (FAILED, spool.clock()) if operation == "retry" else (spool.clock(),)
             getattr(spool, operation)(job_id, *arguments)
@@ -375,22 +377,22 @@ def test_history_is_pruned_by_itself(open_spool, clock):
     for _ in range(60):
         spool.record_matches([PastMatch(clock(), "a", None, n, {}) for n in range(10)])
     spool.sync()
-    assert len(spool.matches(limit=1000)) == 10
+    assert len(spool.matches(MatchFilter(limit=1000))) == 10
 
 
 def test_past_matches_are_found_and_forgotten(open_spool, clock):
     spool = open_spool(history_count=3, history_age_s=100)
     now_ns = clock()
     spool.record_matches([PastMatch(now_ns + n, "ab"[n % 2], f"c{n}", n, {"pid": n}) for n in range(6)])
-    assert [match.pid for match in spool.matches()] == [5, 4, 3, 2, 1, 0]
-    assert [match.pid for match in spool.matches(rule="a", limit=2)] == [4, 2]
-    assert [match.record for match in spool.matches(comm="c3")] == [{"pid": 3}]
-    assert [match.pid for match in spool.matches(since_ns=now_ns + 4)] == [5, 4]
+    assert [match.pid for match in spool.matches(MatchFilter())] == [5, 4, 3, 2, 1, 0]
+    assert [match.pid for match in spool.matches(MatchFilter(rule="a", limit=2))] == [4, 2]
+    assert [match.record for match in spool.matches(MatchFilter(comm="c3"))] == [{"pid": 3}]
+    assert [match.pid for match in spool.matches(MatchFilter(since_ns=now_ns + 4))] == [5, 4]
     spool.prune()
-    assert [match.pid for match in spool.matches()] == [5, 4, 3]
+    assert [match.pid for match in spool.matches(MatchFilter())] == [5, 4, 3]
     clock.now_ns += 101 * NS
     spool.prune()
-    assert spool.matches() == []
+    assert spool.matches(MatchFilter()) == []
 
 
 # -- a bad disk --------------------------------------------------------------------------------------------------
@@ -569,7 +571,7 @@ def test_found_by_fuzzing_an_unreadable_record_has_no_events(tmp_path, open_spoo
     assert spool.durable
     assert spool.job(1).events == ()
     assert spool.job(2).events == ({"pid": 1},)
-    assert spool.matches() == []
+    assert spool.matches(MatchFilter()) == []
 
 
 def test_a_full_disk_moves_the_spool_to_memory_and_back(open_spool, records):
@@ -680,7 +682,7 @@ def test_sync_syncs_the_wal_once_and_only_after_a_write(open_spool):
     spool.sync()
     assert [line for line in statements if line.startswith("PRAGMA")] == [
         "PRAGMA synchronous = FULL",
-        "PRAGMA user_version = 2",  # a write: without one there is no commit to sync
+        "PRAGMA user_version = 3",  # a write: without one there is no commit to sync
         "PRAGMA synchronous = NORMAL",
     ]
     assert spool._store._db.execute("PRAGMA synchronous").fetchone() == (1,)

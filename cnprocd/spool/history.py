@@ -1,0 +1,145 @@
+"""SQL on the past: matches, the hits of rules, and the last output of each job. store.py makes the transactions."""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+
+from cnprocd.json_value import JsonError, JsonObject, as_dict, parse_json
+from cnprocd.spool.rows import MatchFilter, PastMatch, RuleHits
+
+MOST_OUTPUT_BYTES = 64 << 20  # of the outputs of all jobs together; those of the oldest jobs are deleted first
+COLUMNS = "time_ns, rule, comm, pid, record, job_id, uid, user, unit"
+COUNTING_SINCE = ""  # the row of `hits` that says since when hits are counted; no rule has this name
+
+Row = tuple[int, str, str | None, int | None, str, int | None, int | None, str | None, str | None]
+
+
+def match_row(time_ns: int, rule: str, comm: str | None, pid: int | None, record: JsonObject) -> Row:
+    """Return a row of `matches`. What `cnprocctl history` filters by has a column of its own."""
+    return (time_ns, rule, comm, pid, json.dumps(record, separators=(",", ":")), *filtered_fields(record))
+
+
+def filtered_fields(record: JsonObject) -> tuple[int | None, int | None, str | None, str | None]:
+    """Return the job id, uid, user and unit of a record, as stored beside it."""
+    return _int(record, "job_id"), _int(record, "uid"), _text(record, "user"), _text(record, "unit")
+
+
+def _int(record: JsonObject, key: str) -> int | None:
+    value = record.get(key)
+    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63 else None
+
+
+def _text(record: JsonObject, key: str) -> str | None:
+    value = record.get(key)
+    return value if isinstance(value, str) else None
+
+
+def add_matches(db: sqlite3.Connection, matches: Sequence[PastMatch]) -> None:
+    """Store past matches."""
+    rows = [match_row(one.time_ns, one.rule, one.comm, one.pid, one.record) for one in matches]
+    db.executemany(f"INSERT INTO matches({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)  # noqa: S608
+
+
+def find_matches(db: sqlite3.Connection, wanted: MatchFilter) -> list[PastMatch]:
+    """Return the newest matches that `wanted` accepts, newest first, each with the state of its job."""
+    conditions, values = ["time_ns >= ?"], [*_bounds(wanted)]
+    if wanted.until_ns is not None:
+        conditions.append("time_ns <= ?")
+    for column, pattern in (("rule", wanted.rule), ("comm", wanted.comm), ("unit", wanted.unit)):
+        if pattern is not None:
+            conditions.append(f"matches.{column} GLOB ?")
+            values.append(glob(pattern))
+    for column, value in (("pid", wanted.pid), ("uid", wanted.uid), ("user", wanted.user)):
+        if value is not None:
+            conditions.append(f"{column} = ?")
+            values.append(value)
+    rows = db.execute(
+        "SELECT time_ns, matches.rule, comm, pid, record, jobs.state, jobs.reason"  # noqa: S608  # constants only
+        " FROM matches LEFT JOIN jobs ON jobs.job_id = matches.job_id"
+        f" WHERE {' AND '.join(conditions)} ORDER BY match_id DESC LIMIT ?",
+        (*values, wanted.limit),
+    )
+    found = ((row, record_of(row[4])) for row in rows)
+    return [
+        PastMatch(row[0], row[1], row[2], row[3], record, row[5], row[6]) for row, record in found if record is not None
+    ]
+
+
+def _bounds(wanted: MatchFilter) -> list[int | str]:
+    most = (1 << 63) - 1
+    return [max(-most, min(most, one)) for one in (wanted.since_ns, wanted.until_ns) if one is not None]
+
+
+def glob(pattern: str) -> str:
+    """Return a glob of the rule language as one of SQLite, which negates a set with ^ instead of !."""
+    return re.sub(r"\[!", "[^", pattern)
+
+
+def prune_matches(db: sqlite3.Connection, *, keep: int, older_than_ns: int) -> int:
+    """Delete matches beyond the newest `keep`, or older. Return the number of rows."""
+    return db.execute(
+        "DELETE FROM matches WHERE time_ns < ? OR match_id <= (SELECT max(match_id) FROM matches) - ?",
+        (older_than_ns, keep),
+    ).rowcount
+
+
+def record_of(text: str) -> JsonObject | None:
+    """Return a stored record, or None if it is damaged."""
+    try:
+        return as_dict(parse_json(text))
+    except (JsonError, TypeError):
+        return None
+
+
+# -- output ------------------------------------------------------------------------------------------------------
+
+
+def put_output(db: sqlite3.Connection, job_id: int, output: str) -> None:
+    """Store the output of a job's last attempt in place of the former one."""
+    db.execute("DELETE FROM outputs WHERE job_id = ?", (job_id,))
+    if not output:
+        return
+    values = (job_id, len(output.encode("utf-8", "replace")), output)
+    db.execute("INSERT INTO outputs(job_id, bytes, output) VALUES (?, ?, ?)", values)
+
+
+def find_output(db: sqlite3.Connection, job_id: int) -> str | None:
+    """Return the output of a job's last attempt, or None if there is none."""
+    row = db.execute("SELECT output FROM outputs WHERE job_id = ?", (job_id,)).fetchone()
+    return None if row is None else str(row[0])
+
+
+def prune_outputs(db: sqlite3.Connection, most_bytes: int = MOST_OUTPUT_BYTES) -> None:
+    """Delete the outputs of jobs that are gone, and those of the oldest jobs beyond `most_bytes` in all."""
+    db.execute("DELETE FROM outputs WHERE job_id NOT IN (SELECT job_id FROM jobs)")
+    db.execute(
+        "DELETE FROM outputs WHERE job_id <= (SELECT max(job_id) FROM (SELECT job_id, sum(bytes) OVER"
+        " (ORDER BY job_id DESC) AS total FROM outputs) WHERE total > ?)",
+        (most_bytes,),
+    )
+
+
+# -- hits --------------------------------------------------------------------------------------------------------
+
+
+def put_hits(db: sqlite3.Connection, hits: Mapping[str, RuleHits], gone: Iterable[str] = ()) -> None:
+    """Store the hits of rules, and forget the rules in `gone`."""
+    rows = [(rule, one.count, one.last_ns) for rule, one in hits.items()]
+    db.executemany("INSERT OR REPLACE INTO hits(rule, count, last_ns) VALUES (?, ?, ?)", rows)
+    db.executemany("DELETE FROM hits WHERE rule = ?", [(rule,) for rule in gone])
+
+
+def find_hits(db: sqlite3.Connection) -> dict[str, RuleHits]:
+    """Return the stored hits by rule, and under COUNTING_SINCE the time since which they are counted.
+
+    A row that is damaged is left out.
+    """
+    rows = db.execute("SELECT rule, count, last_ns FROM hits")
+    return {
+        rule: RuleHits(count, last_ns)
+        for rule, count, last_ns in rows
+        if isinstance(rule, str) and isinstance(count, int) and isinstance(last_ns, int | None)
+    }

@@ -1,0 +1,229 @@
+"""The past in the spool: matches by filter with their job's outcome, kept output, hits, and the step from version 2."""
+
+import sqlite3
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from unit.hookkit import Records, request
+
+from cnprocd.launch.request import AttemptResult
+from cnprocd.spool import database, history
+from cnprocd.spool.job import State
+from cnprocd.spool.rows import MatchFilter, PastMatch, RuleHits
+from cnprocd.spool.spool import FILE_NAME, Spool
+from cnprocd.spool.store import Store
+
+FAILED = AttemptResult("exit code 1", 1)
+NS = 10**9
+VERSION_2 = """
+CREATE TABLE jobs(
+    job_id INTEGER PRIMARY KEY AUTOINCREMENT,
+    rule TEXT NOT NULL, state TEXT NOT NULL, serialize_key TEXT, gather_key TEXT,
+    kernel_time_ns INTEGER, boot_id TEXT NOT NULL, created_ns INTEGER NOT NULL, due_ns INTEGER NOT NULL,
+    attempts INTEGER NOT NULL DEFAULT 0, failures INTEGER NOT NULL DEFAULT 0, event_count INTEGER NOT NULL,
+    first_started_ns INTEGER, finished_ns INTEGER, exit_code INTEGER, signal INTEGER, reason TEXT,
+    duration_ms REAL, latency_ms REAL,
+    attempt_id TEXT, attempt_boot_id TEXT, hook_pid INTEGER, hook_start_ticks INTEGER,
+    CHECK(state IN ('waiting', 'running', 'done', 'dead')),
+    CHECK(typeof(created_ns) = 'integer' AND typeof(due_ns) = 'integer' AND typeof(attempts) = 'integer'
+        AND typeof(failures) = 'integer' AND typeof(event_count) = 'integer'),
+    CHECK(typeof(kernel_time_ns) IN ('integer', 'null') AND typeof(first_started_ns) IN ('integer', 'null'))
+);
+CREATE TABLE events(
+    event_id INTEGER PRIMARY KEY,
+    key TEXT NOT NULL UNIQUE, job_id INTEGER NOT NULL, record TEXT NOT NULL
+);
+CREATE TABLE matches(
+    match_id INTEGER PRIMARY KEY,
+    time_ns INTEGER NOT NULL, rule TEXT NOT NULL, comm TEXT, pid INTEGER, record TEXT NOT NULL
+);
+CREATE INDEX waiting ON jobs(job_id, due_ns, rule, serialize_key) WHERE state = 'waiting';
+CREATE INDEX due ON jobs(due_ns) WHERE state = 'waiting';
+CREATE INDEX gathering ON jobs(gather_key, job_id) WHERE gather_key IS NOT NULL AND state = 'waiting';
+CREATE INDEX ended ON jobs(state, finished_ns) WHERE state IN ('done', 'dead');
+CREATE INDEX events_of ON events(job_id);
+CREATE INDEX matches_by_time ON matches(time_ns);
+PRAGMA application_id = 1668182130;
+PRAGMA user_version = 2;
+"""
+
+
+@pytest.fixture
+def store():
+    return Store(database.in_memory())
+
+
+@pytest.fixture
+def spool(tmp_path):
+    spool = Spool.open(tmp_path, log=Records())
+    yield spool
+    spool.close()
+
+
+# -- version 2 ---------------------------------------------------------------------------------------------------
+
+
+def test_a_database_of_version_2_keeps_every_job_and_match(tmp_path):
+    with sqlite3.connect(tmp_path / FILE_NAME) as db:
+        db.executescript(VERSION_2)
+        for number, state in enumerate(State, start=1):
+            db.execute(
+                "INSERT INTO jobs(rule, state, boot_id, created_ns, due_ns, event_count) VALUES (?, ?, 'b', 1, 1, 1)",
+                (f"r{number}", str(state)),
+            )
+            values = (str(number), number, f'{{"pid": {number}}}')
+            db.execute("INSERT INTO events(key, job_id, record) VALUES (?, ?, ?)", values)
+        record = '{"pid": 7, "job_id": 4, "uid": 54, "user": "oracle", "unit": "db.service"}'
+        for text in (record, "damaged", '{"uid": "x"}'):
+            db.execute("INSERT INTO matches(time_ns, rule, comm, pid, record) VALUES (5, 'r4', 'c', 7, ?)", (text,))
+    db.close()
+    records = Records()
+    spool = Spool.open(tmp_path, log=records)
+    assert (records.all, spool.durable) == ([], True)
+    assert {job.job_id: str(job.state) for job in spool.jobs()} == {1: "waiting", 2: "running", 3: "done", 4: "dead"}
+    assert [spool.job(job_id).events for job_id in range(1, 5)] == [({"pid": number},) for number in range(1, 5)]
+    (found,) = spool.matches(MatchFilter(user="oracle", uid=54, unit="db.*"))
+    assert (found.record["job_id"], found.job_state) == (4, "dead")
+    spool.put_output(4, "late\n")
+    spool.close()
+    again = Spool.open(tmp_path, log=records)
+    assert (again.output(4), records.all) == ("late\n", [])
+    again.close()
+
+
+def test_a_step_from_version_2_that_fails_changes_nothing(tmp_path):
+    """The disk fills up within the step: the old file is whole, and its jobs are carried over."""
+    path = tmp_path / FILE_NAME
+    with sqlite3.connect(path) as db:
+        db.executescript(VERSION_2)
+        db.execute("CREATE TABLE hits(x)")  # the step cannot create its own
+    db.close()
+    with pytest.raises(sqlite3.Error):
+        database.in_file(path)
+    with sqlite3.connect(path) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (2,)
+        assert "unit" not in [row[1] for row in db.execute("PRAGMA table_info(matches)")]
+    db.close()
+
+
+# -- matches -----------------------------------------------------------------------------------------------------
+
+
+def add(spool, number, **fields):
+    record = {"pid": number, "comm": "ora_pmon", "uid": 54, "user": "oracle", "unit": "db.service"} | fields
+    rule = str(record.pop("rule", "oracle-died"))
+    spool.record_matches([PastMatch(number * NS, rule, record["comm"], record["pid"], record)])
+
+
+FILTERS = {
+    "all": ({}, [4, 3, 2, 1]),
+    "a rule": ({"rule": "core"}, [4]),
+    "a glob of rules": ({"rule": "oracle-*"}, [3, 2, 1]),
+    "a negated set": ({"rule": "[!c]*"}, [3, 2, 1]),
+    "a comm": ({"comm": "tnslsnr"}, [2]),
+    "a glob of comms": ({"comm": "ora_p???"}, [4, 3, 1]),
+    "a pid": ({"pid": 3}, [3]),
+    "a user": ({"user": "root"}, [3]),
+    "a uid": ({"uid": 0}, [3]),
+    "a glob of units": ({"unit": "db.*"}, [4, 3, 1]),
+    "since": ({"since_ns": 3 * NS}, [4, 3]),
+    "until": ({"until_ns": 2 * NS}, [2, 1]),
+    "a window": ({"since_ns": 2 * NS, "until_ns": 3 * NS, "limit": 1}, [3]),
+    "nothing": ({"rule": "oracle-*", "pid": 4}, []),
+}
+
+
+@pytest.mark.parametrize(("wanted", "pids"), FILTERS.values(), ids=FILTERS)
+def test_matches_are_found_by_every_filter(spool, wanted, pids):
+    add(spool, 1)
+    add(spool, 2, comm="tnslsnr", unit=None)
+    add(spool, 3, user="root", uid=0)
+    add(spool, 4, rule="core")
+    assert [match.pid for match in spool.matches(MatchFilter(**wanted))] == pids
+
+
+def test_a_filter_is_applied_before_the_limit(spool):
+    add(spool, 1, rule="rare")
+    for number in range(2, 200):
+        add(spool, number)
+    assert [match.pid for match in spool.matches(MatchFilter(rule="rare", limit=1))] == [1]
+
+
+@given(st.text(), st.integers(-(1 << 70), 1 << 70), st.integers(-(1 << 70), 1 << 70))
+def test_any_filter_is_answered(pattern, since_ns, until_ns):
+    store = Store(database.in_memory())
+    wanted = MatchFilter(rule=pattern, comm=pattern, unit=pattern, user=pattern, since_ns=since_ns, until_ns=until_ns)
+    assert store.matches(wanted) == []
+
+
+def test_a_match_has_the_state_of_its_job(spool):
+    spool.enqueue([request("r"), request("r")])
+    spool.start(1, "t")
+    spool.bury(1, FAILED, "exit code 1 (1 attempt)")
+    for number, job_id in ((1, 1), (2, 2), (3, None), (4, 99)):
+        add(spool, number, job_id=job_id)
+    found = [(match.job_state, match.job_reason) for match in spool.matches(MatchFilter())]
+    assert found == [(None, None), (None, None), ("waiting", None), ("dead", "exit code 1 (1 attempt)")]
+
+
+# -- output ------------------------------------------------------------------------------------------------------
+
+
+def test_output_is_that_of_the_last_attempt(store):
+    store.put_output(1, "first\n")
+    store.put_output(1, "second\n")
+    assert store.output(1) == "second\n"
+    store.put_output(1, "")
+    assert store.output(1) is None
+
+
+def test_output_is_bounded_for_all_jobs_together(spool):
+    spool.enqueue([request("r") for _ in range(5)])
+    for job_id in range(1, 6):
+        spool.put_output(job_id, "x" * 100)
+    spool.put_output(77, "of a job that is gone")
+    history.prune_outputs(spool._store._db, 250)
+    assert [spool.output(job_id) is not None for job_id in (1, 2, 3, 4, 5, 77)] == [False] * 3 + [True] * 2 + [False]
+    spool.prune()
+    assert spool.output(5) is not None
+
+
+def test_the_past_moves_with_the_jobs_to_another_store(store):
+    """As from memory to the disk, when that can be used again."""
+    store.add_matches([PastMatch(5, "r", "c", 1, {"job_id": 3, "unit": "db.service"})])
+    store.put_output(1, "in memory\n")
+    store.put_hits({"r": RuleHits(3, 5)}, ())
+    other = Store(database.in_memory())
+    other.adopt(store.rows(*State))
+    assert (other.output(1), other.hits()) == ("in memory\n", {"r": RuleHits(3, 5)})
+    assert len(other.matches(MatchFilter(unit="db.*"))) == 1
+
+
+# -- hits --------------------------------------------------------------------------------------------------------
+
+
+def test_hits_are_replaced_and_forgotten(store):
+    store.put_hits({"a": RuleHits(1, None), "b": RuleHits(2, 7)}, ())
+    store.put_hits({"a": RuleHits(5, 9)}, ["b"])
+    assert store.hits() == {"a": RuleHits(5, 9)}
+
+
+def test_a_damaged_row_of_hits_is_left_out(store):
+    store._db.executescript("INSERT INTO hits VALUES ('a', 'x', 1), ('b', 2, 'x'), (x'ff', 3, 3), ('c', 4, NULL)")
+    assert store.hits() == {"c": RuleHits(4, None)}
+
+
+# -- retry -------------------------------------------------------------------------------------------------------
+
+
+def test_dead_jobs_are_revived_by_rule_or_all(spool):
+    spool.enqueue([request(rule) for rule in ("db-a", "db-b", "web", "web")])
+    for job_id in (1, 2, 3):
+        spool.start(job_id, "t")
+        spool.bury(job_id, FAILED, "x")
+    assert spool.revive(rule="db-*") == [1, 2]
+    assert spool.revive(rule="none") == []
+    assert spool.revive() == [3]
+    assert spool.revive() == []
+    assert spool._store.waiting == spool.counts().waiting == 4
