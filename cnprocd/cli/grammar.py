@@ -68,7 +68,7 @@ COMMON = (
     arg("--json", dest="output", action="store_const", const="json", default="table", help="Same as -o json"),
 )
 
-_RULE = arg("--rule", metavar="NAME", help="Only this rule")
+_RULE = arg("--rule", metavar="NAME", help="Only this rule; a glob such as 'ora*' is accepted")
 _LIMIT = arg(
     "-n", "--limit", type=limit, default=50, metavar="N", help=f"Maximum number of results, 1 to {MOST_RESULTS} (50)"
 )
@@ -130,8 +130,9 @@ VERBS = (
         "status",
         "daemon:status",
         "Show daemon health and the hits of each rule",
-        description="Show daemon health and the hits of each rule. The line reload is shown if the last reload failed, "
-        "or if rule files were changed and not loaded.",
+        description="Show daemon health and the hits of each rule. Hits are counted across restarts of the daemon. A "
+        "reload that removes a rule forgets its hits. The line reload is shown if the last reload failed, or if rule "
+        "files were changed and not loaded.",
     ),
     Verb(
         "reload",
@@ -171,7 +172,7 @@ VERBS = (
         "explain:explain",
         "Show the cost of rules, or why an event matches or does not",
         (
-            arg("rule", nargs="?", metavar="RULE", help="Only this rule"),
+            arg("rule", nargs="?", metavar="RULE", help="Only this rule; a glob such as 'ora*' is accepted"),
             arg("--job", type=number, metavar="ID", help="Explain the event of this job"),
             _WITHOUT,
             *EVENT,
@@ -230,15 +231,61 @@ VERBS = (
         _RULE,
         _LIMIT,
     )),
-    Verb("jobs show", "jobs:show", "Show a job and its events", (_JOB,)),
-    Verb("jobs retry", "jobs:retry", "Run dead jobs again", (_JOBS,)),
+    Verb("jobs show", "jobs:show", "Show a job, its events and the end of its output", (_JOB,)),
+    Verb(
+        "jobs log",
+        "jobs:log",
+        "Print the output of a job's last attempt",
+        (_JOB, arg("-f", "--follow", action="store_true", help="Print further output until the job has ended")),
+        description="Print what the last attempt of a job wrote to standard output and standard error, or what the "
+        "running one has written so far. It is kept up to the output_limit of the rule, at most 256 KiB for a job and "
+        "64 MiB for all; then the output of the oldest jobs is deleted.",
+    ),
+    Verb(
+        "jobs retry",
+        "jobs:retry",
+        "Run dead jobs again",
+        (
+            arg("jobs", type=number, nargs="*", default=[], metavar="ID", help="Job numbers"),
+            arg("--rule", metavar="NAME", help="All dead jobs of this rule"),
+            arg("--all", action="store_true", help="All dead jobs"),
+        ),
+        description="The jobs wait again, with all their attempts. A job that cannot be retried is reported, and the "
+        "exit status is then 1.",
+        examples=("cnprocctl jobs retry 41 42", "cnprocctl jobs retry --rule oracle-process-died"),
+    ),
     Verb("jobs drop", "jobs:drop", "Cancel waiting jobs", (_JOBS,)),
-    Verb("history", "jobs:history", "List past matches, the newest last", (
-        _RULE,
-        arg("--comm", metavar="NAME", help="Only this command name"),
-        arg("--since", type=moment, metavar="TIME", help="Only matches from this time on: 2h, yesterday, 22:00"),
-        _LIMIT,
-    )),
+    Verb(
+        "jobs kill",
+        "jobs:kill",
+        "End running hooks",
+        (_JOBS, arg("--retry", action="store_true", help="Retry the jobs as after any other failure")),
+        description="Send SIGTERM to the hook and to all processes that it started, and SIGKILL after 5 seconds. The "
+        "attempt has failed with the reason `killed by an operator`. The job is dead, even if retries are left, unless "
+        "--retry is given; `jobs retry` runs it again.",
+    ),
+    Verb(
+        "history",
+        "history:history",
+        "List past matches, the newest last",
+        (
+            arg("--rule", metavar="NAME", help="Only this rule; a glob such as 'ora*' is accepted"),
+            arg("--comm", metavar="NAME", help="Only this command name; a glob such as 'ora_*' is accepted"),
+            arg("--pid", type=number, metavar="PID", help="Only this process ID"),
+            arg("--user", metavar="NAME", help="Only this user: name or uid"),
+            arg("--unit", metavar="UNIT", help="Only this systemd unit; a glob such as 'oracle*' is accepted"),
+            arg("--since", type=moment, metavar="TIME", help="Only matches from this time on: yesterday, 22:00, 2h"),
+            arg("--until", type=moment, metavar="TIME", help="Only matches up to this time"),
+            _LIMIT,
+            arg("-f", "--follow", action="store_true", help="Go on with the next matches, until a signal"),
+        ),
+        description="For each match, show the state of its job now: waiting, running, done, or dead with the reason. "
+        "TIMES below describes the forms of times.",
+        examples=(
+            "cnprocctl history --since yesterday --until '2026-11-25 22:00'",
+            "cnprocctl history --rule 'oracle-*' --user oracle -n 20",
+        ),
+    ),
     Verb(
         "watch",
         "live:watch",
@@ -313,4 +360,4 @@ VERBS = (
     ),
 )  # fmt: skip
 
-GROUPS = {"rules": "List, show, enable and disable rules", "jobs": "List, show, retry and drop jobs"}
+GROUPS = {"rules": "List, show, enable and disable rules", "jobs": "List, show, retry, cancel and end jobs"}

@@ -74,6 +74,13 @@ def clock(time_ns: int) -> str:
     return f"{text[:-2]}:{text[-2:]}"
 
 
+def state_text(enabled: bool, until_ns: int | None) -> str:
+    """Return the state of a rule: `enabled`, `DISABLED`, or `DISABLED until` a time."""
+    if enabled:
+        return "enabled"
+    return "DISABLED" if until_ns is None else f"DISABLED until {clock(until_ns)}"
+
+
 def size(count_bytes: float) -> str:
     """Return a size as `832 B` or `8.0 MiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cnprocd.cli.grammar import Options
 from cnprocd.cli.problem_text import painted, problem_of
-from cnprocd.cli.terminal import Style, ago, columns, duration, print_json, size
+from cnprocd.cli.terminal import Style, ago, clock, columns, duration, print_json, size, state_text
 from cnprocd.control.client import Client
 from cnprocd.control.problems import problem_value
 from cnprocd.errors import EX_OK
@@ -95,7 +95,7 @@ def _head(found: JsonObject, style: Style) -> list[str]:
         ("daemon", f"cnprocd {version}, PID {pid}, up {duration(uptime_s)}"),
         ("rules", ", ".join(get_list(found, "files", as_str))),
         *_reload(get_dict(found, "reload"), style),
-        ("asked for", " ".join(get_list(events, "asked", as_str)) or "nothing"),
+        ("requested", " ".join(get_list(events, "asked", as_str)) or "nothing"),
         (
             "delivered",
             f"{get_int(events, 'delivered')} events, {get_int(events, 'records_delivered')} exit records; "
@@ -106,6 +106,7 @@ def _head(found: JsonObject, style: Style) -> list[str]:
             "table",
             f"{get_int(table, 'processes')} processes" if get_bool(table, "kept") else "not needed by these rules",
         ),
+        ("hits", f"counted since {clock(get_int(found, 'hits_since_ns'))}, across restarts"),
         ("jobs", _jobs(jobs)),
         ("durable", style("green", "yes") if durable else style("red", f"NO: {get_str(jobs, 'why_not_durable')}")),
         ("latency", _latency(get_dict_or_none(jobs, "latency"))),
@@ -173,16 +174,17 @@ def _rules(found: JsonObject, style: Style) -> list[str]:
     rows = get_list(found, "rules", _rule_row)
     if not rows:
         return ["no rules"]
-    return list(columns(rows, ["RULE", "HITS", "LAST HIT", "EVENTS", "IDENTITY", "DESCRIPTION"], style))
+    return list(columns(rows, ["RULE", "STATE", "HITS", "LAST HIT", "EVENTS", "IDENTITY", "DESCRIPTION"], style))
 
 
 def _rule_row(value: JsonValue) -> list[str]:
     rule = as_dict(value)
     return [
         get_str(rule, "name"),
+        state_text(get_bool(rule, "enabled"), get_int_or_none(rule, "disabled_until_ns")),
         str(get_int(rule, "hits")),
         ago(get_int_or_none(rule, "last_hit_ns")),
         " ".join(get_list(rule, "events", as_str)),
-        get_str_or_none(rule, "identity") or "" if get_bool(rule, "enabled") else "DISABLED",
+        get_str_or_none(rule, "identity") or "-",
         get_str(rule, "description"),
     ]

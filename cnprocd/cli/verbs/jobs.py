@@ -1,29 +1,24 @@
-"""Jobs and past matches: jobs list, show, retry, drop; history.
-
-The daemon answers, because it has the spool open. Without a daemon, list, show and history read a copy of the spool: to
-open the file itself would lock it, and a daemon that starts at that moment would run without it. retry and drop need
-the daemon.
-"""
+"""Jobs: jobs list, show, log, retry, drop and kill. list, show and log need no daemon."""
 
 from __future__ import annotations
 
-import shutil
-import sqlite3
-import tempfile
+import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from cnprocd.cli.grammar import Options
-from cnprocd.cli.quantities import window_ns
-from cnprocd.cli.terminal import Style, ago, clock, columns, duration, print_json, text
-from cnprocd.control.client import Client, NotRunningError
-from cnprocd.errors import EX_OK, NotFoundError, StateError
+from cnprocd.cli.rule_names import known_names, require_rule
+from cnprocd.cli.spool_access import ask_or_read
+from cnprocd.cli.terminal import Style, ago, clock, columns, duration, print_json
+from cnprocd.control.client import Client, RefusedError
+from cnprocd.errors import EX_NO, EX_OK, CnprocdError, NotFoundError
 from cnprocd.json_value import (
+    JsonDict,
     JsonObject,
     JsonValue,
     as_dict,
+    as_int,
     get_int,
     get_int_or_none,
     get_list,
@@ -37,8 +32,8 @@ if TYPE_CHECKING:  # imported only without a daemon
     from cnprocd.spool.store import Store
 
 _COLOURS = {"waiting": "yellow", "running": "cyan", "done": "green", "dead": "red"}
-_SPOOL = "spool.sqlite3"
-Read = Callable[["Store"], JsonValue]
+_LINES_SHOWN = 20  # of a job's output by `jobs show`
+_FOLLOW_EVERY_S = 0.25
 _objects = list_of(as_dict)
 
 
@@ -51,7 +46,9 @@ def listed(options: Options) -> int:
         return [job_value(job) for job in store.jobs(options.state, options.rule, options.limit)]
 
     args = {"state": options.state, "rule": options.rule, "limit": options.limit}
-    found = _objects(_ask_or_read(options, "jobs", args, read))
+    found = _objects(ask_or_read(options, "jobs", args, read))
+    if not found:
+        require_rule(options.rule, lambda: known_names(options))
     if options.json:
         print_json(found)
         return EX_OK
@@ -68,12 +65,10 @@ def listed(options: Options) -> int:
         for job in found
     ]
     head, *lines = columns(rows, ["JOB", "STATE", "RULE", "AGE", "ATTEMPTS", "LAST OUTCOME"], style)
-    print(head)
+    print(head if rows else "no jobs")
     for line, job in zip(lines, found, strict=True):
         colour = _COLOURS.get(get_str(job, "state"))
         print(style(colour, line) if colour in ("red", "yellow") else line)
-    if not rows:
-        print("no jobs")
     return EX_OK
 
 
@@ -86,18 +81,29 @@ def _outcome(job: JsonObject) -> str:
 
 
 def show(options: Options) -> int:
-    """Show one job with its events."""
-    job = find_job(options, options.job)
+    """Show one job with its events and the end of its output."""
+    job, output = find_job(options, options.job), _output(options, options.job)
     if options.json:
-        print_json(job)
+        print_json({**job, "output": get_str(output, "output")})
         return EX_OK
     style = Style()
-    state, created_ns, finished_ns = (
-        get_str(job, "state"),
-        get_int(job, "created_ns"),
-        get_int_or_none(job, "finished_ns"),
-    )
-    facts: dict[str, int | str | None] = {
+    for name, value in _facts(job).items():
+        if value is not None:
+            print(f"{style('bold', name.rjust(10))}  {value}")
+    lines = get_str(output, "output").splitlines()
+    if len(lines) > _LINES_SHOWN:
+        print(f"{style('bold', 'output'.rjust(10))}  the last {_LINES_SHOWN} of {len(lines)} lines; see `jobs log`")
+    for line in lines[-_LINES_SHOWN:]:
+        print(f"{style('bold', 'output'.rjust(10)) if len(lines) <= _LINES_SHOWN else ' ' * 10}  {line}")
+    for event in get_list(job, "events", as_dict):
+        print_json(event)
+    return EX_OK
+
+
+def _facts(job: JsonObject) -> dict[str, int | str | None]:
+    state, created_ns = get_str(job, "state"), get_int(job, "created_ns")
+    finished_ns = get_int_or_none(job, "finished_ns")
+    return {
         "job": get_int(job, "job_id"),
         "rule": get_str(job, "rule"),
         "state": state,
@@ -112,12 +118,6 @@ def show(options: Options) -> int:
         "latency": _milliseconds(job, "latency_ms"),
         "events": get_int(job, "event_count"),
     }
-    for name, value in facts.items():
-        if value is not None:
-            print(f"{style('bold', name.rjust(10))}  {value}")
-    for event in get_list(job, "events", as_dict):
-        print_json(event)
-    return EX_OK
 
 
 def _milliseconds(job: JsonObject, key: str) -> str | None:
@@ -134,89 +134,108 @@ def find_job(options: Options, job_id: int) -> JsonObject:
         job = store.job(job_id)
         return job_value(job) if job is not None else None
 
-    found = _ask_or_read(options, "job", {"job_id": job_id}, read)
+    found = ask_or_read(options, "job", {"job_id": job_id}, read)
     if found is None:
-        raise NotFoundError(f"no job {job_id}", "`cnprocctl jobs list` shows the jobs that are kept")
+        raise _no_job(job_id)
+    return as_dict(found)
+
+
+def _no_job(job_id: int) -> NotFoundError:
+    return NotFoundError(f"no job {job_id}", "`cnprocctl jobs list` shows the jobs that are kept")
+
+
+def log(options: Options) -> int:
+    """Print the output of a job's last attempt. With --follow, go on until the attempt ends."""
+    first = _output(options, options.job)
+    if options.json:
+        print_json(first)
+        return EX_OK
+    printed = ""
+    for output in _outputs(options, first):
+        text = get_str(output, "output")
+        # A new attempt begins anew.
+        print(text.removeprefix(printed), end="", flush=True)
+        printed = text
+    if not printed:
+        print(f"cnprocctl: job {options.job} has no output", file=sys.stderr)
+    return EX_OK
+
+
+def _outputs(options: Options, output: JsonObject) -> Iterator[JsonObject]:
+    yield output
+    while options.follow and get_str(output, "state") in ("waiting", "running"):
+        time.sleep(_FOLLOW_EVERY_S)
+        output = _output(options, options.job)
+        yield output
+
+
+def _output(options: Options, job_id: int) -> JsonObject:
+    """Return the output of a job's last attempt as the daemon answers it. Raises NotFoundError."""
+
+    def read(store: Store) -> JsonValue:
+        job = store.job(job_id)
+        if job is None:
+            return None
+        output = store.output(job_id) or ""
+        return {"job_id": job_id, "state": str(job.state), "attempt": job.attempts, "output": output}
+
+    found = ask_or_read(options, "output", {"job_id": job_id}, read)
+    if found is None:
+        raise _no_job(job_id)
     return as_dict(found)
 
 
 def retry(options: Options) -> int:
-    """Let dead jobs wait again, with all their attempts."""
-    return _change(options, "retry", "waits again")
+    """Let dead jobs wait again, with all their attempts: those that are named, those of a rule, or all."""
+    chosen = [bool(options.jobs), options.all, options.rule is not None]
+    if sum(chosen) != 1:
+        error = CnprocdError("which jobs to retry is not clear", "give job numbers, or --rule NAME, or --all")
+        error.exit_status = 2
+        raise error
+    if options.jobs:
+        return _each(options, lambda client, job_id: client.ask("retry", job_id=job_id), "waits again")
+    with Client(options.runtime_dir) as client:
+        done = get_list(as_dict(client.ask("retry_dead", rule=options.rule)), "job_ids", as_int)
+    if not done:
+        require_rule(options.rule, lambda: known_names(options))
+    if options.json:
+        print_json([{"job_id": job_id, "state": "waiting"} for job_id in done])
+    else:
+        print(f"{len(done)} {'job waits' if len(done) == 1 else 'jobs wait'} again" if done else "no dead jobs")
+    return EX_OK
 
 
 def drop(options: Options) -> int:
-    """Do not run waiting jobs."""
-    return _change(options, "drop", "will not run; it is kept as dead")
+    """Cancel waiting jobs."""
+    return _each(options, lambda client, job_id: client.ask("drop", job_id=job_id), "is dead and will not run")
 
 
-def _change(options: Options, verb: str, said: str) -> int:
+def kill(options: Options) -> int:
+    """End running hooks."""
+    after = "is being ended; its retries follow" if options.retry else "is being ended; it will be dead"
+    return _each(options, lambda client, job_id: client.ask("kill", job_id=job_id, retry=options.retry), after)
+
+
+def _each(options: Options, change: Callable[[Client, int], JsonValue], after: str) -> int:
+    """Change each of the jobs. Report those that cannot be changed, go on, and return 1 in the end."""
+    done: list[JsonValue] = []
+    failed = False
+    style = Style(sys.stderr)
     with Client(options.runtime_dir) as client:
-        done = [client.ask(verb, job_id=job_id) for job_id in options.jobs]
+        for job_id in options.jobs:
+            try:
+                done.append(change(client, job_id))
+            except RefusedError as error:
+                if error.exit_status != EX_NO:
+                    raise
+                failed = True
+                refused: JsonDict = {"job_id": job_id, "error": error.what}
+                done.append(refused)
+                if not options.json:
+                    print(error.render(style("red", "cnprocctl:") + " "), file=sys.stderr)
+                continue
+            if not options.json:
+                print(f"job {job_id} {after}")
     if options.json:
         print_json(done)
-    else:
-        for job_id in options.jobs:
-            print(f"job {job_id} {said}")
-    return EX_OK
-
-
-def history(options: Options) -> int:
-    """List past matches, the newest last, as in a log."""
-    since_ns, _ = window_ns(options.since, None, time.time())
-
-    def read(store: Store) -> JsonValue:
-        from cnprocd.control.values import match_value
-
-        return [match_value(match) for match in store.matches(options.rule, options.comm, since_ns, options.limit)]
-
-    args = {"rule": options.rule, "comm": options.comm, "since_ns": since_ns, "limit": options.limit}
-    found = _objects(_ask_or_read(options, "history", args, read))[::-1]
-    if options.json:
-        print_json(found)
-        return EX_OK
-    rows = [
-        [
-            clock(get_int(match, "time_ns")),
-            get_str(match, "rule"),
-            f"{text(match.get('comm'))}[{text(match.get('pid'))}]",
-            text(match.get("user")),
-            str(match.get("status") or get_str(match, "kind")),
-            f"job {match['job_id']}" if match.get("job_id") else "-",
-        ]
-        for match in found
-    ]
-    for line in columns(rows, ["TIME", "RULE", "PROCESS", "USER", "WHAT", "HOOK"], Style()) if rows else ["no matches"]:
-        print(line)
-    return EX_OK
-
-
-def _ask_or_read(options: Options, verb: str, args: JsonObject, read: Read) -> JsonValue:
-    """Return the daemon's answer, or without a daemon what `read` finds in its spool."""
-    try:
-        with Client(options.runtime_dir) as client:
-            return client.ask(verb, **args)
-    except NotRunningError as not_running:
-        if not (options.state_dir / _SPOOL).exists():
-            raise
-        return _read_copy(options.state_dir, read, not_running)
-
-
-def _read_copy(state_dir: Path, read: Read, not_running: NotRunningError) -> JsonValue:
-    from cnprocd.spool import database
-    from cnprocd.spool.store import Store
-
-    try:
-        with tempfile.TemporaryDirectory(prefix="cnprocctl-") as directory:
-            for name in (_SPOOL, f"{_SPOOL}-wal"):
-                if (state_dir / name).exists():
-                    shutil.copyfile(state_dir / name, Path(directory) / name)
-            return read(Store(database.in_file(Path(directory) / _SPOOL)))
-    except PermissionError as error:
-        raise StateError(
-            f"{not_running.what}, and its spool is private ({error.filename})", "run it as root"
-        ) from error
-    except sqlite3.Error as error:
-        raise StateError(
-            f"cannot read {state_dir / _SPOOL}: {error}", "the daemon renames a damaged one when it starts"
-        ) from error
+    return EX_NO if failed else EX_OK

@@ -13,7 +13,7 @@ from cnprocd.cli.in_force import InForce, ask_if_possible, files_of
 from cnprocd.cli.rule_names import no_such_rule
 from cnprocd.cli.rule_text import rule_lines
 from cnprocd.cli.ruleset import Place, loaded_rules, overridden, places
-from cnprocd.cli.terminal import Style, clock, columns, print_json
+from cnprocd.cli.terminal import Style, columns, print_json, state_text
 from cnprocd.control.client import Client
 from cnprocd.errors import EX_OK
 from cnprocd.json_value import JsonDict, JsonObject, as_dict, get_dict
@@ -110,13 +110,6 @@ def _print_table(rows: list[_Row], *, with_daemon: bool) -> None:
     ]
     for line in columns(table, heads, Style()) if table else ["no rules"]:
         print(line)
-
-
-def state_text(enabled: bool, until_ns: int | None) -> str:
-    """Return `enabled`, `DISABLED`, or until when."""
-    if enabled:
-        return "enabled"
-    return "DISABLED" if until_ns is None else f"DISABLED until {clock(until_ns)}"
 
 
 def _note(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from cnprocd.cli.grammar import Options
 from cnprocd.cli.problem_text import painted
+from cnprocd.cli.quantities import NS
 from cnprocd.cli.rule_names import no_such_rule
 from cnprocd.cli.ruleset import check as check_files
 from cnprocd.cli.ruleset import loaded_rules
@@ -69,7 +71,7 @@ def enable(options: Options) -> int:
 def disable(options: Options) -> int:
     """Add names to the file of disabled rules, and reload. With --for they are enabled again after that time."""
     entries = _read(options, enabling=False)
-    until_ns = None if options.duration is None else time.time_ns() + int(options.duration * 1e9)
+    until_ns = None if options.duration is None else math.ceil(time.time() + options.duration) * NS  # as it is written
     state = "disabled" if until_ns is None else f"disabled until {clock(until_ns)}"
     path = disabled_path(options.rules)
     return _write(options, entries | dict.fromkeys(options.names, until_ns), f"{state} (in {path})")

@@ -1,0 +1,161 @@
+"""`cnprocctl history`: past matches, and with --follow the next ones."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from cnprocd.cli.ending import end_after
+from cnprocd.cli.grammar import Options
+from cnprocd.cli.quantities import window_ns
+from cnprocd.cli.rule_names import is_glob, known_names, no_such_rule, wanted
+from cnprocd.cli.spool_access import ask_or_read
+from cnprocd.cli.terminal import Style, clock, columns, print_json, text
+from cnprocd.control.client import Client
+from cnprocd.errors import EX_OK, CnprocdError
+from cnprocd.json_value import JsonObject, JsonValue, as_dict, get_int, get_str, get_str_or_none, list_of
+
+if TYPE_CHECKING:  # imported only without a daemon
+    from cnprocd.spool.store import Store
+
+_HEADS = ["TIME", "RULE", "PROCESS", "USER", "STATUS", "JOB", "OUTCOME"]
+_objects = list_of(as_dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Filter:
+    """The options, as the daemon's verb and spool/rows.MatchFilter take them."""
+
+    rule: str | None
+    comm: str | None
+    unit: str | None
+    pid: int | None
+    uid: int | None
+    user: str | None
+    since_ns: int
+    until_ns: int | None
+    limit: int
+
+
+def history(options: Options) -> int:
+    """List past matches, the newest last, as in a log."""
+    wanted_ones = _filter(options)
+    if options.follow:
+        return _follow(options, wanted_ones)
+    found = _past(options, wanted_ones)
+    if not found:
+        _require_rule(options)
+    if options.json:
+        print_json(found)
+        return EX_OK
+    rows = [_row(match) for match in found]
+    for line in columns(rows, _HEADS, Style()) if rows else ["no matches"]:
+        print(line)
+    return EX_OK
+
+
+def _filter(options: Options) -> _Filter:
+    since_ns, until_ns = window_ns(options.since, options.until, time.time())
+    if until_ns is not None and until_ns < since_ns:
+        error = CnprocdError(f"--until ({clock(until_ns)}) is before --since ({clock(since_ns)})")
+        error.exit_status = 2
+        raise error
+    uid = int(options.user) if options.user is not None and options.user.isdecimal() else None
+    user = options.user if uid is None else None
+    return _Filter(options.rule, options.comm, options.unit, options.pid, uid, user, since_ns, until_ns, options.limit)
+
+
+def _past(options: Options, wanted_ones: _Filter) -> list[JsonObject]:
+    """Return the past matches, the newest last."""
+
+    def read(store: Store) -> JsonValue:
+        from cnprocd.control.values import match_value
+        from cnprocd.spool.rows import MatchFilter
+
+        return [match_value(match) for match in store.matches(MatchFilter(**asdict(wanted_ones)))]
+
+    return _objects(ask_or_read(options, "history", asdict(wanted_ones), read))[::-1]
+
+
+def _require_rule(options: Options) -> None:
+    """Raise NotFoundError for a literal name that no rule has, and that no match has either."""
+    if options.rule is None or is_glob(options.rule):
+        return
+    known = known_names(options)
+    if known is None or options.rule in known:
+        return
+    if not _past(options, _Filter(options.rule, None, None, None, None, None, 0, None, 1)):
+        raise no_such_rule(options.rule, known)
+
+
+def _row(match: JsonObject) -> list[str]:
+    job_id, outcome = match.get("job_id"), get_str_or_none(match, "job_state")
+    if outcome == "dead":
+        outcome = f"dead: {get_str_or_none(match, 'job_reason')}"
+    return [
+        clock(get_int(match, "time_ns")),
+        get_str(match, "rule"),
+        f"{text(match.get('comm'))}[{text(match.get('pid'))}]",
+        text(match.get("user")),
+        str(match.get("status") or get_str(match, "kind")),
+        str(job_id) if job_id else "-",
+        outcome or ("no longer kept" if job_id else "-"),
+    ]
+
+
+def _follow(options: Options, wanted_ones: _Filter) -> int:
+    """Print the past matches, then the next ones as the daemon reports them. A signal ends it."""
+    widths: list[int] = []
+    seen: set[tuple[JsonValue, ...]] = set()
+    with Client(options.runtime_dir) as client:
+        stream = client.stream("watch")
+        next(stream)  # subscribed: what comes from now on is queued for this client
+        for match in _past(options, wanted_ones):
+            seen.add(_key(match))
+            _print_followed(match, options, widths)
+        print("following matches, Ctrl-C ends", file=sys.stderr, flush=True)
+        end_after(None)
+        for match in _live(stream):
+            if _fits(match, wanted_ones) and _key(match) not in seen:
+                _print_followed({**match, "job_state": "waiting" if match.get("job_id") else None}, options, widths)
+    return EX_OK
+
+
+def _live(stream: Iterator[object]) -> Iterator[JsonObject]:
+    from cnprocd.control.protocol import Item
+
+    for item in stream:
+        if isinstance(item, Item):
+            if item.skipped:
+                print(f"... {item.skipped} skipped: this command read too slowly", file=sys.stderr, flush=True)
+            match = as_dict(item.data)
+            if match.get("held_by") is None:  # history has only the matches that passed the throttles
+                yield match
+
+
+def _key(match: JsonObject) -> tuple[JsonValue, ...]:
+    """Return what two reports of one match have in common."""
+    return tuple(match.get(name) for name in ("rule", "kind", "pid", "tid", "kernel_time_ns", "job_id"))
+
+
+def _fits(match: JsonObject, wanted_ones: _Filter) -> bool:
+    return (
+        all(wanted(text(match.get(name)), getattr(wanted_ones, name)) for name in ("rule", "comm", "unit"))
+        and all(getattr(wanted_ones, name) in (None, match.get(name)) for name in ("pid", "uid", "user"))
+        and (wanted_ones.until_ns is None or get_int(match, "time_ns") <= wanted_ones.until_ns)
+    )
+
+
+def _print_followed(match: JsonObject, options: Options, widths: list[int]) -> None:
+    """Print a line whose columns are as wide as any before."""
+    if options.json:
+        print_json(match, line=True)
+        return
+    row = _row(match)
+    widths[:] = [
+        max(len(cell), *old) for cell, old in zip(row, [[one] for one in widths] or [[0]] * len(row), strict=True)
+    ]
+    print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip(), flush=True)
