@@ -1,21 +1,62 @@
-"""Completions of bash, zsh and fish, all from the table of verbs in cnprocd/cli/grammar.py."""
+"""Completions for bash, zsh and fish, all from the table of verbs in cnprocd/cli/grammar.py.
+
+Options and words come from the table. Rule names and job numbers come from cnprocctl itself when the key is pressed,
+users and groups from the system.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from cnprocd.cli.grammar import COMMON, GROUPS, VERBS, Argument, Verb
+from cnprocd.connector.status import SIGNAL_NAMES
 
-_FILES = {"--rules": "file", "file": "file", "--runtime-dir": "directory", "--state-dir": "directory"}
-_RULES = {"--rule", "rule", "names"}  # completed with the names that `cnprocctl rules list` gives
+_KINDS = {
+    "--rules": "file", "file": "file", "files": "file", "--runtime-dir": "directory", "--state-dir": "directory",
+    "--rule": "rule", "rule": "rule", "names": "rule", "--job": "job", "job": "job", "jobs": "job", "--user": "user",
+    "--group": "group", "words": "verb",
+}  # fmt: skip
+_STATE_OF_VERB = {"jobs retry": "dead", "jobs drop": "waiting", "jobs kill": "running"}  # the jobs that make sense
+_LISTED = 'cnprocctl rules list 2>/dev/null | awk "NR > 1 { print \\$1 }"'
+_JOBS = 'cnprocctl jobs list -n 200 {state} 2>/dev/null | awk "NR > 1 && \\$1 + 0 {{ print \\$1 }}"'
 
 
-def arguments(verb: Verb) -> dict[str, Argument]:
-    return {one.names[0]: one for one in (*verb.arguments, *COMMON)}
+def kind_of(one: Argument) -> str:
+    """Return what the value of an argument is: a key of the shells' tables, or an empty string."""
+    return _KINDS.get(one.names[-1], "")
+
+
+def words_of(one: Argument) -> list[str]:
+    """Return the words that an argument accepts, as far as they are known beforehand."""
+    choices = one.options.get("choices")
+    if isinstance(choices, tuple):
+        return list(map(str, choices))
+    if one.names[-1] == "--signal":
+        return [name for _, name in sorted(SIGNAL_NAMES.items())]
+    return (
+        sorted({*first_words(), *(word for group in GROUPS for word in second_words(group))})
+        if (kind_of(one) == "verb")
+        else []
+    )
+
+
+def takes_value(one: Argument) -> bool:
+    """Whether a value follows the option."""
+    return one.options.get("action") not in ("store_true", "store_const")
+
+
+def is_option(one: Argument) -> bool:
+    """Whether an argument is an option, and not positional."""
+    return one.names[0].startswith("-")
+
+
+def arguments(verb: Verb) -> list[Argument]:
+    """Return the arguments of a verb, its own first."""
+    return [*verb.arguments, *COMMON]
 
 
 def first_words() -> dict[str, str]:
-    """What may stand first, with its help."""
+    """Return the words that may stand first, with their help."""
     words: dict[str, str] = {}
     for verb in VERBS:
         group, _, name = verb.name.rpartition(" ")
@@ -24,22 +65,19 @@ def first_words() -> dict[str, str]:
 
 
 def second_words(group: str) -> dict[str, str]:
+    """Return the words that may follow the first word of a group, with their help."""
     return {verb.name.split()[1]: verb.help for verb in VERBS if verb.name.startswith(f"{group} ")}
 
 
-def takes_value(one: Argument) -> bool:
-    return one.options.get("action") != "store_true"
-
-
-def words_of(one: Argument) -> list[str]:
-    choices = one.options.get("choices")
-    return list(map(str, choices)) if isinstance(choices, tuple) else []
+# -- bash --------------------------------------------------------------------------------------------------------
 
 
 def bash() -> str:
-    """For bash-completion."""
+    """Return the completion for bash."""
     lines = [
         "# bash completion for cnprocctl; made by packaging/manual.py.",
+        f"_cnprocctl_rules() {{ {_LISTED}; }}",
+        f"_cnprocctl_jobs() {{ {_JOBS.format(state='${1:+--state $1}')}; }}",
         "_cnprocctl() {",
         "    local cur prev verb word i",
         '    cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} verb=""',
@@ -64,62 +102,74 @@ def bash() -> str:
         f'        {group}) COMPREPLY=($(compgen -W "{" ".join(second_words(group))}" -- "$cur")) ;;' for group in GROUPS
     ]
     for verb in VERBS:
-        known = arguments(verb)
-        options = " ".join(name for name in known if name.startswith("-"))
         lines.append(f'        "{verb.name}")')
-        lines.append(f'            COMPREPLY=($(compgen -W "{options}" -- "$cur"))')
-        if any(name in _RULES and not name.startswith("-") for name in known):
-            lines.append('            [[ $cur != -* ]] && COMPREPLY=($(compgen -W "$(_cnprocctl_rules)" -- "$cur"))')
-        elif "file" in known:
-            lines.append('            [[ $cur != -* ]] && COMPREPLY=($(compgen -f -- "$cur"))')
+        lines.append(f'            COMPREPLY=($(compgen -W "{" ".join(_names(arguments(verb)))}" -- "$cur"))')
+        for one in verb.arguments:
+            reply = _bash_reply(one, verb)
+            if not is_option(one) and reply:
+                lines.append(f"            [[ $cur != -* ]] && COMPREPLY=({reply})")
         lines.append("            ;;")
-    lines += [
-        "    esac",
-        "}",
-        "_cnprocctl_rules() { cnprocctl rules list 2>/dev/null | awk 'NR > 1 { print $1 }'; }",
-        "complete -F _cnprocctl cnprocctl",
-    ]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "    esac", "}", "complete -F _cnprocctl cnprocctl"]) + "\n"
 
 
 def _valued() -> set[str]:
-    every = [one for verb in VERBS for one in arguments(verb).values()]
-    return {one.names[0] for one in every if one.names[0].startswith("-") and takes_value(one)}
+    every = [one for verb in VERBS for one in arguments(verb) if is_option(one) and takes_value(one)]
+    return {name for one in every for name in one.names}
 
 
-def _names(some: tuple[Argument, ...]) -> list[str]:
-    return [one.names[0] for one in some]
+def _names(some: list[Argument] | tuple[Argument, ...]) -> list[str]:
+    return list(dict.fromkeys(name for one in some if is_option(one) for name in one.names))
 
 
 def _bash_values() -> Iterator[str]:
-    every = {one.names[0]: one for verb in VERBS for one in arguments(verb).values() if one.names[0] in _valued()}
-    for name, one in sorted(every.items()):
-        if words_of(one):
-            reply = f'$(compgen -W "{" ".join(words_of(one))}" -- "$cur")'
-        elif name in _RULES:
-            reply = '$(compgen -W "$(_cnprocctl_rules)" -- "$cur")'
-        elif name in _FILES:
-            reply = f'$(compgen -{"d" if _FILES[name] == "directory" else "f"} -- "$cur")'
-        else:
-            reply = ""
+    every = {one.names: one for verb in VERBS for one in arguments(verb) if is_option(one) and takes_value(one)}
+    # Two verbs may use one option for different things (-n): the last name decides what its value is.
+    replies: dict[str, str] = {}
+    for names, one in every.items():
+        for name in names:
+            replies[name] = replies.get(name) or _bash_reply(one, None)
+    for name, reply in sorted(replies.items()):
         yield f"        {name}) COMPREPLY=({reply}); return ;;"
 
 
+def _bash_reply(one: Argument, verb: Verb | None) -> str:
+    if words_of(one):
+        return f'$(compgen -W "{" ".join(words_of(one))}" -- "$cur")'
+    state = _STATE_OF_VERB.get(verb.name, "") if verb is not None else ""
+    jobs = f"_cnprocctl_jobs {state}".rstrip()
+    return {
+        "file": '$(compgen -f -- "$cur")',
+        "directory": '$(compgen -d -- "$cur")',
+        "rule": '$(compgen -W "$(_cnprocctl_rules)" -- "$cur")',
+        "job": f'$(compgen -W "$({jobs})" -- "$cur")',
+        "user": '$(compgen -u -- "$cur")',
+        "group": '$(compgen -g -- "$cur")',
+    }.get(kind_of(one), "")
+
+
+# -- zsh ---------------------------------------------------------------------------------------------------------
+
+
 def zsh() -> str:
-    """For zsh's _arguments."""
+    """Return the completion for zsh's _arguments."""
     lines = [
         "#compdef cnprocctl",
         "# made by packaging/manual.py",
         "_cnprocctl_rules() {",
         "    local -a names",
-        "    names=(${(f)\"$(cnprocctl rules list 2>/dev/null | awk 'NR > 1 { print $1 }')\"})",
+        f'    names=(${{(f)"$({_LISTED})"}})',
         "    _describe rule names",
+        "}",
+        "_cnprocctl_jobs() {",
+        "    local -a numbers",
+        f'    numbers=(${{(f)"$({_JOBS.format(state="${1:+--state} $1")})"}})',
+        "    _describe job numbers",
         "}",
         "_cnprocctl() {",
         "    local curcontext=$curcontext state line",
         "    local -a common verbs",
         "    common=(",
-        *(f"        {_zsh(one)}" for one in COMMON),
+        *(f"        {spec}" for one in COMMON for spec in _zsh(one, None)),
         "    )",
         "    verbs=(",
         *(f"        {_quoted(f'{word}:{text}')}" for word, text in first_words().items()),
@@ -149,42 +199,53 @@ def zsh() -> str:
 
 
 def _zsh_arguments(verb: Verb) -> str:
-    return " ".join(["_arguments", "$common", *map(_zsh, verb.arguments)])
+    return " ".join(["_arguments", "$common", *(spec for one in verb.arguments for spec in _zsh(one, verb))])
 
 
-def _zsh(one: Argument) -> str:
-    name = one.names[0]
+def _zsh(one: Argument, verb: Verb | None) -> Iterator[str]:
+    """Yield the specs of an argument, one for each of its names."""
     text = str(one.options["help"]).replace("[", "(").replace("]", ")").replace(":", " -")
+    state = _STATE_OF_VERB.get(verb.name, "") if verb is not None else ""
+    action = {
+        "file": "_files",
+        "directory": "_files -/",
+        "rule": "_cnprocctl_rules",
+        "job": f"_cnprocctl_jobs {state}".rstrip(),
+        "user": "_users",
+        "group": "_groups",
+    }.get(kind_of(one), "")
     if words_of(one):
         action = f"({' '.join(words_of(one))})"
-    elif name in _RULES:
-        action = "_cnprocctl_rules"
-    else:
-        action = {"file": "_files", "directory": "_files -/"}.get(_FILES.get(name, ""), "")
-    if not name.startswith("-"):
-        return _quoted(f"{'*' if one.options.get('nargs') == '+' else ''}:{name}:{action}")
-    repeated = "*" if one.options.get("action") == "append" else ""
+    if not is_option(one):
+        yield _quoted(f"{'*' if one.options.get('nargs') in ('+', '*') else ''}:{one.names[0]}:{action}")
+        return
     value = f":{one.options.get('metavar', 'value')}:{action}" if takes_value(one) else ""
-    return _quoted(f"{repeated}{name}[{text}]{value}")
+    before = "*" if one.options.get("action") == "append" else f"({' '.join(one.names)})" if one.names[1:] else ""
+    for name in one.names:
+        yield _quoted(f"{before}{name}[{text}]{value}")
 
 
 def _quoted(text: str) -> str:
     return "'" + text.replace("'", "'\\''") + "'"
 
 
+# -- fish --------------------------------------------------------------------------------------------------------
+
+
 def fish() -> str:
-    """For fish."""
+    """Return the completion for fish."""
     lines = ["# fish completion for cnprocctl; made by packaging/manual.py.", "complete -c cnprocctl -f"]
-    lines.append("function __cnprocctl_rules; cnprocctl rules list 2>/dev/null | awk 'NR > 1 { print $1 }'; end")
+    lines.append(f"function __cnprocctl_rules; {_LISTED}; end")
+    lines.append(f"function __cnprocctl_jobs; {_JOBS.format(state='$argv')}; end")
     lines += [_fish("__fish_use_subcommand", word, text) for word, text in first_words().items()]
     for group in GROUPS:
         second = second_words(group)
-        unsaid = f"__fish_seen_subcommand_from {group}; and not __fish_seen_subcommand_from {' '.join(second)}"
-        lines += [_fish(unsaid, word, text) for word, text in second.items()]
-    lines += [_fish_option("", one) for one in COMMON]
+        first_only = f"__fish_seen_subcommand_from {group}; and not __fish_seen_subcommand_from {' '.join(second)}"
+        lines += [_fish(first_only, word, text) for word, text in second.items()]
+    lines += [_fish_option("", one, None) for one in COMMON]
     for verb in VERBS:
         when = "; and ".join(f"__fish_seen_subcommand_from {word}" for word in verb.name.split())
-        lines += [_fish_option(when, one) for one in verb.arguments]
+        lines += [_fish_option(when, one, verb) for one in verb.arguments]
     return "\n".join(lines) + "\n"
 
 
@@ -192,15 +253,20 @@ def _fish(when: str, word: str, text: str) -> str:
     return f"complete -c cnprocctl -n {_quoted(when)} -a {word} -d {_quoted(text)}"
 
 
-def _fish_option(when: str, one: Argument) -> str:
-    name = one.names[0]
+def _fish_option(when: str, one: Argument, verb: Verb | None) -> str:
     parts = ["complete -c cnprocctl", *([f"-n {_quoted(when)}"] if when else [])]
-    if name.startswith("--"):
-        parts.append(f"-l {name[2:]}" + (" -r" if takes_value(one) else ""))
-    if words_of(one):
-        parts.append(f"-a {_quoted(' '.join(words_of(one)))}")
-    elif name in _RULES:
-        parts.append("-a '(__cnprocctl_rules)'")
-    elif name in _FILES:
+    if is_option(one):
+        parts += [f"-l {name[2:]}" if name.startswith("--") else f"-s {name[1:]}" for name in one.names]
+        parts += ["-r"] if takes_value(one) else []
+    state = _STATE_OF_VERB.get(verb.name, "") if verb is not None else ""
+    words = {
+        "rule": "(__cnprocctl_rules)",
+        "job": f"(__cnprocctl_jobs {f'--state {state}' if state else ''})".replace(" )", ")"),
+        "user": "(__fish_complete_users)",
+        "group": "(__fish_complete_groups)",
+    }.get(kind_of(one), " ".join(words_of(one)))
+    if words:
+        parts.append(f"-a {_quoted(words)}")
+    elif kind_of(one) in ("file", "directory"):
         parts.append("-F")
     return " ".join([*parts, f"-d {_quoted(str(one.options['help']))}"])

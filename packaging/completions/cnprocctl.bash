@@ -1,11 +1,13 @@
 # bash completion for cnprocctl; made by packaging/manual.py.
+_cnprocctl_rules() { cnprocctl rules list 2>/dev/null | awk "NR > 1 { print \$1 }"; }
+_cnprocctl_jobs() { cnprocctl jobs list -n 200 ${1:+--state $1} 2>/dev/null | awk "NR > 1 && \$1 + 0 { print \$1 }"; }
 _cnprocctl() {
     local cur prev verb word i
     cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} verb=""
     for ((i = 1; i < COMP_CWORD; i++)); do
         word=${COMP_WORDS[i]}
         case "$word" in
-            --ancestor|--by|--cgroup|--cmdline|--comm|--container|--cpu-time|--event|--exe|--exit-code|--for|--group|--interval|--job|--json|--kind|--kinds|--lifetime|--match|--max-rss|--max-size|--parent|--pid|--pod-uid|--rate|--rule|--rules|--runtime-dir|--signal|--since|--state|--state-dir|--status|--unit|--user|--user-unit|--without|-n|-o) ((i++)) ;;
+            --ancestor|--by|--cgroup|--cmdline|--comm|--container|--count|--cpu-time|--event|--exe|--exit-code|--for|--group|--interval|--job|--kind|--kinds|--lifetime|--limit|--lines|--match|--max-rss|--max-size|--output|--parent|--pid|--pod-uid|--rate|--rule|--rules|--runtime-dir|--signal|--since|--state|--state-dir|--status|--unit|--until|--user|--user-unit|--without|-n|-o) ((i++)) ;;
             -*) ;;
             *) if [[ -z $verb ]]; then verb=$word; elif [[ " rules jobs " == *" $verb "* ]]; then verb="$verb $word"; fi ;;
         esac
@@ -17,21 +19,24 @@ _cnprocctl() {
         --cmdline) COMPREPLY=(); return ;;
         --comm) COMPREPLY=(); return ;;
         --container) COMPREPLY=(); return ;;
+        --count) COMPREPLY=(); return ;;
         --cpu-time) COMPREPLY=(); return ;;
         --event) COMPREPLY=(); return ;;
         --exe) COMPREPLY=(); return ;;
         --exit-code) COMPREPLY=(); return ;;
         --for) COMPREPLY=(); return ;;
-        --group) COMPREPLY=(); return ;;
+        --group) COMPREPLY=($(compgen -g -- "$cur")); return ;;
         --interval) COMPREPLY=(); return ;;
-        --job) COMPREPLY=(); return ;;
-        --json) COMPREPLY=(); return ;;
+        --job) COMPREPLY=($(compgen -W "$(_cnprocctl_jobs)" -- "$cur")); return ;;
         --kind) COMPREPLY=($(compgen -W "exit nonzero_exit fork exec uid gid sid ptrace comm coredump" -- "$cur")); return ;;
         --kinds) COMPREPLY=(); return ;;
         --lifetime) COMPREPLY=(); return ;;
+        --limit) COMPREPLY=(); return ;;
+        --lines) COMPREPLY=(); return ;;
         --match) COMPREPLY=(); return ;;
         --max-rss) COMPREPLY=(); return ;;
         --max-size) COMPREPLY=(); return ;;
+        --output) COMPREPLY=($(compgen -W "table json" -- "$cur")); return ;;
         --parent) COMPREPLY=(); return ;;
         --pid) COMPREPLY=(); return ;;
         --pod-uid) COMPREPLY=(); return ;;
@@ -39,95 +44,108 @@ _cnprocctl() {
         --rule) COMPREPLY=($(compgen -W "$(_cnprocctl_rules)" -- "$cur")); return ;;
         --rules) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         --runtime-dir) COMPREPLY=($(compgen -d -- "$cur")); return ;;
-        --signal) COMPREPLY=(); return ;;
+        --signal) COMPREPLY=($(compgen -W "SIGHUP SIGINT SIGQUIT SIGILL SIGTRAP SIGABRT SIGBUS SIGFPE SIGKILL SIGUSR1 SIGSEGV SIGUSR2 SIGPIPE SIGALRM SIGTERM SIGSTKFLT SIGCHLD SIGCONT SIGSTOP SIGTSTP SIGTTIN SIGTTOU SIGURG SIGXCPU SIGXFSZ SIGVTALRM SIGPROF SIGWINCH SIGIO SIGPWR SIGSYS" -- "$cur")); return ;;
         --since) COMPREPLY=(); return ;;
         --state) COMPREPLY=($(compgen -W "waiting running done dead" -- "$cur")); return ;;
         --state-dir) COMPREPLY=($(compgen -d -- "$cur")); return ;;
         --status) COMPREPLY=(); return ;;
         --unit) COMPREPLY=(); return ;;
-        --user) COMPREPLY=(); return ;;
+        --until) COMPREPLY=(); return ;;
+        --user) COMPREPLY=($(compgen -u -- "$cur")); return ;;
         --user-unit) COMPREPLY=(); return ;;
         --without) COMPREPLY=($(compgen -W "event_mask taskstats socket_filter" -- "$cur")); return ;;
         -n) COMPREPLY=(); return ;;
         -o) COMPREPLY=($(compgen -W "table json" -- "$cur")); return ;;
     esac
     case "$verb" in
-        "") COMPREPLY=($(compgen -W "status reload check explain test schema rules jobs history watch top metrics doctor record replay help --rules --runtime-dir --state-dir -o --json" -- "$cur")) ;;
+        "") COMPREPLY=($(compgen -W "status reload check explain test schema rules jobs history watch top metrics doctor record replay help --rules --runtime-dir --state-dir -o --output --json" -- "$cur")) ;;
         rules) COMPREPLY=($(compgen -W "list show enable disable" -- "$cur")) ;;
-        jobs) COMPREPLY=($(compgen -W "list show retry drop" -- "$cur")) ;;
+        jobs) COMPREPLY=($(compgen -W "list show log retry drop kill" -- "$cur")) ;;
         "status")
-            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
             ;;
         "reload")
-            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
             ;;
         "check")
-            COMPREPLY=($(compgen -W "--strict --other-host --rules --runtime-dir --state-dir -o --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--strict --other-host --rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
+            [[ $cur != -* ]] && COMPREPLY=($(compgen -f -- "$cur"))
             ;;
         "explain")
-            COMPREPLY=($(compgen -W "--job --without --pid --kind --comm --exit-code --signal --status --core --lost --user --group --exe --cmdline --unit --user-unit --container --pod-uid --cgroup --parent --ancestor --lifetime --max-rss --cpu-time --from-hook --thread --event --rules --runtime-dir --state-dir -o --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--job --without --pid --kind --comm --exit-code --signal --status --core --lost --user --group --exe --cmdline --unit --user-unit --container --pod-uid --cgroup --parent --ancestor --lifetime --max-rss --cpu-time --from-hook --thread --event --rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
             [[ $cur != -* ]] && COMPREPLY=($(compgen -W "$(_cnprocctl_rules)" -- "$cur"))
             ;;
         "test")
-            COMPREPLY=($(compgen -W "--pid --kind --comm --exit-code --signal --status --core --lost --user --group --exe --cmdline --unit --user-unit --container --pod-uid --cgroup --parent --ancestor --lifetime --max-rss --cpu-time --from-hook --thread --event --rules --runtime-dir --state-dir -o --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--pid --kind --comm --exit-code --signal --status --core --lost --user --group --exe --cmdline --unit --user-unit --container --pod-uid --cgroup --parent --ancestor --lifetime --max-rss --cpu-time --from-hook --thread --event --rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
             ;;
         "schema")
-            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
             ;;
         "rules list")
-            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
             ;;
         "rules show")
-            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
             [[ $cur != -* ]] && COMPREPLY=($(compgen -W "$(_cnprocctl_rules)" -- "$cur"))
             ;;
         "rules enable")
-            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
             [[ $cur != -* ]] && COMPREPLY=($(compgen -W "$(_cnprocctl_rules)" -- "$cur"))
             ;;
         "rules disable")
-            COMPREPLY=($(compgen -W "--for --rules --runtime-dir --state-dir -o --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--for --rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
             [[ $cur != -* ]] && COMPREPLY=($(compgen -W "$(_cnprocctl_rules)" -- "$cur"))
             ;;
         "jobs list")
-            COMPREPLY=($(compgen -W "--state --rule -n --rules --runtime-dir --state-dir -o --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--state --rule -n --limit --rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
             ;;
         "jobs show")
-            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
+            [[ $cur != -* ]] && COMPREPLY=($(compgen -W "$(_cnprocctl_jobs)" -- "$cur"))
+            ;;
+        "jobs log")
+            COMPREPLY=($(compgen -W "-f --follow --rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
+            [[ $cur != -* ]] && COMPREPLY=($(compgen -W "$(_cnprocctl_jobs)" -- "$cur"))
             ;;
         "jobs retry")
-            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--rule --all --rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
+            [[ $cur != -* ]] && COMPREPLY=($(compgen -W "$(_cnprocctl_jobs dead)" -- "$cur"))
             ;;
         "jobs drop")
-            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
+            [[ $cur != -* ]] && COMPREPLY=($(compgen -W "$(_cnprocctl_jobs waiting)" -- "$cur"))
+            ;;
+        "jobs kill")
+            COMPREPLY=($(compgen -W "--retry --rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
+            [[ $cur != -* ]] && COMPREPLY=($(compgen -W "$(_cnprocctl_jobs running)" -- "$cur"))
             ;;
         "history")
-            COMPREPLY=($(compgen -W "--rule --comm --since -n --rules --runtime-dir --state-dir -o --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--rule --comm --pid --user --unit --since --until -n --limit -f --follow --rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
             ;;
         "watch")
-            COMPREPLY=($(compgen -W "--events --kinds --rule --match --rate -n --for --rules --runtime-dir --state-dir -o --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--events --kinds --rule --match --rate -n --count --for --rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
             ;;
         "top")
-            COMPREPLY=($(compgen -W "--by --interval -n --for --rules --runtime-dir --state-dir -o --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--by --interval -n --lines --for --rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
             ;;
         "metrics")
-            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
             ;;
         "doctor")
-            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
             ;;
         "record")
-            COMPREPLY=($(compgen -W "--for --max-size --rules --runtime-dir --state-dir -o --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--for --max-size --rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
             [[ $cur != -* ]] && COMPREPLY=($(compgen -f -- "$cur"))
             ;;
         "replay")
-            COMPREPLY=($(compgen -W "--rule --rules --runtime-dir --state-dir -o --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--rule --rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
             [[ $cur != -* ]] && COMPREPLY=($(compgen -f -- "$cur"))
             ;;
         "help")
-            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
+            [[ $cur != -* ]] && COMPREPLY=($(compgen -W "check disable doctor drop enable explain help history jobs kill list log metrics record reload replay retry rules schema show status test top watch" -- "$cur"))
             ;;
     esac
 }
-_cnprocctl_rules() { cnprocctl rules list 2>/dev/null | awk 'NR > 1 { print $1 }'; }
 complete -F _cnprocctl cnprocctl

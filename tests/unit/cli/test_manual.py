@@ -58,11 +58,19 @@ def test_every_verb_is_in_the_manual_and_has_help(verb, capsys):
     assert "usage: cnprocctl" in capsys.readouterr().out
 
 
+# What cnprocctl answers to a completion.
+ANSWERS = """cnprocctl() { case "$1 $2 $*" in
+    "rules list"*) printf 'RULE STATE\\noracle-died enabled\\ncore enabled\\n' ;;
+    "jobs list"*dead*) printf 'JOB STATE\\n7 dead\\n' ;;
+    "jobs list"*) printf 'JOB STATE\\n8 done\\n7 dead\\n' ;;
+esac; }"""
+
+
 def complete(*words):
     """Return what bash offers after these words."""
     script = PACKAGING / "completions" / "cnprocctl.bash"
     quoted = " ".join(f"'{word}'" for word in words)
-    line = f"source {script}; COMP_WORDS=(cnprocctl {quoted}); COMP_CWORD={len(words)}; _cnprocctl"
+    line = f"{ANSWERS}; source {script}; COMP_WORDS=(cnprocctl {quoted}); COMP_CWORD={len(words)}; _cnprocctl"
     done = subprocess.run(["bash", "-c", line + '; echo "${COMPREPLY[@]}"'], capture_output=True, text=True)
     assert done.stderr == ""
     return done.stdout.split()
@@ -76,6 +84,45 @@ def test_bash_completes_verbs_subverbs_options_and_values():
     assert complete("jobs", "list", "--state", "d") == ["done", "dead"]
     assert complete("test", "--kind", "non") == ["nonzero_exit"]
     assert complete("test", "--life") == ["--lifetime"]
+    assert complete("help", "rul") == ["rules"]
+    assert complete("-o", "") == ["table", "json"]
+    assert {"-n", "--limit", "-f", "--follow", "--until", "-o", "--json"} <= set(complete("history", "-"))
+
+
+def test_bash_completes_rules_jobs_users_and_signals():
+    for words in (
+        ["rules", "show"],
+        ["rules", "disable"],
+        ["explain"],
+        ["history", "--rule"],
+        ["jobs", "retry", "--rule"],
+    ):
+        assert complete(*words, "ora") == ["oracle-died"]
+    assert complete("rules", "enable", "core", "") == ["oracle-died", "core"]
+    assert complete("jobs", "show", "") == complete("explain", "--job", "") == ["8", "7"]
+    assert complete("jobs", "retry", "") == ["7"]
+    assert "root" in complete("history", "--user", "ro")
+    assert "root" in complete("test", "--group", "ro")
+    assert complete("test", "--signal", "SIGK") == ["SIGKILL"]
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="fish is not installed")
+def test_fish_completes_rules_jobs_users_and_signals():
+    def offered(line):
+        answers = "function cnprocctl; switch \"$argv\"; case 'rules list*'; printf 'RULE\\noracle-died\\n'; "
+        answers += "case 'jobs list*dead*'; printf 'JOB\\n7\\n'; case 'jobs list*'; printf 'JOB\\n8\\n7\\n'; end; end"
+        script = f"{answers}; source {PACKAGING}/completions/cnprocctl.fish; complete -C '{line}'"
+        done = subprocess.run(["fish", "--no-config", "-c", script], capture_output=True, text=True)
+        assert done.stderr == ""
+        return [one.partition("\t")[0] for one in done.stdout.splitlines()]
+
+    assert offered("cnprocctl sta") == ["status"]
+    assert "kill" in offered("cnprocctl jobs k")
+    assert offered("cnprocctl rules show ora") == ["oracle-died"]
+    assert sorted(offered("cnprocctl jobs show ")) == ["7", "8"]
+    assert offered("cnprocctl jobs retry ") == ["7"]
+    assert "root" in offered("cnprocctl history --user ro")
+    assert offered("cnprocctl test --signal SIGKI") == ["SIGKILL"]
 
 
 @pytest.mark.parametrize(("shell", "file"), [("zsh", "_cnprocctl"), ("fish", "cnprocctl.fish")])
