@@ -240,7 +240,7 @@ def test_the_kernel_has_no_memory_for_a_process(tmp_path, rules, ran):
         assert "cannot create a process" in reason and "Cannot allocate memory" in reason
         told = daemon.reload(rules.replace("cnptest-fault", "cnptest-other"))
         assert told["event"] == "rules_rejected"
-        assert "no process to read them with: Cannot allocate memory" in str(told["message"])
+        assert "cannot start the loader process: Cannot allocate memory" in str(told["message"])
         pids.append(fail())
         daemon.mark()
         assert refusal.refused
