@@ -194,4 +194,4 @@ def test_doctor_finds_this_machine_fit(tmp_path):
     found = json.loads(done.stdout)
     failed = {one["check"] for one in found if one["level"] == "fail"}
     assert (done.returncode, failed) == (1, {"rules"})  # the hook's program is missing, and nothing else
-    assert any("exit(42) was told" in one["what"] for one in found)
+    assert any("exit(42) arrived" in one["what"] for one in found)
