@@ -142,7 +142,7 @@ def _required(daemon: view.DaemonView, args: Args) -> Job:
     job_id = get_int(args, "job_id", minimum=0, maximum=_MAX_ID)
     job = daemon.dispatcher.spool.job(job_id)
     if job is None:
-        raise VerbError(f"no job {job_id}", "`cnprocctl jobs list` shows the jobs that are kept", EX_NO)
+        raise VerbError(f"no such job: {job_id}", "`cnprocctl jobs list` shows the jobs that are kept", EX_NO)
     return job
 
 

@@ -35,7 +35,7 @@ def test_a_running_hook_is_shown_and_killed(tmp_path):
         assert follower.stdout.readline() == "started\n"
         status, out, err = ctl(daemon, "jobs", "kill", job_id, "99")
         assert (status, f"job {job_id} is being ended" in out) == (1, True)
-        assert err.startswith("cnprocctl: no job 99")
+        assert err.startswith("cnprocctl: no such job: 99")
         dead = daemon.wait_for("job_dead", job_id=started["job_id"])
         assert dead["reason"] == "killed by an operator"
         assert not alive(started["hook_pid"])
@@ -61,7 +61,7 @@ def test_dead_jobs_of_a_rule_are_retried_together(tmp_path):
             daemon.wait_for("hook_finished", job_id=job_id)
         assert ctl(daemon, "jobs", "retry", "--all") == (0, "no dead jobs\n", "")
         status, _, err = ctl(daemon, "jobs", "retry", "99", "1")
-        assert (status, [line.split(": ")[1] for line in err.splitlines()]) == (1, ["no job 99", "job 1 is not dead"])
+        assert (status, [line.split(": ")[1] for line in err.splitlines()]) == (1, ["no such job", "job 1 is not dead"])
 
 
 def test_history_has_the_matches_of_this_moment(tmp_path):

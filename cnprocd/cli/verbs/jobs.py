@@ -141,7 +141,7 @@ def find_job(options: Options, job_id: int) -> JsonObject:
 
 
 def _no_job(job_id: int) -> NotFoundError:
-    return NotFoundError(f"no job {job_id}", "`cnprocctl jobs list` shows the jobs that are kept")
+    return NotFoundError(f"no such job: {job_id}", "`cnprocctl jobs list` shows the jobs that are kept")
 
 
 def log(options: Options) -> int:

@@ -45,7 +45,7 @@ def listed(options: Options) -> int:
     except RulesError as error:
         if found is None:
             raise
-        loaded, reason = None, f"the rule files are invalid ({error.what}): see `cnprocctl check`"
+        loaded, reason = None, f"cannot compare with the rule files: {error.what}; see `cnprocctl check`"
     rows = list(_rows(found, loaded))
     if options.json:
         print_json([_value(row) for row in rows])

@@ -79,7 +79,7 @@ def test_a_window_that_ends_before_it_begins_is_wrong_usage(places):
 @pytest.mark.parametrize("verb", ["show", "log"])
 def test_an_unknown_job_is_one_line_and_status_1(places, verb):
     hint = "`cnprocctl jobs list` shows the jobs that are kept"
-    assert ctl("jobs", verb, "99", *places) == (EX_NO, "", f"cnprocctl: no job 99: {hint}\n")
+    assert ctl("jobs", verb, "99", *places) == (EX_NO, "", f"cnprocctl: no such job: 99: {hint}\n")
 
 
 def test_log_prints_the_kept_output(places):
