@@ -18,6 +18,7 @@ from cnprocd.json_value import (
     get_int_or_none,
     get_list,
     get_str,
+    map_of,
 )
 from cnprocd.rules.problems import LoadedRules
 from cnprocd.rules.rule_files import MAIN_FILE
@@ -57,8 +58,8 @@ class InForce:
 def ask(options: Options) -> InForce:
     """Ask the daemon for its rules. Raises CnprocdError."""
     with Client(options.runtime_dir) as client:
-        status = as_dict(client.ask("status"))
-    rules = get_list(status, "rules", _rule)
+        status, digests = as_dict(client.ask("status")), map_of(as_str)(client.ask("digests"))
+    rules = get_list(status, "rules", lambda value: _rule(value, digests))
     return InForce(Path(get_list(status, "files", as_str)[0]), {rule.name: rule for rule in rules})
 
 
@@ -81,14 +82,14 @@ def files_of(options: Options, found: InForce | None) -> Path | None:
     return found.main_file
 
 
-def _rule(value: JsonValue) -> RuleInForce:
+def _rule(value: JsonValue, digests: Mapping[str, str]) -> RuleInForce:
     rule = as_dict(value)
     return RuleInForce(
         name=get_str(rule, "name"),
         description=get_str(rule, "description"),
         enabled=get_bool(rule, "enabled"),
         disabled_until_ns=get_int_or_none(rule, "disabled_until_ns"),
-        digest=get_str(rule, "digest"),
+        digest=digests.get(get_str(rule, "name"), ""),  # "": a reload came between the two answers
         events=tuple(get_list(rule, "events", as_str)),
         hook=get_bool(rule, "hook"),
         hits=get_int(rule, "hits"),

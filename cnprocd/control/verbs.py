@@ -40,6 +40,7 @@ def verbs_of(daemon: view.DaemonView) -> Mapping[str, Verb]:
         "status": Verb(partial(_status, daemon)),
         "metrics": Verb(partial(_metrics, daemon)),
         "rule": Verb(partial(_rule, daemon)),
+        "digests": Verb(lambda args: dict(daemon.loaded.digests)),
         "reload": Verb(partial(_reload, daemon), changes=True),
         "jobs": Verb(partial(_jobs, daemon)),
         "job": Verb(partial(_job, daemon)),

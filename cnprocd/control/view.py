@@ -94,7 +94,6 @@ def rules(daemon: DaemonView) -> list[JsonDict]:
             "description": rule.description,
             "enabled": rule.enabled,
             "disabled_until_ns": daemon.loaded.disabled.get(rule.name),
-            "digest": daemon.loaded.digests[rule.name],
             "events": list(rule.events),
             "hits": counts.rules[rule.name],
             "last_hit_ns": counts.rule_last_ns.get(rule.name),
