@@ -19,11 +19,11 @@ def match_line(record: JsonObject, style: Style, at: str) -> str:
     """Return one line: time, status or kind, process, user, rule, parent, unit and job."""
     what = str(record.get("status") or record["kind"])
     colour = _colour(record)
-    who = f"{text(record.get('comm'))}[{text(record.get('pid'))}]"
+    process = f"{text(record.get('comm'))}[{text(record.get('pid'))}]"
     parts = [
         style("dim", at),
         style(colour, what.ljust(24)) if colour else what.ljust(24),
-        style("bold", who.ljust(24)),
+        style("bold", process.ljust(24)),
         text(record.get("user")).ljust(10),
     ]
     if record.get("rule"):

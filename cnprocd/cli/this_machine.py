@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cnprocd.errors import CnprocdError
+from cnprocd.json_value import as_list, as_str, parse_json
 from cnprocd.launch.program import HookRefusedError, open_program
 from cnprocd.rules.rule_files import DROPIN_DIRS, rule_files
 from cnprocd.rules.ruleset import Rule
@@ -112,7 +113,7 @@ def _denials(paths: Sequence[Path], user: pwd.struct_passwd) -> list[Path | None
     os.waitpid(pid, 0)
     if not answer:
         raise CnprocdError(f"cannot check the rule files as the user {user.pw_name}", "run it as root on the host")
-    return [None if one is None else Path(one) for one in json.loads(answer)]
+    return [None if one is None else Path(as_str(one)) for one in as_list(parse_json(answer))]
 
 
 def _denial(path: Path) -> str | None:

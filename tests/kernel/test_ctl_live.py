@@ -177,11 +177,11 @@ def test_a_killed_recorder_leaves_what_can_be_read(tmp_path):
     assert found["summary"]["events"] > 0
 
 
-def test_the_canary_is_heard():
-    heard = canary.round_trip()
-    assert heard.event is not None
-    assert heard.event.exit_code == canary.CODE << 8
-    assert heard.features.taskstats is (heard.record is not None)
+def test_the_canary_is_received():
+    received = canary.round_trip()
+    assert received.event is not None
+    assert received.event.exit_code == canary.CODE << 8
+    assert received.features.taskstats is (received.record is not None)
 
 
 def test_doctor_finds_this_machine_fit(tmp_path):

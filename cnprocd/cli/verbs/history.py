@@ -142,9 +142,11 @@ def _key(match: JsonObject) -> tuple[JsonValue, ...]:
 
 
 def _fits(match: JsonObject, wanted_ones: _Filter) -> bool:
+    globs = {"rule": wanted_ones.rule, "comm": wanted_ones.comm, "unit": wanted_ones.unit}
+    exact = {"pid": wanted_ones.pid, "uid": wanted_ones.uid, "user": wanted_ones.user}
     return (
-        all(wanted(text(match.get(name)), getattr(wanted_ones, name)) for name in ("rule", "comm", "unit"))
-        and all(getattr(wanted_ones, name) in (None, match.get(name)) for name in ("pid", "uid", "user"))
+        all(wanted(text(match.get(name)), pattern) for name, pattern in globs.items())
+        and all(value in (None, match.get(name)) for name, value in exact.items())
         and (wanted_ones.until_ns is None or get_int(match, "time_ns") <= wanted_ones.until_ns)
     )
 

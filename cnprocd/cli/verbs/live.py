@@ -157,7 +157,7 @@ def _wrong(what: str, hint: str) -> CnprocdError:
 
 
 def top(options: Options) -> int:
-    """A table of who forks, execs, ends and fails most, drawn again and again; with --json one object an interval."""
+    """Rank processes by forks, execs, exits and failures, once an interval; with --json one object an interval."""
     from cnprocd.cli.listening import Listening
     from cnprocd.process.model import Wanted
 

@@ -149,7 +149,7 @@ def test_a_failure_carries_its_status_and_details(running):
     assert (caught.value.exit_status, caught.value.details["rendered"]) == (EX_CONFIG, "line 1")
 
 
-def test_a_bug_behind_a_verb_is_told_and_survived(running):
+def test_a_bug_behind_a_verb_is_reported_and_survived(running):
     with running.client() as client, pytest.raises(RefusedError, match="a bug"):
         client.ask("explode")
     assert running.records[0][0] == ("error", "control_failed")
@@ -170,7 +170,7 @@ def test_an_answer_over_the_limit_becomes_an_error(running):
 
 
 @pytest.mark.parametrize("garbage", [b"GET / HTTP/1.1\r\n\r\n", b"\0\0\0\0", b"\0\0\0\x02[]", os.urandom(300)])
-def test_garbage_is_told_why_and_closed(running, garbage):
+def test_garbage_is_answered_with_the_reason_and_closed(running, garbage):
     with running.raw() as connection:
         connection.sendall(garbage.ljust(300, b"\xff"))
         assert b'"ok":false' in drain(connection)
@@ -240,7 +240,7 @@ def test_a_subscriber_gets_what_is_published(running):
         assert [next(stream).data for _ in range(2)] == [{"n": 1}, {"n": 3}]
 
 
-def test_a_slow_subscriber_misses_items_and_is_told_how_many(tmp_path):
+def test_a_slow_subscriber_misses_items_and_gets_their_count(tmp_path):
     running = Running(tmp_path, ClientLimits(unread_bytes=32 * 1024, stalled_s=60))
     try:
         with running.client() as client:
@@ -383,7 +383,7 @@ def test_without_a_daemon_the_client_says_what_to_do(tmp_path):
         Client(tmp_path)
 
 
-def test_a_daemon_that_does_not_answer_is_told_apart(tmp_path):
+def test_a_daemon_that_does_not_answer_is_detected(tmp_path):
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(tmp_path / SOCKET_NAME))
         listening.listen()
@@ -416,9 +416,9 @@ def test_an_answer_that_fails_late_is_reported_as_an_error(running, failure):
         asking.sendall(pack(Request("slow", {})))
         running.until(lambda: SLOW.waiting)
         running.run(lambda: SLOW.release(failure))
-        (told,) = answers(asking, 1)
-        assert isinstance(told, Failure)
-        assert failure.args[0] in told.what
+        (reply,) = answers(asking, 1)
+        assert isinstance(reply, Failure)
+        assert failure.args[0] in reply.what
     assert running.alive()
 
 
