@@ -59,7 +59,6 @@ async def start(parts: Parts, outside: Outside) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, parts.stopping.set)
     log_receive_buffer(parts.pipeline.source, parts.rules.loaded.settings.receive_buffer_bytes, outside.log)
-    parts.lookups.prepare()
     parts.pipeline.start()
     loop.add_signal_handler(signal.SIGHUP, parts.rules.reload_soon)
     parts.dispatcher.start()

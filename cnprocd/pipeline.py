@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 from cnprocd.connector.source import Batch, Source
@@ -21,7 +21,8 @@ from cnprocd.json_value import JsonDict
 from cnprocd.log import Log, ThrottledLog
 from cnprocd.output.record import match_record
 from cnprocd.process.completion import complete
-from cnprocd.process.model import Occurrence, ProcScan
+from cnprocd.process.file_names import FileNames
+from cnprocd.process.model import Occurrence, Process, ProcScan
 from cnprocd.process.tracker import Tracker
 from cnprocd.recovery import Recovery
 from cnprocd.rules.compile import Match, Matcher
@@ -77,8 +78,10 @@ class Pipeline:
         recovery: Recovery,
         procfs: ProcScan,
         log: Log,
+        files: FileNames | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`files`: the paths that rules name, kept up to date here; None: no rule names one."""
         self.source = source
         self.tracker = tracker
         self.matcher = matcher
@@ -87,6 +90,7 @@ class Pipeline:
         self.logs_provenance = False
         self._delivery = delivery
         self._procfs = procfs
+        self._files = files
         self._throttled = ThrottledLog(log, _REPORT_EVERY_S)
         self._clock = clock
         self._rejects_reported = 0
@@ -109,8 +113,12 @@ class Pipeline:
             self.recovery.note_overrun()
         if not batch.more:
             tracker.deaths.caught_up()
+        if self._files is not None and batch.records:
+            self._files.refresh()
         self._evaluate(tracker.take(batch.events, batch.records, time.monotonic_ns()))
         self.source.blank_slots(tracker.deaths.incomplete_tids)
+        if self._files is not None and batch.records:
+            self._files.let_go()
 
     def _evaluate(self, occurrences: Iterable[Occurrence]) -> None:
         """Match the rules. Every match is delivered, and its job durable, before this returns."""
@@ -154,7 +162,7 @@ class Pipeline:
 
     def start(self) -> None:
         """Scan /proc, then read what came meanwhile. Call it after LISTEN was acknowledged. The scan makes no match."""
-        snapshot = list(self._procfs.scan(self.tracker.tracking.wanted_anew))
+        snapshot = self._scan()
         for process in snapshot:
             if self._procfs.is_hook(process.tgid):  # a hook of the last daemon, or started by one
                 self.tracker.family.add(process.tgid)
@@ -180,11 +188,25 @@ class Pipeline:
         self.tracker.use(plan.tracking, matcher.cares)
         if not plan.tracking.table:
             self.tracker.table.clear()
+            if self._files is not None and self._files.named_paths:
+                self._scan()
         elif not had_table:
-            self.tracker.adopt(list(self._procfs.scan(plan.tracking.wanted_anew)))
+            self.tracker.adopt(self._scan())
+
+    def _scan(self) -> list[Process]:
+        """Read every process. If rules name programs, find out which of them run files that were replaced since."""
+        wanted = self.tracker.tracking.wanted_anew
+        if self._files is None or not self._files.named_paths:
+            return list(self._procfs.scan(wanted))
+        snapshot = list(self._procfs.scan(replace(wanted, exe=True)))
+        for process in snapshot:
+            self._files.learn(process)
+        return snapshot
 
     def tick(self) -> None:
         """Do the housekeeping, about once a second while there is something to do."""
+        if self._files is not None:
+            self._files.tick()
         missed = self.tracker.sweep(time.monotonic_ns())
         self.recovery.report_silent(missed)
         self._evaluate(missed)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from cnprocd.connector.request import Features
 from cnprocd.connector.source import Source
 from cnprocd.process.family import HookFamily
+from cnprocd.process.file_names import FileNames
 from cnprocd.rules.compile import Matcher
 from cnprocd.rules.plan import Plan, make_plan
 
@@ -17,18 +18,33 @@ _FOLLOW_AT_LEAST_S = 1.0
 class Subscription:
     """The plan in force. `features` shrink if the kernel withdraws its exit records."""
 
-    def __init__(self, source: Source, features: Features, matcher: Matcher) -> None:
+    def __init__(self, source: Source, features: Features, matcher: Matcher, files: FileNames | None = None) -> None:
+        """`files`: to know the programs that rules name by the files of exit records; None: by /proc alone."""
         self.features = features
+        self._files = files
         self._source = source
         self._matcher = matcher
+        self._use_files(matcher)
         self._follows_hooks = False
         self.plan = self._ask()
 
     def use(self, matcher: Matcher) -> Plan:
         """Ask the kernel for what these rules need. It is in force when this returns."""
         self._matcher = matcher
+        self._use_files(matcher)
         self.plan = self._ask()
         return self.plan
+
+    @property
+    def unwatched(self) -> frozenset[str]:
+        """The paths that rules name and whose files exit records do not identify here."""
+        if self._files is None:
+            return self._matcher.exe_paths
+        return frozenset(one.path for one in self._files.unwatched)
+
+    def _use_files(self, matcher: Matcher) -> None:
+        if self._files is not None:
+            self._files.use(matcher.exe_paths, matcher.exe_directories)
 
     def follow_hooks(self, wanted: bool) -> None:
         """Ask for every fork as well, or no longer. No event is read here: a hook may start amid a batch."""
@@ -45,7 +61,7 @@ class Subscription:
         return plan
 
     def _make_plan(self) -> Plan:
-        return make_plan(self._matcher, self.features, self._follows_hooks)
+        return make_plan(self._matcher, self.features, self._follows_hooks, self.unwatched)
 
 
 class HookFollower:

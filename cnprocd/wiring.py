@@ -27,6 +27,7 @@ from cnprocd.log import Log
 from cnprocd.names import Names
 from cnprocd.output.log import LogOutput
 from cnprocd.pipeline import Pipeline
+from cnprocd.process.file_names import FileNames
 from cnprocd.process.holder import Holder, kernel_reports_exit_status
 from cnprocd.process.lookups import Lookups
 from cnprocd.process.procfs import boot_id
@@ -88,6 +89,10 @@ class ControlledDaemon:
         return self.subscription.features
 
     @property
+    def unwatched(self) -> frozenset[str]:
+        return self.subscription.unwatched
+
+    @property
     def load_state(self) -> LoadState:
         return self.rules_in_force.state
 
@@ -121,16 +126,18 @@ def connect(options: Options, loaded: LoadedRules, outside: Outside) -> Parts:
     source, kept_by_manager = open_source(options, loaded, manager)
     features = source.subscribe()
     matcher = Matcher(loaded.rules)
-    subscription = Subscription(source, features, matcher)
     names = Names(loop, log)
     lookups = Lookups(loop, log, names.user_name)
-    tracker = Tracker(subscription.plan.tracking, lookups, outside.own_tgid, matcher.cares)
+    lookups.prepare()
+    files = FileNames(lookups.file_ids)
+    subscription = Subscription(source, features, matcher, files)
+    tracker = Tracker(subscription.plan.tracking, lookups, outside.own_tgid, matcher.cares, files)
     follower = HookFollower(subscription, tracker.family, ticker.arm)
     dispatcher = Dispatcher(options.state_dir, loaded, log, follower, options.runner, names.hook_user)
     tap = Tap(dispatcher)
     holder = Holder() if "pidfd_info" not in options.refused and kernel_reports_exit_status() else None
     recovery = Recovery(source, tracker, lookups, holder, log)
-    pipeline = Pipeline(source, tracker, matcher, tap, recovery, lookups, log)
+    pipeline = Pipeline(source, tracker, matcher, tap, recovery, lookups, log, files)
     rules = RulesInForce(
         loaded,
         outside.load,

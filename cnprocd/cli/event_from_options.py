@@ -21,15 +21,15 @@ from cnprocd.json_value import JsonError, JsonObject, JsonValue, get_int_or_none
 from cnprocd.launch.render import exact
 from cnprocd.output.record import MATCH_FIELDS
 from cnprocd.process.cgroup_path import Container, Placement
-from cnprocd.process.model import Kind, Occurrence, Process
+from cnprocd.process.model import Image, Kind, Occurrence, Process
 from cnprocd.rules.language.syntax import signal_numbers
 from cnprocd.rules.language.value_problem import did_you_mean
 
 FIELDS = (
-    *MATCH_FIELDS, "status", "wait_status", "user", "group", "cgroup", "user_unit", "container", "containers",
-    "runtime", "pod_uid", "parent_comm", "ancestors", "lifetime_ms", "cpu_time_ms", "max_rss_kib", "read_bytes",
-    "write_bytes", "from_hook", "thread", "ruid", "euid", "rgid", "egid", "tracer_pid", "tracer_tid", "time_ns",
-    "timestamp", "level", "event", "message",
+    *MATCH_FIELDS, "status", "wait_status", "exe_claimed", "exe_deleted", "user", "group", "cgroup", "user_unit",
+    "container", "containers", "runtime", "pod_uid", "parent_comm", "ancestors", "lifetime_ms", "cpu_time_ms",
+    "max_rss_kib", "read_bytes", "write_bytes", "from_hook", "thread", "ruid", "euid", "rgid", "egid", "tracer_pid",
+    "tracer_tid", "time_ns", "timestamp", "level", "event", "message",
 )  # fmt: skip
 _EXITS = ("exit", "nonzero_exit")
 _SIGNALS = {name: number for number, name in SIGNAL_NAMES.items()}
@@ -137,6 +137,7 @@ def _signal_number(name: JsonValue) -> int:
 def _process(event: JsonObject, names: Names) -> Process:
     process = Process(get_int_or_none(event, "pid") or 0, get_int_or_none(event, "ppid"))
     process.comm, process.exe = _text(event, "comm"), _text(event, "exe")
+    process.image = Image(_text(event, "exe_claimed") or process.exe)
     process.cmdline, process.cgroup = _text(event, "cmdline"), _text(event, "cgroup")
     process.described = None if process.cgroup is not None else _placement(event)
     process.uid = _identity(event, "uid", "user", names.user)

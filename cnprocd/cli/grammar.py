@@ -98,6 +98,7 @@ EVENT = (
     arg("--user", metavar="NAME", help="User of the process: name or uid"),
     arg("--group", metavar="NAME", help="Group of the process: name or gid"),
     arg("--exe", metavar="PATH", help="Executable of the process"),
+    arg("--exe-claimed", metavar="PATH", help="Executable as the process sees it, for example in its container"),
     arg("--cmdline", metavar="TEXT", help="Arguments of the process, joined by spaces"),
     arg("--unit", metavar="UNIT", help="systemd unit of the process"),
     arg("--user-unit", metavar="UNIT", help="Unit of the user's own service manager"),

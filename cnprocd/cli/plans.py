@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cnprocd.connector.filter import connector_program, describe, listing, taskstats_program
@@ -47,11 +48,12 @@ class WholePlan:
     deaths_told_by: str
     loss_accounting: str
     dearest_rules: list[str]
+    unwatched: dict[str, str]  # path of a program -> why its exit records do not identify it here
 
 
-def cost_of(rule: CompiledRule, features: Features) -> tuple[int, str]:
+def cost_of(rule: CompiledRule, features: Features, unwatched: frozenset[str]) -> tuple[int, str]:
     """Return the cost class, from 1 (cheapest) to 4, and its meaning."""
-    identity = identity_of(rule, features)
+    identity = identity_of(rule, features, unwatched)
     if identity == "table":
         return 4, "every fork, exec, rename and exit of the machine is delivered"
     if rule.kinds - {"exit"}:
@@ -62,10 +64,10 @@ def cost_of(rule: CompiledRule, features: Features) -> tuple[int, str]:
     return 1, "only exits with the wanted statuses are delivered; a success costs nothing"
 
 
-def rule_plan(rule: CompiledRule, features: Features) -> RulePlan:
+def rule_plan(rule: CompiledRule, features: Features, unwatched: frozenset[str] = frozenset()) -> RulePlan:
     """Return the share of one rule in the plan."""
-    identity = identity_of(rule, features)
-    cost, meaning = cost_of(rule, features)
+    identity = identity_of(rule, features, unwatched)
+    cost, meaning = cost_of(rule, features, unwatched)
     return RulePlan(
         rule=rule.name,
         kinds=sorted(rule.kinds),
@@ -79,7 +81,7 @@ def rule_plan(rule: CompiledRule, features: Features) -> RulePlan:
     )
 
 
-def whole_plan(plan: Plan, matcher: Matcher, features: Features) -> WholePlan:
+def whole_plan(plan: Plan, matcher: Matcher, features: Features, unwatched: Mapping[str, str]) -> WholePlan:
     """Return what is asked of the kernel for all rules together."""
     request, taskstats = plan.request, plan.request.taskstats
     return WholePlan(
@@ -96,7 +98,8 @@ def whole_plan(plan: Plan, matcher: Matcher, features: Features) -> WholePlan:
         table=plan.tracking.table,
         deaths_told_by=_deaths(plan),
         loss_accounting=_loss(plan),
-        dearest_rules=_most_expensive(matcher, features),
+        dearest_rules=_most_expensive(matcher, features, frozenset(unwatched)),
+        unwatched=dict(unwatched),
     )
 
 
@@ -115,8 +118,8 @@ def _loss(plan: Plan) -> str:
     )
 
 
-def _most_expensive(matcher: Matcher, features: Features) -> list[str]:
+def _most_expensive(matcher: Matcher, features: Features, unwatched: frozenset[str]) -> list[str]:
     """Return the rules of the highest cost class: without them the plan would cost less."""
-    costs = {rule.name: cost_of(rule, features)[0] for rule in matcher.rules}
+    costs = {rule.name: cost_of(rule, features, unwatched)[0] for rule in matcher.rules}
     most = max(costs.values(), default=0)
     return [name for name, cost in costs.items() if cost == most and most > 1]

@@ -34,6 +34,8 @@ class DaemonView(Protocol):
     @property
     def features(self) -> Features: ...
     @property
+    def unwatched(self) -> frozenset[str]: ...
+    @property
     def pipeline(self) -> Pipeline: ...
     @property
     def dispatcher(self) -> Dispatcher: ...
@@ -105,7 +107,7 @@ def rules(daemon: DaemonView) -> list[JsonDict]:
 
 
 def _identity(rule: CompiledRule | None, daemon: DaemonView) -> str | None:
-    return None if rule is None else identity_of(rule, daemon.features)
+    return None if rule is None else identity_of(rule, daemon.features, daemon.unwatched)
 
 
 def _events(daemon: DaemonView) -> JsonDict:

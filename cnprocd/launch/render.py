@@ -29,7 +29,7 @@ from cnprocd.rules.values import Field, Template
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 MOST_VALUE_BYTES = 32 * 1024
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")  # of a record's field; a damaged spool may hold others, with NUL or "="
-_KEEPS_SLASH = frozenset({"exe", "cgroup"})  # paths by nature
+_KEEPS_SLASH = frozenset({"exe", "exe_claimed", "cgroup"})  # paths by nature
 _UNITS = frozenset({"unit", "user_unit"})
 
 

@@ -62,6 +62,11 @@ def match_record(match: Match, user_name: Callable[[int], str | None] = str) -> 
     texts = {"comm": process.comm, "exe": process.exe, "cmdline": process.cmdline}
     if occurrence.kind == "exit":
         record["status"] = describe(status)
+    if process.exe_claimed is not None and process.exe_claimed != process.exe:
+        texts["exe_claimed"] = process.exe_claimed
+        record["exe_claimed"] = _escaped(process.exe_claimed)
+    if process.exe_deleted:
+        record["exe_deleted"] = True
     parent = occurrence.ancestors[0] if occurrence.ancestors else None
     if parent is not None:
         texts["parent_comm"] = parent.comm

@@ -20,13 +20,14 @@ import asyncio
 import os
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
 from cnprocd.edge import Counters, Edge, Limits, Missed, Patience
 from cnprocd.log import Log, ThrottledLog
 from cnprocd.process import lookup_child, procfs
+from cnprocd.process.files import FileId
 from cnprocd.process.model import Process, Provenance, Wanted
 from cnprocd.process.procfs import Files, to_process, unread_process
 from cnprocd.worker import ChildWorker
@@ -41,7 +42,9 @@ REPORT_EVERY_S = 10.0
 MOST_NAMED = 20  # PIDs in a record
 _LIMITS = Limits(deadline_s=DEADLINE_S, replacements=4, spares=1)
 _LENGTH = struct.Struct("=H")
-_STAT, _STATUS, _EXE, _CMDLINE, _CGROUP, _ENVIRON = (1 << bit for bit in range(len(lookup_child.FILES)))
+_FILE = struct.Struct("=QQ")
+_MOST_REQUEST_BYTES = 64 * 1024
+_STAT, _STATUS, _EXE, _EXEFILE, _CMDLINE, _CGROUP, _ENVIRON = (1 << bit for bit in range(len(lookup_child.FILES)))
 
 
 class Lookups:
@@ -147,6 +150,18 @@ class Lookups:
         found = None if self._is_set_aside(tgid) else self._ask([tgid], _STAT | _ENVIRON)
         return found is not None and found[0][1]
 
+    def file_ids(self, paths: Sequence[str]) -> list[FileId | None] | None:
+        """Return the file of each path of the host, None for one that is not there; None if the answer is late."""
+        found: list[FileId | None] = []
+        for request in _path_requests(paths):
+            now_s = time.monotonic()
+            answer = self._edge.ask(request, self._patience.wait_s(now_s))
+            if not isinstance(answer, bytes):
+                self._patience.spend(time.monotonic() - now_s)
+                return None
+            found += [FileId(*file) if file[1] else None for file in _FILE.iter_unpack(answer)]
+        return found
+
     # Asking.
 
     def _files_of(self, batch: list[int], bits: int, until_s: float) -> Iterator[tuple[int, Files | None]]:
@@ -223,7 +238,7 @@ def _bits(wanted: Wanted) -> int:
     return (
         _STAT
         | (_STATUS if wanted.ids else 0)
-        | (_EXE if wanted.exe else 0)
+        | (_EXE | _EXEFILE if wanted.exe else 0)
         | (_CMDLINE if wanted.cmdline else 0)
         | (_CGROUP if wanted.cgroup else 0)
     )
@@ -231,6 +246,18 @@ def _bits(wanted: Wanted) -> int:
 
 def _request(tgids: list[int], bits: int) -> bytes:
     return struct.pack(f"=B{len(tgids)}I", bits, *tgids)
+
+
+def _path_requests(paths: Sequence[str]) -> Iterator[bytes]:
+    """Yield the paths in requests that a worker takes (worker.MOST_MESSAGE_BYTES)."""
+    request = b""
+    for path in paths:
+        request += os.fsencode(path) + b"\0"
+        if len(request) > _MOST_REQUEST_BYTES:
+            yield bytes([lookup_child.PATHS]) + request
+            request = b""
+    if request:
+        yield bytes([lookup_child.PATHS]) + request
 
 
 def _parse(answer: bytes) -> list[tuple[Files, bool]]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from cnprocd.connector.taskrecord import TaskRecord
 from cnprocd.process.cgroup_path import Placement, placement_of
+from cnprocd.process.files import FileId, FoundFile
 
 Provenance = Literal["taskstats", "event", "exec", "procfs", "zombie", "unknown"]
 Kind = Literal["fork", "exec", "uid", "gid", "sid", "ptrace", "comm", "coredump", "exit"]
@@ -33,6 +34,18 @@ class Wanted:
 
 
 EVERYTHING = Wanted(ids=True, exe=True, cmdline=True, cgroup=True)
+
+
+class Image(NamedTuple):
+    """What is known of a process's program beside its path and arguments."""
+
+    claimed: str | None = None  # what /proc/PID/exe shows, without the kernel's mark of a deleted file
+    is_deleted: bool | None = None
+    file: FileId | None = None
+    links: tuple[str, ...] = ()  # other paths of the same file, if rules name them
+
+
+_NO_IMAGE = Image()
 
 
 @dataclass(slots=True)
@@ -56,18 +69,35 @@ class Process:
     cgroup: str | None = None
     image_source: Provenance = "unknown"  # of exe and cmdline
     cgroup_source: Provenance = "unknown"
+    image: Image | None = None  # more about exe and cmdline
     threads: int = 1
     threaded: bool = False  # ever had more than one
     counted_ns: int = 0  # events before this time are already counted in `threads`
     ended_ns: int | None = None
+    exe_is_unnamed: bool = False  # the file is known, and no rule names its path literally
     described: Placement | None = None  # instead of what `cgroup` shows, for an event that a person describes
 
     def child(self, tgid: int, start_ns: int) -> Process:
         """Return the process after fork: all of its parent but PID and threads. (A third of replace()'s cost.)"""
         return Process(
             tgid, self.tgid, start_ns, self.comm, self.comm_source, self.uid, self.gid, self.ids_source, self.exe,
-            self.cmdline, self.cgroup, self.image_source, self.cgroup_source,
+            self.cmdline, self.cgroup, self.image_source, self.cgroup_source, self.image,
         )  # fmt: skip
+
+    @property
+    def exe_claimed(self) -> str | None:
+        """What /proc/PID/exe shows, without the kernel's mark of a deleted file. A user can choose it."""
+        return self.image.claimed if self.image is not None else None
+
+    @property
+    def exe_deleted(self) -> bool | None:
+        """Whether the path of the program leads to another file by now, or to none."""
+        return self.image.is_deleted if self.image is not None else None
+
+    @property
+    def exe_file(self) -> FileId | None:
+        """The file of the program."""
+        return self.image.file if self.image is not None else None
 
     @property
     def placement(self) -> Placement | None:
@@ -80,8 +110,27 @@ class Process:
         """Take comm, ids, exe, cmdline and cgroup of `other`, each with its provenance."""
         self.comm, self.comm_source = other.comm, other.comm_source
         self.uid, self.gid, self.ids_source = other.uid, other.gid, other.ids_source
-        self.exe, self.cmdline, self.image_source = other.exe, other.cmdline, other.image_source
+        self.take_image(other, other.image_source)
         self.cgroup, self.cgroup_source = other.cgroup, other.cgroup_source
+
+    def take_image(self, other: Process, provenance: Provenance) -> None:
+        """Take the executable and the arguments of `other`."""
+        self.exe, self.cmdline, self.image, self.image_source = other.exe, other.cmdline, other.image, provenance
+
+    def forget_image(self) -> None:
+        """Another program was executed, and nothing is known of it."""
+        self.exe = self.cmdline = self.image = None
+        self.image_source = "unknown"
+
+    def take_executed_file(self, file: FileId, found: FoundFile | None) -> None:
+        """Take the file that the exit record names, and its path if it is known."""
+        image = self.image or _NO_IMAGE
+        if image.file is None:
+            image = image._replace(file=file)
+        if found is not None:
+            self.exe, self.image_source = found.paths[0], "taskstats"
+            image = image._replace(links=found.paths[1:], is_deleted=found.is_deleted)
+        self.image = image
 
     def take_ids(self, other: Process | TaskRecord, provenance: Provenance) -> None:
         """Take the real uid and gid of `other`."""
@@ -114,7 +163,7 @@ class Process:
         if self.uid is None:
             self.uid, self.gid, self.ids_source = fresh.uid, fresh.gid, fresh.ids_source
         if self.cmdline is None and self.exe is None:
-            self.exe, self.cmdline, self.image_source = fresh.exe, fresh.cmdline, fresh.image_source
+            self.take_image(fresh, fresh.image_source)
         if self.cgroup is None:
             self.cgroup, self.cgroup_source = fresh.cgroup, fresh.cgroup_source
         if self.ppid is None:
@@ -148,6 +197,23 @@ class ProcLookup(Protocol):
 
     def zombie_cgroup(self, tgid: int, ended_ns: int) -> str | None:
         """Return the cgroup in which a process ended that is not reaped yet; None if /proc does not show it."""
+
+
+class FileLookup(Protocol):
+    """What may be asked about the files of programs. file_names.py answers; none of these raises."""
+
+    @property
+    def knows_all_named(self) -> bool:
+        """Whether a file that is not found as a named one is none of the paths that rules name."""
+
+    def find(self, file: FileId, comm: str | None) -> FoundFile | None:
+        """Return the paths of a file that an exit record names, or None. `comm` is what the process was called."""
+
+    def learn(self, process: Process) -> None:
+        """Take the verified path of a running process."""
+
+    def is_same(self, one: FileId, other: FileId) -> bool | None:
+        """Whether two identities are one file; None if an identity does not name one file here."""
 
 
 class ProcScan(ProcLookup, Protocol):

@@ -10,12 +10,15 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import struct
 import time
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
-from cnprocd.process.model import EVERYTHING, TICK_NS, Process, Provenance, Wanted
+from cnprocd.process import lookup_child
+from cnprocd.process.files import FileId, claim_of, verified_path
+from cnprocd.process.model import EVERYTHING, TICK_NS, Image, Process, Provenance, Wanted
 from cnprocd.process.stat import (
     Stat,
     Status,
@@ -28,6 +31,7 @@ from cnprocd.process.stat import (
 )
 
 _CHUNK = 8192
+_EXEFILE = struct.Struct("=QQB")
 
 
 def _read(tgid: int, name: str) -> bytes | None:
@@ -95,6 +99,7 @@ class Files(NamedTuple):
     stat: bytes | None
     status: bytes | None = None
     exe: bytes | None = None
+    exefile: bytes | None = None  # see lookup_child.executed_file
     cmdline: bytes | None = None
     cgroup: bytes | None = None
 
@@ -107,18 +112,12 @@ def read_process(tgid: int, wanted: Wanted = EVERYTHING, source: Provenance = "p
     files = Files(
         stat=_read(tgid, "stat"),
         status=_read(tgid, "status") if wanted.ids else None,
-        exe=_exe(tgid) if wanted.exe else None,
+        exe=lookup_child.read(tgid, "exe") if wanted.exe else None,
+        exefile=lookup_child.read(tgid, "exefile") if wanted.exe else None,
         cmdline=_read(tgid, "cmdline") if wanted.cmdline else None,
         cgroup=_read(tgid, "cgroup") if wanted.cgroup else None,
     )
     return to_process(tgid, files, source)
-
-
-def _exe(tgid: int) -> bytes | None:
-    try:
-        return os.readlink(f"/proc/{tgid}/exe".encode())
-    except OSError:
-        return None  # a kernel thread, a zombie, or another user's without CAP_SYS_PTRACE
 
 
 def to_process(tgid: int, files: Files, source: Provenance) -> Process | None:
@@ -142,7 +141,8 @@ def to_process(tgid: int, files: Files, source: Provenance) -> Process | None:
             process.uid, process.gid = parse_ids(files.status)
             process.ids_source = source
     if files.exe is not None:
-        process.exe, process.image_source = text(files.exe), source
+        take_claim(process, text(files.exe), files.exefile)
+        process.image_source = source
     if files.cmdline:
         process.cmdline, process.image_source = parse_cmdline(files.cmdline), source
     if files.cgroup:
@@ -150,6 +150,16 @@ def to_process(tgid: int, files: Files, source: Provenance) -> Process | None:
         if not (stat.is_dead and cgroup == "/"):  # see zombie_cgroup
             process.cgroup, process.cgroup_source = cgroup, source
     return process
+
+
+def take_claim(process: Process, shown: str, exefile: bytes | None) -> None:
+    """Take what /proc/PID/exe shows. `exe` is its path only if evidence vouches for it (see files.py)."""
+    device, inode, evidence = _EXEFILE.unpack(exefile) if exefile is not None else (0, 0, 0)
+    file = FileId(device, inode) if inode else None
+    claim = claim_of(shown, file, file if evidence & lookup_child.AT_TEXT else None)
+    at_path = file if evidence & lookup_child.AT_PATH else None
+    process.exe = verified_path(claim, at_path, bool(evidence & lookup_child.HOST_MOUNTS))
+    process.image = Image(claim.path, claim.is_deleted, claim.file)
 
 
 def unread_process(tgid: int, wanted: Wanted, source: Provenance) -> Process | None:

@@ -98,11 +98,11 @@ class Table:
         process.threads, process.threaded = 1, False  # exec ends every other thread; their exits came before this event
         process.counted_ns = at_ns
         if fresh is None or not same_process(process, fresh):
-            process.comm = process.exe = process.cmdline = None
-            process.comm_source = process.image_source = "unknown"
+            process.comm, process.comm_source = None, "unknown"
+            process.forget_image()
             return process
         process.take_comm(fresh, "exec")
-        process.exe, process.cmdline, process.image_source = fresh.exe, fresh.cmdline, "exec"
+        process.take_image(fresh, "exec")
         if fresh.uid is not None:
             process.take_ids(fresh, "exec")
         if fresh.cgroup is not None:

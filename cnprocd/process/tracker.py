@@ -16,7 +16,8 @@ from cnprocd.connector.status import EVERY_STATUS, StatusSet
 from cnprocd.connector.taskrecord import TaskRecord
 from cnprocd.process.deaths import Death, Deaths, Waiting
 from cnprocd.process.family import HookFamily
-from cnprocd.process.model import KINDS_OF_LASTING_COMM, Kind, Occurrence, Process, ProcLookup, Wanted
+from cnprocd.process.files import FileId
+from cnprocd.process.model import KINDS_OF_LASTING_COMM, FileLookup, Kind, Occurrence, Process, ProcLookup, Wanted
 from cnprocd.process.table import Table
 from cnprocd.process.thread_count import ThreadCount
 
@@ -36,6 +37,7 @@ class Tracking:
     wanted: Wanted  # to read after exec of a known process: real ids and cgroup survive exec
     kinds: frozenset[Kind]
     thread_kinds: frozenset[Kind]
+    exe_files: bool = False  # some rule needs the path of the file that an exit record names
     statuses: StatusSet = EVERY_STATUS  # of exits that a rule could match; others come only for the table
 
     @property
@@ -57,7 +59,16 @@ def _about_everything(kind: Kind, of_thread: bool, comm: str | None) -> bool:
 class Tracker:
     """Keeps the table, joins deaths, and follows the family of hooks."""
 
-    def __init__(self, tracking: Tracking, procfs: ProcLookup, own_tgid: int, cares: Cares = _about_everything) -> None:
+    def __init__(
+        self,
+        tracking: Tracking,
+        procfs: ProcLookup,
+        own_tgid: int,
+        cares: Cares = _about_everything,
+        files: FileLookup | None = None,
+    ) -> None:
+        """`files`: the paths of files that exit records name; None: they are not used."""
+        self._files = files
         self.table = Table()
         self._thread_count = ThreadCount(self.table, procfs)
         self.deaths = Deaths(procfs.is_alive)
@@ -127,7 +138,13 @@ class Tracker:
 
     def adopt(self, snapshot: list[Process]) -> list[Occurrence]:
         """Enter a /proc scan. Return exits of processes whose PID already has a new owner."""
+        for process in snapshot:
+            self._learn(process)
         return [self._vanished(process) for process in self.table.adopt(snapshot)]
+
+    def _learn(self, process: Process | None) -> None:
+        if process is not None and process.exe is not None and self._files is not None:
+            self._files.learn(process)
 
     def missing(self, living: set[int], scan_began_ns: int) -> list[Occurrence]:
         """Return the tracked processes that vanished without an event, as exits of unknown status."""
@@ -168,6 +185,7 @@ class Tracker:
         self._thread_count.executed(tgid)
         if self.tracking.table:
             fresh = self._procfs.read(tgid, self.tracking.wanted, "exec")
+            self._learn(fresh)
             self.table.exec(tgid, event.timestamp_ns, fresh)
             self.newcomers.add(tgid)
         return self._occurrences("exec", tgid, event.process_pid, event, True, {})
@@ -281,8 +299,25 @@ class Tracker:
         occurrence.recovered = event is None
         # cn_proc.c names no parent of a released task. A thread is always released; its process may be a zombie.
         occurrence.reaped = event is not None and event.parent_tgid == 0 and event.process_pid == death.tgid
+        if self.tracking.exe_files and record is not None:
+            self._take_executed_file(process, record)
         self._read_cgroup_at_death(occurrence)
         return [self._placed(occurrence, event.parent_tgid if event is not None else 0)]
+
+    def _take_executed_file(self, process: Process, record: TaskRecord) -> None:
+        """Take the file that the exit record names. If it is not the one that /proc showed, an exec was missed."""
+        if self._files is None or not record.exe_inode:
+            return
+        file = FileId(record.exe_device, record.exe_inode)
+        if process.exe_file is not None:
+            is_same = self._files.is_same(process.exe_file, file)
+            if is_same is False:
+                process.forget_image()
+            elif process.exe is not None:
+                return
+        found = self._files.find(file, process.comm)
+        process.take_executed_file(file, found)
+        process.exe_is_unnamed = self._files.knows_all_named and not (found is not None and found.is_named)
 
     def _read_cgroup_at_death(self, occurrence: Occurrence) -> None:
         """If a rule needs it: the process may have been moved since its exec, as desktop sessions and cgclassify do."""

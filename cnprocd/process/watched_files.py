@@ -1,12 +1,12 @@
-"""The files that rules name, kept up to date: inotify(7) on them and on their directories, statx(2) when one changes.
+"""The files that rules name, kept up to date: inotify(7) on them and on their directories, a look when one changes.
 
 An upgrade stays exact: inotify reports the rename before a process can run the new file, and IN_DELETE_SELF of the old
 file when its last name and the last process that runs it are gone, before the kernel gives its inode number away again
 (fs/dcache.c dentry_unlink_inode). So inotify is read after the exit records and before they are used: then every change
 that they depend on is known. A file that was let go is kept until `let_go`, for records of the same batch.
 
-A look at a path never asks another machine or a process: paths on such filesystems are not looked at, and statx is
-called with AT_STATX_DONT_SYNC.
+Paths on filesystems that another machine or a process serves are not looked at. The look itself is the caller's
+function: a disk that does not answer must not stop the loop. A look that is late is repeated with the next tick.
 """
 
 from __future__ import annotations
@@ -14,22 +14,26 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import select
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from cnprocd.process.files import FileId, KnownFiles, Mounts, device_number, parse_mountinfo
+from cnprocd.process.files import FileId, KnownFiles, Mounts, parse_mountinfo
+
+LookUp = Callable[[Sequence[str]], "list[FileId | None] | None"]
+"""Return the file of each path, None for a path without one; None if the answer is late."""
+
+LATE = "the look at it is late"
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
-_AT_FDCWD, _AT_STATX_DONT_SYNC, _STATX_INO = -100, 0x4000, 0x100
-_STATX_BYTES = 256
-_STATX = struct.Struct("=I28xQ96xII")  # mask | ino | dev_major dev_minor (include/uapi/linux/stat.h)
 _EVENT = struct.Struct("=iIII")  # wd mask cookie len (inotify(7))
 _IN_MOVED_FROM, _IN_MOVED_TO, _IN_CREATE, _IN_DELETE = 0x40, 0x80, 0x100, 0x200
 _IN_DELETE_SELF, _IN_MOVE_SELF = 0x400, 0x800
 _IN_UNMOUNT, _IN_Q_OVERFLOW, _IN_IGNORED = 0x2000, 0x4000, 0x8000
 _OF_DIRECTORY = _IN_MOVED_FROM | _IN_MOVED_TO | _IN_CREATE | _IN_DELETE | _IN_DELETE_SELF | _IN_MOVE_SELF
 _READ_BYTES = 64 * 1024
+_MOUNTINFO = "/proc/self/mountinfo"
 
 
 class Unwatched(NamedTuple):
@@ -39,56 +43,67 @@ class Unwatched(NamedTuple):
     reason: str
 
 
-def file_id(path: str) -> FileId | None:
-    """The file that a path leads to, from what this kernel has cached; None if there is none or it may not be seen."""
-    buffer = ctypes.create_string_buffer(_STATX_BYTES)
-    if _LIBC.statx(_AT_FDCWD, os.fsencode(path), _AT_STATX_DONT_SYNC, _STATX_INO, buffer) != 0:
-        return None
-    mask, inode, major, minor = _STATX.unpack_from(buffer)
-    return FileId(device_number(major, minor), inode) if mask & _STATX_INO else None
+class MountTable:
+    """The mounts that this process sees, read again when they change (poll(2) on mountinfo, proc_pid_mountinfo(5))."""
 
+    def __init__(self) -> None:
+        self._fd = os.open(_MOUNTINFO, os.O_RDONLY | os.O_CLOEXEC)
+        self._poll = select.poll()
+        self._poll.register(self._fd, select.POLLPRI)
+        self._mounts = self._read()
 
-def read_mounts() -> Mounts:
-    """The mounts that this process sees."""
-    with open("/proc/self/mountinfo", "rb") as file:
-        return parse_mountinfo(file.read())
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def now(self) -> Mounts:
+        """Return the mounts."""
+        if self._poll.poll(0):
+            self._mounts = self._read()
+        return self._mounts
+
+    def _read(self) -> Mounts:
+        with open(_MOUNTINFO, "rb") as file:
+            return parse_mountinfo(file.read())
 
 
 class WatchedFiles:
     """Keeps a KnownFiles true to the paths that rules name."""
 
-    def __init__(self, files: KnownFiles) -> None:
+    def __init__(self, files: KnownFiles, look_up: LookUp) -> None:
         """Raises OSError if the kernel gives no inotify instance."""
         self._files = files
+        self._look_up = look_up
+        self._mount_table = MountTable()
         self._inotify = _checked(_LIBC.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
-        self._mounts = read_mounts()
         self._directories: dict[int, str] = {}  # watch -> directory of named paths
         self._watched: dict[int, tuple[FileId, set[str]]] = {}  # watch -> a file and the paths that it has or had
         self._watch_of: dict[FileId, int] = {}
+        self._reasons: dict[str, str] = {}  # path -> why exit records do not identify its file
         self._gone: list[tuple[str, FileId]] = []
 
-    def fileno(self) -> int:
-        return self._inotify
-
     def close(self) -> None:
+        self._mount_table.close()
         os.close(self._inotify)
 
     def use(self, paths: Iterable[str]) -> None:
         """Watch these paths from now on, and no others."""
         wanted = frozenset(paths)
-        self._mounts = read_mounts()
         for path in self._files.named_paths - wanted:
             self._files.unname(path)
+            self._reasons.pop(path, None)
         for path in wanted - self._files.named_paths:
             self._files.name(path, None)
-            self._watch_directory(os.path.dirname(path))
         self._drop_unused()
         self.look_again()
 
+    @property
     def unwatched(self) -> list[Unwatched]:
         """The named paths whose files exit records do not identify here."""
-        reasons = ((path, self._reason_against(path)) for path in sorted(self._files.named_paths))
-        return [Unwatched(path, reason) for path, reason in reasons if reason is not None]
+        return [Unwatched(path, reason) for path, reason in sorted(self._reasons.items())]
+
+    def identifies(self, device: int) -> bool:
+        """Whether device and inode number name one file on this device."""
+        return self._mount_table.now().identifies(device)
 
     def refresh(self) -> None:
         """Take what inotify has: call it when the exit records of a batch were read and before they are used."""
@@ -100,13 +115,12 @@ class WatchedFiles:
                 self._take_file_event(watch, mask)
             elif watch in self._directories:
                 dirty |= self._take_directory_event(watch, mask, name)
-        for path in dirty & self._files.named_paths:
-            self._look(path)
+        if dirty:
+            self._look(dirty & self._files.named_paths)
 
     def look_again(self) -> None:
         """Look at every named path: finds what inotify cannot show, a renamed directory above or a new mount."""
-        for path in self._files.named_paths:
-            self._look(path)
+        self._look(self._files.named_paths)
 
     def let_go(self) -> None:
         """The batch is done: forget the files that the kernel let go."""
@@ -116,16 +130,34 @@ class WatchedFiles:
 
     def keep_old(self, path: str, tgid: int, file: FileId) -> None:
         """A process of the host runs a file that had this named path. Known until the kernel lets go of it."""
-        if file in self._files.old_files(path) or not self._mounts.identifies(file.device):
+        if file in self._files.old_files(path) or not self.identifies(file.device):
             return
-        if self._watch_file(f"/proc/{tgid}/exe", path, file) and file_id(f"/proc/{tgid}/exe") == file:
+        if self._watch_file(f"/proc/{tgid}/exe", path, file):
             self._files.name_old(path, file)
 
-    def _look(self, path: str) -> None:
+    def _look(self, paths: Iterable[str]) -> None:
+        mounts = self._mount_table.now()
+        looked_at = []
+        for path in sorted(paths):
+            if mounts.is_local(path):
+                looked_at.append(path)
+            else:
+                self._reasons[path] = "another machine or a process serves its filesystem"
+        found = self._look_up(looked_at)
+        if found is None:
+            self._reasons |= {path: LATE for path in looked_at if self._files.current(path) is None}
+            return
+        for path, file in zip(looked_at, found, strict=True):
+            if file is not None and not mounts.identifies(file.device):
+                self._reasons[path] = "its filesystem, such as btrfs, can give one device and inode number to two files"
+                file = None
+            else:
+                self._reasons.pop(path, None)
+            self._watch_directory(os.path.dirname(path))
+            self._take(path, file)
+
+    def _take(self, path: str, file: FileId | None) -> None:
         before = self._files.current(path)
-        file = file_id(path) if self._mounts.is_local(path) else None
-        if file is not None and not self._mounts.identifies(file.device):
-            file = None
         if file == before:
             return
         if file is not None:
@@ -134,16 +166,8 @@ class WatchedFiles:
         if before is not None and before not in self._watch_of:
             self._gone.append((path, before))  # nothing will report when it is let go
 
-    def _reason_against(self, path: str) -> str | None:
-        if not self._mounts.is_local(path):
-            return "it is on a filesystem that another machine or a process serves"
-        file = file_id(path)
-        if file is not None and not self._mounts.identifies(file.device):
-            return "its filesystem gives one device and inode number to several files, as btrfs does"
-        return None
-
     def _watch_directory(self, directory: str) -> None:
-        if directory in self._directories.values() or not self._mounts.is_local(directory):
+        if directory in self._directories.values():
             return
         watch = self._add_watch(directory, _OF_DIRECTORY)
         if watch is not None:
@@ -177,7 +201,6 @@ class WatchedFiles:
         directory = self._directories[watch]
         if mask & (_IN_DELETE_SELF | _IN_MOVE_SELF | _IN_UNMOUNT | _IN_IGNORED):
             del self._directories[watch]
-            self._watch_directory(directory)
             return {path for path in self._files.named_paths if os.path.dirname(path) == directory}
         return {os.path.join(directory, os.fsdecode(name))}
 

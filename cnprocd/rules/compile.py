@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from cnprocd.connector.status import ALL_SIGNALS, EVERY_STATUS, FAILURES, NO_STATUS, StatusSet
 from cnprocd.process.model import Kind, Occurrence
-from cnprocd.rules.needs import Need, Needs, needs_of
+from cnprocd.rules.needs import Need, Needs, exe_directories, literal_exe_paths, needs_of
 from cnprocd.rules.predicate import Test, compile_condition, text_test
 from cnprocd.rules.ruleset import EXIT_EVENTS, Condition, EventName, Rule
 from cnprocd.rules.values import Pattern
@@ -43,6 +43,11 @@ class CompiledRule:
     @property
     def name(self) -> str:
         return self.rule.name
+
+    @property
+    def exe_paths(self) -> frozenset[str]:
+        """The paths that the rule compares `exe` with."""
+        return literal_exe_paths(self.rule.match)
 
     @property
     def match_needs(self) -> frozenset[Need]:
@@ -122,6 +127,18 @@ class Matcher:
             for kind in {kind for rule in self.rules for kind in rule.kinds}
             for threads in (False, True)
         }
+
+    @property
+    def exe_paths(self) -> frozenset[str]:
+        """The paths that rules compare `exe` with."""
+        return frozenset().union(*(rule.exe_paths for rule in self.rules))
+
+    @property
+    def exe_directories(self) -> frozenset[str] | None:
+        """Where rules look for programs; None if none of them needs the path of any other program."""
+        if not any("exe" in rule.needs for rule in self.rules):
+            return None
+        return frozenset().union(*(exe_directories(rule.rule.match) for rule in self.rules))
 
     def wants(self, kind: Kind, threads: bool) -> bool:
         """Return whether any rule has this kind of event, of processes or of threads."""

@@ -6,19 +6,22 @@ The plan pays for exactly these (rules/plan.py), `explain` shows the price and t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
 from cnprocd.rules.ruleset import Condition, ProcessCondition, Rule
 from cnprocd.rules.values import Template
 
-Need = Literal["comm", "ids", "exe", "cmdline", "cgroup", "ancestors", "usage", "lifetime"]
+Need = Literal["comm", "ids", "exe", "exe_file", "exe_claimed", "cmdline", "cgroup", "ancestors", "usage", "lifetime"]
+"""`exe`: the path of any program. `exe_file`: which of the paths that rules name literally it is, if any."""
 
 NEED_OF_KEY: Mapping[str, Need] = {
     "comm": "comm",
     "user": "ids",
     "group": "ids",
     "exe": "exe",
+    "exe_claimed": "exe_claimed",
     "cmdline": "cmdline",
     "cgroup": "cgroup",
     "unit": "cgroup",
@@ -39,6 +42,8 @@ NEED_OF_FIELD: Mapping[str, Need] = {
     "gid": "ids",
     "user": "ids",
     "exe": "exe",
+    "exe_claimed": "exe_claimed",
+    "exe_deleted": "exe",
     "cmdline": "cmdline",
     "cgroup": "cgroup",
     "unit": "cgroup",
@@ -60,11 +65,41 @@ Needs = Mapping[Need, tuple[str, ...]]
 def needs_of(rule: Rule) -> Needs:
     """Return what a rule needs to know."""
     found: dict[Need, list[str]] = {}
+    demands_literal = _demands_literal_exe(rule.match)
     for need, line in (*_of_condition(rule.match, "match"), *_of_fields(named_fields(rule))):
+        if need == "exe" and demands_literal and not line.startswith("match."):
+            need = "exe_file"  # of a match the path is one that the rule names
         lines = found.setdefault(need, [])
         if line not in lines:
             lines.append(line)
     return {need: tuple(lines) for need, lines in found.items()}
+
+
+def literal_exe_paths(condition: Condition | ProcessCondition | None) -> frozenset[str]:
+    """Return the paths that a rule compares the executable of the event's process with."""
+    if condition is None:
+        return frozenset()
+    own = frozenset(pattern.text for pattern in condition.exe or () if pattern.kind == "literal")
+    return own.union(*map(literal_exe_paths, (*condition.not_, *condition.any, *condition.all)))
+
+
+def exe_directories(condition: Condition | ProcessCondition | None) -> frozenset[str]:
+    """Return the directories in which the glob patterns on `exe` begin."""
+    if condition is None:
+        return frozenset()
+    globs = (
+        re.split(r"[*?\[]", pattern.text, maxsplit=1)[0] for pattern in condition.exe or () if pattern.kind == "glob"
+    )
+    own = frozenset(start.rpartition("/")[0] for start in globs if start.startswith("/") and start.count("/") > 1)
+    return own.union(*map(exe_directories, (*condition.not_, *condition.any, *condition.all)))
+
+
+def _demands_literal_exe(condition: Condition | None) -> bool:
+    """Whether every process that satisfies a condition runs one of the paths that it names literally."""
+    if condition is None:
+        return False
+    own = condition.exe is not None and all(pattern.kind == "literal" for pattern in condition.exe)
+    return own or any(map(_demands_literal_exe, condition.all))
 
 
 def named_fields(rule: Rule) -> Iterator[tuple[str, str]]:
@@ -99,9 +134,14 @@ def _of_condition(condition: Condition | ProcessCondition | None, line: str) -> 
         return
     for key, need in NEED_OF_KEY.items():
         if getattr(condition, key, None) is not None:
-            yield need, f"{line}.{key}"
+            yield ("exe_file" if need == "exe" and _is_literal(condition) else need), f"{line}.{key}"
     for name in ("not_", "any", "all"):
         for part in getattr(condition, name):
             yield from _of_condition(part, f"{line}.{name.rstrip('_')}")
     for name in ("parent", "ancestor"):
-        yield from _of_condition(getattr(condition, name), f"{line}.{name}")
+        for need, below in _of_condition(getattr(condition, name), f"{line}.{name}"):
+            yield ("exe" if need == "exe_file" else need), below  # no exit record shows the file of a relative
+
+
+def _is_literal(condition: Condition | ProcessCondition) -> bool:
+    return all(pattern.kind == "literal" for pattern in condition.exe or ())

@@ -3,8 +3,9 @@
 These are the sources of identity, cheapest first. The cheapest one that has every attribute of the rules serves them:
 
   none         no rule needs an attribute: neither its match nor its message nor its hook names one
-  taskstats    exit rules that need comm, ids, usage or lifetime: exit records of the wanted statuses only. A successful
-               exit costs nothing, and no fork or exec events are requested
+  taskstats    exit rules that need comm, ids, usage, lifetime, or whether it was one of the programs that they name
+               literally: exit records of the wanted statuses only. A successful exit costs nothing, and no fork or exec
+               events are requested
   procfs       exec, comm and coredump rules that need only attributes of a running process
   table        all other rules: a table of processes, from fork, exec, comm, uid, gid and exit events
 
@@ -50,8 +51,10 @@ _TABLE_BITS = (
     | uapi.PROC_EVENT_EXIT
 )
 _EVERY_BIT = uapi.PROC_EVENT_ALL & ~uapi.PROC_EVENT_NONZERO_EXIT
-_IN_RECORDS: frozenset[Need] = frozenset({"comm", "ids", "usage", "lifetime"})
-_IN_PROC: frozenset[Need] = frozenset({"comm", "ids", "exe", "cmdline", "cgroup"})
+_IN_RECORDS: frozenset[Need] = frozenset({"comm", "ids", "usage", "lifetime", "exe_file"})
+_IN_PROC: frozenset[Need] = frozenset({"comm", "ids", "exe", "exe_file", "exe_claimed", "cmdline", "cgroup"})
+_EXE_NEEDS: frozenset[Need] = frozenset({"exe", "exe_file", "exe_claimed"})
+_NOT_NAMED: frozenset[str] = frozenset()
 _MAX_RANGES = 16  # more tests per message than this cost more than the message that they save
 
 Deaths = Literal["none", "records", "threads"]
@@ -67,16 +70,20 @@ class Plan:
     tracking: Tracking
 
 
-def make_plan(matcher: Matcher, features: Features, follow_hooks: bool = False) -> Plan:
+def make_plan(
+    matcher: Matcher, features: Features, follow_hooks: bool = False, unwatched: frozenset[str] = _NOT_NAMED
+) -> Plan:
     """Return the least to ask of a kernel with these features for these rules.
 
     `follow_hooks`: hooks may be running, so fork events and the exits of leaders are needed to know their descendants.
+    `unwatched`: paths whose files exit records do not identify (see process/watched_files.py).
     """
     kinds = frozenset(kind for kind in _KIND_BITS if matcher.wants(kind, threads=False))
     thread_kinds = frozenset(kind for kind in _KIND_BITS if matcher.wants(kind, threads=True))
     exits = "exit" in kinds or "exit" in thread_kinds
     needs = frozenset(need for rule in matcher.rules for need in rule.needs)
-    table = any(identity_of(rule, features) == "table" for rule in matcher.rules)
+    sources = [(rule, identity_of(rule, features, unwatched)) for rule in matcher.rules]
+    table = any(source == "table" for _, source in sources)
     deaths: Deaths = "none" if not exits else "records" if features.taskstats else "threads"
     statuses = _union(matcher) if exits else NO_STATUS
     leader_exits = follow_hooks or (table and deaths != "threads")
@@ -105,7 +112,12 @@ def make_plan(matcher: Matcher, features: Features, follow_hooks: bool = False) 
         Tracking(
             table=table,
             records=deaths != "threads",
-            wanted=Wanted(exe="exe" in needs, cmdline="cmdline" in needs, cgroup="cgroup" in needs),
+            wanted=Wanted(
+                exe=any(source in ("procfs", "table") and rule.needs.keys() & _EXE_NEEDS for rule, source in sources),
+                cmdline="cmdline" in needs,
+                cgroup="cgroup" in needs,
+            ),
+            exe_files=bool(needs & {"exe", "exe_file"}),
             kinds=kinds,
             thread_kinds=thread_kinds,
             statuses=statuses,
@@ -113,9 +125,12 @@ def make_plan(matcher: Matcher, features: Features, follow_hooks: bool = False) 
     )
 
 
-def identity_of(rule: CompiledRule, features: Features) -> Identity:
+def identity_of(rule: CompiledRule, features: Features, unwatched: frozenset[str] = _NOT_NAMED) -> Identity:
     """Return the cheapest source that has every attribute that the rule needs, at each of its events."""
-    return max((_identity_at(kind, rule.needs.keys(), features) for kind in rule.kinds), key=_LADDER.index)
+    needs: Set[Need] = rule.needs.keys()
+    if "exe_file" in needs and not unwatched.isdisjoint(rule.exe_paths):
+        needs = needs | {"exe"}
+    return max((_identity_at(kind, needs, features) for kind in rule.kinds), key=_LADDER.index)
 
 
 def _identity_at(kind: Kind, needs: Set[Need], features: Features) -> Identity:

@@ -114,7 +114,9 @@ def _negated_process(test: ProcessTest) -> ProcessTest:
 
 def _process_tests(condition: Condition | ProcessCondition) -> list[ProcessTest]:
     tests: list[ProcessTest] = []
-    for name in ("comm", "exe", "cmdline", "cgroup"):
+    if condition.exe is not None:
+        tests.append(_exe_test(condition.exe))
+    for name in ("comm", "exe_claimed", "cmdline", "cgroup"):
         patterns: tuple[Pattern, ...] | None = getattr(condition, name)
         if patterns is not None:
             tests.append(_attribute_test(name, text_test(patterns)))
@@ -137,6 +139,18 @@ def _attribute_test(name: str, test: Callable[..., bool]) -> ProcessTest:
     def verdict(process: Process, above: tuple[Process, ...] | None) -> Verdict:
         value = getattr(process, name)
         return None if value is None else test(value)
+
+    return verdict
+
+
+def _exe_test(patterns: tuple[Pattern, ...]) -> ProcessTest:
+    """A file that is none of those that rules name is none of these either, whatever its path is."""
+    test, only_named = text_test(patterns), all(pattern.kind == "literal" for pattern in patterns)
+
+    def verdict(process: Process, above: tuple[Process, ...] | None) -> Verdict:
+        if process.exe is None:
+            return False if only_named and process.exe_is_unnamed else None
+        return test(process.exe) or (process.image is not None and any(map(test, process.image.links)))
 
     return verdict
 

@@ -26,6 +26,7 @@ Serialize = Literal["rule", "comm", "none"]
 class _Identity:
     comm: tuple[Pattern, ...] | None = None
     exe: tuple[Pattern, ...] | None = None
+    exe_claimed: tuple[Pattern, ...] | None = None
     cmdline: tuple[Pattern, ...] | None = None
     cgroup: tuple[Pattern, ...] | None = None
     unit: tuple[Pattern, ...] | None = None

@@ -85,7 +85,7 @@ class Template:
 
 # Fields whose text a process can choose. A program that parses commands must never get them.
 FREE_TEXT_FIELDS = frozenset(
-    {"comm", "parent_comm", "exe", "cmdline", "unit", "user_unit", "cgroup", "container", "containers"}
+    {"comm", "parent_comm", "exe", "exe_claimed", "cmdline", "unit", "user_unit", "cgroup", "container", "containers"}
 )
 
 FIELD_NAMES = (
@@ -99,6 +99,8 @@ FIELD_NAMES = (
     "gid",
     "user",
     "exe",
+    "exe_claimed",
+    "exe_deleted",
     "cmdline",
     "unit",
     "user_unit",

@@ -7,7 +7,7 @@ _cnprocctl() {
     for ((i = 1; i < COMP_CWORD; i++)); do
         word=${COMP_WORDS[i]}
         case "$word" in
-            --ancestor|--by|--cgroup|--cmdline|--comm|--container|--count|--cpu-time|--event|--exe|--exit-code|--for|--group|--interval|--job|--kind|--kinds|--lifetime|--limit|--lines|--match|--max-rss|--max-size|--output|--parent|--pid|--pod-uid|--rate|--rule|--rules|--runtime-dir|--signal|--since|--state|--state-dir|--status|--unit|--until|--user|--user-unit|--without|-n|-o) ((i++)) ;;
+            --ancestor|--by|--cgroup|--cmdline|--comm|--container|--count|--cpu-time|--event|--exe|--exe-claimed|--exit-code|--for|--group|--interval|--job|--kind|--kinds|--lifetime|--limit|--lines|--match|--max-rss|--max-size|--output|--parent|--pid|--pod-uid|--rate|--rule|--rules|--runtime-dir|--signal|--since|--state|--state-dir|--status|--unit|--until|--user|--user-unit|--without|-n|-o) ((i++)) ;;
             -*) ;;
             *) if [[ -z $verb ]]; then verb=$word; elif [[ " rules jobs " == *" $verb "* ]]; then verb="$verb $word"; fi ;;
         esac
@@ -23,6 +23,7 @@ _cnprocctl() {
         --cpu-time) COMPREPLY=(); return ;;
         --event) COMPREPLY=(); return ;;
         --exe) COMPREPLY=(); return ;;
+        --exe-claimed) COMPREPLY=(); return ;;
         --exit-code) COMPREPLY=(); return ;;
         --for) COMPREPLY=(); return ;;
         --group) COMPREPLY=($(compgen -g -- "$cur")); return ;;
@@ -72,11 +73,11 @@ _cnprocctl() {
             [[ $cur != -* ]] && COMPREPLY=($(compgen -f -- "$cur"))
             ;;
         "explain")
-            COMPREPLY=($(compgen -W "--job --without --pid --kind --comm --exit-code --signal --status --core --lost --user --group --exe --cmdline --unit --user-unit --container --pod-uid --cgroup --parent --ancestor --lifetime --max-rss --cpu-time --from-hook --thread --event --rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--job --without --pid --kind --comm --exit-code --signal --status --core --lost --user --group --exe --exe-claimed --cmdline --unit --user-unit --container --pod-uid --cgroup --parent --ancestor --lifetime --max-rss --cpu-time --from-hook --thread --event --rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
             [[ $cur != -* ]] && COMPREPLY=($(compgen -W "$(_cnprocctl_rules)" -- "$cur"))
             ;;
         "test")
-            COMPREPLY=($(compgen -W "--pid --kind --comm --exit-code --signal --status --core --lost --user --group --exe --cmdline --unit --user-unit --container --pod-uid --cgroup --parent --ancestor --lifetime --max-rss --cpu-time --from-hook --thread --event --rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--pid --kind --comm --exit-code --signal --status --core --lost --user --group --exe --exe-claimed --cmdline --unit --user-unit --container --pod-uid --cgroup --parent --ancestor --lifetime --max-rss --cpu-time --from-hook --thread --event --rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
             ;;
         "schema")
             COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --output --json" -- "$cur"))

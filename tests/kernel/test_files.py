@@ -11,7 +11,18 @@ import pytest
 
 from cnprocd.connector.taskstats import Taskstats
 from cnprocd.process.files import FileId, KnownFiles
-from cnprocd.process.watched_files import WatchedFiles, file_id, read_mounts
+from cnprocd.process.lookup_child import file_at
+from cnprocd.process.watched_files import MountTable, WatchedFiles
+
+
+def file_id(path: str) -> FileId | None:
+    found = FileId(*file_at(path.encode()))
+    return found if found.inode else None
+
+
+def look_up(paths):
+    return [file_id(path) for path in paths]
+
 
 FAILING = ("false", "test", "expr", "sleep")
 
@@ -26,7 +37,7 @@ def records():
 @pytest.fixture
 def known(tmp_path):
     files = KnownFiles()
-    watched = WatchedFiles(files)
+    watched = WatchedFiles(files, look_up)
     yield files, watched
     watched.close()
 
@@ -43,7 +54,7 @@ def running(program: Path) -> subprocess.Popen[bytes]:
 
 @pytest.mark.parametrize("name", FAILING)
 def test_a_record_names_the_file_that_stat_shows(name, records):
-    program = shutil.which(name)
+    program = os.path.realpath(shutil.which(name))
     pids = [failing(program) for _ in range(50)]
     found = records()
     stat = os.stat(program)
@@ -73,7 +84,7 @@ def test_a_record_equals_stat_where_the_device_is_trusted(tmp_path, records):
                 shutil.copy("/bin/false", merged / "upper-false")
                 for program in (layers / "lower" / "lower-false", merged / "upper-false", merged / "lower-false"):
                     pid = failing(program)
-                    if read_mounts().identifies(file_id(str(program)).device):
+                    if MountTable().now().identifies(file_id(str(program)).device):
                         trusted[str(program)] = records()[pid] == file_id(str(program))
             finally:
                 subprocess.run(["umount", merged], check=True)
@@ -96,7 +107,7 @@ def test_btrfs_is_not_trusted_and_says_why(tmp_path, known):
         files, watched = known
         watched.use([str(program)])
         assert files.current(str(program)) is None
-        assert [one.path for one in watched.unwatched()] == [str(program)]
+        assert [one.path for one in watched.unwatched] == [str(program)]
     finally:
         subprocess.run(["umount", point], check=True)
 

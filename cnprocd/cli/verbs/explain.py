@@ -16,6 +16,7 @@ from cnprocd.connector.request import Features
 from cnprocd.control.client import Client
 from cnprocd.errors import EX_OK, CnprocdError, NotFoundError
 from cnprocd.json_value import JsonDict, as_dict, get_bool, get_dict, get_list
+from cnprocd.process.file_names import FileNames, look_up_here
 from cnprocd.process.model import Occurrence
 from cnprocd.rules.compile import CompiledRule, Matcher, compile_rule
 from cnprocd.rules.plan import make_plan
@@ -87,8 +88,10 @@ def _reasons_value(one: Explained) -> JsonDict:
 
 def _plan(rules: list[CompiledRule], matcher: Matcher, options: Options) -> int:
     features, known_from = _features(options)
-    whole = whole_plan(make_plan(matcher, features), matcher, features)
-    each = [rule_plan(rule, features) for rule in rules]
+    reasons = _unwatched(matcher)
+    unwatched = frozenset(reasons)
+    whole = whole_plan(make_plan(matcher, features, unwatched=unwatched), matcher, features, reasons)
+    each = [rule_plan(rule, features, unwatched) for rule in rules]
     if options.json:
         print_json({"kernel_known_from": known_from, "plan": asdict(whole), "rules": [asdict(one) for one in each]})
         return EX_OK
@@ -102,6 +105,16 @@ def _plan(rules: list[CompiledRule], matcher: Matcher, options: Options) -> int:
     if options.rule is None:
         _show_whole(whole, known_from, style)
     return EX_OK
+
+
+def _unwatched(matcher: Matcher) -> dict[str, str]:
+    """Return the programs that rules name and that exit records do not identify on this machine, and why."""
+    try:
+        files = FileNames(look_up_here)
+    except OSError:  # no inotify instance
+        return {}
+    files.use(matcher.exe_paths, None)
+    return {one.path: one.reason for one in files.unwatched}
 
 
 def _needs(rule: RulePlan) -> str:
@@ -120,6 +133,8 @@ def _show_whole(whole: WholePlan, known_from: str, style: Style) -> None:
             print(f"        {line}")
     print(f"    records    {whole.exit_records or 'not requested'}")
     print(f"    table      {'kept' if whole.table else 'not needed'}; deaths are detected by {whole.deaths_told_by}")
+    for path, reason in whole.unwatched.items():
+        print(f"    exe        {path} is known from the table only: {reason}")
     print(f"    loss       {whole.loss_accounting}")
     if whole.dearest_rules:
         print(f"    costliest  {', '.join(whole.dearest_rules)}")

@@ -67,6 +67,7 @@ def described(options: Options) -> JsonDict:
         "user": options.user,
         "group": options.group,
         "exe": options.exe,
+        "exe_claimed": options.exe_claimed,
         "cmdline": options.cmdline,
         "unit": options.unit,
         "user_unit": options.user_unit,

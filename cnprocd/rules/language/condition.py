@@ -44,7 +44,16 @@ class _Identity(Model):
         default=None,
         description="The command name (comm), which the kernel cuts at 15 bytes. Any of the patterns.",
     )
-    exe: PathPatterns | None = Field(default=None, description="The path of the executable. Any of the patterns.")
+    exe: PathPatterns | None = Field(
+        default=None,
+        description="The path of the executable, without symbolic links: a verified file of the host. Any of the "
+        "patterns.",
+    )
+    exe_claimed: PathPatterns | None = Field(
+        default=None,
+        description="The path of the executable as the process sees it, as in its container. A user can choose it. Any "
+        "of the patterns.",
+    )
     cmdline: TextPatterns | None = Field(
         default=None, description="The arguments, joined by single spaces. Any of the patterns."
     )

@@ -211,13 +211,16 @@ def test_a_rule_s_statuses_are_those_of_its_events():
         ({"exit_code": 3, "signal": 9, "core_dumped": True}, set()),
         ({"comm": "x"}, {"comm"}),
         ({"user": 0, "group": 0}, {"ids"}),
-        ({"exe": "/x", "cmdline": "x"}, {"exe", "cmdline"}),
+        ({"exe": "/x", "cmdline": "x"}, {"exe_file", "cmdline"}),
+        ({"exe": ["/x", "/y/*"]}, {"exe"}),
+        ({"exe_claimed": "/x"}, {"exe_claimed"}),
+        ({"parent": {"exe": "/x"}}, {"ancestors", "exe"}),
         ({"unit": "x"}, {"cgroup"}),
         ({"cgroup": "/x"}, {"cgroup"}),
         ({"lifetime": "< 1s"}, {"lifetime"}),
         ({"max_rss": "> 1M", "cpu_time": "> 1s"}, {"usage"}),
         ({"not": {"comm": "x"}}, {"comm"}),
-        ({"any": [{"user": 0}, {"all": [{"exe": "/x"}]}]}, {"ids", "exe"}),
+        ({"any": [{"user": 0}, {"all": [{"exe": "/x"}]}]}, {"ids", "exe_file"}),
         ({"parent": {"comm": "x"}}, {"ancestors", "comm"}),
         ({"ancestor": {"not": {"parent": {"unit": "x"}}}}, {"ancestors", "cgroup"}),
     ],
@@ -235,6 +238,14 @@ def test_the_needs_of_each_key(match, needs):
         (
             {"log": {"message": "{exe} of {unit} by {user}"}},
             {"exe": ("log.message",), "cgroup": ("log.message",), "ids": ("log.message",)},
+        ),
+        (
+            {"log": {"message": "{exe}"}, "match": {"all": [{"exe": "/x"}]}},
+            {"exe_file": ("match.all.exe", "log.message")},
+        ),
+        (
+            {"log": {"message": "{exe}"}, "match": {"not": {"exe": "/x"}}},
+            {"exe_file": ("match.not.exe",), "exe": ("log.message",)},
         ),
         ({"log": {"message": "{pid} {status} {ppid} {parent_comm}"}}, {}),
         ({"log": {"message": "{cgroup}"}, "match": {"unit": "x"}}, {"cgroup": ("match.unit", "log.message")}),
@@ -254,7 +265,8 @@ def test_every_line_that_names_an_attribute_needs_it(keys, needs):
 
 
 NEEDED = {
-    "comm": ["comm"], "ids": ["uid", "gid"], "exe": ["exe"], "cmdline": ["cmdline"], "cgroup": ["cgroup"],
+    "comm": ["comm"], "ids": ["uid", "gid"], "exe": ["exe"], "exe_file": ["exe"], "exe_claimed": ["image"],
+    "cmdline": ["cmdline"], "cgroup": ["cgroup"],
 }  # fmt: skip
 
 
@@ -267,7 +279,7 @@ def bereft(occurrence: Occurrence, needs) -> Occurrence:
     }
 
     def less(process: Process) -> Process:
-        fields = ("comm", "uid", "gid", "exe", "cmdline", "cgroup", "start_ns")
+        fields = ("comm", "uid", "gid", "exe", "image", "cmdline", "cgroup", "start_ns")
         return replace(process, **{name: None for name in fields if name not in kept})
 
     above = tuple(map(less, occurrence.ancestors or ())) if "ancestors" in needs and occurrence.ancestors else None

@@ -1,0 +1,110 @@
+"""Programs by `exe`: every short life is matched by its file, over upgrades, and no mount forges it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from kernel.harness import running
+
+LITERAL = """
+rules:
+  - name: literal
+    events: [nonzero_exit]
+    match: {{exe: {program}}}
+    log: {{level: info, message: "{{exe}} of {{comm}}"}}
+$MARKER
+"""
+GLOB = """
+rules:
+  - {{name: other, events: [nonzero_exit], match: {{comm: "{comm}", not: {{exe: "/opt/*"}}}}}}
+  - {{name: glob, events: [nonzero_exit], match: {{exe: "{directory}/*"}}}}
+  - {{name: claimed, events: [nonzero_exit], match: {{exe_claimed: {program}}}}}
+$MARKER
+"""
+
+
+def failures(program: Path | str, count: int) -> list[int]:
+    """Run a failing program so often, as fast as it goes; the PIDs."""
+    pids = [os.posix_spawn(program, [str(program)], {}) for _ in range(count)]
+    for pid in pids:
+        os.waitpid(pid, 0)
+    return pids
+
+
+def matched(daemon, rule: str) -> list[int]:
+    daemon.mark()
+    return sorted(record["pid"] for record in daemon.matches(rule))
+
+
+def test_every_short_life_matches_by_its_literal_path(tmp_path):
+    """400 failures in a row; beside them a program of the same name elsewhere, which does not match."""
+    program = os.path.realpath("/bin/false")
+    other = shutil.copy("/bin/false", tmp_path / "false")
+    with running(tmp_path, LITERAL.format(program=program)) as daemon:
+        assert daemon.wait_for("started")["table"] is False, "neither fork nor exec events are asked for"
+        pids = failures(program, 400)
+        failures(other, 50)
+        assert matched(daemon, "literal") == sorted(pids)
+        assert {record["exe"] for record in daemon.matches("literal")} == {program}
+
+
+def test_every_short_life_matches_by_what_its_path_is_not(tmp_path):
+    program = Path(os.path.realpath("/bin/false"))
+    rules = GLOB.format(comm="false", directory=program.parent, program=program)
+    with running(tmp_path, rules) as daemon:
+        pids = failures(program, 400)
+        assert matched(daemon, "other") == matched(daemon, "glob") == sorted(pids)
+
+
+def test_a_program_bound_over_another_does_not_match(tmp_path):
+    """A mount namespace of its own: /proc shows the path of the program that was mounted over."""
+    program = os.path.realpath(shutil.which("expr"))
+    own = shutil.copy("/bin/false", tmp_path / "own")
+    rules = LITERAL.format(program=program).replace("$MARKER", "") + GLOB.format(
+        comm="expr", directory=os.path.dirname(program), program=program
+    ).replace("\nrules:\n", "")
+    with running(tmp_path, rules) as daemon:
+        forged = []
+        for _ in range(20):
+            process = subprocess.Popen(
+                ["unshare", "--mount", "sh", "-c", f"mount --bind {own} {program} && exec {program}"]
+            )
+            process.wait()
+            forged.append(process.pid)
+        real = failures(program, 5)
+        assert matched(daemon, "literal") == sorted(real)
+        assert set(matched(daemon, "glob")) <= set(real)
+        assert set(matched(daemon, "claimed")) <= {*real, *forged}
+
+
+@pytest.mark.parametrize("rules", [LITERAL, LITERAL.replace("of {{comm}}", "{{cmdline}}")], ids=["records", "table"])
+def test_after_an_upgrade_old_and_new_processes_match(tmp_path, rules):
+    program = Path(shutil.copy("/bin/sleep", tmp_path / "daemond"))
+    before = subprocess.Popen([program, "600"])
+    os.rename(shutil.copy("/bin/sleep", tmp_path / "new"), program)
+    with running(tmp_path, rules.format(program=program)) as daemon:
+        first = subprocess.Popen([program, "600"])
+        os.rename(shutil.copy("/bin/sleep", tmp_path / "new"), program)
+        second = subprocess.Popen([program, "600"])
+        for process in (before, first, second):
+            process.kill()
+            process.wait()
+        assert matched(daemon, "literal") == sorted([before.pid, first.pid, second.pid])
+        fields = {record["pid"]: (record["exe"], record.get("exe_deleted")) for record in daemon.matches("literal")}
+        assert fields == {
+            before.pid: (str(program), True),
+            first.pid: (str(program), True),
+            second.pid: (str(program), None),
+        }
+
+
+def test_a_rule_that_comes_with_a_reload_knows_its_program(tmp_path):
+    program = Path(shutil.copy("/bin/false", tmp_path / "daemond"))
+    with running(tmp_path, "rules:\n$MARKER\n") as daemon:
+        daemon.reload(LITERAL.format(program=program))
+        pids = failures(program, 100)
+        assert matched(daemon, "literal") == sorted(pids)

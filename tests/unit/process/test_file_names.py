@@ -1,0 +1,135 @@
+"""Paths of files that exit records name: what was seen is looked at again, what is guessed must be that file."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from cnprocd.process.file_names import CHECKED_FOR_S, MISSED_FOR_S, FileNames
+from cnprocd.process.files import FileId, FoundFile
+from cnprocd.process.lookup_child import file_at
+from cnprocd.process.model import Image, Process
+
+
+class Host:
+    """The real file system, with the looks counted, which may be late."""
+
+    def __init__(self) -> None:
+        self.looks: list[list[str]] = []
+        self.late = False
+        self.now_s = 100.0
+
+    def look_up(self, paths):
+        self.looks.append(list(paths))
+        found = (FileId(*file_at(os.fsencode(path))) for path in paths)
+        return None if self.late else [file if file.inode else None for file in found]
+
+    def clock(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def host():
+    return Host()
+
+
+@pytest.fixture
+def names(host):
+    names = FileNames(host.look_up, host.clock)
+    yield names
+    names.close()
+
+
+def made(path) -> FileId:
+    path.write_text("x")
+    return file_of(path)
+
+
+def file_of(path) -> FileId:
+    found = os.stat(path)
+    return FileId(found.st_dev, found.st_ino)
+
+
+def seen(path, file: FileId, deleted: bool = False) -> Process:
+    return Process(os.getpid(), comm="d", exe=str(path), image=Image(str(path), deleted, file))
+
+
+def test_a_named_file_is_found_without_a_look(names, host, tmp_path):
+    file = made(tmp_path / "d")
+    names.use([str(tmp_path / "d")], None)
+    host.looks.clear()
+    assert names.find(file, "d") == FoundFile((str(tmp_path / "d"),), True, False)
+    assert host.looks == []
+    assert names.knows_all_named
+
+
+def test_no_other_path_is_sought_unless_a_rule_needs_it(names, host, tmp_path):
+    file = made(tmp_path / "d")
+    names.use([], None)
+    names.learn(seen(tmp_path / "d", file))
+    assert names.find(file, "d") is None
+    assert host.looks == [[]]
+
+
+def test_a_seen_file_is_looked_at_again_before_it_is_used(names, host, tmp_path):
+    path = tmp_path / "d"
+    file = made(path)
+    names.use([], [])
+    names.learn(seen(path, file))
+    host.looks.clear()
+    for _ in range(3):
+        assert names.find(file, "d") == FoundFile((str(path),), False, False)
+    assert host.looks == [[str(path)]]
+    host.now_s += CHECKED_FOR_S
+    (tmp_path / "other").write_text("y")
+    os.rename(tmp_path / "other", path)
+    assert names.find(file, "other-name") is None
+    assert names.known.find(file) is None
+
+
+def test_a_path_is_guessed_from_the_comm_and_must_be_that_file(names, host, tmp_path):
+    file, other = made(tmp_path / "d"), made(tmp_path / "e")
+    names.use([], [str(tmp_path)])
+    assert names.find(file, "d") == FoundFile((str(tmp_path / "d"),), False, False)
+    assert names.find(other, "d") is None
+    host.looks.clear()
+    assert names.find(other, "e") is None, "missed, and not guessed again for a while"
+    assert host.looks == []
+    host.now_s += MISSED_FOR_S
+    assert names.find(other, "e") == FoundFile((str(tmp_path / "e"),), False, False)
+
+
+@pytest.mark.parametrize("comm", ["../d", ".", "..", "", None, "123456789012345"])
+def test_no_path_is_guessed_from_a_comm_that_is_no_whole_name(names, host, tmp_path, comm):
+    file = made(tmp_path / "123456789012345")
+    names.use([], [str(tmp_path)])
+    host.looks.clear()
+    assert names.find(file, comm) is None
+    assert host.looks == []
+
+
+def test_a_guess_over_a_symbolic_link_is_none(names, host, tmp_path):
+    file = made(tmp_path / "real")
+    (tmp_path / "link").symlink_to("real")
+    names.use([str(tmp_path / "link")], [str(tmp_path)])
+    assert names.find(file, "link") is None
+
+
+def test_a_late_look_leaves_the_path_unknown_until_the_tick(names, host, tmp_path):
+    file = made(tmp_path / "d")
+    host.late = True
+    names.use([str(tmp_path / "d")], None)
+    assert names.find(file, "d") is None
+    assert not names.knows_all_named
+    host.late = False
+    names.tick()
+    assert names.find(file, "d") == FoundFile((str(tmp_path / "d"),), True, False)
+    assert names.knows_all_named
+
+
+def test_identities_on_an_untrusted_device_are_not_compared(names, tmp_path):
+    file = made(tmp_path / "d")
+    assert names.is_same(file, file) is True
+    assert names.is_same(file, file._replace(inode=1)) is False
+    assert names.is_same(file, FileId(1, 1)) is None
