@@ -27,7 +27,7 @@ from cnprocd.spool.job import Gather, JobRequest, serialize_key
 from cnprocd.spool.rows import PastMatch
 from cnprocd.spool.scheduler import Scheduler
 from cnprocd.spool.spool import Keep, Spool
-from cnprocd.spool.throttle import Throttle
+from cnprocd.spool.throttle import Throttle, key_of
 
 
 class HookRegistry(Protocol):
@@ -86,7 +86,9 @@ class Dispatcher:
 
     def _admits(self, recorded: RecordedMatch) -> bool:
         throttle = self._throttles.get(recorded.match.rule.name)
-        held_by = None if throttle is None else throttle.admit(recorded.record, time.monotonic_ns())
+        at_ns = recorded.match.occurrence.kernel_time_ns  # of CLOCK_MONOTONIC; a recovered match has none
+        now_ns = time.monotonic_ns() if at_ns is None else at_ns
+        held_by = None if throttle is None else throttle.admit(recorded.record, now_ns)
         if held_by is not None:
             recorded.record["held_by"] = held_by  # shown by `cnprocctl watch` only
         return held_by is None
@@ -132,6 +134,18 @@ class Dispatcher:
                 window_s=held.window_s,
                 message=f"{held.rule}: {held.count} matches held back by {held.held_by} {key}".rstrip(),
             )
+        for lost in [lost for throttle in self._throttles.values() for lost in throttle.discarded(now_ns)]:
+            self._log(
+                "warning",
+                "throttle_keys_discarded",
+                rule=lost.rule,
+                held_by=lost.held_by,
+                by=lost.by,
+                count=lost.count,
+                limit=lost.limit,
+                message=f"{lost.rule}: {lost.held_by} counts by {lost.by} and has discarded {lost.count} counts:"
+                f" there were more than {lost.limit} values",
+            )
 
     def store_past_matches(self) -> None:
         """Commit the matches for `cnprocctl history`, outside of the hot path."""
@@ -156,7 +170,7 @@ class Dispatcher:
         former = self._throttles
         self._throttles = {}
         for rule in rules:
-            limits = (rule.rate_limit, rule.cooldown_s, rule.after, rule.resets_s)
+            limits = (rule.rate_limit, rule.cooldown, rule.after, rule.resets_s)
             if limits != (None, None, None, None):
                 kept = former.get(rule.name) if self._limits.get(rule.name) == limits else None
                 self._throttles[rule.name] = kept or throttle_of(rule)
@@ -177,7 +191,7 @@ class Dispatcher:
             event=record,
             serialize_key=serialize_key(rule.run.serialize, rule.name, comm if isinstance(comm, str) else None),
             kernel_time_ns=recorded.match.occurrence.kernel_time_ns,
-            gather=Gather(rule.name, rule.coalesce.window_s, rule.coalesce.max) if rule.coalesce is not None else None,
+            gather=gather_of(rule, record),
         )
 
     def _log_match(self, recorded: RecordedMatch) -> None:
@@ -207,6 +221,16 @@ def job_key(boot_id: str, match: Match) -> str:
     return ":".join((boot_id, f"{process.tgid}{thread}", str(moment), match.event, match.rule.name))
 
 
+def gather_of(rule: Rule, record: JsonObject) -> Gather | None:
+    """Return how `coalesce` gathers this match with others, or None if it has a job of its own."""
+    key = key_of(rule.coalesce.by, record) if rule.coalesce is not None else None
+    if rule.coalesce is None or key is None:
+        return None
+    # A rule name contains no "/", so a value cannot make one rule's key equal to another's.
+    name = rule.name if rule.coalesce.by == "rule" else f"{rule.name}/{rule.coalesce.by}={key}"
+    return Gather(name, rule.coalesce.window_s, rule.coalesce.max)
+
+
 def past_match(record: JsonObject) -> PastMatch:
     """Return the history row of a match."""
     comm, pid = record["comm"], record["pid"]
@@ -222,7 +246,7 @@ def past_match(record: JsonObject) -> PastMatch:
 def throttle_of(rule: Rule) -> Throttle:
     """Return the throttle for `rate_limit`, `cooldown`, `after` and `resets` of a rule."""
     return Throttle(
-        rule.name, rate_limit=rule.rate_limit, cooldown_s=rule.cooldown_s, after=rule.after, resets_s=rule.resets_s
+        rule.name, rate_limit=rule.rate_limit, cooldown=rule.cooldown, after=rule.after, resets_s=rule.resets_s
     )
 
 

@@ -104,7 +104,7 @@ def _serve(options: argparse.Namespace, reading: LoaderProcess[LoadedRules]) -> 
     output = make_output(options.log_format, STDOUT, is_journal_stream(os.environ, STDERR))
     log = make_log(output, loaded.settings.log_level)
     for warning in loaded.warnings:
-        log("warning", "rules_warning", message=warning.render())
+        log("warning", "rules_warning", message=warning.sentence)
     refused = frozenset(options.refuse)
     settings = Options(options.rules, options.state_dir, options.runtime_dir, refused, options.runner)
     outside = Outside(

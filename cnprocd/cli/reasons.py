@@ -21,7 +21,7 @@ from cnprocd.rules.predicate import Verdict, compile_condition, compile_process
 from cnprocd.rules.ruleset import Condition, ProcessCondition, given_keys
 from cnprocd.rules.values import Comparison, IntSet, Pattern
 
-_AFTERWARDS = ("rate_limit", "cooldown_s", "after", "coalesce")
+_AFTERWARDS = ("rate_limit", "cooldown", "after", "coalesce")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +59,10 @@ def fires(compiled: CompiledRule, occurrence: Occurrence) -> Match | None:
     return evaluate(compiled, occurrence)
 
 
-def afterwards(compiled: CompiledRule) -> list[str]:
-    """Return the keys of the rule that may still hold a match back."""
-    return [name.removesuffix("_s") for name in _AFTERWARDS if getattr(compiled.rule, name) is not None]
+def afterwards(compiled: CompiledRule) -> dict[str, str]:
+    """Return the keys of the rule that may still hold a match back, and what each counts by."""
+    given = ((name, getattr(compiled.rule, name)) for name in _AFTERWARDS)
+    return {name: limit.by for name, limit in given if limit is not None}
 
 
 def _gates(compiled: CompiledRule, occurrence: Occurrence) -> Iterator[Reason]:

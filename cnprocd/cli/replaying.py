@@ -177,7 +177,7 @@ class _Evaluator:
             for match in self._matcher.match(occurrence):
                 record = match_record(match, lambda uid: self._names.get(uid, str(uid)))
                 throttle = self._throttles.setdefault(match.rule.name, throttle_of(match.rule.rule))
-                if (held_by := throttle.admit(record, self._now_ns)) is not None:
+                if (held_by := throttle.admit(record, occurrence.kernel_time_ns or self._now_ns)) is not None:
                     record["held_by"] = held_by
                     self._found.held_back += 1
                 self._found.matches.append(record)

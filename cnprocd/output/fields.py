@@ -69,6 +69,7 @@ CLASSES: Mapping[str, str] = {
     "receive_buffer": "Size of the receive buffer that the kernel granted.",
     "rule_matched": "A rule matched an event.",
     "throttled": "A throttle held matches back.",
+    "throttle_keys_discarded": "A throttle discarded counts of some values, because there were too many values.",
     "identity_sources": "Where the attributes of a match came from; only with log_level debug.",
     "identity_unknown": "Processes ended whose name is unknown.",
     "names_unavailable": "The name service does not answer; names of users are unknown for now.",

@@ -47,6 +47,7 @@ MESSAGE_IDS = {
     "spoofed": "b5f0ce3e4be34f09a6685d4985c817fa",
     "stopping": "ea564821f11b4575b97d85ddabef781e",
     "throttled": "c560db1221a24b97b36a01a352130418",
+    "throttle_keys_discarded": "39f28cabd3874ef9a63b7e035f9dacaf",
     "queue_full": "99f1245e39684acaa3ab7e5ed785aa89",
     "spool_damaged": "e2792e8238bc4375887f879970e018b0",
     "spool_not_durable": "b95da1b4570543c0bb3785fda75bd230",

@@ -56,7 +56,6 @@ NEED_OF_FIELD: Mapping[str, Need] = {
 """Fields of a record whose attribute must be gathered. parent_comm is looked up for a match only."""
 
 _DEFAULT_MESSAGE_FIELDS = ("comm",)
-_BY_FIELDS = ("comm", "user", "unit")
 
 Needs = Mapping[Need, tuple[str, ...]]
 """Each need, and the lines of the rule that ask for it, as paths (`match.exe`, `run.command[2]`)."""
@@ -116,8 +115,10 @@ def named_fields(rule: Rule) -> Iterator[tuple[str, str]]:
             yield from ((name, "run.on_failure.message") for name in sorted(failure.message.fields))
         if rule.run.serialize == "comm":
             yield "comm", "run.serialize"
-    if rule.rate_limit is not None and rule.rate_limit.by in _BY_FIELDS:
-        yield rule.rate_limit.by, "rate_limit.by"
+    for key in ("rate_limit", "cooldown", "after", "coalesce"):
+        limit = getattr(rule, key)
+        if limit is not None and limit.by != "rule":
+            yield limit.by, f"{key}.by"
 
 
 def _of_templates(templates: Iterable[tuple[object, Template]], line: str) -> Iterator[tuple[str, str]]:

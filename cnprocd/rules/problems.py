@@ -67,6 +67,11 @@ class Problem:
         """Return `file:line:column`, or only the file if line is 0."""
         return f"{self.file}:{self.line}:{self.column}" if self.line else str(self.file)
 
+    @property
+    def sentence(self) -> str:
+        """Return the problem as one line, for a log record. Unprintable characters are escaped."""
+        return f"{self.position}: {_printable(self.message)}" + (f" ({_printable(self.hint)})" if self.hint else "")
+
     def render(self) -> str:
         """Return the problem as lines of text, without a final newline. Unprintable characters are escaped."""
         lines = [f"{self.position}: {_printable(self.message)}"]

@@ -20,6 +20,12 @@ EVENT_NAMES: tuple[EventName, ...] = get_args(EventName)
 # The events that have an exit status.
 EXIT_EVENTS: frozenset[EventName] = frozenset({"exit", "nonzero_exit"})
 Serialize = Literal["rule", "comm", "none"]
+# What `by:` takes: "rule" for the whole rule, or a field of the record that identifies processes.
+ByField = Literal[
+    "rule", "comm", "exe", "user", "uid", "gid", "ppid", "parent_comm", "unit", "user_unit", "cgroup", "container",
+    "pod_uid",
+]  # fmt: skip
+BY_FIELDS: tuple[ByField, ...] = get_args(ByField)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,21 +127,33 @@ class RateLimit:
 
     count: int
     per_s: float
-    by: Literal["rule", "comm", "user", "unit"] = "rule"
+    by: ByField = "rule"
+
+
+@dataclass(frozen=True, slots=True)
+class Cooldown:
+    """Pass no match for `for_s` after one that passed, for each value of `by`."""
+
+    for_s: float
+    by: ByField = "rule"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coalesce:
+    """Run the hook once for the matches of a window, for each value of `by`."""
+
     window_s: float
     max: int
+    by: ByField = "rule"
 
 
 @dataclass(frozen=True, slots=True)
 class After:
-    """Fire at match number `count` within `within_s`."""
+    """Fire at match number `count` within `within_s`, for each value of `by`."""
 
     count: int
     within_s: float
+    by: ByField = "rule"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +167,7 @@ class Rule:
     include_hooks: bool
     on_unknown_exit: Literal["match", "log", "ignore"]
     rate_limit: RateLimit | None
-    cooldown_s: float | None
+    cooldown: Cooldown | None
     coalesce: Coalesce | None
     after: After | None
     resets_s: float | None

@@ -1,37 +1,47 @@
 """Hold back matches: `after`, `cooldown` and `rate_limit` of a rule. PURE.
 
-Time is an argument, in nanoseconds of any clock that does not go back. There is one Throttle per rule. A match must
-pass all three, and only a match that does counts for cooldown and rate_limit:
+There is one Throttle per rule. A match must pass all three, and only a match that does counts for cooldown and
+rate_limit. Each of the three counts for the whole rule, or for each value of the field that its `by:` names:
 
 after       passes the n-th match within a period, once. Then nothing passes until there was no match at all for
             `resets` (by default as long as `within`).
 cooldown    after a match passed, none passes for that long.
-rate_limit  at most `count` pass in any period of `per`, by rule or by the value of a field. The window slides: a fixed
-            one would pass twice the count around a boundary.
+rate_limit  at most `count` pass in any period of `per`. The window slides: a fixed one would pass twice the count
+            around a boundary.
+
+Time is an argument: the kernel's time of the event (CLOCK_MONOTONIC), so a stall of the daemon does not bring events
+closer together. A recovered match has no such time; the daemon's time of its detection is used instead. Events of two
+CPUs may arrive slightly out of order.
+
+An unknown value of `by` is not equal to another unknown value: `after` counts such a match alone, and cooldown lets it
+pass. Only rate_limit, which protects from too many matches, counts all of them together.
 
 Matches held back by cooldown and rate_limit are counted and reported once per window. Matches below the threshold of
 `after` are not reported.
 
-Memory is bounded although processes choose the keys. A sliding window of n needs the last n times of each key, so a
-rule has at most MOST_TIMES / n keys, and at most MOST_KEYS. The key used longest ago is discarded first and then has
-its full budget again. This gives an attacker nothing new, because each new name has a budget of its own; the spool's
-queue limit bounds the hooks. Counts for more keys than that are reported under OTHER_KEYS.
-After a restart every budget is full.
+Memory is bounded although processes choose the keys. A limit of n needs the last n times of each key, so it has at most
+MOST_TIMES / n keys, and at most MOST_KEYS. The key used longest ago is discarded first: its count begins again, and its
+budget is full again. Discarded keys that still counted are reported (Discarded). Refusing new keys instead would let
+the first process that makes many names disable the rule for all others. Counts for more keys than that are reported
+under OTHER_KEYS. After a restart every budget is full.
 """
 
 from __future__ import annotations
 
+import bisect
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import Literal
 
 from cnprocd.json_value import JsonObject
-from cnprocd.rules.ruleset import After, RateLimit
+from cnprocd.rules.ruleset import After, ByField, Cooldown, RateLimit
 
 NS = 1_000_000_000
 MOST_KEYS = 4096
 MOST_TIMES = 262_144
+DISCARDS_EVERY_NS = 60 * NS
 WHOLE_RULE = ""
+UNKNOWN = "(unknown)"
 OTHER_KEYS = "(others)"
 
 Holder = Literal["after", "cooldown", "rate_limit"]
@@ -39,14 +49,131 @@ Holder = Literal["after", "cooldown", "rate_limit"]
 
 @dataclass(frozen=True, slots=True)
 class HeldBack:
-    """The matches that one window held back, for the record `throttled`. `key` is raw text of a process: escape it."""
+    """The matches that one window held back, for the record `throttled`. `key` is text of a process: escape it."""
 
     rule: str
     held_by: Holder
-    by: str
+    by: ByField
     key: str
     count: int
     window_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Discarded:
+    """How many keys lost their count because there were too many, for the record `throttle_keys_discarded`."""
+
+    rule: str
+    held_by: Holder
+    by: ByField
+    count: int
+    limit: int
+
+
+def key_of(by: ByField, record: JsonObject) -> str | None:
+    """Return the key of a record for `by`, or None if the field is unknown. Different bytes give different keys."""
+    if by == "rule":
+        return WHOLE_RULE
+    value = record.get(by)
+    if value is None:
+        return None
+    exact = record.get(f"{by}_hex")  # escaping changed the text
+    return str(value) if exact is None else f"{value}\0{exact}"
+
+
+@dataclass(slots=True)
+class _Times:
+    """The times of the latest matches of one key, in order."""
+
+    times: deque[int]
+    fired: bool = False
+
+    def add(self, now_ns: int) -> None:
+        """Add a time. One that is out of order is put in its place."""
+        if not self.times or now_ns >= self.times[-1]:
+            self.times.append(now_ns)
+        elif len(self.times) < (self.times.maxlen or 0):
+            bisect.insort(self.times, now_ns)
+        elif now_ns > self.times[0]:
+            self.times.popleft()
+            bisect.insort(self.times, now_ns)
+
+    @property
+    def full(self) -> bool:
+        return len(self.times) == self.times.maxlen
+
+
+class _Keys:
+    """The times of each key, bounded. A key counts until `window_ns` after its last time."""
+
+    def __init__(self, count: int, window_ns: int) -> None:
+        self.most = max(1, min(MOST_KEYS, MOST_TIMES // count))
+        self.discarded = 0
+        self._count = count
+        self._window_ns = window_ns
+        self._first_discard_ns: int | None = None
+        self._times: OrderedDict[str, _Times] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._times)
+
+    def find(self, key: str) -> _Times | None:
+        return self._times.get(key)
+
+    def use(self, key: str, now_ns: int) -> _Times:
+        """Return the times of a key, which becomes the one used last."""
+        found = self._times.get(key)
+        if found is None:
+            if len(self._times) >= self.most:
+                self._discard(now_ns)
+            found = self._times[key] = _Times(deque(maxlen=self._count))
+        self._times.move_to_end(key)
+        return found
+
+    def _discard(self, now_ns: int) -> None:
+        _, oldest = self._times.popitem(last=False)
+        if oldest.times and now_ns - oldest.times[-1] < self._window_ns:
+            self.discarded += 1
+            self._first_discard_ns = now_ns if self._first_discard_ns is None else self._first_discard_ns
+
+    def next_report_ns(self) -> int | None:
+        return None if self._first_discard_ns is None else self._first_discard_ns + DISCARDS_EVERY_NS
+
+    def take_discarded(self, now_ns: int) -> int:
+        """Return the number of discarded keys once a minute, else 0."""
+        due_ns = self.next_report_ns()
+        if due_ns is None or now_ns < due_ns:
+            return 0
+        count, self.discarded, self._first_discard_ns = self.discarded, 0, None
+        return count
+
+
+class _Escalation:
+    """The state of `after`. `resets_s` None means as long as `within`."""
+
+    held_by: Holder = "after"
+
+    def __init__(self, after: After, resets_s: float | None) -> None:
+        self.by = after.by
+        self._after = after
+        self._within_ns = int(after.within_s * NS)
+        self._resets_ns = self._within_ns if resets_s is None else int(resets_s * NS)
+        self.keys = _Keys(after.count, max(self._within_ns, self._resets_ns))
+
+    def reaches(self, record: JsonObject, now_ns: int) -> bool:
+        """Count a match. Return whether it is the n-th of its key within the period."""
+        key = key_of(self.by, record)
+        if key is None:
+            return self._after.count == 1
+        seen = self.keys.use(key, now_ns)
+        if seen.times and now_ns - seen.times[-1] >= self._resets_ns:
+            seen.times.clear()
+            seen.fired = False
+        seen.add(now_ns)
+        enough = seen.full and seen.times[-1] - seen.times[0] <= self._within_ns
+        passes = enough and not seen.fired
+        seen.fired = seen.fired or enough
+        return passes
 
 
 @dataclass(slots=True)
@@ -60,27 +187,19 @@ class _Sliding:
     """A sliding window per key: the times of the last `count` matches that passed."""
 
     held_by: Holder
-    by: str
-    count: int
+    by: ByField
+    keys: _Keys
     per_ns: int
-    passed: OrderedDict[str, deque[int]] = field(default_factory=OrderedDict)
     held: dict[str, _Held] = field(default_factory=dict)  # in the order of opened_ns
 
-    def key_of(self, record: JsonObject) -> str:
-        return WHOLE_RULE if self.by == "rule" else str(record.get(self.by))
+    def key_of(self, record: JsonObject) -> str | None:
+        """Return the key of a record, or None if this limit does not apply to it."""
+        key = key_of(self.by, record)
+        return UNKNOWN if key is None and self.held_by == "rate_limit" else key
 
     def allows(self, key: str, now_ns: int) -> bool:
-        passed = self.passed.get(key)
-        return passed is None or len(passed) < self.count or now_ns - passed[0] >= self.per_ns
-
-    def note_pass(self, key: str, now_ns: int) -> None:
-        passed = self.passed.get(key)
-        if passed is None:
-            passed = self.passed[key] = deque(maxlen=self.count)
-            if len(self.passed) > max(1, min(MOST_KEYS, MOST_TIMES // self.count)):
-                self.passed.popitem(last=False)
-        self.passed.move_to_end(key)
-        passed.append(now_ns)
+        passed = self.keys.find(key)
+        return passed is None or not passed.full or now_ns - passed.times[0] >= self.per_ns
 
     def note_held(self, key: str, now_ns: int) -> None:
         if key not in self.held and len(self.held) >= MOST_KEYS:
@@ -91,7 +210,8 @@ class _Sliding:
         ripe = [(key, held) for key, held in self.held.items() if now_ns - held.opened_ns >= self.per_ns]
         for key, _ in ripe:
             del self.held[key]
-        return [HeldBack(rule, self.held_by, self.by, key, held.count, self.per_ns / NS) for key, held in ripe]
+        shown = ((key.partition("\0")[0], held.count) for key, held in ripe)
+        return [HeldBack(rule, self.held_by, self.by, key, count, self.per_ns / NS) for key, count in shown]
 
     def next_report_ns(self) -> int | None:
         """Return when the oldest window with held back matches closes, or None."""
@@ -107,54 +227,47 @@ class Throttle:
         rule: str,
         *,
         rate_limit: RateLimit | None = None,
-        cooldown_s: float | None = None,
+        cooldown: Cooldown | None = None,
         after: After | None = None,
         resets_s: float | None = None,
     ) -> None:
         self.rule = rule
-        self._after = after
-        self._resets_s = resets_s
-        self._matches: deque[int] = deque(maxlen=after.count if after is not None else 1)
-        self._last_match_ns: int | None = None
-        self._has_passed = False
+        self._after = _Escalation(after, resets_s) if after is not None else None
         self._limits: list[_Sliding] = []
-        if cooldown_s is not None:
-            self._limits.append(_Sliding("cooldown", "rule", 1, int(cooldown_s * NS)))
+        if cooldown is not None:
+            per_ns = int(cooldown.for_s * NS)
+            self._limits.append(_Sliding("cooldown", cooldown.by, _Keys(1, per_ns), per_ns))
         if rate_limit is not None:
             per_ns = int(rate_limit.per_s * NS)
-            self._limits.append(_Sliding("rate_limit", rate_limit.by, rate_limit.count, per_ns))
+            keys = _Keys(rate_limit.count, per_ns)
+            self._limits.append(_Sliding("rate_limit", rate_limit.by, keys, per_ns))
 
     def admit(self, record: JsonObject, now_ns: int) -> Holder | None:
-        """Return None if the match passes, else the limit that held it back."""
-        if self._after is not None and not self._reaches(self._after, now_ns):
+        """Return None if the match passes, else the limit that held it back. `now_ns` is the time of the event."""
+        if self._after is not None and not self._after.reaches(record, now_ns):
             return "after"
-        keys = [limit.key_of(record) for limit in self._limits]
-        for limit, key in zip(self._limits, keys, strict=True):
+        keyed = [(limit, key) for limit in self._limits if (key := limit.key_of(record)) is not None]
+        for limit, key in keyed:
             if not limit.allows(key, now_ns):
                 limit.note_held(key, now_ns)
                 return limit.held_by
-        for limit, key in zip(self._limits, keys, strict=True):
-            limit.note_pass(key, now_ns)
+        for limit, key in keyed:
+            limit.keys.use(key, now_ns).add(now_ns)
         return None
 
     def reports(self, now_ns: int) -> list[HeldBack]:
         """Return the held back matches of all windows that have closed since the last call."""
         return [held for limit in self._limits for held in limit.reports(self.rule, now_ns)]
 
-    def next_report_ns(self) -> int | None:
-        """Return when reports() will next return something, or None if nothing is held back."""
-        times = [time for limit in self._limits if (time := limit.next_report_ns()) is not None]
-        return min(times) if times else None
+    def discarded(self, now_ns: int) -> list[Discarded]:
+        """Return the keys that were discarded while they still counted: of each limit once a minute."""
+        parts: list[_Sliding | _Escalation] = [*self._limits]
+        parts += [self._after] if self._after is not None else []
+        counted = [(part, part.keys.take_discarded(now_ns)) for part in parts]
+        return [Discarded(self.rule, part.held_by, part.by, count, part.keys.most) for part, count in counted if count]
 
-    def _reaches(self, after: After, now_ns: int) -> bool:
-        """Whether this match is the n-th within the period."""
-        resets_s = after.within_s if self._resets_s is None else self._resets_s
-        if self._last_match_ns is not None and now_ns - self._last_match_ns >= resets_s * NS:
-            self._matches.clear()
-            self._has_passed = False
-        self._last_match_ns = now_ns
-        self._matches.append(now_ns)
-        enough = len(self._matches) == after.count and now_ns - self._matches[0] <= after.within_s * NS
-        passes = enough and not self._has_passed
-        self._has_passed = self._has_passed or enough
-        return passes
+    def next_report_ns(self) -> int | None:
+        """Return when reports() or discarded() will next return something, or None if nothing is to be reported."""
+        keys = [limit.keys for limit in self._limits] + ([self._after.keys] if self._after is not None else [])
+        times = [*(limit.next_report_ns() for limit in self._limits), *(one.next_report_ns() for one in keys)]
+        return min((time for time in times if time is not None), default=None)

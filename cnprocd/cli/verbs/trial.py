@@ -153,6 +153,7 @@ class Outcome:
     hook: HookPreview | None
     only_logged: bool
     may_be_held_back_by: list[str]
+    counted_by: dict[str, str]  # of each of these keys: rule, or a field
 
 
 def _outcome(match: Match) -> Outcome:
@@ -167,7 +168,8 @@ def _outcome(match: Match) -> Outcome:
         record=record,
         hook=_preview(rule.run, record) if rule.run is not None and not match.log_only else None,
         only_logged=match.log_only,
-        may_be_held_back_by=afterwards(match.rule),
+        may_be_held_back_by=list(afterwards(match.rule)),
+        counted_by=afterwards(match.rule),
     )
 
 
@@ -192,6 +194,7 @@ def _show(found: list[Outcome]) -> None:
         elif one.only_logged:
             print("    hook  not run: the exit status is unknown and on_unknown_exit is log")
         if one.may_be_held_back_by:
-            print(f"    may be held back by {', '.join(one.may_be_held_back_by)}")
+            counted = (f"{key} (by {by})" if by != "rule" else key for key, by in one.counted_by.items())
+            print(f"    may be held back by {', '.join(counted)}")
         known = {name: value for name, value in one.record.items() if value is not None and name != "rule"}
         print("    " + json.dumps(known))

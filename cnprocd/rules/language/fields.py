@@ -72,6 +72,14 @@ class OrBoolean:
         return {"anyOf": [{"type": "boolean"}, handler(core)]}
 
 
+@dataclass(frozen=True, slots=True)
+class OrDuration:
+    """Mark a model field that may be a plain duration instead, for the JSON schema."""
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> Schema:
+        return {"anyOf": [_pattern_schema(rf"^\s*{_TIME}", "10m"), handler(core)]}
+
+
 def as_list(value: object) -> object:
     """Return a single item as a list of one."""
     return value if isinstance(value, list | tuple) else [value]

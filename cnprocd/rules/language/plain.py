@@ -10,7 +10,14 @@ from cnprocd.rules import ruleset
 from cnprocd.rules.language.actions import BackoffModel, HookModel, LogModel, ResourceLimitsModel
 from cnprocd.rules.language.condition import ConditionModel, ProcessConditionModel
 from cnprocd.rules.language.fields import Model
-from cnprocd.rules.language.schema import AfterModel, CoalesceModel, RateLimitModel, RuleModel, SettingsModel
+from cnprocd.rules.language.schema import (
+    AfterModel,
+    CoalesceModel,
+    CooldownModel,
+    RateLimitModel,
+    RuleModel,
+    SettingsModel,
+)
 
 VALUE_CLASSES: Mapping[type[Model], type] = {
     RuleModel: ruleset.Rule,
@@ -21,6 +28,7 @@ VALUE_CLASSES: Mapping[type[Model], type] = {
     BackoffModel: ruleset.Backoff,
     ResourceLimitsModel: ruleset.ResourceLimits,
     RateLimitModel: ruleset.RateLimit,
+    CooldownModel: ruleset.Cooldown,
     CoalesceModel: ruleset.Coalesce,
     AfterModel: ruleset.After,
     SettingsModel: ruleset.Settings,

@@ -38,12 +38,16 @@ from cnprocd.rules.language.fields import (
     Model,
     NamedList,
     OrBoolean,
+    OrDuration,
     Slots,
     YamlForm,
     words,
 )
+from cnprocd.rules.language.syntax import duration
 from cnprocd.rules.language.value_problem import InvalidValueError, invalid, shown
+from cnprocd.rules.ruleset import BY_FIELDS, ByField
 
+By = Annotated[ByField, *words(*BY_FIELDS)]
 RULE_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 
 
@@ -52,8 +56,21 @@ class RateLimitModel(Model):
 
     count: Count = Field(description="The number of matches that pass in each period.")
     per_s: Duration = Field(alias="per", description="The length of the period.")
-    by: Annotated[Literal["rule", "comm", "user", "unit"], *words("rule", "comm", "user", "unit")] = Field(
-        default="rule", description="What is counted separately: the whole rule, or each comm, user or unit."
+    by: By = Field(
+        default="rule",
+        description="The field that is counted by; matches in which it is unknown share one count. Default: the whole "
+        "rule.",
+    )
+
+
+class CooldownModel(Model):
+    """No further match for a time after one that passed, per rule or per value of a field."""
+
+    for_s: Duration = Field(alias="for", description="The time in which further matches are dropped.")
+    by: By = Field(
+        default="rule",
+        description="The field whose values are held back separately; a match in which it is unknown passes. Default: "
+        "the whole rule.",
     )
 
 
@@ -64,13 +81,30 @@ class CoalesceModel(Model):
         alias="window", description="The length of the window, which begins with the first match."
     )
     max: Count = Field(default=1000, description="The number of matches at which the window ends early.")
+    by: By = Field(
+        default="rule",
+        description="The field whose values are gathered separately; a match in which it is unknown has a run of its "
+        "own. Default: the whole rule.",
+    )
 
 
 class AfterModel(Model):
     """Escalation: the rule acts only at the n-th match within a period."""
 
     count: Count = Field(description="The number of the match at which the rule acts.")
-    within_s: Duration = Field(alias="within", description="The period that must contain the matches.")
+    within_s: Duration = Field(
+        alias="within", description="The period that must contain the matches, by the kernel's time of the events."
+    )
+    by: By = Field(
+        default="rule",
+        description="The field that is counted by; a match in which it is unknown is not counted with others. Default: "
+        "the whole rule.",
+    )
+
+
+def _parse_cooldown(value: object) -> object:
+    """Return the cooldown of the whole rule for a plain duration."""
+    return value if isinstance(value, dict | CooldownModel) else CooldownModel.model_construct(for_s=duration(value))
 
 
 def _parse_rule_name(value: object) -> str:
@@ -111,8 +145,9 @@ class RuleModel(Model):
         "it, or ignore it.",
     )
     rate_limit: RateLimitModel | None = Field(default=None, description="Drop matches above a rate.")
-    cooldown_s: Duration | None = Field(
-        default=None, alias="cooldown", description="The time after a match in which further matches are dropped."
+    cooldown: Annotated[CooldownModel | None, BeforeValidator(_parse_cooldown), OrDuration()] = Field(
+        default=None,
+        description="The time after a match in which further matches are dropped: 10m, or {for: 10m, by: unit}.",
     )
     coalesce: CoalesceModel | None = Field(default=None, description="Run the hook once for several matches.")
     after: AfterModel | None = Field(default=None, description="Act only at the n-th match within a period.")

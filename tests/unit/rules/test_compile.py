@@ -250,6 +250,13 @@ def test_the_needs_of_each_key(match, needs):
         ({"log": {"message": "{pid} {status} {ppid} {parent_comm}"}}, {}),
         ({"log": {"message": "{cgroup}"}, "match": {"unit": "x"}}, {"cgroup": ("match.unit", "log.message")}),
         ({"log": False, "rate_limit": {"count": 1, "per": "1m", "by": "unit"}}, {"cgroup": ("rate_limit.by",)}),
+        ({"log": False, "after": {"count": 5, "within": "1m", "by": "unit"}}, {"cgroup": ("after.by",)}),
+        ({"log": False, "cooldown": {"for": "1m", "by": "uid"}}, {"ids": ("cooldown.by",)}),
+        ({"log": False, "cooldown": {"for": "1m", "by": "ppid"}}, {}),
+        (
+            {"log": False, "coalesce": {"window": "1s", "by": "exe"}, "run": {"command": ["/bin/x"]}},
+            {"exe": ("coalesce.by",)},
+        ),
         (
             {"log": False, "run": {"command": ["/bin/x", "--", "{exe}"], "env": {"U": "{unit}"}}},
             {"exe": ("run.command[2]",), "cgroup": ("run.env.U",)},

@@ -28,8 +28,9 @@ EVERYTHING = {
                 "not": [{"core_dumped": True}], "any": [{"lifetime": "< 5s"}, {"max_rss": "> 1M"}],
                 "all": [{"cpu_time": "> 1s"}, {"exit_status": "known"}],
             },
-            "rate_limit": {"count": 3, "per": "1m", "by": "comm"}, "cooldown": "1s", "coalesce": {"window": "1s"},
-            "after": {"count": 2, "within": "5s"}, "resets": "9s", "log": {"level": "error", "message": "{comm}"},
+            "rate_limit": {"count": 3, "per": "1m", "by": "comm"}, "coalesce": {"window": "1s"},
+            "cooldown": {"for": "1s", "by": "unit"}, "after": {"count": 2, "within": "5s"}, "resets": "9s",
+            "log": {"level": "error", "message": "{comm}"},
             "run": {
                 "command": ["/bin/true", "{pid}"], "env": {"A": "{comm}"}, "limits": {"open_files": 5},
                 "backoff": {"initial": "2s"}, "on_failure": {"level": "critical"}, "deadline": "9m",

@@ -40,9 +40,9 @@ rules:
     include_hooks: true
     on_unknown_exit: ignore
     rate_limit: {count: 3, per: 1m, by: user}
-    cooldown: 10s
-    coalesce: {window: 2500ms, max: 10}
-    after: {count: 3, within: 1h}
+    cooldown: {for: 10s, by: unit}
+    coalesce: {window: 2500ms, max: 10, by: ppid}
+    after: {count: 3, within: 1h, by: container}
     resets: 2h
     log: {level: warning, message: "{comm} {{}} \\u00e9\\u0007"}
 """

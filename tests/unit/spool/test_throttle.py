@@ -3,8 +3,17 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnprocd.rules.ruleset import After, RateLimit
-from cnprocd.spool.throttle import MOST_KEYS, MOST_TIMES, NS, OTHER_KEYS, HeldBack, Throttle
+from cnprocd.rules.ruleset import After, Cooldown, RateLimit
+from cnprocd.spool.throttle import (
+    DISCARDS_EVERY_NS,
+    MOST_KEYS,
+    MOST_TIMES,
+    NS,
+    OTHER_KEYS,
+    Discarded,
+    HeldBack,
+    Throttle,
+)
 
 # Often whole seconds, so that matches fall exactly on the end of a window.
 GAP_NS = st.integers(0, 5).map(lambda seconds: seconds * NS) | st.integers(0, 5 * NS)
@@ -35,7 +44,7 @@ def test_rate_limit_is_a_sliding_window_per_key(gaps, count, per_s, by):
 
 @given(GAPS, st.integers(1, 8))
 def test_cooldown_lets_one_pass_and_then_none_for_so_long(gaps, cooldown_s):
-    throttle, last = Throttle("r", cooldown_s=cooldown_s), None
+    throttle, last = Throttle("r", cooldown=Cooldown(cooldown_s)), None
     for now, record in arrivals(gaps):
         expected = last is None or now - last >= cooldown_s * NS
         assert (throttle.admit(record, now) is None) == expected
@@ -59,7 +68,7 @@ def test_after_fires_once_for_each_flapping(gaps, count, within_s, resets_s):
 
 @given(GAPS, st.integers(1, 3), st.integers(1, 8), st.integers(1, 8))
 def test_only_matches_that_pass_all_limits_count(gaps, count, per_s, cooldown_s):
-    throttle = Throttle("r", rate_limit=RateLimit(count, per_s), cooldown_s=cooldown_s)
+    throttle = Throttle("r", rate_limit=RateLimit(count, per_s), cooldown=Cooldown(cooldown_s))
     passed: list[int] = []
     for now, record in arrivals(gaps):
         cool = not passed or now - passed[-1] >= cooldown_s * NS
@@ -72,7 +81,7 @@ def test_only_matches_that_pass_all_limits_count(gaps, count, per_s, cooldown_s)
 
 @given(GAPS, st.integers(1, 3), st.integers(1, 8))
 def test_everything_held_back_is_reported_once(gaps, count, per_s):
-    throttle = Throttle("r", rate_limit=RateLimit(count, per_s, "comm"), cooldown_s=1)
+    throttle = Throttle("r", rate_limit=RateLimit(count, per_s, "comm"), cooldown=Cooldown(1))
     held, reported, now = 0, 0, 0
     for now, record in arrivals(gaps):
         due = throttle.next_report_ns()
@@ -101,7 +110,7 @@ def test_keys_chosen_by_processes_are_bounded():
         for _ in range(2):
             throttle.admit({"comm": str(number)}, number)
     limit = throttle._limits[0]
-    assert len(limit.passed) <= MOST_KEYS
+    assert len(limit.keys) <= MOST_KEYS
     assert len(limit.held) <= MOST_KEYS + 1
     reports = throttle.reports(2000 * NS)
     assert sum(report.count for report in reports) == 3 * MOST_KEYS
@@ -122,10 +131,81 @@ def test_a_huge_count_leaves_room_for_few_keys():
     throttle = Throttle("r", rate_limit=RateLimit(MOST_TIMES, 1000, "comm"))
     for number in range(10):
         throttle.admit({"comm": str(number)}, number)
-    assert len(throttle._limits[0].passed) == 1
+    assert len(throttle._limits[0].keys) == 1
 
 
 def test_without_limits_everything_passes():
     throttle = Throttle("r")
     assert [throttle.admit({}, now) for now in range(5)] == [None] * 5
     assert throttle.next_report_ns() is None
+
+
+def test_after_by_unit_counts_each_unit_alone():
+    """Five services fail once each: none of them is in a crash loop. Then zeta loops, and is reported at once."""
+    throttle = Throttle("loop", after=After(5, 60, "unit"), cooldown=Cooldown(600, "unit"))
+    for second, unit in enumerate(["alpha", "beta", "gamma", "delta", "epsilon"]):
+        assert throttle.admit({"unit": f"{unit}.service"}, second * NS) == "after"
+    zeta = [throttle.admit({"unit": "zeta.service"}, (10 + second) * NS) for second in range(6)]
+    assert zeta == ["after"] * 4 + [None, "after"]
+
+
+def test_cooldown_by_unit_holds_back_that_unit_alone():
+    throttle = Throttle("r", cooldown=Cooldown(600, "unit"))
+    assert [throttle.admit({"unit": unit}, now * NS) for now, unit in enumerate("abab")] == [
+        None,
+        None,
+        *["cooldown"] * 2,
+    ]
+    assert throttle.admit({"unit": "a"}, 600 * NS) is None
+    assert throttle.admit({"unit": "b"}, 600 * NS) == "cooldown"
+
+
+def test_an_unknown_value_is_not_counted_with_others():
+    unknown = {"unit": None}
+    after = Throttle("r", after=After(2, 60, "unit"))
+    assert [after.admit(unknown, 0) for _ in range(5)] == ["after"] * 5
+    cooldown = Throttle("r", cooldown=Cooldown(600, "unit"))
+    assert [cooldown.admit(unknown, 0) for _ in range(5)] == [None] * 5
+
+
+def test_rate_limit_counts_all_unknown_values_together():
+    throttle = Throttle("r", rate_limit=RateLimit(2, 60, "unit"))
+    assert [throttle.admit({"unit": None}, 0) for _ in range(4)] == [None, None, *["rate_limit"] * 2]
+    assert throttle.admit({"unit": "a.service"}, 0) is None
+
+
+def test_events_out_of_order_are_counted_in_order():
+    """Events of two CPUs: the third arrives after the fourth. Three within two seconds fire, and no others."""
+    throttle = Throttle("r", after=After(3, 2), resets_s=1000)
+    times = [0, 10, 20, 13, 21, 12, 19.5]
+    passed = [time for time in times if throttle.admit({}, int(time * NS)) is None]
+    assert passed == [19.5]
+
+
+def test_names_that_look_alike_have_counts_of_their_own():
+    throttle = Throttle("r", cooldown=Cooldown(60, "comm"))
+    assert throttle.admit({"comm": "a\\x1b"}, 0) is None
+    assert throttle.admit({"comm": "a\\x1b", "comm_hex": "611b"}, 0) is None
+    assert throttle.admit({"comm": "a\\x1b", "comm_hex": "611b"}, 1) == "cooldown"
+    assert [report.key for report in throttle.reports(100 * NS)] == ["a\\x1b"]
+
+
+def test_keys_of_after_are_bounded_and_discards_reported():
+    """A user's process makes many names: memory stays bounded, and the discarded counts are reported once a minute."""
+    throttle = Throttle("r", after=After(2, 1000, "comm"))
+    throttle.admit({"comm": "victim"}, 0)
+    for number in range(MOST_KEYS):
+        throttle.admit({"comm": str(number)}, number)
+    assert throttle.admit({"comm": "victim"}, MOST_KEYS) == "after"
+    assert throttle.discarded(MOST_KEYS) == []
+    assert throttle.next_report_ns() == MOST_KEYS - 1 + DISCARDS_EVERY_NS
+    assert throttle.discarded(2 * DISCARDS_EVERY_NS) == [Discarded("r", "after", "comm", 2, MOST_KEYS)]
+    assert throttle.next_report_ns() is None
+
+
+def test_a_key_whose_time_is_over_is_discarded_silently():
+    throttle = Throttle("r", after=After(2, 1, "comm"))
+    for number in range(2 * MOST_KEYS):
+        throttle.admit({"comm": str(number)}, number * NS)
+    assert throttle.next_report_ns() is None
+    assert throttle.discarded(10**9 * NS) == []

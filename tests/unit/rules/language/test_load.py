@@ -66,6 +66,7 @@ BAD = {
         "rules:\n  - description: x\n",
         [(2, 5, '"name" is missing'), (2, 5, '"events" is missing.*name, a list')],
     ),
+    "a missing key of cooldown": (RULE + "    cooldown: {by: unit}\n", [(4, 5, '"for" is missing')]),
     "a missing key below": (RULE + "    rate_limit: {count: 3}\n", [(4, 5, '"per" is missing')]),
     "a wrong type": (RULE + "    threads: yes\n", [(4, 14, "expected true or false, found.*YAML 1.2")]),
     "log of the wrong shape": (RULE + "    log: 5\n", [(4, 10, "true or false, or a mapping with level, message")]),

@@ -371,7 +371,7 @@ def test_everything_at_once():
             "all": [{"exe": "/bin/x"}],
         },
         rate_limit={"count": 10, "per": "1m", "by": "comm"},
-        cooldown="5s",
+        cooldown={"for": "5s", "by": "unit"},
         coalesce={"window": "2s"},
         after={"count": 5, "within": "1m"},
         resets="10m",
@@ -396,10 +396,16 @@ def test_everything_at_once():
     assert parsed.match.not_ == (ConditionModel.model_validate({"comm": "ora_test*"}),)
     assert len(parsed.match.any[1].not_) == 2
     assert parsed.match.parent.ancestor.user == (0,)
-    assert (parsed.after.within_s, parsed.resets_s, parsed.coalesce.max, parsed.cooldown_s) == (60.0, 600.0, 1000, 5.0)
+    assert (parsed.after.within_s, parsed.resets_s, parsed.coalesce.max) == (60.0, 600.0, 1000)
+    assert (parsed.cooldown.for_s, parsed.cooldown.by, parsed.after.by) == (5.0, "unit", "rule")
     assert (parsed.run.user, parsed.run.group, parsed.run.deadline_s, parsed.run.umask) == ("oracle", 55, 3600.0, 0o27)
     assert parsed.run.command[2] == Template((Field("pid"),))
     assert parsed.run.limits.address_space_bytes == 2**30
+
+
+def test_a_plain_cooldown_is_that_of_the_whole_rule():
+    assert rule(cooldown="10m").cooldown == rule(cooldown={"for": "10m"}).cooldown
+    assert rule(cooldown="10m").cooldown.by == "rule"
 
 
 def test_models_do_not_change():
@@ -423,6 +429,9 @@ def test_models_do_not_change():
         ({"match": {"core_dumped": "yes"}}, ("match", "core_dumped"), "expected true or false"),
         ({"resets": "5s"}, ("resets",), "no effect without after"),
         ({"coalesce": {"window": "5s"}}, ("coalesce",), "no effect without run"),
+        ({"cooldown": 5}, ("cooldown",), "duration"),
+        ({"cooldown": {"for": "5s", "by": "color"}}, ("cooldown", "by"), "color"),
+        ({"after": {"count": 2, "within": "5s", "by": ["unit"]}}, ("after", "by"), "a list"),
         ({"name": "-x"}, ("name",), "invalid rule name"),
         ({"name": "x" * 65}, ("name",), "invalid rule name"),
         ({"name": 5}, ("name",), "expected text"),

@@ -1,0 +1,118 @@
+"""dispatch.py: matches through the throttles into a real spool. No hook is started: there is no event loop."""
+
+import itertools
+
+import pytest
+from unit.hookkit import Records
+
+from cnprocd.dispatch import Dispatcher, gather_of
+from cnprocd.output.record import match_record
+from cnprocd.pipeline import RecordedMatch
+from cnprocd.process.model import Occurrence, Process
+from cnprocd.rules.compile import Matcher
+from cnprocd.rules.language.load import load
+
+NS = 1_000_000_000
+_PIDS = itertools.count(1000)
+
+
+class NoHooks:
+    """A HookRegistry for rules that run nothing."""
+
+    def follow(self):
+        raise AssertionError("a hook was started")
+
+    def register_hook(self, hook_pid):
+        raise AssertionError("a hook was started")
+
+    def register_runner(self, runner_pid):
+        raise AssertionError("a hook was started")
+
+
+@pytest.fixture
+def dispatcher_of(tmp_path):
+    """Return a function that makes a dispatcher of the text of a rule file."""
+    made = []
+
+    def make(text):
+        file = tmp_path / "rules.yaml"
+        file.write_text(text)
+        loaded = load(file)
+        dispatcher = Dispatcher(tmp_path, loaded, Records(), NoHooks())
+        made.append(dispatcher)
+        return dispatcher, Matcher(loaded.rules)
+
+    yield make
+    for dispatcher in made:
+        dispatcher.spool.close()
+
+
+def death(matcher, at_s, comm="worker", **fields):
+    """Return the recorded matches of a death with exit code 1."""
+    at_ns = None if at_s is None else int(at_s * NS)
+    process = Process(next(_PIDS), 1, comm=comm, start_ns=1)
+    for name, value in fields.items():
+        setattr(process, name, value)
+    occurrence = Occurrence("exit", process, process.tgid, 256, at_ns, recovered=at_ns is None)
+    return [RecordedMatch(match, match_record(match), None) for match in matcher.match(occurrence)]
+
+
+def held(matches):
+    return [one.record.get("held_by") for one in matches]
+
+
+def test_after_counts_by_the_kernels_time(dispatcher_of):
+    """Three deaths 3 s apart are delivered in one batch, after a stall of the daemon: they are not within 2 s."""
+    rule = "rules: [{name: r, events: [nonzero_exit], after: {count: 3, within: 2s}}]"
+    dispatcher, matcher = dispatcher_of(rule)
+    slow = [match for at_s in (100, 103, 106) for match in death(matcher, at_s)]
+    dispatcher.deliver(slow)
+    assert held(slow) == ["after"] * 3
+    fast = [match for at_s in (200, 200.5, 201) for match in death(matcher, at_s)]
+    dispatcher.deliver(fast)
+    assert held(fast) == ["after", "after", None]
+
+
+def test_cooldown_and_rate_limit_use_the_kernels_time(dispatcher_of):
+    rules = """rules:
+  - {name: cooling, events: [nonzero_exit], cooldown: 2s}
+  - {name: limited, events: [nonzero_exit], rate_limit: {count: 1, per: 2s}}"""
+    dispatcher, matcher = dispatcher_of(rules)
+    batch = [match for at_s in (100, 101, 103) for match in death(matcher, at_s)]
+    dispatcher.deliver(batch)
+    assert held(batch) == [None, None, "cooldown", "rate_limit", None, None]
+
+
+def test_recovered_matches_are_counted_at_their_detection(dispatcher_of):
+    dispatcher, matcher = dispatcher_of("rules: [{name: r, events: [exit], after: {count: 2, within: 1h}}]")
+    batch = [match for _ in range(2) for match in death(matcher, None)]
+    dispatcher.deliver(batch)
+    assert held(batch) == ["after", None]
+
+
+def test_discarded_counts_are_logged(dispatcher_of, monkeypatch):
+    monkeypatch.setattr("cnprocd.spool.throttle.MOST_KEYS", 2)
+    monkeypatch.setattr("cnprocd.spool.throttle.DISCARDS_EVERY_NS", 0)
+    rule = "rules: [{name: r, events: [nonzero_exit], after: {count: 2, within: 1h, by: comm}}]"
+    dispatcher, matcher = dispatcher_of(rule)
+    dispatcher.deliver([match for comm in "abcd" for match in death(matcher, 100, comm)])
+    assert dispatcher.holds_back
+    dispatcher.tick()
+    (record,) = dispatcher._log.of("throttle_keys_discarded")
+    assert (record["rule"], record["held_by"], record["by"]) == ("r", "after", "comm")
+    assert (record["count"], record["limit"]) == (2, 2)
+
+
+def test_coalesce_by_a_field_gathers_equal_values_only(dispatcher_of):
+    rule = """rules:
+  - name: r
+    events: [nonzero_exit]
+    coalesce: {window: 1h, by: comm}
+    run: {command: [/bin/true], timeout: 1s}"""
+    dispatcher, matcher = dispatcher_of(rule)
+    matches = [match for comm in ("a", "b", "a", None, None) for match in death(matcher, 100, comm)]
+    keys = [gather.key if (gather := gather_of(one.match.rule.rule, one.record)) else None for one in matches]
+    assert keys == ["r/comm=a", "r/comm=b", "r/comm=a", None, None]
+    dispatcher._submit(matches)
+    ids = [one.record["job_id"] for one in matches]
+    assert ids[0] == ids[2] and len(set(ids)) == 4
