@@ -22,7 +22,7 @@ from cnprocd.log import Log, ThrottledLog
 from cnprocd.output.record import match_record
 from cnprocd.process.completion import complete
 from cnprocd.process.file_names import FileNames
-from cnprocd.process.model import Occurrence, Process, ProcScan
+from cnprocd.process.model import Occurrence, Process, ProcScan, Wanted
 from cnprocd.process.tracker import Tracker
 from cnprocd.recovery import Recovery
 from cnprocd.rules.compile import Match, Matcher
@@ -162,7 +162,7 @@ class Pipeline:
 
     def start(self) -> None:
         """Scan /proc, then read what came meanwhile. Call it after LISTEN was acknowledged. The scan makes no match."""
-        snapshot = self._scan()
+        snapshot = self._scan(self.tracker.tracking.wanted_anew)
         for process in snapshot:
             if self._procfs.is_hook(process.tgid):  # a hook of the last daemon, or started by one
                 self.tracker.family.add(process.tgid)
@@ -181,21 +181,16 @@ class Pipeline:
         """Use other rules, or another plan for the same ones, from the next batch on.
 
         Drain first, so that the queued events are evaluated by the rules they happened under, then ask the kernel for
-        the new plan, then call this. So no event is lost or matched twice.
+        the new plan, then call this. So no event is lost or matched twice. Afterwards as much is known of the running
+        processes as after a start: what the new rules need was not read for the old ones.
         """
-        had_table = self.tracker.tracking.table
         self.matcher = matcher
-        self.tracker.use(plan.tracking, matcher.cares)
-        if not plan.tracking.table:
-            self.tracker.table.clear()
-            if self._files is not None and self._files.named_paths:
-                self._scan()
-        elif not had_table:
-            self.tracker.adopt(self._scan())
+        snapshot = self._scan(plan.tracking.wanted_anew)
+        self.tracker.change(plan.tracking, matcher.cares, snapshot)
+        self.recovery.hold(snapshot, matcher)
 
-    def _scan(self) -> list[Process]:
+    def _scan(self, wanted: Wanted) -> list[Process]:
         """Read every process. If rules name programs, find out which of them run files that were replaced since."""
-        wanted = self.tracker.tracking.wanted_anew
         if self._files is None or not self._files.named_paths:
             return list(self._procfs.scan(wanted))
         snapshot = list(self._procfs.scan(replace(wanted, exe=True)))

@@ -21,7 +21,8 @@ from cnprocd.connector.source import Source
 from cnprocd.connector.status import EVERY_STATUS
 from cnprocd.process.model import Kind, Occurrence, Wanted
 from cnprocd.process.procfs import ProcFs
-from cnprocd.process.tracker import Tracker, Tracking
+from cnprocd.process.tracker import Tracker
+from cnprocd.process.tracking import Tracking
 
 BUFFER_BYTES = 32 << 20
 EVERY_KIND: frozenset[Kind] = frozenset({"fork", "exec", "uid", "gid", "sid", "ptrace", "comm", "coredump", "exit"})

@@ -69,7 +69,8 @@ class Deaths:
     def record(self, record: TaskRecord) -> None:
         """Take one exit record."""
         tid, waiting = record.pid, self._waiting
-        waiting[tid] = (*waiting[tid], record) if tid in waiting else (record,)
+        if record.status in self.wanted:  # else its event is filtered, and it must not wait into another plan
+            waiting[tid] = (*waiting[tid], record) if tid in waiting else (record,)
         if record.last:
             if record.threaded:
                 self._note_core(record.tgid, record.status)

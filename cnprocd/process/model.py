@@ -162,12 +162,30 @@ class Process:
             self.comm, self.comm_source = fresh.comm, fresh.comm_source
         if self.uid is None:
             self.uid, self.gid, self.ids_source = fresh.uid, fresh.gid, fresh.ids_source
-        if self.cmdline is None and self.exe is None:
-            self.take_image(fresh, fresh.image_source)
+        if self.exe is None and (fresh.exe is not None or fresh.image is not None):
+            self.exe, self.image, self.image_source = fresh.exe, fresh.image, fresh.image_source
+        if self.cmdline is None:
+            self.cmdline, self.image_source = fresh.cmdline, fresh.image_source
         if self.cgroup is None:
             self.cgroup, self.cgroup_source = fresh.cgroup, fresh.cgroup_source
         if self.ppid is None:
             self.ppid = fresh.ppid
+
+    def take_newer(self, fresh: Process) -> None:
+        """Take from `fresh`, which was read of the same process later, each attribute that is known there."""
+        self.comm, self.comm_source = fresh.comm, fresh.comm_source
+        if fresh.uid is not None:
+            self.take_ids(fresh, fresh.ids_source)
+        if fresh.cgroup is not None:
+            self.cgroup, self.cgroup_source = fresh.cgroup, fresh.cgroup_source
+        if fresh.image is not None and fresh.image.file is not None:
+            if fresh.exe is not None or fresh.image.file != self.exe_file:
+                self.exe = fresh.exe
+            self.image, self.image_source = fresh.image, fresh.image_source
+        elif fresh.exe is not None:
+            self.exe, self.image, self.image_source = fresh.exe, fresh.image, fresh.image_source
+        if fresh.cmdline is not None:
+            self.cmdline, self.image_source = fresh.cmdline, fresh.image_source
 
     def set_provenance(self, provenance: Provenance) -> None:
         """Name one provenance for every attribute."""

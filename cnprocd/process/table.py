@@ -190,7 +190,9 @@ class Table:
                 self._processes[found.tgid] = found
             elif same_process(known, found):
                 known.threads, known.counted_ns, known.ppid = found.threads, found.counted_ns, found.ppid
-                known.take_comm(found, found.comm_source)
+                known.threaded = known.threaded or found.threaded
+                known.ended_ns = None  # its leader may have ended before it
+                known.take_newer(found)
             elif (known.start_ns or 0) < (found.start_ns or 0):
                 self._processes[found.tgid] = found
                 if known.ended_ns is None:

@@ -7,12 +7,11 @@ one drain. It sorts the events by their timestamps, because the kernel orders th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from operator import itemgetter
 from typing import Any
 
 from cnprocd.connector.event import Comm, Coredump, Event, Exec, Exit, Fork, Gid, Ptrace, Sid, Uid
-from cnprocd.connector.status import EVERY_STATUS, StatusSet
 from cnprocd.connector.taskrecord import TaskRecord
 from cnprocd.process.deaths import Death, Deaths, Waiting
 from cnprocd.process.family import HookFamily
@@ -20,36 +19,13 @@ from cnprocd.process.files import FileId
 from cnprocd.process.model import KINDS_OF_LASTING_COMM, FileLookup, Kind, Occurrence, Process, ProcLookup, Wanted
 from cnprocd.process.table import Table
 from cnprocd.process.thread_count import ThreadCount
+from cnprocd.process.tracking import Tracking
 
 _by_time = itemgetter(2)
 
 
 Cares = Callable[[Kind, bool, "str | None"], bool]
 """Whether any rule could match this kind of event, of a thread or of a process, with this comm."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tracking:
-    """The part of the plan that the tracker needs (see rules/plan.py)."""
-
-    table: bool
-    records: bool  # exit records show deaths, or no rule asks for them; else threads are counted
-    wanted: Wanted  # to read after exec of a known process: real ids and cgroup survive exec
-    kinds: frozenset[Kind]
-    thread_kinds: frozenset[Kind]
-    exe_files: bool = False  # some rule needs the path of the file that an exit record names
-    statuses: StatusSet = EVERY_STATUS  # of exits that a rule could match; others come only for the table
-
-    @property
-    def looks_up(self) -> bool:
-        """Whether attributes are read from /proc while the process may still be there."""
-        return self.table or not (self.kinds | self.thread_kinds) <= {"exit"}
-
-    @property
-    def wanted_anew(self) -> Wanted:
-        """What to read of a process that is not known yet."""
-        wanted = self.wanted
-        return Wanted(ids=True, exe=wanted.exe, cmdline=wanted.cmdline, cgroup=wanted.cgroup)
 
 
 def _about_everything(kind: Kind, of_thread: bool, comm: str | None) -> bool:
@@ -94,6 +70,17 @@ class Tracker:
         self.tracking, self._cares = tracking, cares
         self._of_thread_forks = "fork" in tracking.thread_kinds
         self.deaths.wanted = tracking.statuses.wait_statuses()
+
+    def change(self, tracking: Tracking, cares: Cares, snapshot: Iterable[Process]) -> None:
+        """Use another plan from the next event on, and know what a tracker that starts now with it would know.
+
+        `snapshot`: a /proc scan of what the plan wants; not used without a table.
+        """
+        self.use(tracking, cares)
+        if tracking.table:
+            self.adopt(list(snapshot))
+        else:
+            self.table.clear()
 
     def take(
         self, events: list[Event], records: Iterable[TaskRecord], now_ns: int | None = None

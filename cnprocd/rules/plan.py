@@ -27,7 +27,7 @@ from cnprocd.connector.filter import ConnectorFilter, TaskstatsFilter, connector
 from cnprocd.connector.request import Features, Request
 from cnprocd.connector.status import EVERY_STATUS, NO_STATUS, StatusSet
 from cnprocd.process.model import KINDS_OF_LASTING_COMM, Kind, Wanted
-from cnprocd.process.tracker import Tracking
+from cnprocd.process.tracking import Tracking
 from cnprocd.rules.compile import CompiledRule, Matcher
 from cnprocd.rules.needs import Need
 

@@ -8,7 +8,8 @@ from cnprocd.connector.source import Losses
 from cnprocd.connector.status import EVERY_STATUS
 from cnprocd.process.holder import Ended
 from cnprocd.process.model import EVERYTHING, Process
-from cnprocd.process.tracker import Tracker, Tracking
+from cnprocd.process.tracker import Tracker
+from cnprocd.process.tracking import Tracking
 from cnprocd.recovery import Recovery
 
 OWN = 50

@@ -11,7 +11,8 @@ from unit.process.machine import INIT, MILLISECOND, SECOND, Entry, Machine, Mach
 from cnprocd.connector.event import Coredump, Exec, Exit, Fork
 from cnprocd.process.model import EVERYTHING, Occurrence, Process, Wanted
 from cnprocd.process.table import KEEP_NS
-from cnprocd.process.tracker import Tracker, Tracking
+from cnprocd.process.tracker import Tracker
+from cnprocd.process.tracking import Tracking
 
 OWN = 50
 ALL = frozenset({"fork", "exec", "uid", "gid", "sid", "ptrace", "comm", "coredump", "exit"})

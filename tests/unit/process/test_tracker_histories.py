@@ -22,7 +22,8 @@ from unit.process.machine import (
 
 from cnprocd.process.deaths import HOLD_NS
 from cnprocd.process.model import EVERYTHING, Occurrence, Process
-from cnprocd.process.tracker import Tracker, Tracking
+from cnprocd.process.tracker import Tracker
+from cnprocd.process.tracking import Tracking
 
 KINDS = frozenset({"fork", "exec", "uid", "gid", "sid", "ptrace", "comm", "coredump", "exit"})
 OWN = 50

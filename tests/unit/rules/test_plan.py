@@ -24,7 +24,8 @@ from cnprocd.connector.request import Features, Request
 from cnprocd.connector.status import EVERY_STATUS, FAILURES, NO_STATUS, StatusSet
 from cnprocd.process.deaths import HOLD_NS
 from cnprocd.process.model import EVERYTHING, Occurrence, Wanted
-from cnprocd.process.tracker import Tracker, Tracking
+from cnprocd.process.tracker import Tracker
+from cnprocd.process.tracking import Tracking
 from cnprocd.rules.compile import CompiledRule, Matcher
 from cnprocd.rules.language.plain import plain
 from cnprocd.rules.language.schema import RuleModel

@@ -1,0 +1,35 @@
+"""The part of the plan that the tracker needs: which events rules look at, and what is read of a process. PURE.
+
+rules/plan.py makes it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cnprocd.connector.status import EVERY_STATUS, StatusSet
+from cnprocd.process.model import Kind, Wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Tracking:
+    """The part of the plan that the tracker needs (see rules/plan.py)."""
+
+    table: bool
+    records: bool  # exit records show deaths, or no rule asks for them; else threads are counted
+    wanted: Wanted  # to read after exec of a known process: real ids and cgroup survive exec
+    kinds: frozenset[Kind]
+    thread_kinds: frozenset[Kind]
+    exe_files: bool = False  # some rule needs the path of the file that an exit record names
+    statuses: StatusSet = EVERY_STATUS  # of exits that a rule could match; others come only for the table
+
+    @property
+    def looks_up(self) -> bool:
+        """Whether attributes are read from /proc while the process may still be there."""
+        return self.table or not (self.kinds | self.thread_kinds) <= {"exit"}
+
+    @property
+    def wanted_anew(self) -> Wanted:
+        """What to read of a process that is not known yet."""
+        wanted = self.wanted
+        return Wanted(ids=True, exe=wanted.exe, cmdline=wanted.cmdline, cgroup=wanted.cgroup)

@@ -1,0 +1,86 @@
+"""After a reload the same rules match the same running processes as a daemon that was started at that moment."""
+
+from collections import Counter
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from unit.process.machine import SECOND, MachineProcFs, Unfolding, batches, live, steps
+from unit.rules.kernel import Kernel, event_message, record_message
+from unit.rules.test_plan import OWN, WITH_RECORDS, key, machine_before_us, only, relatives, rule_sets
+
+from cnprocd.connector.request import Features
+from cnprocd.process.deaths import HOLD_NS
+from cnprocd.process.tracker import Tracker
+from cnprocd.rules.compile import Matcher
+from cnprocd.rules.plan import Plan, make_plan
+
+
+def feed(tracker, matcher, plan: Plan, features: Features, entries, reader, cut, ahead) -> Counter:
+    """Let a daemon read what happened; its matches."""
+    kernel, found = Kernel(plan.request, features), Counter()
+    views = {entry.at_ns: entry.proc for entry in entries}
+
+    def evaluate(occurrences) -> None:
+        for occurrence in occurrences:
+            if occurrence.recovered:
+                continue  # a PID that is reused before the next sweep: both may take its old owner for vanished
+            for match in matcher.match(occurrence):
+                found[key(match.rule.name, match.event, occurrence)] += 1
+
+    now_ns = 0
+    for events, records, late in batches(entries, cut, ahead):
+        now_ns = max([now_ns, *(entry.at_ns for entry in (*events, *records))])
+        reader.late = late
+        seen = [got for entry in events if (got := kernel.event(entry.said, event_message(entry.said))) is not None]
+        told = [record for entry in records if (record := kernel.record(record_message(entry.said)))]
+        evaluate(tracker.take(Unfolding(seen, reader, views), told, now_ns))
+    evaluate(tracker.take([], [], now_ns + 2 * HOLD_NS))
+    for seconds in (3, 6):
+        evaluate(tracker.sweep(now_ns + seconds * SECOND))
+    return found
+
+
+def started(matcher, plan: Plan, reader) -> Tracker:
+    tracker = Tracker(plan.tracking, reader, OWN, matcher.cares)
+    if plan.tracking.table:
+        tracker.adopt(reader.scan(plan.tracking.wanted_anew))
+    return tracker
+
+
+@given(
+    rule_sets, rule_sets, steps, steps, st.sampled_from(WITH_RECORDS), st.lists(st.integers(1, 100), max_size=4),
+    st.lists(st.integers(0, 6), max_size=4),
+)  # fmt: skip
+@settings(max_examples=150)
+def test_a_reload_knows_what_a_fresh_start_knows(before, after, lived, later, features, cut, ahead):
+    machine = machine_before_us(hooks=False)
+    reader = MachineProcFs(machine.proc())
+    old, new = Matcher(before), Matcher(after)
+    old_plan, new_plan = make_plan(old, features), make_plan(new, features)
+    running = started(old, old_plan, reader)
+
+    live(machine, lived)
+    past, truths = len(machine.log), len(machine.truth)
+    feed(running, old, old_plan, features, list(machine.log), reader, cut, ahead)
+    machine.wait(10 * SECOND)
+    reader.proc = reader.late = machine.proc()
+    running.change(new_plan.tracking, new.cares, reader.scan(new_plan.tracking.wanted_anew))
+    fresh_reader = MachineProcFs(machine.proc())
+    fresh = started(new, new_plan, fresh_reader)
+
+    live(machine, later)
+    happened = machine.log[past:]
+    found = feed(running, new, new_plan, features, happened, reader, cut, ahead)
+    fresh_found = feed(fresh, new, new_plan, features, happened, fresh_reader, cut, ahead)
+    assert not nameless(fresh_found) - nameless(found), "it may know more, for it has seen more, but not less"
+    certain = {rule.name for rule in new.rules if not relatives(rule)}
+    truth = Counter(key(m.rule.name, m.event, o) for o in machine.truth[truths:] for m in new.match(o))
+    assert not nameless(only(found, certain)) - nameless(truth)
+
+
+def nameless(found: Counter) -> Counter:
+    """Without the comm: a record of a leader that ended before the start names a process to the older daemon only."""
+    counts = Counter()
+    for match, count in found.items():
+        counts[match[:-1]] += count
+    return counts
