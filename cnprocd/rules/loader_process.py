@@ -16,6 +16,7 @@ import contextlib
 import gc
 import os
 import pickle
+import select
 import signal
 import sys
 import traceback
@@ -28,6 +29,8 @@ from cnprocd.errors import EX_OSERR
 from cnprocd.rules.problems import Problem, RulesError
 
 LIMIT_S = 60.0  # for files on a disk that does not respond; systemd allows 90 s for a start or reload
+END_S = 0.05  # that the loop waits for a killed child, which needs far less
+REAP_S = 0.5
 _CHUNK = 1 << 18
 T = TypeVar("T")
 
@@ -96,11 +99,23 @@ class LoaderProcess(Generic[T]):
         return self._decode()
 
     def _reap(self, kill: bool = False) -> None:
-        if kill:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._pid, signal.SIGKILL)
         os.close(self._end)
-        self._status = os.waitpid(self._pid, 0)[1]
+        if not kill:
+            self._status = os.waitpid(self._pid, 0)[1]
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGKILL)
+        pidfd = os.pidfd_open(self._pid)
+        select.select([pidfd], [], [], END_S)
+        os.close(pidfd)
+        self._reap_killed()
+
+    def _reap_killed(self) -> None:
+        """Reap the killed child now or later: a disk that does not respond may keep it for a while."""
+        import asyncio
+
+        if os.waitpid(self._pid, os.WNOHANG)[0] == 0:
+            asyncio.get_running_loop().call_later(REAP_S, self._reap_killed)
 
     def _decode(self) -> T:
         if self._status != 0:

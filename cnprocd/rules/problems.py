@@ -21,7 +21,8 @@ class LoadedRules:
     """The rules and settings of valid files.
 
     `warnings` are about valid rules that are probably not intended. `file_digests` are those of all files that
-    were read (rule_files.py), from just before they were read: a later change is never missed.
+    were read (rule_files.py), from just before they were read: a later change is never missed. `snapshot` is the digest
+    of the bytes that were parsed (snapshot.py), `snapshot_text` its form on the disk for a daemon that stores it.
     """
 
     rules: tuple[Rule, ...]
@@ -33,6 +34,8 @@ class LoadedRules:
     digests: Mapping[str, str] = field(default_factory=dict)  # of each rule (written.py), for comparing with the files
     # The rules that the file `disabled` disables, with the end in nanoseconds since 1970, or None if there is no end.
     disabled: Mapping[str, int | None] = field(default_factory=dict)
+    snapshot: str = ""
+    snapshot_text: str = ""
 
 
 def next_end_ns(loaded: LoadedRules) -> int | None:

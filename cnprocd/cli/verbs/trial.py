@@ -20,10 +20,10 @@ from cnprocd.output.record import match_record, message
 from cnprocd.process import procfs
 from cnprocd.process.model import Occurrence, Process
 from cnprocd.rules.compile import Match, Matcher
-from cnprocd.rules.language.load import _system_group, _system_user
+from cnprocd.rules.language.load import system_group, system_user
 from cnprocd.rules.ruleset import Hook
 
-NAMES = Names(_system_user, _system_group)
+NAMES = Names(system_user, system_group)
 _MOST_ANCESTORS = 64
 
 

@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cnprocd.rules.language.load import load
+from cnprocd.rules.language.load import load, read_rule_file, system_group, system_user
+from cnprocd.rules.language.names import HIGHEST_ID
 from cnprocd.rules.problems import LoadedRules, Problem, RulesError
 from cnprocd.rules.rule_files import disabled_path, file_digests, rule_files
 from cnprocd.rules.ruleset import Rule
-from cnprocd.safe_open import UnsafeFileError, safe_open
+from cnprocd.rules.snapshot import Snapshot
+from cnprocd.safe_open import UnsafeFileError
 
 NS = 1_000_000_000
 
@@ -36,13 +38,58 @@ class Entry:
 
 def load_in_force(rules: Path | None) -> LoadedRules:
     """Load the rules, and mark those as not enabled that the file disables. Raises RulesError, as `load` does."""
+    return load_with_snapshot(rules)[0]
+
+
+def load_with_snapshot(rules: Path | None) -> tuple[LoadedRules, Snapshot]:
+    """Return the rules of load_in_force() and the snapshot of exactly the bytes that were parsed for them."""
     before = file_digests(rule_files(rules))
-    return replace(apply(load(rules), disabled_path(rules)), file_digests=before)
+    contents: dict[Path, bytes] = {}
+
+    def read_and_keep(path: Path) -> bytes:
+        contents[path] = read_rule_file(path)
+        return contents[path]
+
+    path = disabled_path(rules)
+    loaded = apply(load(rules, read=read_and_keep), path, read_and_keep)
+    disabled = contents.pop(path, None)
+    snapshot = Snapshot.of([(file.absolute(), data) for file, data in contents.items()], disabled)
+    return replace(loaded, file_digests=before, snapshot=snapshot.digest), snapshot
 
 
-def apply(loaded: LoadedRules, path: Path) -> LoadedRules:
+def load_snapshot(snapshot: Snapshot) -> LoadedRules:
+    """Load the rules of a snapshot. Raises RulesError: this version of the rule language does not accept them.
+
+    A user or group that has been deleted since gets the highest id, which no process has.
+    """
+    contents = {file.path: file.data for file in snapshot.files}
+    main, *dropins = contents
+    path = disabled_path(main)
+    if snapshot.disabled is not None:
+        contents[path] = snapshot.disabled
+
+    def kept(path: Path) -> bytes:
+        if path not in contents:
+            raise FileNotFoundError(path)
+        return contents[path]
+
+    loaded = load(main, also=dropins, read=kept, user=_uid_or_highest, group=_gid_or_highest)
+    return replace(apply(loaded, path, kept), snapshot=snapshot.digest)
+
+
+def _uid_or_highest(name: str) -> int:
+    found = system_user(name)
+    return HIGHEST_ID if found is None else found
+
+
+def _gid_or_highest(name: str) -> int:
+    found = system_group(name)
+    return HIGHEST_ID if found is None else found
+
+
+def apply(loaded: LoadedRules, path: Path, content: Callable[[Path], bytes] = read_rule_file) -> LoadedRules:
     """Return `loaded` with the rules not enabled that `path` disables now. Raises RulesError."""
-    entries = read(path)
+    entries = read(path, content)
     if not entries:
         return loaded
     known = {rule.name for rule in loaded.rules}
@@ -73,11 +120,10 @@ def _is_disabled(rule: Rule, entries: Mapping[str, Entry]) -> bool:
     return rule.enabled and rule.name in entries
 
 
-def read(path: Path) -> dict[str, Entry]:
+def read(path: Path, content: Callable[[Path], bytes] = read_rule_file) -> dict[str, Entry]:
     """Return the entries by name, the expired ones too. Raises RulesError if the file is unsafe or malformed."""
     try:
-        with os.fdopen(safe_open(path), encoding="utf-8", errors="replace") as file:
-            lines = file.read(1 << 20).splitlines()
+        lines = content(path).decode("utf-8", "replace").splitlines()
     except FileNotFoundError:
         return {}
     except UnsafeFileError as error:

@@ -60,6 +60,12 @@ class _Source:
         self.problems.append(self.problem(mark, found))
 
 
+def read_rule_file(path: Path) -> bytes:
+    """Return the content of a file that only root can change, at most LARGEST + 1 bytes. Raises as safe_open does."""
+    with os.fdopen(safe_open(path), "rb") as file:
+        return file.read(LARGEST + 1)
+
+
 def load(
     path: Path | None,
     *,
@@ -68,20 +74,22 @@ def load(
     dropin_dirs: Sequence[Path] = DROPIN_DIRS,
     user: Callable[[str], int | None] | None = None,
     group: Callable[[str], int | None] | None = None,
+    read: Callable[[Path], bytes] = read_rule_file,
 ) -> LoadedRules:
     """Load only the file `path`, with the files `also` as drop-ins; or with None the main file and its drop-ins.
 
     `dropin_dirs` begin with the highest precedence. `user` and `group` return the id of a name or None; by default they
-    use the system's databases. Raises RulesError with every problem in every file.
+    use the system's databases. `read` returns the content of a file. Raises RulesError with every problem in every
+    file.
     """
     warnings: list[Problem] = []
     sources = [_Source(path or main_file, is_dropin=False), *(_Source(one, is_dropin=True) for one in also)]
     if path is None:
         sources += _dropins(dropin_dirs, warnings)
     for source in sources:
-        _read(source)
+        _read(source, read)
     sources = [source for source in sources if source.root is not None or source.problems]
-    context = Context(_list_texts(sources), user or cache(_system_user), group or cache(_system_group))
+    context = Context(_list_texts(sources), user or cache(system_user), group or cache(system_group))
     files = [(source, _validate(source, context)) for source in sources]
     _check_across_files(sources)
     problems = [problem for source in sources for problem in sorted(source.problems, key=_place)]
@@ -103,14 +111,16 @@ def _place(problem: Problem) -> tuple[int, int]:
     return problem.line, problem.column
 
 
-def _system_user(name: str) -> int | None:
+def system_user(name: str) -> int | None:
+    """Return the uid of a name in the system's database, or None."""
     try:
         return pwd.getpwnam(name).pw_uid
     except KeyError:
         return None
 
 
-def _system_group(name: str) -> int | None:
+def system_group(name: str) -> int | None:
+    """Return the gid of a name in the system's database, or None."""
     try:
         return grp.getgrnam(name).gr_gid
     except KeyError:
@@ -136,11 +146,11 @@ def _dropins(directories: Sequence[Path], warnings: list[Problem]) -> list[_Sour
 # From file to tree.
 
 
-def _read(source: _Source) -> None:
+def _read(source: _Source, read: Callable[[Path], bytes]) -> None:
     """Fill in the lines and root of a source, or its problems. A masked drop-in gets neither."""
     if source.problems or (source.is_dropin and os.path.realpath(source.file) == "/dev/null"):
         return
-    data = _content(source)
+    data = _content(source, read)
     text = None if data is None else _decoded(source, data.removeprefix(b"\xef\xbb\xbf"))
     if text is None:
         return
@@ -152,10 +162,9 @@ def _read(source: _Source) -> None:
     _take_root(source, document.root)
 
 
-def _content(source: _Source) -> bytes | None:
+def _content(source: _Source, read: Callable[[Path], bytes]) -> bytes | None:
     try:
-        with os.fdopen(safe_open(source.file), "rb") as file:
-            data = file.read(LARGEST + 1)
+        data = read(source.file)
     except UnsafeFileError as error:
         source.reject(Mark(), ValueProblem(error.what, hint=error.hint))
         return None

@@ -113,7 +113,7 @@ class RuleFiles(Target):
         return data
 
     def check(self, data: bytes) -> None:
-        load_module._content, real = lambda source: data, load_module._content  # without the disk
+        load_module._content, real = lambda source, read: data, load_module._content  # without the disk
         try:
             loaded, error = outcome(lambda: load(_FILE, user=_IDS.get, group=_IDS.get), RulesError)
         finally:

@@ -25,7 +25,7 @@ USERS = {"oracle": 54321, "postgres": 26, "nobody": 65534, "root": 0}
 @pytest.fixture(autouse=True)
 def users(monkeypatch):
     """Provide the users of the examples, which this machine may not have."""
-    monkeypatch.setattr(load, "_system_user", USERS.get)
+    monkeypatch.setattr(load, "system_user", USERS.get)
     monkeypatch.setattr(trial, "NAMES", Names(USERS.get, {}.get))
 
 
