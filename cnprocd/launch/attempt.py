@@ -4,8 +4,9 @@
 waits for the report of the exec, the exit (by pidfd), the time limit, or `terminate`, and ends the whole group if it
 must. The hook is reaped last, when its group is gone, so none of its PIDs can be reused meanwhile.
 
-Processes that a successful hook leaves behind keep running: it may have restarted a service. Processes that a failed
-hook leaves behind are ended with it, before the next attempt can meet them.
+Processes that a successful hook leaves behind keep running: it may have restarted a service. Their output is read until
+they close it (left_behind.py). Processes that a failed hook leaves behind are ended with it, before the next attempt
+can meet them.
 
 Latency is the time from the kernel's timestamp to the report pipe's EOF as the event loop sees it: the exec succeeded.
 It is an upper bound, by the loop's own delay.
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Protocol
 
 from cnprocd.launch import group
+from cnprocd.launch.left_behind import LeftBehind
 from cnprocd.launch.output import Output
 from cnprocd.launch.program import Programs
 from cnprocd.launch.request import AttemptResult, Ending, LaunchRequest
@@ -51,8 +53,14 @@ class RunningAttempt(Protocol):
 
 
 class Launcher(Protocol):
-    """Starts hooks: as children of this process (LocalLauncher), or in the runner (runner/client.py)."""
+    """Starts hooks: as children of this process (LocalLauncher), or in the runner (runner/client.py).
 
+    If they outlive the daemon, close() leaves them running, and the next daemon resumes them.
+    """
+
+    @property
+    def outlives_daemon(self) -> bool: ...
+    def resume(self, request: LaunchRequest, announce: Announce) -> RunningAttempt: ...
     def prepare(self, *, soon: bool = False) -> None: ...
     def close(self) -> None: ...
     def launch(self, request: LaunchRequest, announce: Announce) -> RunningAttempt: ...
@@ -61,12 +69,28 @@ class Launcher(Protocol):
 class LocalLauncher:
     """Starts hooks as children of this process. `cgroup_dir` is a delegated cgroup v2 directory, if there is one."""
 
+    outlives_daemon = False
+
     def __init__(self, log: Log, cgroup_dir: Path | None = None) -> None:
         self._starter = Starter(log)
         self._programs = Programs()
         self._cgroup_dir = cgroup_dir
+        self._log = log
+        self._left_behind = LeftBehind()
         self.prepare = self._starter.prepare
-        self.close = self._starter.close
+
+    def close(self) -> None:
+        """End the spare process. Programs that hooks left behind keep running; what they write is discarded."""
+        self._starter.close()
+        self._left_behind.hand_over()
+
+    def resume(self, request: LaunchRequest, announce: Announce) -> LocalAttempt:
+        """Raise OSError: hooks of an earlier daemon are not children of this process."""
+        raise OSError("cannot resume a hook of an earlier daemon")
+
+    def left_behind(self) -> bool:
+        """Whether a program that a hook left behind still has the hook's output."""
+        return len(self._left_behind) > 0
 
     def launch(self, request: LaunchRequest, announce: Announce) -> LocalAttempt:
         """Start a hook. `announce` gets its PID before the hook does anything.
@@ -85,13 +109,28 @@ class LocalLauncher:
             os.close(program.fd)
             if procs_fd is not None:
                 os.close(procs_fd)
-        return LocalAttempt(request, program.path, child, group.Root(child.pid, None, request.attempt_id, cgroup))
+        root = group.Root(child.pid, None, request.attempt_id, cgroup)
+        return LocalAttempt(request, program.path, child, root, lambda output: self._keep(request, child.pid, output))
+
+    def _keep(self, request: LaunchRequest, hook_pid: int, output: Output) -> None:
+        """Log the output of a program that the hook left behind. The attempt has ended, so it gets no more of it."""
+        output.emit = lambda line: self._log(
+            "info", "hook_output", job_id=request.job_id, rule=request.rule, hook_pid=hook_pid, line=line
+        )
+        self._left_behind.keep(output)
 
 
 class LocalAttempt:
     """A hook that runs as a child of this process. `wait` must be called once."""
 
-    def __init__(self, request: LaunchRequest, program_path: str, child: Child, root: group.Root) -> None:
+    def __init__(
+        self,
+        request: LaunchRequest,
+        program_path: str,
+        child: Child,
+        root: group.Root,
+        leave_behind: Callable[[Output], None],
+    ) -> None:
         self.request = request
         self.pid = child.pid
         self.started_ns = time.monotonic_ns()
@@ -99,6 +138,7 @@ class LocalAttempt:
         self._program_path = program_path
         self._child = child
         self._root = root
+        self._leave_behind = leave_behind
         self._grace_s = TERM_GRACE_S
         self._terminated = asyncio.Event()
         self._report: bytes | None = None
@@ -121,7 +161,8 @@ class LocalAttempt:
         loop.add_reader(output.fd, _on_output, output)
         try:
             overdue = await self._until_end()
-            survivors = 0 if overdue is None and self._succeeded() else await group.end(self._root, self._grace_s)
+            succeeded = overdue is None and self._succeeded()
+            survivors = 0 if succeeded else await group.end(self._root, self._grace_s)
             status = await self._reap()
         finally:
             loop.remove_reader(self._child.report_fd)
@@ -129,7 +170,10 @@ class LocalAttempt:
         if self._report is None:
             self._on_report(launched)
         output.finish()
-        self._child.close()
+        is_left_behind = succeeded and not output.ended
+        self._child.close(but_output=is_left_behind)
+        if is_left_behind:
+            self._leave_behind(output)
         self._leave_cgroup()
         return self._ending(overdue, survivors, status)
 

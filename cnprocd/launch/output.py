@@ -26,9 +26,10 @@ class Output:
         self.fd = fd
         self.discarded_bytes = 0
         self.discarded_lines = 0
+        self.ended = False  # all writers have closed the pipe
+        self.emit = emit
         self._left = limit
         self._lines = 0
-        self._emit = emit
         self._partial = b""
 
     def read(self) -> bool:
@@ -37,10 +38,12 @@ class Output:
             data = os.read(self.fd, min(_CHUNK, self._left))
             self._left -= len(data)
             self._take(data)
-            return bool(data)
-        gone = self._discard()
-        self.discarded_bytes += gone
-        return gone > 0
+            self.ended = not data
+        else:
+            gone = self._discard()
+            self.discarded_bytes += gone
+            self.ended = gone == 0
+        return not self.ended
 
     def finish(self) -> None:
         """Read the rest of the pipe after the hook has exited, then emit how much was discarded."""
@@ -52,9 +55,10 @@ class Output:
             self._line(self._partial)
             self._partial = b""
         if self.discarded_bytes or self.discarded_lines:
-            self._emit(
+            self.emit(
                 f"[output limit reached: {self.discarded_bytes} bytes and {self.discarded_lines} lines not shown]"
             )
+            self.discarded_bytes = self.discarded_lines = 0
 
     def _take(self, data: bytes) -> None:
         *lines, self._partial = (self._partial + data).split(b"\n")
@@ -72,7 +76,7 @@ class Output:
             return
         self._lines += 1
         text = line[:MOST_LINE_BYTES].rstrip(b"\r").replace(b"\t", b"    ").decode("utf-8", "surrogateescape")
-        self._emit(printable(text))
+        self.emit(printable(text))
 
     def _discard(self) -> int:
         null = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)

@@ -60,6 +60,7 @@ def environment(request: LaunchRequest) -> dict[bytes, bytes]:
         CNPROCD_ATTEMPT=str(request.attempt),
         CNPROCD_ATTEMPT_ID=request.attempt_id,
         CNPROCD_EVENTS=str(len(request.events)),
+        CNPROCD_EVENTS_LEFT_OUT=str(request.events_left_out),
     )
     return {name.encode(): _encoded(value) for name, value in variables.items()}
 

@@ -6,10 +6,16 @@ and both launchers know hooks by it alone.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cnprocd.json_value import JsonObject
 from cnprocd.rules.ruleset import Hook
+
+# Of one attempt. A frame to the runner has at most 16 MiB (runner/wire.py); without the runner the same holds, so that
+# a hook gets the same events in both modes.
+MOST_EVENTS_BYTES = 15 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +37,9 @@ class LaunchRequest:
 
     `events` are records as they are logged, at least one. Where a text of a record was escaped, `<field>_hex` beside it
     holds the exact bytes. `attempt` counts from 1. `attempt_id` is 128 random bits in hexadecimal, which the hook's
-    processes carry in their environment. `limit_s` bounds the attempt. `kernel_time_ns` is CLOCK_MONOTONIC.
+    processes carry in their environment. `limit_s` bounds the attempt. `kernel_time_ns` is CLOCK_MONOTONIC. `snapshot`
+    is the digest of the rules that the hook is from. `events_left_out` counts the older events of the job that are not
+    in `events`.
     """
 
     rule: str
@@ -43,11 +51,23 @@ class LaunchRequest:
     events: tuple[JsonObject, ...]
     limit_s: float
     kernel_time_ns: int | None = None
+    snapshot: str = ""
+    events_left_out: int = 0
 
     @property
     def first_record(self) -> JsonObject:
         """The record that templates refer to. It holds the job's id, which was not known when the record was made."""
         return {**self.events[0], "job_id": self.job_id}
+
+
+def newest_that_fit(events: Sequence[JsonObject], most_bytes: int = MOST_EVENTS_BYTES) -> Sequence[JsonObject]:
+    """Return the newest events whose JSON has at most `most_bytes` in total; at least one."""
+    total = 0
+    for kept, event in enumerate(reversed(events)):
+        total += len(json.dumps(event)) + 2  # the JSON is ASCII; ", " separates two
+        if total > most_bytes and kept:
+            return events[-kept:]
+    return events
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,4 +88,5 @@ class Ending:
     result: AttemptResult
     interrupted: bool = False
     not_started: bool = False  # a process, memory, a descriptor or the runner was missing
+    left_running: bool = False  # the daemon stops, and the runner's hook does not
     stuck: bool = False  # the hook survived SIGKILL and is still to be reaped

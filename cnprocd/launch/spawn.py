@@ -44,8 +44,8 @@ class Child:
     report_fd: int  # EOF: the program runs. Text: input of launch_failure()
     output_fd: int
 
-    def close(self) -> None:
-        for fd in (self.pidfd, self.report_fd, self.output_fd):
+    def close(self, *, but_output: bool = False) -> None:
+        for fd in (self.pidfd, self.report_fd, *(() if but_output else (self.output_fd,))):
             os.close(fd)
 
 

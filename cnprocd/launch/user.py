@@ -13,6 +13,9 @@ from collections.abc import Callable
 from cnprocd.launch.program import HookRefusedError
 from cnprocd.launch.request import HookUser
 
+# Of an attempt that has started: the runner knows its user.
+UNRESOLVED = HookUser(uid=-1, gid=-1, groups=(), name="", home="", shell="", switch=False)
+
 ResolveUser = Callable[["str | int | None", "str | int | None"], HookUser]
 """resolve_user, or what does it with a bound: then it raises OSError if there is no answer now."""
 
