@@ -13,57 +13,39 @@ import pwd
 import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 
+from cnprocd.cli.snapshots import load_former, not_stored
 from cnprocd.cli.standard_files import STDERR, STDOUT, fill_missing
 from cnprocd.errors import EX_OK, CnprocdError
 from cnprocd.log import Log
 from cnprocd.names import Names, NameServiceSilentError
 from cnprocd.output.journal import is_journal_stream
 from cnprocd.output.log import LOG_BOUND_S, LogOutput, make_log, make_output
-from cnprocd.rules.language.load import load
-from cnprocd.rules.problems import LoadedRules
-from cnprocd.rules.rule_files import DROPIN_DIRS
-from cnprocd.rules.ruleset import Hook, hooks_of
+from cnprocd.rules import snapshot_files
+from cnprocd.rules.loader_process import LoaderProcess
+from cnprocd.rules.rule_files import MAIN_FILE
+from cnprocd.rules.ruleset import hooks_of
+from cnprocd.rules.snapshot_files import DIRECTORY_NAME
+from cnprocd.runner.rule_snapshots import FilesRead, Hooks, RuleSnapshots
 from cnprocd.runner.service import IDLE_S, Service, delegated_cgroup
 from cnprocd.service import ServiceManager
 
 PATIENCE_S, AGAIN_S = 10.0, 0.2  # how long, and how often, to ask the name service at start
 
 
-class Rules:
-    """The hooks of the root-owned rules. They are read again when one of the files or directories has changed."""
-
-    def __init__(self, read: Callable[[], LoadedRules]) -> None:
-        self._read = read
-        self._seen: dict[Path, tuple[int, int, int] | None] = {}
-        self._hooks: Mapping[str, Hook] = {}
-
-    def __call__(self) -> Mapping[str, Hook]:
-        """Return the hooks by rule. Raises RulesError while a file is invalid: outdated hooks are never run."""
-        if not self._seen or any(stamp(path) != seen for path, seen in self._seen.items()):
-            # Stamps first: a change during the read is detected the next time.
-            before = {path: stamp(path) for path in self._seen}
-            loaded = self._read()
-            files = [*loaded.files, *(path.parent for path in loaded.files), *DROPIN_DIRS]
-            self._seen = {path: before.get(path, stamp(path)) for path in files}
-            self._hooks = hooks_of(loaded.rules)
-        return self._hooks
-
-
-def stamp(path: Path) -> tuple[int, int, int] | None:
-    """Return values that change when a file is written or replaced, or a directory gains or loses an entry."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return (status.st_ino, status.st_mtime_ns, status.st_size)
-
-
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(prog="cnprocd-runner", description="Run the hooks of cnprocd (a systemd service).")
     result.add_argument("--rules", type=Path, metavar="FILE", help="load only this file, like cnprocd --rules")
+    result.add_argument(
+        "--state-dir",
+        type=Path,
+        default=Path("/var/lib/cnprocd-runner"),
+        metavar="DIR",
+        help="directory of the accepted rules and of results (default: /var/lib/cnprocd-runner)",
+    )
     result.add_argument("--user", default="cnprocd", help="the user that may connect, besides root (default: cnprocd)")
     result.add_argument(
         "--idle",
@@ -102,9 +84,47 @@ def adopted_listener(manager: ServiceManager) -> socket.socket:
     return socket.socket(fileno=descriptors[0])
 
 
-def allowed_users(name: str) -> set[int]:
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """The runner's reader (rule_snapshots.SnapshotReader). `gid` is the daemon's group, which may read snapshots."""
+
+    rules: Path | None
+    directory: Path
+    gid: int | None
+
+    async def stored(self, digest: str) -> Hooks | None:
+        return (await load_former(self.directory, [digest])).get(digest)
+
+    async def files(self, wanted: str, keep: Collection[str] | None) -> FilesRead:
+        return await LoaderProcess(lambda: self._read(wanted, keep), self.rules or MAIN_FILE).wait()
+
+    def _read(self, wanted: str, keep: Collection[str] | None) -> FilesRead:
+        from cnprocd.rules.language.disabled import load_with_snapshot
+
+        loaded, snapshot = load_with_snapshot(self.rules)
+        if snapshot.digest != wanted:
+            return FilesRead(snapshot.digest, None)
+        try:
+            snapshot_files.store(self.directory, snapshot, self.gid)
+            if keep is not None:
+                snapshot_files.accept(self.directory, wanted, keep, self.gid)
+        except OSError as error:
+            raise not_stored(self.directory, error) from error
+        return FilesRead(wanted, hooks_of(loaded.rules))
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """The user of the daemon: it may connect, as root may, and its group may read the accepted rules."""
+
+    uid: int
+    gid: int
+
+
+def find_peer(name: str) -> Peer:
     try:
-        return {0, pwd.getpwnam(name).pw_uid}
+        found = pwd.getpwnam(name)
+        return Peer(found.pw_uid, found.pw_gid)
     except KeyError:
         raise CnprocdError(f"unknown user {name!r}", "run systemd-sysusers to create it") from None
 
@@ -116,11 +136,20 @@ async def serve(
     output.attach(loop)
     manager.attach(loop)
     names = Names(loop, log)
-    rules = Rules(lambda: load(options.rules))
-    allowed = await patiently(lambda: names.resolve(options.user, lambda: allowed_users(options.user)))
-    service = Service(listener, rules, allowed, log, delegated_cgroup(), names.hook_user)
+    peer = await patiently(lambda: names.resolve(options.user, lambda: find_peer(options.user)))
+    snapshots = RuleSnapshots(Reader(options.rules, options.state_dir / DIRECTORY_NAME, peer.gid))
+    service = Service(
+        listener,
+        snapshots,
+        {0, peer.uid},
+        log,
+        delegated_cgroup(),
+        names.hook_user,
+        results_dir=options.state_dir / "results",
+    )
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, service.stop)
+    loop.add_signal_handler(signal.SIGHUP, service.retire)
     manager.ready("Waiting for the daemon")
     await service.serve(options.idle)
     manager.stopping()
@@ -128,7 +157,7 @@ async def serve(
     await output.close(LOG_BOUND_S)
 
 
-async def patiently(resolve: Callable[[], set[int]]) -> set[int]:
+async def patiently(resolve: Callable[[], Peer]) -> Peer:
     """Return the answer of the name service, asked for PATIENCE_S. Raises CnprocdError: there is none."""
     for _ in range(int(PATIENCE_S / AGAIN_S)):
         with contextlib.suppress(NameServiceSilentError):

@@ -1,8 +1,11 @@
 """The daemon's client of the runner: a Launcher whose hooks run in the runner service.
 
 There is one connection. It is made when a hook is to be started and closed when none has run for a while, so that the
-runner can exit. launch() never waits: it queues a frame, and all results arrive as frames. If the connection breaks,
-every attempt on it counts as interrupted: its job is still in the spool and runs again (at least once).
+runner can exit. launch() never waits: it queues a frame, and all results arrive as frames.
+
+The runner's hooks outlive a connection and this daemon. If the connection breaks, a new one is made, and each attempt
+is resumed by its id. If that fails for RESUME_S, the attempts count as interrupted: their jobs are still in the spool
+and run again (at least once).
 
 Loop prevention: the runner sends its PID before it gets any hook, so `on_runner` can register it and its children as
 hooks. Each hook's own PID is announced before the hook does anything.
@@ -14,15 +17,19 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
+from cnprocd.errors import CnprocdError
 from cnprocd.launch.attempt import Announce, Emit, RunningAttempt
+from cnprocd.launch.program import HookRefusedError
 from cnprocd.launch.request import AttemptResult, Ending, LaunchRequest
 from cnprocd.log import Log
 from cnprocd.runner import wire
 
 IDLE_S = 10.0  # the connection is closed after so long without a hook
+RESUME_S = 10.0
+RETRY_S = 0.1  # between two connects, while attempts are to be resumed
 _CHUNK = 1 << 18
 
 
@@ -35,6 +42,7 @@ class RemoteAttempt:
         self.latency_ms: float | None = None
         self._announce = announce
         self._send = send
+        self.sent = False  # the runner may have it
         self._started_s = time.monotonic()
         self._ended: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         self._emit: Emit = lambda line: None
@@ -73,10 +81,14 @@ class RemoteAttempt:
                 return True
         return False
 
-    def lose(self, reason: str, *, sent: bool) -> None:
-        """End the attempt because the connection broke. `sent`: the runner may have started the hook."""
+    def lose(self, reason: str) -> None:
+        """End the attempt because the runner cannot be reached."""
         result = AttemptResult(reason, duration_ms=round(self.running_s * 1e3, 3))
-        self._end(Ending(result, interrupted=sent, not_started=not sent))
+        self._end(Ending(result, interrupted=self.sent, not_started=not self.sent))
+
+    def leave(self, reason: str) -> None:
+        """End the wait, not the hook: the next daemon resumes the attempt."""
+        self._end(Ending(AttemptResult(reason), not_started=not self.sent, left_running=self.sent))
 
     def _end(self, ending: Ending) -> None:
         if not self._ended.done():
@@ -86,49 +98,72 @@ class RemoteAttempt:
 class RunnerClient:
     """A Launcher over the runner's socket. `on_runner` gets the runner's PID before any hook is sent."""
 
+    outlives_daemon = True
+
     def __init__(self, path: Path, log: Log, on_runner: Callable[[int], None]) -> None:
         self._path = path
         self._log = log
         self._on_runner = on_runner
         self._loop = asyncio.get_running_loop()
         self._attempts: dict[str, RemoteAttempt] = {}
+        self._snapshot: asyncio.Future[str] | None = None
         self._socket: socket.socket | None = None
         self._greeted = False
         self._incoming = bytearray()
         self._outgoing = bytearray()
         self._unsent: list[wire.Message] = []  # until the runner's hello has arrived
-        self._idle: asyncio.TimerHandle | None = None
+        self._to_resume: set[str] = set()
+        self._resume_until_s = 0.0
+        self._timer: asyncio.TimerHandle | None = None  # to disconnect, or to connect again
 
     def prepare(self, *, soon: bool = False) -> None:
         """Do nothing: systemd holds the socket."""
 
     def close(self) -> None:
+        """Disconnect. Hooks that the runner has started run on; the next daemon resumes them."""
+        attempts, self._attempts = list(self._attempts.values()), {}
         self._disconnect("cnprocd stops")
+        for attempt in attempts:
+            attempt.leave("cnprocd stops")
 
     def launch(self, request: LaunchRequest, announce: Announce) -> RemoteAttempt:
         """Send an attempt to the runner. Raises OSError if the runner cannot be reached now.
 
-        Neither the hook nor the user is sent: the runner takes both from its own rules.
+        Neither the hook nor the user is sent: the runner takes both from its own snapshot of the rules. Raises
+        HookRefusedError if the runner would not accept the frame.
+        """
+        message = _run(request)
+        if self._socket is None:
+            self._connect()
+        attempt = self._attempts[request.attempt_id] = RemoteAttempt(request, announce, self._send)
+        self._send(message)
+        return attempt
+
+    def resume(self, request: LaunchRequest, announce: Announce) -> RemoteAttempt:
+        """Return an attempt that an earlier daemon sent to the runner: it runs, has ended, or was interrupted."""
+        attempt = self._attempts[request.attempt_id] = RemoteAttempt(request, announce, self._send)
+        attempt.sent = True
+        if self._greeted:
+            self._send(wire.Resume(attempt_id=request.attempt_id))
+        else:
+            self._resume_later([attempt])
+        return attempt
+
+    async def take_snapshot(self, wanted: str, keep: Collection[str]) -> str:
+        """Let the runner put the snapshot of the rule files in force if its digest is `wanted`. Return their digest.
+
+        Raises OSError if the runner cannot be reached, and SnapshotRefusedError if it cannot read the rule files.
         """
         if self._socket is None:
             self._connect()
-        if self._idle is not None:
-            self._idle.cancel()
-            self._idle = None
-        attempt = RemoteAttempt(request, announce, self._send)
-        self._attempts[request.attempt_id] = attempt
-        self._send(
-            wire.Run(
-                attempt_id=request.attempt_id,
-                attempt=request.attempt,
-                rule=request.rule,
-                job_id=request.job_id,
-                limit_s=request.limit_s,
-                kernel_time_ns=request.kernel_time_ns,
-                events=request.events,
-            )
-        )
-        return attempt
+        answer: asyncio.Future[str] = self._loop.create_future()
+        self._snapshot = answer
+        self._send(wire.TakeSnapshot(wanted=wanted, keep=list(keep)[: wire.MOST_SNAPSHOTS]))
+        try:
+            return await answer
+        finally:
+            self._snapshot = None
+            self._wait_for_idle()
 
     # -- the connection ------------------------------------------------------------------------------------------
 
@@ -146,18 +181,46 @@ class RunnerClient:
         self._flush()
 
     def _disconnect(self, reason: str) -> None:
-        if self._idle is not None:
-            self._idle.cancel()
-            self._idle = None
+        """Close the connection. Attempts that the runner may have are resumed; the others have not started."""
+        self._set_timer(None)
         if self._socket is not None:
             self._loop.remove_reader(self._socket)
             self._loop.remove_writer(self._socket)
             self._socket.close()
-            self._socket = None
+            self._socket, self._greeted = None, False
         self._unsent.clear()
-        lost, self._attempts = list(self._attempts.values()), {}
+        if self._snapshot is not None and not self._snapshot.done():
+            self._snapshot.set_exception(OSError(reason))
+        for attempt in list(self._attempts.values()):
+            if not attempt.sent:
+                del self._attempts[attempt.request.attempt_id]
+                attempt.lose(reason)
+        if self._attempts:
+            self._resume_later(self._attempts.values())
+
+    def _resume_later(self, attempts: Collection[RemoteAttempt]) -> None:
+        if not self._to_resume:
+            self._resume_until_s = self._loop.time() + RESUME_S
+        self._to_resume.update(attempt.request.attempt_id for attempt in attempts)
+        if self._socket is None:
+            self._set_timer(self._loop.call_later(RETRY_S, self._reconnect))
+
+    def _reconnect(self) -> None:
+        if self._socket is not None:
+            return
+        try:
+            self._connect()
+        except OSError as error:
+            if self._loop.time() < self._resume_until_s:
+                self._set_timer(self._loop.call_later(RETRY_S, self._reconnect))
+            else:
+                self._give_up(str(error))
+
+    def _give_up(self, reason: str) -> None:
+        lost = [self._attempts.pop(one) for one in self._to_resume if one in self._attempts]
+        self._to_resume.clear()
         for attempt in lost:
-            attempt.lose(reason, sent=self._greeted)
+            attempt.lose(reason)
 
     def _send(self, message: wire.Message) -> None:
         if self._socket is None:
@@ -165,6 +228,8 @@ class RunnerClient:
         if not self._greeted:
             self._unsent.append(message)
             return
+        if isinstance(message, wire.Run):
+            self._attempts[message.attempt_id].sent = True
         self._outgoing += wire.frame(message)
         self._flush()
 
@@ -203,19 +268,68 @@ class RunnerClient:
     def _receive(self, message: wire.FromRunner) -> None:
         if isinstance(message, wire.Hello):
             self._greet(message)
+        elif isinstance(message, wire.SnapshotTaken):
+            self._take_answer(message)
+        else:
+            attempt = self._attempts.get(message.attempt_id)
+            if attempt is not None and attempt.receive(message):
+                del self._attempts[message.attempt_id]
+                self._wait_for_idle()
+
+    def _take_answer(self, message: wire.SnapshotTaken) -> None:
+        if self._snapshot is None or self._snapshot.done():
             return
-        attempt = self._attempts.get(message.attempt_id)
-        if attempt is not None and attempt.receive(message):
-            del self._attempts[message.attempt_id]
-            if not self._attempts:
-                self._idle = self._loop.call_later(IDLE_S, self._disconnect, "idle")
+        if message.digest is None:
+            self._snapshot.set_exception(SnapshotRefusedError(message.error or "no reason was given"))
+        else:
+            self._snapshot.set_result(message.digest)
+
+    def _wait_for_idle(self) -> None:
+        if self._socket is not None and not self._attempts and self._snapshot is None:
+            self._set_timer(self._loop.call_later(IDLE_S, self._disconnect_if_idle))
+
+    def _disconnect_if_idle(self) -> None:
+        if not self._attempts and self._snapshot is None:
+            self._disconnect("idle")
+
+    def _set_timer(self, timer: asyncio.TimerHandle | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = timer
 
     def _greet(self, hello: wire.Hello) -> None:
         if hello.version != wire.VERSION:
             raise wire.WireError(f"its version is {hello.version}, the daemon's is {wire.VERSION}; restart both")
         self._on_runner(hello.pid)
         self._greeted = True
-        unsent, self._unsent = self._unsent, []
+        unsent = [*(wire.Resume(attempt_id=one) for one in self._to_resume), *self._unsent]
+        self._to_resume.clear()
+        self._unsent.clear()
         for message in unsent:
             with contextlib.suppress(OSError):
                 self._send(message)
+
+
+class SnapshotRefusedError(CnprocdError):
+    """The runner cannot read the rule files, or cannot store their snapshot."""
+
+
+def _run(request: LaunchRequest) -> wire.Run:
+    """Return the frame for a request. Raises HookRefusedError: the runner would close the connection."""
+    try:
+        message = wire.Run(
+            attempt_id=request.attempt_id,
+            attempt=request.attempt,
+            snapshot=request.snapshot,
+            rule=request.rule,
+            job_id=request.job_id,
+            limit_s=request.limit_s,
+            kernel_time_ns=request.kernel_time_ns,
+            events_left_out=request.events_left_out,
+            events=request.events,
+        )
+    except wire.WireError as error:
+        raise HookRefusedError(f"the job cannot be sent to the runner: {error}") from error
+    if len(wire.frame(message)) > wire.MOST_FRAME_BYTES:
+        raise HookRefusedError(f"its newest event is longer than {wire.MOST_FRAME_BYTES} bytes")
+    return message

@@ -1,13 +1,13 @@
 """The runner: a service that starts hooks for the daemon, as root, outside the daemon's sandbox.
 
-It serves one connection at a time. A later one (of a restarted daemon) waits until every hook of the one before it has
-ended, so two attempts of one job never run at once. When a connection ends, its hooks are ended: their jobs are still
-in the daemon's spool. After a while without a connection serve() returns. systemd's socket keeps the next connection
-and starts the runner again.
+It serves one connection at a time; a later one waits for the end of the one before it. Hooks run on when the daemon
+disconnects (attempts.py). After a while without a connection, a hook or a program that a hook left behind, serve()
+returns. systemd's socket keeps the next connection and starts the runner again.
 
-Trust: SO_PEERCRED identifies the peer. From the daemon the runner takes only a rule's name and events, checked by
-wire_validate.py. The program, the user and the time limit come from the root-owned rules (`hooks`). The runner keeps no
-spare process ready: the daemon could not register it as a hook before it exists.
+Trust: SO_PEERCRED identifies the peer. From the daemon the runner takes only events and the name of a rule in a
+snapshot that it made itself of root-owned files (rule_snapshots.py), checked by wire_validate.py. The program, the user
+and the time limit come from there. The runner keeps no spare process ready: the daemon could not register it as a hook
+before it exists.
 """
 
 from __future__ import annotations
@@ -17,61 +17,71 @@ import contextlib
 import os
 import socket
 import struct
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 
 from cnprocd.errors import CnprocdError
-from cnprocd.launch.attempt import TERM_GRACE_S, Launcher, LocalLauncher, RunningAttempt, sweep_cgroups
-from cnprocd.launch.program import HookRefusedError
-from cnprocd.launch.request import LaunchRequest
+from cnprocd.launch.attempt import LocalLauncher, sweep_cgroups
 from cnprocd.launch.user import ResolveUser, resolve_user
 from cnprocd.log import Log
-from cnprocd.rules.ruleset import Hook
 from cnprocd.runner import wire
+from cnprocd.runner.attempts import Attempts
+from cnprocd.runner.results import Results
+from cnprocd.runner.rule_snapshots import RuleSnapshots
 from cnprocd.runner.wire_validate import from_daemon
 
 IDLE_S = 30.0
-MOST_ATTEMPTS = 1024  # at once; the daemon's own slots are far fewer
 MOST_CONNECTIONS = 16  # one is served, the others wait; more could exhaust the descriptors
-STOP_BOUND_S = 30.0
+STOP_BOUND_S = 30.0  # for running hooks after stop(); TimeoutStopSec= of the unit is longer
+CLOSE_BOUND_S = 1.0  # for the last frames to a daemon that does not read
 _UCRED = struct.Struct("=iII")  # struct ucred: pid, uid, gid
-
-Hooks = Callable[[], Mapping[str, Hook]]
 
 
 class Service:
-    """Accepts connections on `listener` and runs the hooks that they name. `hooks` returns them by rule."""
+    """Accepts connections on `listener` and runs the hooks that they name."""
 
     def __init__(
         self,
         listener: socket.socket,
-        hooks: Hooks,
+        snapshots: RuleSnapshots,
         allowed: Collection[int],
         log: Log,
         cgroup_dir: Path | None,
         resolve_user: ResolveUser = resolve_user,
+        results_dir: Path | None = None,
     ) -> None:
         """`resolve_user` raises OSError if it has no answer now."""
         self._listener = listener
-        self._hooks = hooks
+        self._snapshots = snapshots
         self._allowed = frozenset(allowed)
         self._log = log
         self._cgroup_dir = cgroup_dir
         self._launcher = LocalLauncher(log, cgroup_dir)
-        self._resolve_user = resolve_user
+        self._results = Results(results_dir)
+        self._session: Session | None = None
+        self._attempts = Attempts(
+            self._launcher, snapshots, self._results, log, resolve_user, self._send, self._on_attempt_end
+        )
         self._served: set[asyncio.Task[None]] = set()
-        self._attempts: set[RunningAttempt] = set()
         self._stop = asyncio.Event()
+        self._retiring = False
         self._idle_s = IDLE_S
         self._idle_timer: asyncio.TimerHandle | None = None
 
     def stop(self) -> None:
-        """Accept no more connections, and let serve() return when the hooks have ended."""
+        """Accept no more connections and start no more hooks. serve() returns when those that run have ended."""
+        self._attempts.accepting = False
         self._stop.set()
 
+    def retire(self) -> None:
+        """Stop at the next moment without a hook: systemd then starts the installed version, for the next hook."""
+        self._retiring = True
+        self._on_attempt_end()
+
     async def serve(self, idle_s: float = IDLE_S) -> None:
-        """Serve until stop(), or until `idle_s` have passed without a connection."""
+        """Serve until stop(), or until `idle_s` have passed without a connection and a hook."""
         self._idle_s = idle_s
+        self._results.prune()
         self._listener.setblocking(False)
         loop = asyncio.get_running_loop()
         loop.add_reader(self._listener, self._accept)
@@ -89,8 +99,6 @@ class Service:
         if len(self._served) >= MOST_CONNECTIONS:
             connection.close()
             return
-        if self._idle_timer is not None:
-            self._idle_timer.cancel()
         task = asyncio.ensure_future(self._serve_one(connection, list(self._served)))
         self._served.add(task)
         task.add_done_callback(self._gone)
@@ -100,21 +108,49 @@ class Service:
         if not self._served:
             self._start_idle_timer()
 
+    # -- idle ----------------------------------------------------------------------------------------------------
+
     def _start_idle_timer(self) -> None:
-        self._idle_timer = asyncio.get_running_loop().call_later(self._idle_s, self.stop)
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+        self._idle_timer = asyncio.get_running_loop().call_later(self._idle_s, self._stop_if_idle)
+
+    def _stop_if_idle(self) -> None:
+        if self._served:
+            return  # the end of the connection starts the timer again
+        if self._busy():
+            self._start_idle_timer()
+        else:
+            self.stop()
+
+    def _busy(self) -> bool:
+        """Whether a hook runs, or a program that a hook left behind: systemd would end it with this service."""
+        return bool(self._attempts) or self._launcher.left_behind() or _is_populated(self._cgroup_dir)
+
+    def _on_attempt_end(self) -> None:
+        if self._retiring and not self._busy():
+            self.stop()
+
+    # -- stopping ------------------------------------------------------------------------------------------------
 
     async def _finish(self) -> None:
-        """Wait for running hooks within STOP_BOUND_S, then end them."""
-        if self._served and self._attempts:
-            await asyncio.wait(list(self._served), timeout=STOP_BOUND_S)
-        for attempt in self._attempts:
-            attempt.terminate(TERM_GRACE_S)
+        """Wait for running hooks within STOP_BOUND_S, then end them. Then send what is left and disconnect."""
+        await self._attempts.finish(STOP_BOUND_S)
+        if self._session is not None:
+            await self._session.close(CLOSE_BOUND_S)
         for task in list(self._served):
             task.cancel()
         await asyncio.gather(*self._served, return_exceptions=True)
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
         self._launcher.close()
         if self._cgroup_dir is not None:
             sweep_cgroups(self._cgroup_dir)
+
+    # -- connections ---------------------------------------------------------------------------------------------
+
+    def _send(self, message: wire.Message) -> bool:
+        return self._session is not None and self._session.send(message)
 
     async def _serve_one(self, connection: socket.socket, earlier: list[asyncio.Task[None]]) -> None:
         with connection:
@@ -125,51 +161,44 @@ class Service:
                 return
             if earlier:
                 await asyncio.wait(earlier)
-            await Session(connection, self._launcher, self._hooks, self._attempts, self._log, self._resolve_user).run()
+            self._session = Session(connection, self._attempts, self._snapshots, self._log)
+            try:
+                await self._session.run()
+            finally:
+                self._session = None
+                if self._cgroup_dir is not None:
+                    sweep_cgroups(self._cgroup_dir, self._attempts.requests())
 
 
 class Session:
-    """One connection of the daemon. `attempts` are those of all connections."""
+    """One connection of the daemon."""
 
-    def __init__(
-        self,
-        connection: socket.socket,
-        launcher: Launcher,
-        hooks: Hooks,
-        attempts: set[RunningAttempt],
-        log: Log,
-        resolve_user: ResolveUser,
-    ) -> None:
+    def __init__(self, connection: socket.socket, attempts: Attempts, snapshots: RuleSnapshots, log: Log) -> None:
         self._connection = connection
-        self._launcher = launcher
-        self._hooks = hooks
-        self._all = attempts
-        self._resolve_user = resolve_user
+        self._attempts = attempts
+        self._snapshots = snapshots
         self._log = log
-        self._mine: dict[str, RunningAttempt] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._writer: asyncio.StreamWriter | None = None
+        self._taking: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
-        """Serve until the daemon disconnects, then end its hooks."""
+        """Serve until the daemon disconnects."""
         reader, self._writer = await asyncio.open_unix_connection(sock=self._connection)
-        buffer = bytearray()
+        incoming = wire.Incoming()
         try:
-            self._send(wire.Hello(version=wire.VERSION, pid=os.getpid()))
+            self.send(wire.Hello(version=wire.VERSION, pid=os.getpid()))
             while data := await reader.read(1 << 18):
-                buffer += data
-                for body in wire.bodies(buffer):
-                    self._receive(from_daemon(body))
+                for body in incoming.add(data):
+                    if isinstance(body, wire.TooLong):
+                        self._attempts.refuse(body.attempt_id, body.reason)
+                    else:
+                        self._receive(from_daemon(body))
         except (wire.WireError, ConnectionError) as error:
             self._log("error", "runner_protocol", message=f"closed the connection of the daemon: {error}")
         finally:
-            await asyncio.shield(self._end())
-
-    async def _end(self) -> None:
-        for attempt in self._mine.values():
-            attempt.terminate(TERM_GRACE_S)
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-        self._writer.close()
+            self._writer.close()
+            if self._taking is not None:
+                self._taking.cancel()
 
     def _receive(self, message: wire.FromDaemon) -> None:
         match message:
@@ -177,83 +206,51 @@ class Session:
                 if message.version != wire.VERSION:
                     ours = wire.VERSION
                     raise wire.WireError(f"its version is {message.version}, the runner's is {ours}; restart both")
+            case wire.TakeSnapshot():
+                self._take_snapshot(message)
             case wire.Run():
-                self._begin(message)
+                self._attempts.begin(message)
+            case wire.Resume():
+                self._attempts.resume(message.attempt_id)
             case wire.Terminate():
-                attempt = self._mine.get(message.attempt_id)
-                if attempt is not None:
-                    attempt.terminate(message.grace_s)
+                self._attempts.terminate(message.attempt_id, message.grace_s)
 
-    def _begin(self, run: wire.Run) -> None:
-        """Start a hook, or report why not. The rule decides; the daemon can only shorten the time limit."""
-        attempt_id = run.attempt_id
-        if attempt_id in self._mine:
-            raise wire.WireError(f"attempt {attempt_id} is running already")
-        if len(self._all) >= MOST_ATTEMPTS:
-            self._send(wire.NotNow(attempt_id=attempt_id, reason=f"{MOST_ATTEMPTS} hooks are running already"))
-            return
+    def _take_snapshot(self, message: wire.TakeSnapshot) -> None:
+        """Begin to read the rule files. A later request replaces an earlier one: each costs a process."""
+        if self._taking is not None:
+            self._taking.cancel()
+        self._taking = asyncio.ensure_future(self._answer_snapshot(message))
 
-        def announce(pid: int) -> None:
-            self._send(wire.Announced(attempt_id=attempt_id, hook_pid=pid))
-
+    async def _answer_snapshot(self, message: wire.TakeSnapshot) -> None:
+        digest, error = None, None
         try:
-            attempt = self._launcher.launch(self._request(run), announce)
-        except CnprocdError as error:  # the rules cannot be read now, or the hook must not be started
-            self._send(wire.Ended(attempt_id=attempt_id, reason=error.what))
-        except OSError as error:
-            self._send(wire.NotNow(attempt_id=attempt_id, reason=str(error)))
-        else:
-            self._mine[attempt_id] = attempt
-            self._all.add(attempt)
-            task = asyncio.ensure_future(self._wait(attempt_id, attempt))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            digest = await self._snapshots.take(message.wanted, message.keep)
+        except CnprocdError as problem:
+            error = problem.what
+        self.send(wire.SnapshotTaken(wanted=message.wanted, digest=digest, error=error))
 
-    def _request(self, run: wire.Run) -> LaunchRequest:
-        hook = self._hooks().get(run.rule)
-        if hook is None:
-            raise HookRefusedError(f"the runner has no rule {run.rule!r} with a hook")
-        return LaunchRequest(
-            rule=run.rule,
-            hook=hook,
-            user=self._resolve_user(hook.user, hook.group),
-            job_id=run.job_id,
-            attempt=run.attempt,
-            attempt_id=run.attempt_id,
-            events=tuple(run.events),
-            limit_s=min(run.limit_s, hook.timeout_s),
-            kernel_time_ns=run.kernel_time_ns,
-        )
+    def send(self, message: wire.Message) -> bool:
+        """Send a frame, or return False: the daemon has disconnected. The output limit also bounds this buffer."""
+        if self._writer is None or self._writer.is_closing():
+            return False
+        self._writer.write(wire.frame(message))
+        return True
 
-    async def _wait(self, attempt_id: str, attempt: RunningAttempt) -> None:
-        def emit(line: str) -> None:
-            self._send(wire.Output(attempt_id=attempt_id, line=line))
+    async def close(self, bound_s: float) -> None:
+        """Send what is left, for `bound_s` at most, and disconnect."""
+        if self._writer is not None:
+            self._writer.close()
+            with contextlib.suppress(OSError, TimeoutError):
+                await asyncio.wait_for(self._writer.wait_closed(), bound_s)
 
-        def launched(attempt: RunningAttempt) -> None:
-            self._send(wire.Launched(attempt_id=attempt_id, latency_ms=attempt.latency_ms))
 
-        try:
-            ending = await attempt.wait(emit, launched)
-        finally:
-            del self._mine[attempt_id]
-            self._all.discard(attempt)
-        result = ending.result
-        self._send(
-            wire.Ended(
-                attempt_id=attempt_id,
-                reason=result.reason,
-                exit_code=result.exit_code,
-                signal=result.signal,
-                duration_ms=result.duration_ms,
-                latency_ms=result.latency_ms,
-                interrupted=ending.interrupted,
-            )
-        )
-
-    def _send(self, message: wire.Message) -> None:
-        """Send a frame; drop it if the daemon has disconnected. The output limit also bounds this buffer."""
+def _is_populated(cgroup_dir: Path | None) -> bool:
+    """Whether a process is in a cgroup of a hook."""
+    for events in [] if cgroup_dir is None else cgroup_dir.glob("job-*/cgroup.events"):
         with contextlib.suppress(OSError):
-            self._writer.write(wire.frame(message))
+            if "populated 1" in events.read_text():
+                return True
+    return False
 
 
 def peer_uid(connection: socket.socket) -> int:

@@ -3,13 +3,19 @@
 A frame is a 4-byte big-endian length and a JSON object with a "type". The first frame each way is `hello` with VERSION,
 so that an upgrade of only one side is detected.
 
-    daemon -> runner   hello     run     terminate
-    runner -> daemon   hello (its PID)     announced (the hook's PID, before it does anything)     launched     output
-                       ended (the result of one attempt)     not_now (not started: something was missing)
+    daemon -> runner   hello     take_snapshot (of the rule files)     run     terminate
+                       resume (an attempt of the time before this connection)
+    runner -> daemon   hello (its PID)     snapshot_taken     announced (the hook's PID, before it does anything)
+                       launched     output     ended (the result of one attempt)
+                       not_now (not started: something was missing)
 
-The daemon names a rule and sends events. It cannot name a program or a user: no frame has a field for one, and unknown
-fields are rejected. A limit above the rule's own has no effect. The daemon trusts the runner, which is root; the frames
-that the runner accepts from the daemon are parsed by wire_validate.py.
+The daemon names a rule of a snapshot that the runner made of root-owned files, and sends events. It cannot name a
+program or a user: no frame has a field for one, and unknown fields are rejected. A limit above the rule's own has no
+effect. The daemon trusts the runner, which is root; the frames that the runner accepts from the daemon are parsed by
+wire_validate.py.
+
+The sender keeps to the limits: see client.py for a job whose events exceed a frame. A frame of the daemon that is too
+long is skipped, and the attempt that it names is refused for good. The other attempts are not affected.
 """
 
 from __future__ import annotations
@@ -34,14 +40,19 @@ from cnprocd.json_value import (
     get_int_or_none,
     get_number_or_none,
     get_str,
+    get_str_or_none,
     get_with,
     parse_json,
 )
 from cnprocd.launch.request import AttemptResult
 
-VERSION = 2
+VERSION = 3
 MOST_FRAME_BYTES = 16 << 20  # a job may gather a thousand events of several kilobytes each
 MOST_COUNT = (1 << 63) - 1
+MOST_SNAPSHOTS = 64  # that the daemon may ask to keep: snapshot_files.MOST_KEPT
+_HEAD_BYTES = 256  # of a frame that is too long: they hold its type and its attempt_id
+_HEAD_OF_RUN = re.compile(rb'\{"type": "run", "attempt_id": "([0-9a-f]{32})"')
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _LENGTH = struct.Struct(">I")
 _KEY = re.compile(r"[a-z][a-z0-9_]{0,63}")  # becomes the name of a variable, CNPROCD_<KEY>
 _ATTEMPT_ID = re.compile(r"[0-9a-f]{32}")
@@ -67,14 +78,17 @@ class Run:
     type: Literal["run"] = "run"
     attempt_id: str
     attempt: int
+    snapshot: str
     rule: str
     job_id: int
     limit_s: float
     kernel_time_ns: int | None
+    events_left_out: int
     events: Sequence[JsonObject]
 
     def __post_init__(self) -> None:
-        _require(_ATTEMPT_ID.fullmatch(self.attempt_id) is not None, "attempt_id: expected 32 hexadecimal digits")
+        _require_attempt_id(self.attempt_id)
+        _require(_DIGEST.fullmatch(self.snapshot) is not None, "snapshot: expected 64 hexadecimal digits")
         _require(len(self.rule) <= 256, "rule: longer than 256 characters")
         _require(self.limit_s > 0, "limit_s: not above 0")
         _require(bool(self.events), "events: empty")
@@ -92,6 +106,41 @@ class Terminate:
 
     def __post_init__(self) -> None:
         _require(0 <= self.grace_s <= 60, "grace_s: not from 0 to 60")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resume:
+    """Report about an attempt that an earlier connection started: the runner sends its frames here, or its result."""
+
+    type: Literal["resume"] = "resume"
+    attempt_id: str
+
+    def __post_init__(self) -> None:
+        _require_attempt_id(self.attempt_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TakeSnapshot:
+    """Read the rule files, and put their snapshot in force if its digest is `wanted`. Keep those in `keep`, too."""
+
+    type: Literal["take_snapshot"] = "take_snapshot"
+    wanted: str
+    keep: Sequence[str]
+
+    def __post_init__(self) -> None:
+        _require(len(self.keep) <= MOST_SNAPSHOTS, f"keep: more than {MOST_SNAPSHOTS}")
+        for digest in (self.wanted, *self.keep):
+            _require(_DIGEST.fullmatch(digest) is not None, "a snapshot: expected 64 hexadecimal digits")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotTaken:
+    """The answer to TakeSnapshot. `digest` is that of the rule files now, or None if `error` says why there is none."""
+
+    type: Literal["snapshot_taken"] = "snapshot_taken"
+    wanted: str
+    digest: str | None
+    error: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,8 +186,9 @@ class NotNow:
     reason: str
 
 
-FromDaemon = Hello | Run | Terminate
-FromRunner = Hello | Announced | Launched | Output | Ended | NotNow
+FromDaemon = Hello | TakeSnapshot | Run | Resume | Terminate
+OfAttempt = Announced | Launched | Output | Ended | NotNow
+FromRunner = Hello | SnapshotTaken | OfAttempt
 Message = FromDaemon | FromRunner
 
 
@@ -147,27 +197,76 @@ def _require(holds: bool, otherwise: str) -> None:
         raise WireError(otherwise)
 
 
+def _require_attempt_id(text: str) -> None:
+    _require(_ATTEMPT_ID.fullmatch(text) is not None, "attempt_id: expected 32 hexadecimal digits")
+
+
 # Frames as bytes.
 
 
-def frame(message: Message) -> bytes:
-    """Return one message, ready to send."""
-    body = json.dumps({one.name: getattr(message, one.name) for one in fields(message)}).encode()
-    return _LENGTH.pack(len(body)) + body
+@dataclass(frozen=True, slots=True)
+class TooLong:
+    """A frame that was skipped. `attempt_id` names the attempt that it asked for."""
+
+    attempt_id: str
+    reason: str
+
+
+class Incoming:
+    """The bytes that arrived from the daemon, as the bodies of frames. A frame that is too long is skipped."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._skip = 0
+
+    def add(self, data: bytes) -> Iterator[bytes | TooLong]:
+        """Return the bodies that are complete with `data`. Raises WireError for an unknown frame that is too long."""
+        skipped = min(self._skip, len(data))
+        self._skip -= skipped
+        self._buffer += data[skipped:]
+        while len(self._buffer) >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._buffer)
+            end = _LENGTH.size + length
+            if length > MOST_FRAME_BYTES and len(self._buffer) >= _LENGTH.size + _HEAD_BYTES:
+                yield self._too_long(length)
+                self._skip = max(0, end - len(self._buffer))
+                del self._buffer[:end]
+            elif length <= MOST_FRAME_BYTES and len(self._buffer) >= end:
+                yield bytes(self._buffer[_LENGTH.size : end])
+                del self._buffer[:end]
+            else:
+                return
+
+    def _too_long(self, length: int) -> TooLong:
+        reason = f"a frame of {length} bytes; the maximum is {MOST_FRAME_BYTES}"
+        head = _HEAD_OF_RUN.match(self._buffer, _LENGTH.size)
+        if head is None:
+            raise WireError(reason)
+        return TooLong(head[1].decode(), reason)
 
 
 def bodies(buffer: bytearray) -> Iterator[bytes]:
     """Remove the complete frames from the front of `buffer` and return their bodies. Raises WireError."""
     while len(buffer) >= _LENGTH.size:
         (length,) = _LENGTH.unpack_from(buffer)
-        if length > MOST_FRAME_BYTES:
-            raise WireError(f"a frame of {length} bytes; the maximum is {MOST_FRAME_BYTES}")
+        _require(length <= MOST_FRAME_BYTES, f"a frame of {length} bytes; the maximum is {MOST_FRAME_BYTES}")
         end = _LENGTH.size + length
         if len(buffer) < end:
             return
-        body = bytes(buffer[_LENGTH.size : end])
+        content = bytes(buffer[_LENGTH.size : end])
         del buffer[:end]
-        yield body
+        yield content
+
+
+def frame(message: Message) -> bytes:
+    """Return one message, ready to send."""
+    content = body(message)
+    return _LENGTH.pack(len(content)) + content
+
+
+def body(message: Message) -> bytes:
+    """Return one message as JSON."""
+    return json.dumps({one.name: getattr(message, one.name) for one in fields(message)}).encode()
 
 
 # Bodies as messages.
@@ -193,6 +292,11 @@ def nullable(read: Callable[[JsonValue], T]) -> Callable[[JsonValue], T | None]:
 
 def read_hello(found: JsonObject) -> Hello:
     return Hello(version=get_int(found, "version"), pid=get_int(found, "pid", 0))
+
+
+def _read_snapshot_taken(found: JsonObject) -> SnapshotTaken:
+    digest, error = get_str_or_none(found, "digest"), get_str_or_none(found, "error")
+    return SnapshotTaken(wanted=get_str(found, "wanted"), digest=digest, error=error)
 
 
 def _read_announced(found: JsonObject) -> Announced:
@@ -226,6 +330,7 @@ def _read_not_now(found: JsonObject) -> NotNow:
 
 _FROM_RUNNER: Mapping[str, Callable[[JsonObject], FromRunner]] = {
     "hello": read_hello,
+    "snapshot_taken": _read_snapshot_taken,
     "announced": _read_announced,
     "launched": _read_launched,
     "output": _read_output,

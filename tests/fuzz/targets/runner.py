@@ -27,21 +27,27 @@ from cnprocd.rules.language.actions import HookModel
 from cnprocd.rules.language.plain import plain
 from cnprocd.rules.values import Field, Template
 from cnprocd.runner import wire
+from cnprocd.runner.attempts import Attempts
+from cnprocd.runner.results import Results
+from cnprocd.runner.rule_snapshots import FilesRead, RuleSnapshots
 from cnprocd.runner.service import Session
 from cnprocd.runner.wire_validate import from_daemon
 
 _LENGTH = struct.Struct(">I")
-_ID, _OTHER_ID = "0" * 32, "1" * 32
+_ID, _OTHER_ID, _SNAPSHOT = "0" * 32, "1" * 32, "5" * 64
 _EVENT = {
     "rule": "a", "kind": "exit", "pid": 7, "comm": "x\\xff", "comm_hex": "78ff", "exe": None, "unit": "a.service",
     "unit_hex": "612e73", "exit_code": None, "signal": "SIGKILL", "core_dumped": False, "job_id": 3, "lifetime_s": 1.5,
 }  # fmt: skip
 _RUN = {
-    "type": "run", "rule": "a", "job_id": 5, "attempt": 1, "attempt_id": _ID, "limit_s": 9.0,
-    "kernel_time_ns": 12, "events": [_EVENT],
+    "type": "run", "attempt_id": _ID, "rule": "a", "job_id": 5, "attempt": 1, "limit_s": 9.0,
+    "snapshot": _SNAPSHOT, "events_left_out": 0, "kernel_time_ns": 12, "events": [_EVENT],
 }  # fmt: skip
 _SENT = (
-    {"type": "hello", "version": 2, "pid": 3}, _RUN, _RUN, _RUN, {**_RUN, "rule": "b", "attempt_id": _OTHER_ID},
+    {"type": "hello", "version": 3, "pid": 3}, _RUN, _RUN, _RUN, {**_RUN, "rule": "b", "attempt_id": _OTHER_ID},
+    {"type": "take_snapshot", "wanted": _SNAPSHOT, "keep": [_SNAPSHOT]},
+    {"type": "snapshot_taken", "wanted": _SNAPSHOT, "digest": None, "error": "why"},
+    {"type": "resume", "attempt_id": _OTHER_ID},
     {"type": "terminate", "attempt_id": _ID, "grace_s": 2.5}, {"type": "announced", "attempt_id": _ID, "hook_pid": 7},
     {"type": "launched", "attempt_id": _ID, "latency_ms": None},
     {"type": "output", "attempt_id": _ID, "line": "said\udcff"},
@@ -68,6 +74,10 @@ class FakeAttempt:
     """A hook that ends as soon as it is waited for."""
 
     latency_ms = 1.0
+    pid = 4242
+
+    def __init__(self, request):
+        self.request = request
 
     def terminate(self, grace_s: float) -> None:
         assert 0 <= grace_s <= 60
@@ -105,15 +115,28 @@ class FakeLauncher:
         assert not any(b"=" in name for name in env)
         assert render.standard_input(request).count(b"\n") == len(request.events)
         announce(4242)
-        return FakeAttempt()
+        return FakeAttempt(request)
 
 
 _OWN = {b"PATH", b"LANG", b"HOME", b"USER", b"LOGNAME", b"SHELL", b"NAME"}
 
 
+class FakeReader:
+    """Has one snapshot, and rule files with its digest."""
+
+    async def stored(self, digest):
+        return _HOOKS if digest == _SNAPSHOT else None
+
+    async def files(self, wanted, keep):
+        return FilesRead(_SNAPSHOT, _HOOKS if wanted == _SNAPSHOT else None)
+
+
 class FakeWriter:
     def __init__(self) -> None:
         self.frames = bytearray()
+
+    def is_closing(self) -> bool:
+        return False
 
     def write(self, data: bytes) -> None:
         self.frames += data
@@ -176,13 +199,24 @@ class Runner(Target):
 
     async def _served(self, bodies: list[bytes]) -> None:
         launcher, writer = FakeLauncher(), FakeWriter()
-        attempts: set[Any] = set()
-        session = Session(None, cast(Any, launcher), lambda: _HOOKS, attempts, lambda *_, **fields: None, resolve_user)
+        snapshots = RuleSnapshots(FakeReader())
+        await snapshots.find(_SNAPSHOT)
+
+        def log(*_: object, **fields: object) -> None:
+            """Log nothing."""
+
+        attempts = Attempts(
+            cast(Any, launcher), snapshots, Results(None), log, resolve_user,
+            lambda message: session.send(message), lambda: None,  # noqa: PLW0108  # it is made below
+        )  # fmt: skip
+        session = Session(cast(Any, None), attempts, snapshots, log)
         session._writer = cast(Any, writer)
         started: set[str] = set()
         try:
             for body in bodies:
                 message = from_daemon(body)
+                if isinstance(message, wire.Resume):
+                    continue  # of an unknown attempt: all of /proc is read
                 before = launcher.launched
                 session._receive(message)
                 if launcher.launched > before:
@@ -192,11 +226,9 @@ class Runner(Target):
         except (wire.WireError, HookRefusedError):
             pass
         finally:
-            if session._tasks:
-                done, _ = await asyncio.wait(list(session._tasks))
-                for task in done:
-                    task.result()
-        assert not session._mine
-        assert not attempts
+            await attempts.finish(60)
+            if session._taking is not None:
+                await asyncio.wait([session._taking])
+        assert len(attempts) == 0
         for body in wire.bodies(writer.frames):
             wire.from_runner(body)

@@ -1,7 +1,8 @@
-"""cnprocd-runner's command line, and when it reads the rules again."""
+"""cnprocd-runner's command line, and its reader of rules and snapshots."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -9,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from cnprocd.cli.runner import Rules
-from cnprocd.rules.language.load import load
+from cnprocd.cli.runner import Reader
+from cnprocd.rules import snapshot_files
+from cnprocd.rules.language.disabled import load_with_snapshot
 from cnprocd.rules.problems import RulesError
+from cnprocd.runner.rule_snapshots import FilesRead
 
 RULE = """
 rules:
@@ -28,34 +31,36 @@ def file(tmp_path):
     return path
 
 
-def test_rules_are_read_again_when_they_changed_and_only_then(file):
-    reads = []
-
-    def read():
-        reads.append(1)
-        return load(file)
-
-    rules = Rules(read)
-    assert list(rules()) == ["first"]
-    assert list(rules()) == ["first"]
-    assert len(reads) == 1
-    replacement = file.with_suffix(".new")
-    replacement.write_text(RULE.format(name="second"))
-    replacement.rename(file)
-    assert list(rules()) == ["second"]
-    assert list(rules()) == ["second"]
-    assert len(reads) == 2
+def digest(file: Path) -> str:
+    return load_with_snapshot(file)[1].digest
 
 
-def test_wrong_rules_run_nothing_until_they_are_right_again(file):
-    rules = Rules(lambda: load(file))
-    rules()
-    file.write_text(RULE.format(name="x").replace("events", "evnts"))
-    for _ in range(2):
+def test_the_reader_stores_only_the_wanted_files(file, tmp_path):
+    async def main() -> None:
+        reader = Reader(file, tmp_path / "kept", None)
+        first = digest(file)
+        file.write_text(RULE.format(name="second"))
+        assert await reader.files(first, []) == FilesRead(digest(file), None)
+        assert await reader.stored(first) is None
+        read = await reader.files(digest(file), [])
+        assert read.hooks is not None
+        assert list(read.hooks) == ["second"]
+        assert snapshot_files.accepted(tmp_path / "kept") == digest(file)
+        stored = await reader.stored(digest(file))
+        assert stored == read.hooks
+
+    asyncio.run(main())
+
+
+def test_invalid_files_are_not_stored(file, tmp_path):
+    async def main() -> None:
+        wanted = digest(file)
+        file.write_text(RULE.format(name="x").replace("events", "evnts"))
         with pytest.raises(RulesError):
-            rules()
-    file.write_text(RULE.format(name="third"))
-    assert list(rules()) == ["third"]
+            await Reader(file, tmp_path / "kept", None).files(wanted, [])
+        assert not (tmp_path / "kept").exists()
+
+    asyncio.run(main())
 
 
 def test_without_a_passed_socket_it_names_the_unit():

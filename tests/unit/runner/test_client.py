@@ -7,76 +7,15 @@ import json
 import os
 import socket
 import struct
-from contextlib import asynccontextmanager
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from unit.hookkit import launch_request, shell
+from unit.runnerkit import ATTEMPT_ID, LIMIT_S, SNAPSHOT, World, hook, play, request
 
-from cnprocd.launch.request import LaunchRequest
-from cnprocd.rules.ruleset import Hook
 from cnprocd.runner import client, wire
 from cnprocd.runner import service as runner_service
-from cnprocd.runner.client import RunnerClient
-from cnprocd.runner.service import Service
-
-ATTEMPT_ID = "0" * 32
-LIMIT_S = 20.0
-
-
-def hook(script: str, timeout_s: float = 10.0) -> Hook:
-    return shell(script, timeout_s=timeout_s)
-
-
-def request(rule: str, wanted: Hook, job_id: int = 1, limit_s: float = 10.0) -> LaunchRequest:
-    event = {"pid": 4711, "comm": "x"}
-    return launch_request(wanted, event, rule=rule, job_id=job_id, attempt_id=ATTEMPT_ID, limit_s=limit_s)
-
-
-class World:
-    """A runner and a client in one loop."""
-
-    def __init__(self, directory: Path) -> None:
-        self.path = directory / "runner.sock"
-        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.listener.bind(str(self.path))
-        self.listener.listen()
-        self.hooks: dict[str, Hook] = {}
-        self.records: list[dict[str, object]] = []
-        self.runners: list[int] = []
-        self.service = Service(self.listener, lambda: self.hooks, {os.getuid()}, self.log, None)
-        self.client = RunnerClient(self.path, self.log, self.runners.append)
-
-    def log(self, level: str, event: str, **fields: object) -> None:
-        self.records.append({"level": level, "event": event, **fields})
-
-    def launch(self, rule: str, job_id: int = 1, limit_s: float = 10.0, announce=lambda pid: None):
-        return self.client.launch(request(rule, self.hooks.get(rule, hook("false")), job_id, limit_s), announce)
-
-
-@asynccontextmanager
-async def world(directory: Path):
-    it = World(directory)
-    serving = asyncio.ensure_future(it.service.serve(idle_s=60))
-    try:
-        async with asyncio.timeout(LIMIT_S):
-            yield it
-    finally:
-        it.client.close()
-        it.service.stop()
-        await asyncio.wait_for(serving, LIMIT_S)
-        it.listener.close()
-
-
-def play(directory: Path, scene):
-    async def main():
-        async with world(directory) as it:
-            return await scene(it)
-
-    return asyncio.run(main())
 
 
 def test_a_hook_runs_and_everything_about_it_comes_back(tmp_path):
@@ -156,54 +95,11 @@ def test_without_a_runner_launch_raises_oserror(tmp_path):
     play(tmp_path, scene)
 
 
-def test_a_daemon_that_leaves_has_its_hooks_ended_first(tmp_path):
-    """Two attempts of one job must never run at once, whatever happens to the daemon between them."""
-
-    async def scene(it: World) -> None:
-        # It ignores TERM, writes when it begins, and holds a lock that the second attempt would fail to get.
-        script = f"trap '' TERM; exec 9>{tmp_path}/lock; flock -n 9 || exit 77; echo $$; sleep 100"
-        it.hooks["r"] = hook(script, 60)
-        it.hooks["probe"] = hook(f"exec 9>{tmp_path}/lock; flock -n 9")
-        begun = asyncio.get_running_loop().create_future()
-        one = it.launch("r", limit_s=60)
-        waiting = asyncio.ensure_future(one.wait(begun.set_result, lambda one: None))
-        pid = int(await begun)
-        it.client.close()
-        assert (await waiting).interrupted
-        second = await it.launch("probe", 2).wait(lambda line: None, lambda one: None)
-        assert second.result.reason is None
-        assert not Path(f"/proc/{pid}").exists()
-
-    play(tmp_path, scene)
-
-
-def test_a_runner_that_dies_interrupts_what_it_ran(tmp_path):
-    """The test's own runner greets, receives a run, and closes."""
-
-    async def scene(it: World) -> None:
-        path = tmp_path / "short.sock"
-
-        async def short_lived(reader, writer) -> None:
-            writer.write(wire.frame(wire.Hello(version=wire.VERSION, pid=1)))
-            body = bytearray(await reader.read(1 << 16))
-            while len(list(wire.bodies(bytearray(body)))) < 2:
-                body += await reader.read(1 << 16)
-            writer.close()
-
-        server = await asyncio.start_unix_server(short_lived, path)
-        far = RunnerClient(path, it.log, lambda pid: None)
-        one = far.launch(request("r", hook("")), lambda pid: None)
-        ending = await one.wait(lambda line: None, lambda one: None)
-        assert ending.interrupted
-        assert not ending.not_started
-        server.close()
-
-    play(tmp_path, scene)
-
-
 RUN = asdict(
     wire.Run(
         rule="r",
+        snapshot=SNAPSHOT,
+        events_left_out=0,
         job_id=1,
         attempt=1,
         attempt_id=ATTEMPT_ID,
@@ -231,7 +127,7 @@ HELLO = {"type": "hello", "version": wire.VERSION}
         [{"type": "exec"}],
         [[]],
         [b"\xff\xfe not json"],
-        [b"x" * 10, struct.pack(">I", wire.MOST_FRAME_BYTES + 1)],
+        [struct.pack(">I", wire.MOST_FRAME_BYTES + 1), b"x" * 300],
     ],
     ids=repr,
 )
@@ -248,7 +144,7 @@ def test_a_peer_that_breaks_the_protocol_is_disconnected(tmp_path, bodies):
             pass
         writer.close()
         assert [record["event"] for record in it.records] == ["runner_protocol"]
-        ending = await it.launch("good").wait(lambda line: None, lambda one: None)
+        ending = await it.launch("good", 2).wait(lambda line: None, lambda one: None)
         assert ending.result.reason is None
 
     play(tmp_path, scene)
