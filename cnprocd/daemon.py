@@ -59,12 +59,15 @@ async def start(parts: Parts, outside: Outside) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, parts.stopping.set)
     log_receive_buffer(parts.pipeline.source, parts.rules.loaded.settings.receive_buffer_bytes, outside.log)
+    former = set(parts.dispatcher.snapshots()) - {parts.rules.loaded.snapshot}
+    parts.dispatcher.scheduler.promises.remember(await outside.load_former(former))
     parts.pipeline.start()
     loop.add_signal_handler(signal.SIGHUP, parts.rules.reload_soon)
     parts.dispatcher.start()
     parts.event_loop.start()
     parts.rules.enable_expired()
     await parts.control.open()
+    await parts.rules.accept_at_start()
     # What start-up made stays, so the collector need not look at it again. It also runs less often, because reference
     # counts free what an event makes; 700 new objects are three milliseconds of a storm.
     gc.collect()

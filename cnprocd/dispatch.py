@@ -15,6 +15,7 @@ from typing import Protocol
 
 from cnprocd.escape import printable
 from cnprocd.json_value import JsonObject
+from cnprocd.launch.attempt import Launcher
 from cnprocd.launch.user import ResolveUser, resolve_user
 from cnprocd.log import Log
 from cnprocd.output.record import message
@@ -22,10 +23,9 @@ from cnprocd.pipeline import RecordedMatch
 from cnprocd.rules.compile import Match
 from cnprocd.rules.problems import LoadedRules
 from cnprocd.rules.ruleset import Rule, Settings, hooks_of
-from cnprocd.runner.client import RunnerClient
 from cnprocd.spool.job import Gather, JobRequest, serialize_key
 from cnprocd.spool.rows import PastMatch
-from cnprocd.spool.scheduler import Scheduler
+from cnprocd.spool.scheduler import MOST_SNAPSHOTS, Scheduler
 from cnprocd.spool.spool import Keep, Spool
 from cnprocd.spool.throttle import Throttle, key_of
 
@@ -44,7 +44,7 @@ class HookRegistry(Protocol):
 
 
 class Dispatcher:
-    """Receives the pipeline's matches. Without the path of a `runner` socket, hooks are children of this process."""
+    """Receives the pipeline's matches. Without a `launcher`, hooks are children of this process."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Dispatcher:
         loaded: LoadedRules,
         log: Log,
         hooks: HookRegistry,
-        runner: Path | None = None,
+        launcher: Launcher | None = None,
         resolve_user: ResolveUser = resolve_user,
     ) -> None:
         self._log = log
@@ -68,8 +68,9 @@ class Dispatcher:
             log=log,
             before_start=hooks.follow,
             on_started=lambda hook_pid, job_id: hooks.register_hook(hook_pid),
-            launcher=None if runner is None else RunnerClient(runner, log, hooks.register_runner),
+            launcher=launcher,
             resolve_user=resolve_user,
+            snapshot=loaded.snapshot,
         )
 
     def deliver(self, matches: list[RecordedMatch]) -> None:
@@ -163,7 +164,11 @@ class Dispatcher:
         """Use new rules from now on."""
         self.spool.keep = keep_of(loaded.settings)
         self._use_throttles(loaded.rules)
-        self.scheduler.reload(hooks_of(loaded.rules), loaded.settings.hook_slots)
+        self.scheduler.reload(hooks_of(loaded.rules), loaded.settings.hook_slots, loaded.snapshot)
+
+    def snapshots(self) -> list[str]:
+        """Return the digests of the rules that jobs refer to."""
+        return self.spool.snapshots(MOST_SNAPSHOTS)
 
     def _use_throttles(self, rules: Iterable[Rule]) -> None:
         """Make the throttles. A rule whose limits did not change keeps its budget."""
@@ -191,6 +196,7 @@ class Dispatcher:
             event=record,
             serialize_key=serialize_key(rule.run.serialize, rule.name, comm if isinstance(comm, str) else None),
             kernel_time_ns=recorded.match.occurrence.kernel_time_ns,
+            snapshot=self.scheduler.promises.snapshot,
             gather=gather_of(rule, record),
         )
 

@@ -30,6 +30,7 @@ class FailedLoad:
 
     time_ns: int
     error: RulesError
+    at_start: bool = False  # the rules in force are those that were accepted last, before this start
 
 
 class LoadState:
@@ -50,9 +51,9 @@ class LoadState:
         self.failed_load: FailedLoad | None = None
         self.changed_files: tuple[Path, ...] | None = ()  # None: unknown
 
-    def failed(self, error: RulesError) -> None:
-        """Note that a reload was rejected."""
-        self.failed_load = FailedLoad(time.time_ns(), error)
+    def failed(self, error: RulesError, *, at_start: bool = False) -> None:
+        """Note that a reload was rejected, or the rule files at the start of the daemon."""
+        self.failed_load = FailedLoad(time.time_ns(), error, at_start)
 
     @property
     def time_ns(self) -> int:
@@ -65,7 +66,8 @@ class LoadState:
             moment = datetime.fromtimestamp(self.failed_load.time_ns / 1e9, UTC)
             error = self.failed_load.error.what
             error = error if len(error) <= LONGEST_ERROR else f"{error[:LONGEST_ERROR]}..."
-            return f"; RELOAD FAILED at {moment:%Y-%m-%dT%H:%M:%SZ}: {error}"
+            what = "STARTED WITH THE RULES ACCEPTED LAST" if self.failed_load.at_start else "RELOAD FAILED"
+            return f"; {what} at {moment:%Y-%m-%dT%H:%M:%SZ}: {error}"
         if self.changed_files:
             return f"; NOT LOADED: {', '.join(map(str, self.changed_files))}"
         return ""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 
+from cnprocd.acceptance import Accept, FilesChangedError
 from cnprocd.connector.source import Source
 from cnprocd.connector.uapi import QUEUED_EVENT_BYTES
 from cnprocd.dispatch import Dispatcher
@@ -18,6 +20,7 @@ from cnprocd.rules.problems import LoadedRules, RulesError, next_end_ns, with_ex
 from cnprocd.service import ServiceManager
 from cnprocd.subscription import Subscription
 
+MOST_LOADS = 3  # of one reload, while the files change
 MOST_WAIT_S = 60.0  # until the clock is looked at again: it may be set while a rule is disabled for a time
 
 
@@ -36,7 +39,10 @@ class RulesInForce:
         log: Log,
         set_log_level: Callable[[Level], None],
         stopping: asyncio.Event,
+        accept: Accept,
+        broken: RulesError | None = None,
     ) -> None:
+        """`broken`: the rule files are invalid, and `loaded` are the rules that were accepted last."""
         self.loaded = loaded
         self.state = LoadState(loaded, read_digests, self._show_state)
         self.on_swap: list[Callable[[], None]] = []
@@ -48,6 +54,10 @@ class RulesInForce:
         self._log = log
         self._set_log_level = set_log_level
         self._stopping = stopping
+        self._accept = accept
+        self._broken = broken
+        if broken is not None:
+            self.state.failed(broken, at_start=True)
         self._turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[RulesError | None]] = set()
         self._expiry: asyncio.TimerHandle | None = None
@@ -69,7 +79,7 @@ class RulesInForce:
             self._manager.reloading()
             problem: RulesError | None = None
             try:
-                loaded = await self._load()
+                loaded = await self._load_and_accept()
                 if not self._stopping.is_set():
                     self._swap(loaded)
                     self.state.succeeded(loaded)
@@ -87,6 +97,29 @@ class RulesInForce:
                 if not self._stopping.is_set():
                     self._manager.ready(self.status_line())
             return problem
+
+    async def accept_at_start(self) -> None:
+        """Let the rules that were loaded at start become the accepted ones. If the files changed since, reload them."""
+        if self._broken is not None:
+            return
+        try:
+            await self._accept(self.loaded, self._dispatcher.snapshots())
+        except FilesChangedError:
+            await self.reload()
+        except RulesError as error:
+            self.state.failed(error, at_start=True)
+            self._log("error", "rules_rejected", problems=len(error.problems), message=error.render())
+
+    async def _load_and_accept(self) -> LoadedRules:
+        """Load the rules until the snapshot of the files is the one that was loaded, at most MOST_LOADS times."""
+        for _ in range(MOST_LOADS - 1):
+            loaded = await self._load()
+            with contextlib.suppress(FilesChangedError):
+                await self._accept(loaded, self._dispatcher.snapshots())
+                return loaded
+        loaded = await self._load()
+        await self._accept(loaded, self._dispatcher.snapshots())
+        return loaded
 
     def enable_expired(self) -> None:
         """Enable the rules whose `rules disable --for` is over, and come back when the next one's is.

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cnprocd.acceptance import Accept, accepted_by_runner, accepted_here
 from cnprocd.connector.inflight import InFlight
 from cnprocd.connector.listener import Listener
 from cnprocd.connector.request import Features
@@ -37,6 +38,8 @@ from cnprocd.reload import RulesInForce
 from cnprocd.rules.compile import Matcher
 from cnprocd.rules.plan import Plan
 from cnprocd.rules.problems import LoadedRules, RulesError
+from cnprocd.rules.ruleset import Hook
+from cnprocd.runner.client import RunnerClient
 from cnprocd.service import ServiceManager
 from cnprocd.subscription import HookFollower, Subscription
 
@@ -58,10 +61,13 @@ class Outside:
 
     load: Callable[[], Awaitable[LoadedRules]]
     read_digests: ReadDigests
+    store_snapshot: Accept  # into the state directory
+    load_former: Callable[[Collection[str]], Awaitable[Mapping[str, Mapping[str, Hook]]]]  # hooks of kept snapshots
     manager: ServiceManager
     log: Log
     output: LogOutput
     own_tgid: int
+    broken: RulesError | None = None  # the rule files are invalid, and the rules are those that were accepted last
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +139,8 @@ def connect(options: Options, loaded: LoadedRules, outside: Outside) -> Parts:
     subscription = Subscription(source, features, matcher, files)
     tracker = Tracker(subscription.plan.tracking, lookups, outside.own_tgid, matcher.cares, files)
     follower = HookFollower(subscription, tracker.family, ticker.arm)
-    dispatcher = Dispatcher(options.state_dir, loaded, log, follower, options.runner, names.hook_user)
+    client = None if options.runner is None else RunnerClient(options.runner, log, follower.register_runner)
+    dispatcher = Dispatcher(options.state_dir, loaded, log, follower, client, names.hook_user)
     tap = Tap(dispatcher)
     holder = Holder() if "pidfd_info" not in options.refused and kernel_reports_exit_status() else None
     recovery = Recovery(source, tracker, lookups, holder, log)
@@ -149,6 +156,8 @@ def connect(options: Options, loaded: LoadedRules, outside: Outside) -> Parts:
         log,
         outside.output.set_level,
         stopping,
+        accepted_here(outside.store_snapshot, log) if client is None else accepted_by_runner(client, log),
+        outside.broken,
     )
     hits = Hits(pipeline.counts, dispatcher.spool)
     rules.on_swap.append(lambda: hits.forget_others({rule.name for rule in rules.loaded.rules}))

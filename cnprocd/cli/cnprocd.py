@@ -10,13 +10,16 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import cast
 
 from cnprocd import __version__
+from cnprocd.cli.snapshots import last_accepted, load_former, start_accepting, start_loader
 from cnprocd.cli.standard_files import STDERR, STDOUT, fill_missing
 from cnprocd.errors import EX_OK, CnprocdError
-from cnprocd.rules.loader_process import LoaderProcess
-from cnprocd.rules.problems import LoadedRules
+from cnprocd.rules.loader_process import LoaderFailedError, LoaderProcess
+from cnprocd.rules.problems import LoadedRules, RulesError
 from cnprocd.rules.rule_files import MAIN_FILE, file_digests, rule_files
+from cnprocd.rules.snapshot_files import DIRECTORY_NAME, RUNNER_DIRECTORY
 
 _FEATURES = ("event_mask", "taskstats", "socket_filter", "pidfd_info")
 
@@ -34,6 +37,12 @@ def parser() -> argparse.ArgumentParser:
     add("--runtime-dir", type=Path, default=Path("/run/cnprocd"), metavar="DIR", help="directory of the control socket")
     add("--log-format", choices=("auto", "json", "console", "journal"), default="auto", help="format of log records")
     add("--runner", type=Path, metavar="SOCKET", help="let the runner service start hooks (default: the daemon does)")
+    add(
+        "--snapshot-dir",
+        type=Path,
+        metavar="DIR",
+        help="directory of the accepted rules (default: that of the runner, or without it `rules` in --state-dir)",
+    )
     add("--check", action="store_true", help="check the rules, print problems, and exit with 0 or 78")
     add(
         "--refuse",
@@ -61,7 +70,7 @@ def run(arguments: list[str] | None = None) -> int:
             raise CnprocdError(what, "open it, or use --log-format journal")
         if options.check:
             return _report(_read(options.rules))
-        return _serve(options, _start_loader(options.rules))
+        return _serve(options, start_loader(options.rules, stores=options.runner is None))
     except CnprocdError as error:
         print(error.render("cnprocd: "), file=sys.stderr)
         return error.exit_status
@@ -73,12 +82,33 @@ def _read(rules: Path | None) -> LoadedRules:
     return load_in_force(rules)
 
 
-def _start_loader(rules: Path | None) -> LoaderProcess[LoadedRules]:
-    return LoaderProcess(lambda: _read(rules), rules or MAIN_FILE)
-
-
 def _start_digests(rules: Path | None) -> LoaderProcess[dict[Path, str]]:
     return LoaderProcess(lambda: file_digests(rule_files(rules)), rules or MAIN_FILE)
+
+
+def snapshot_directory(options: argparse.Namespace) -> Path:
+    """Return the directory of the accepted rules: only the runner, or the daemon without one, writes to it."""
+    if options.snapshot_dir is not None:
+        return cast(Path, options.snapshot_dir)
+    return cast(Path, options.state_dir) / DIRECTORY_NAME if options.runner is None else RUNNER_DIRECTORY
+
+
+def _result_or_last_accepted(
+    reading: LoaderProcess[LoadedRules], rules: Path | None, directory: Path
+) -> tuple[LoadedRules, RulesError | None]:
+    """Return the loaded rules; if the files are invalid, those that were accepted last, and the error.
+
+    Raises RulesError if none were accepted.
+    """
+    try:
+        return reading.result(), None
+    except LoaderFailedError:
+        raise
+    except RulesError as error:
+        accepted = last_accepted(rules, directory)
+        if accepted is None:
+            raise
+        return accepted, error
 
 
 def _report(loaded: LoadedRules) -> int:
@@ -99,21 +129,28 @@ def _serve(options: argparse.Namespace, reading: LoaderProcess[LoadedRules]) -> 
     from cnprocd.service import ServiceManager
     from cnprocd.wiring import Options, Outside
 
-    loaded = reading.result()
+    directory = snapshot_directory(options)
+    loaded, broken = _result_or_last_accepted(reading, options.rules, directory)
     manager = ServiceManager(os.environ)
     output = make_output(options.log_format, STDOUT, is_journal_stream(os.environ, STDERR))
     log = make_log(output, loaded.settings.log_level)
     for warning in loaded.warnings:
         log("warning", "rules_warning", message=warning.sentence)
+    if broken is not None:
+        message = f"invalid rule files; using the rules that were accepted last\n{broken.render()}"
+        log("error", "rules_rejected", problems=len(broken.problems), message=message)
     refused = frozenset(options.refuse)
     settings = Options(options.rules, options.state_dir, options.runtime_dir, refused, options.runner)
     outside = Outside(
-        load=lambda: _start_loader(options.rules).wait(),
+        load=lambda: start_loader(options.rules, stores=options.runner is None).wait(),
         read_digests=lambda: _start_digests(options.rules).wait(),
+        store_snapshot=lambda loaded, keep: start_accepting(directory, loaded, keep).wait(),
+        load_former=lambda digests: load_former(directory, digests),
         manager=manager,
         log=log,
         output=output,
         own_tgid=os.getpid(),
+        broken=broken,
     )
     asyncio.run(serve(settings, loaded, outside))
     return EX_OK

@@ -32,7 +32,7 @@ CREATE TABLE jobs(
     kernel_time_ns INTEGER, boot_id TEXT NOT NULL, created_ns INTEGER NOT NULL, due_ns INTEGER NOT NULL,
     attempts INTEGER NOT NULL DEFAULT 0, failures INTEGER NOT NULL DEFAULT 0, event_count INTEGER NOT NULL,
     first_started_ns INTEGER, finished_ns INTEGER, exit_code INTEGER, signal INTEGER, reason TEXT,
-    duration_ms REAL, latency_ms REAL,
+    duration_ms REAL, latency_ms REAL, snapshot TEXT NOT NULL DEFAULT '',
     attempt_id TEXT, attempt_boot_id TEXT, hook_pid INTEGER, hook_start_ticks INTEGER,
     CHECK(state IN ('waiting', 'running', 'done', 'dead')),
     CHECK(typeof(created_ns) = 'integer' AND typeof(due_ns) = 'integer' AND typeof(attempts) = 'integer'
@@ -126,6 +126,7 @@ def _migrate_from_2(db: sqlite3.Connection) -> None:
     try:
         for column in _MATCH_COLUMNS_OF_3:
             db.execute(f"ALTER TABLE matches ADD COLUMN {column}")
+        db.execute("ALTER TABLE jobs ADD COLUMN snapshot TEXT NOT NULL DEFAULT ''")
         db.execute(_OUTPUTS)
         db.execute(_HITS)
         rows = db.execute("SELECT match_id, record FROM matches").fetchall()

@@ -68,6 +68,7 @@ class JobRequest:
     kernel_time_ns: int | None = None
     created_ns: int = 0
     gather: Gather | None = None
+    snapshot: str = ""  # the digest of the rules that promise the hook
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,7 @@ class Job:
     reason: str | None = None
     duration_ms: float | None = None
     latency_ms: float | None = None
+    snapshot: str = ""
     events: tuple[JsonObject, ...] = ()
 
 

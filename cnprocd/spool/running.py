@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cnprocd.json_value import JsonValue
+from cnprocd.launch.render import message
+from cnprocd.launch.request import AttemptResult
+from cnprocd.rules.ruleset import RuleLog
+from cnprocd.spool.job import Job
+
+MOST_INTERRUPTIONS = 10  # of one job, while others end
+LONGEST_PAUSE_S = 30.0
 # An answer of the control socket has at most 1 MiB, and JSON may take three bytes for one of these.
 MOST_KEPT_BYTES = 256 * 1024
 
@@ -29,6 +37,59 @@ class Totals:
     dead: int = 0
     interrupted: int = 0
     postponed: int = 0
+
+
+class Interruptions:
+    """How often running jobs were interrupted in this life of the daemon, and whether others ended meanwhile.
+
+    If nothing else ends either, the jobs are not at fault: the runner, or the machine, is.
+    """
+
+    def __init__(self) -> None:
+        self._counts: dict[int, tuple[int, int]] = {}  # job -> interruptions, and attempts that had ended at the first
+
+    def note(self, job_id: int, ended: int) -> str | None:
+        """Count an interruption. `ended` counts all attempts that ended. Return the reason to give the job up."""
+        count, ended_before = self._counts.get(job_id, (0, ended))
+        self._counts[job_id] = count + 1, ended_before
+        if count + 1 < MOST_INTERRUPTIONS or ended == ended_before:
+            return None
+        del self._counts[job_id]
+        return f"interrupted {count + 1} times while other hooks ran to their end"
+
+    def pause_s(self, job_id: int, chance: float) -> float:
+        """Return the pause before the next attempt. It is random, so that jobs do not interrupt each other for ever."""
+        count = self._counts.get(job_id, (0, 0))[0]
+        return 0.0 if count < 2 else min(LONGEST_PAUSE_S, 0.5 * 2.0 ** (count - 2)) * (0.5 + chance)
+
+    def forget(self, job_id: int) -> None:
+        """Forget a job whose attempt ended."""
+        self._counts.pop(job_id, None)
+
+
+def record_of_attempt(job: Job, hook_pid: int | None, result: AttemptResult) -> dict[str, JsonValue]:
+    """Return the fields of a log record about an attempt."""
+    return {
+        "job_id": job.job_id,
+        "rule": job.rule,
+        "pid": job.events[0].get("pid") if job.events else None,
+        "hook_pid": hook_pid,
+        "attempt": job.attempts,
+        "exit_code": result.exit_code,
+        "signal": result.signal,
+        "duration_ms": result.duration_ms,
+        "latency_ms": result.latency_ms,
+        "reason": result.reason,
+    }
+
+
+def record_of_death(job: Job, reason: str, on_failure: RuleLog | None) -> dict[str, JsonValue]:
+    """Return the fields of a log record about a dead job."""
+    pid = job.events[0].get("pid") if job.events else None
+    fields: dict[str, JsonValue] = {"job_id": job.job_id, "rule": job.rule, "pid": pid, "reason": reason}
+    if on_failure is not None and on_failure.message is not None and job.events:
+        fields["message"] = message(on_failure.message, {**job.events[0], "job_id": job.job_id})
+    return fields
 
 
 class KeptOutput:

@@ -7,8 +7,8 @@ this module does it, logs it and stores it.
 Jobs start in the order of their age, as far as their rule's slots and their serialize key allow. The backlog (jobs from
 before this start) takes at most half of the slots. With a single slot, new jobs go first.
 
-The hook of a job that was running when the daemon was killed may still be running. It is ended first, so that two
-attempts of one job never run at once.
+The hook of a job that was running when the daemon ended may still be running. If the runner started it, the attempt is
+resumed. Else it is ended first, so that two attempts of one job never run at once.
 
 Loop prevention: every hook is a child of this process or of the runner. `before_start` is called before the kernel can
 see anything of an attempt, `on_started` before the hook does anything.
@@ -26,17 +26,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from cnprocd.json_value import JsonValue
-from cnprocd.launch import group, render
+from cnprocd.launch import group
 from cnprocd.launch.attempt import TERM_GRACE_S, Launcher, LocalLauncher, RunningAttempt, sweep_cgroups
 from cnprocd.launch.program import HookRefusedError
-from cnprocd.launch.request import AttemptResult, Ending, LaunchRequest
-from cnprocd.launch.user import ResolveUser, resolve_user
+from cnprocd.launch.request import AttemptResult, Ending
+from cnprocd.launch.user import UNRESOLVED, ResolveUser, resolve_user
 from cnprocd.log import Level, Log
 from cnprocd.rules.ruleset import Hook
-from cnprocd.spool.job import NS, Job, Next, State, after_attempt, time_left_s
+from cnprocd.spool.job import NS, Job, Next, State, after_attempt
 from cnprocd.spool.latency import Histogram
+from cnprocd.spool.leftovers import end_leftover
+from cnprocd.spool.promises import Promises, request_of
 from cnprocd.spool.rows import Leftover
-from cnprocd.spool.running import KeptOutput, RunningHook, Totals
+from cnprocd.spool.running import Interruptions, KeptOutput, RunningHook, Totals, record_of_attempt, record_of_death
 from cnprocd.spool.spool import Spool
 
 HOUSEKEEPING_S = 1.0  # how long a commit may wait for its fsync: see spool.py
@@ -45,6 +47,8 @@ STOP_GRACE_S = 2.0
 GATHERED_NS = 50_000_000  # a job that was due so much later than it was created has waited on purpose
 LONGEST_POSTPONEMENT_S = 30.0
 KILLED = "killed by an operator"
+MOST_SNAPSHOTS = 60  # of former rules that are kept for jobs; the runner keeps at most 64 in total
+NO_RULE = "its rule does not exist any more, and the rules that promised its hook are not kept"
 
 
 def _nothing(*_: object) -> None:
@@ -72,12 +76,13 @@ class Scheduler:
         launcher: Launcher | None = None,
         chance: Callable[[], float] = random.random,
         resolve_user: ResolveUser = resolve_user,
+        snapshot: str = "",
     ) -> None:
         self.totals = Totals()
         self.latency = Histogram()
         self.slots = slots
         self._spool = spool
-        self._hooks = dict(hooks)
+        self.promises = Promises(hooks, snapshot)
         self._log = log
         self._before_start = before_start
         self._on_started = on_started
@@ -88,6 +93,7 @@ class Scheduler:
         self._launcher = launcher or LocalLauncher(log, cgroup_dir)
         self._active: dict[int, tuple[Job, RunningAttempt]] = {}
         self._outputs: dict[int, KeptOutput] = {}  # of the active attempts
+        self._interruptions = Interruptions()
         self._killed: dict[int, bool] = {}  # active jobs that are being ended by hand -> whether they are retried
         self._tasks: set[asyncio.Task[None]] = set()
         self._leftovers: dict[int, Job] = {}  # jobs whose former hook is still being ended
@@ -104,9 +110,13 @@ class Scheduler:
     def start(self) -> None:
         """Recover the jobs that a crash interrupted, then start jobs. Needs a running event loop."""
         self._last_old_job = self._spool.last_job_id()
-        leftovers = [left for left in self._spool.recover() if left.boot_id == self._spool.boot_id]
-        self._leftovers = {left.job.job_id: left.job for left in leftovers}
-        if leftovers:
+        resumable = self._launcher.outlives_daemon
+        leftovers = [left for left in self._spool.recover(resumable=resumable) if left.boot_id == self._spool.boot_id]
+        if resumable:
+            for left in leftovers:
+                self._resume(left)
+        elif leftovers:
+            self._leftovers = {left.job.job_id: left.job for left in leftovers}
             self._keep(self._end_leftovers(leftovers))
         self._accepting = True
         self._launcher.prepare()
@@ -118,9 +128,9 @@ class Scheduler:
         if self._next_fill is None:
             self._fill()
 
-    def reload(self, hooks: Mapping[str, Hook], slots: int) -> None:
-        """Use new rules for every attempt from now on. A job whose rule is gone becomes dead."""
-        self._hooks = dict(hooks)
+    def reload(self, hooks: Mapping[str, Hook], slots: int, snapshot: str = "") -> None:
+        """Use new rules for every attempt from now on. A job whose rule is gone runs as promised: see promises.py."""
+        self.promises.use(hooks, snapshot, self._spool.snapshots(MOST_SNAPSHOTS))
         self.slots = slots
         self.wake()
 
@@ -145,11 +155,13 @@ class Scheduler:
         return True
 
     async def stop(self, bound_s: float) -> None:
-        """Start nothing more, and let running hooks finish within the bound. End the others; their jobs wait again."""
+        """Start nothing more. Let hooks finish within the bound, then end them; the runner keeps its own."""
         self._accepting = False
         for timer in (self._next_due, self._next_housekeeping, self._next_fill):
             if timer is not None:
                 timer.cancel()
+        if self._launcher.outlives_daemon:
+            self._launcher.close()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=bound_s)
         for _, attempt in self._active.values():
@@ -199,8 +211,8 @@ class Scheduler:
         return oldest(0)
 
     def _rule_slots(self, rule: str) -> int:
-        hook = self._hooks.get(rule)
-        return self.slots if hook is None or hook.slots is None else hook.slots
+        slots = self.promises.slots_of(rule)
+        return self.slots if slots is None else slots
 
     def _sleep_until_due(self) -> None:
         """Set a timer for the next job that waits for a retry or for its gathering window."""
@@ -215,12 +227,14 @@ class Scheduler:
 
     def _start(self, row: Job) -> None:
         """Start a job's hook, or mark the job as dead if that is impossible."""
-        hook = self._hooks.get(row.rule)
+        promise = self.promises.of(row)
         job = replace(row, events=self._spool.events(row.job_id))
-        if hook is None or not job.events:
-            reason = "its rule does not exist any more" if hook is None else "its record cannot be read"
+        if promise is None or not job.events:
+            reason = NO_RULE if promise is None else "its record cannot be read"
             self._bury(row, AttemptResult(reason), reason)
             return
+        if not promise.in_force:
+            self._log("notice", "job_of_former_rule", job_id=job.job_id, rule=job.rule, snapshot=promise.snapshot)
         attempt_id = os.urandom(16).hex()
         now_ns = self._spool.clock()
         self._spool.start(job.job_id, attempt_id)
@@ -234,11 +248,12 @@ class Scheduler:
             self._on_started(pid, job.job_id)
 
         try:
-            request = self._request(job, hook, attempt_id, now_ns)
+            user = self._resolve_user(promise.hook.user, promise.hook.group)
+            request = request_of(job, promise, attempt_id, now_ns, user)
             self._before_start()
             attempt = self._launcher.launch(request, announce)
         except HookRefusedError as error:
-            self._apply(job, hook, AttemptResult(error.what), hook_pid=None)
+            self._apply(job, promise.hook, AttemptResult(error.what), hook_pid=None)
         except OSError as error:
             self._postpone(job, str(error))
             for pid in announced:
@@ -248,18 +263,17 @@ class Scheduler:
             self._active[job.job_id] = (job, attempt)
             self._keep(self._wait(job, attempt))
 
-    def _request(self, job: Job, hook: Hook, attempt_id: str, now_ns: int) -> LaunchRequest:
-        return LaunchRequest(
-            rule=job.rule,
-            hook=hook,
-            user=self._resolve_user(hook.user, hook.group),
-            job_id=job.job_id,
-            attempt=job.attempts,
-            attempt_id=attempt_id,
-            events=job.events,
-            limit_s=max(time_left_s(hook, job, now_ns), 0.001),
-            kernel_time_ns=job.kernel_time_ns,
-        )
+    def _resume(self, left: Leftover) -> None:
+        """Wait for an attempt that the runner started for an earlier daemon, or let its job run again."""
+        job = replace(left.job, events=self._spool.events(left.job.job_id))
+        promise = self.promises.of(job)
+        if promise is None or not job.events or left.attempt_id is None:
+            self._spool.interrupt(job.job_id)
+            return
+        request = request_of(job, promise, left.attempt_id, self._spool.clock(), UNRESOLVED)
+        attempt = self._launcher.resume(request, lambda pid: self._on_started(pid, job.job_id))
+        self._active[job.job_id] = (job, attempt)
+        self._keep(self._wait(job, attempt))
 
     async def _wait(self, job: Job, attempt: RunningAttempt) -> None:
         ending: Ending | None = None
@@ -277,6 +291,8 @@ class Scheduler:
             self._on_finished(attempt.pid, job.job_id)
             if ending is None:  # a bug in cnprocd, not the hook's fault: the job must not be lost with it
                 self._spool.interrupt(job.job_id)
+        if ending.left_running:
+            return
         if ending.stuck:
             self._stuck.add(attempt.pid)
         if output.text or job.attempts > 1:
@@ -287,9 +303,7 @@ class Scheduler:
             killed = replace(ending.result, reason=KILLED)
             self._apply(job, attempt.request.hook, killed, hook_pid=attempt.pid, final=not retry)
         elif ending.interrupted:
-            self.totals.interrupted += 1
-            self._spool.interrupt(job.job_id)
-            self._record("warning", "hook_failed", job, attempt.pid, ending.result, will_retry=True)
+            self._interrupt(job, attempt.pid, ending.result)
         else:
             self._apply(job, attempt.request.hook, ending.result, hook_pid=attempt.pid)
         self.wake()
@@ -316,6 +330,7 @@ class Scheduler:
 
     def _apply(self, job: Job, hook: Hook, result: AttemptResult, *, hook_pid: int | None, final: bool = False) -> None:
         """Store and log the result of an attempt, and the state that follows. A `final` failure ends the job."""
+        self._interruptions.forget(job.job_id)
         following = after_attempt(hook, job, result, self._spool.clock(), self._chance())
         following = Next(State.DEAD, reason=result.reason) if final else following
         match following.state:
@@ -333,17 +348,23 @@ class Scheduler:
                 self._record("warning", "hook_failed", job, hook_pid, result, will_retry=False)
                 self._bury(job, result, following.reason or "gave up")
 
+    def _interrupt(self, job: Job, hook_pid: int, result: AttemptResult) -> None:
+        """Let the job wait again, or give it up: see Interruptions."""
+        self.totals.interrupted += 1
+        reason = self._interruptions.note(job.job_id, self.totals.succeeded + self.totals.failed)
+        self._record("warning", "hook_failed", job, hook_pid, result, will_retry=reason is None)
+        if reason is None:
+            self._spool.interrupt(job.job_id, self._interruptions.pause_s(job.job_id, self._chance()))
+        else:
+            self._bury(job, result, reason)
+
     def _bury(self, job: Job, result: AttemptResult, reason: str) -> None:
         self.totals.dead += 1
         self._spool.bury(job.job_id, result, reason)
-        hook = self._hooks.get(job.rule)
-        on_failure = hook.on_failure if hook is not None else None
-        fields: dict[str, JsonValue] = {}
-        if on_failure is not None and on_failure.message is not None and job.events:
-            fields["message"] = render.message(on_failure.message, {**job.events[0], "job_id": job.job_id})
-        level = on_failure.level if on_failure is not None else "error"
-        pid = job.events[0].get("pid") if job.events else None
-        self._log(level, "job_dead", job_id=job.job_id, rule=job.rule, pid=pid, reason=reason, **fields)
+        promise = self.promises.of(job)
+        on_failure = promise.hook.on_failure if promise is not None else None
+        level: Level = "error" if on_failure is None else on_failure.level
+        self._log(level, "job_dead", **record_of_death(job, reason, on_failure))
 
     def _postpone(self, job: Job, reason: str) -> None:
         """Let the job wait: a process, a descriptor, memory or the runner was missing. The hook is not at fault."""
@@ -356,21 +377,7 @@ class Scheduler:
     def _record(
         self, level: Level, event: str, job: Job, hook_pid: int | None, result: AttemptResult, **more: JsonValue
     ) -> None:
-        self._log(
-            level,
-            event,
-            job_id=job.job_id,
-            rule=job.rule,
-            pid=job.events[0].get("pid"),
-            hook_pid=hook_pid,
-            attempt=job.attempts,
-            exit_code=result.exit_code,
-            signal=result.signal,
-            duration_ms=result.duration_ms,
-            latency_ms=result.latency_ms,
-            reason=result.reason,
-            **more,
-        )
+        self._log(level, event, **record_of_attempt(job, hook_pid, result), **more)
 
     # -- housekeeping --------------------------------------------------------------------------------------------
 
@@ -378,12 +385,7 @@ class Scheduler:
         """End the hooks that survived the daemon that started them, and let their jobs run again."""
         for left in leftovers:
             try:
-                if left.attempt_id is not None:
-                    verified = left.hook_pid if left.hook_start_ticks is not None else None
-                    root = group.Root(verified, left.hook_start_ticks, left.attempt_id)
-                    if await group.members(root):
-                        self._log("warning", "hook_leftover", job_id=left.job.job_id, rule=left.job.rule)
-                        await group.end(root, TERM_GRACE_S)
+                await end_leftover(left, self._log)
             finally:
                 self._leftovers.pop(left.job.job_id, None)
                 self.wake()

@@ -212,23 +212,29 @@ class Spool:
         """Store the output of a job's last attempt."""
         self._write(lambda store: store.put_output(job_id, output))
 
-    def interrupt(self, job_id: int) -> None:
-        """Let the job wait again: the daemon stopped its attempt. The attempt is counted, and no retry is used up."""
-        now_ns = self.clock()
-        self._write(lambda store: store.put_back(job_id, now_ns, counted=True))
+    def snapshots(self, limit: int) -> list[str]:
+        """Return the digests of rules that jobs refer to which may still run, the newest first."""
+        return self._do(lambda store: store.snapshots(limit))
+
+    def interrupt(self, job_id: int, pause_s: float = 0.0) -> None:
+        """Let the job wait again: its attempt was interrupted. The attempt is counted, and no retry is used up."""
+        due_ns = self.clock() + int(pause_s * NS)
+        self._write(lambda store: store.put_back(job_id, due_ns, counted=True))
 
     def postpone(self, job_id: int, due_ns: int) -> None:
         """Let the job wait until `due_ns`: its attempt could not be started. The attempt is not counted."""
         self._write(lambda store: store.put_back(job_id, due_ns, counted=False))
 
-    def recover(self) -> list[Leftover]:
+    def recover(self, *, resumable: bool = False) -> list[Leftover]:
         """Return the jobs that ran at a crash, and let them wait again (or die after too many interruptions).
 
-        The hooks may still be alive.
+        The hooks may still be alive. If attempts are `resumable`, those of this boot stay as they are.
         """
         found = self._do(lambda store: store.leftovers())
         for leftover in found:
             job = leftover.job
+            if resumable and leftover.boot_id == self.boot_id:
+                continue
             following = after_interruption(job, self.clock())
             if following.state is State.DEAD:
                 assert following.reason is not None

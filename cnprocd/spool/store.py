@@ -23,7 +23,8 @@ from cnprocd.spool.job import NS, Job, JobRequest, State
 from cnprocd.spool.rows import Enqueued, Leftover, MatchFilter, PastMatch, Rows, RuleHits
 
 _JOB = """job_id, rule, state, serialize_key, kernel_time_ns, boot_id, created_ns, due_ns, attempts, failures,
-    event_count, first_started_ns, finished_ns, exit_code, signal, reason, duration_ms, latency_ms"""
+    event_count, first_started_ns, finished_ns, exit_code, signal, reason, duration_ms, latency_ms,
+    snapshot"""
 
 _ALL_JOB_COLUMNS = f"{_JOB}, gather_key, attempt_id, attempt_boot_id, hook_pid, hook_start_ticks"
 
@@ -98,7 +99,7 @@ class Store:
         window_ns = 0 if gather is None or gather.max <= 1 else int(gather.window_s * NS)
         cursor = db.execute(
             "INSERT INTO jobs(rule, state, serialize_key, gather_key, kernel_time_ns, boot_id, created_ns, due_ns,"
-            " event_count) VALUES (?, 'waiting', ?, ?, ?, ?, ?, ?, 1)",
+            " snapshot, event_count) VALUES (?, 'waiting', ?, ?, ?, ?, ?, ?, ?, 1)",
             (
                 request.rule,
                 request.serialize_key,
@@ -107,6 +108,7 @@ class Store:
                 boot_id,
                 request.created_ns or now_ns,
                 now_ns + window_ns,
+                request.snapshot,
             ),
         )
         self.waiting += 1
@@ -204,6 +206,11 @@ class Store:
             " FROM jobs WHERE state = 'running' ORDER BY job_id"
         )
         return [Leftover(_job(row[:-4]), *row[-4:]) for row in rows]
+
+    def snapshots(self, limit: int) -> list[str]:
+        """Return the digests of rules that jobs refer to which may still run, the newest first."""
+        query = "SELECT snapshot FROM jobs WHERE state != 'done' GROUP BY snapshot ORDER BY max(job_id) DESC LIMIT ?"
+        return [str(row[0]) for row in self._db.execute(query, (limit,)) if row[0]]
 
     # -- control ---------------------------------------------------------------------------------------------
 

@@ -1,0 +1,19 @@
+"""End what is left of an attempt whose daemon was killed, so that two attempts of one job never run at once."""
+
+from __future__ import annotations
+
+from cnprocd.launch import group
+from cnprocd.launch.attempt import TERM_GRACE_S
+from cnprocd.log import Log
+from cnprocd.spool.rows import Leftover
+
+
+async def end_leftover(left: Leftover, log: Log) -> None:
+    """End the processes of an attempt of this boot, if any are alive."""
+    if left.attempt_id is None:
+        return
+    verified = left.hook_pid if left.hook_start_ticks is not None else None
+    root = group.Root(verified, left.hook_start_ticks, left.attempt_id)
+    if await group.members(root):
+        log("warning", "hook_leftover", job_id=left.job.job_id, rule=left.job.rule)
+        await group.end(root, TERM_GRACE_S)
