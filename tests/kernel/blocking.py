@@ -297,10 +297,15 @@ def runner_service(directory: Path) -> Iterator[tuple[Path, int]]:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen(64)
+        options = f"--rules {directory}/rules.yaml --state-dir {directory}/runner --user nobody --idle 600"
         move = f"exec 3<&{listener.fileno()}; LISTEN_PID=$$ exec {sys.executable} -m cnprocd.cli.runner"
         with (directory / "runner.log").open("wb") as log:
             process = subprocess.Popen(
-                ["bash", "-c", f"{move} --rules {directory}/rules.yaml --user nobody --idle 600"],
+                [
+                    "bash",
+                    "-c",
+                    f"{move} {options}",
+                ],
                 pass_fds=[listener.fileno()],
                 env={**os.environ, "LISTEN_FDS": "1", "LISTEN_FDNAMES": "runner"},
                 stdout=log,

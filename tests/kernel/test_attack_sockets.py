@@ -17,6 +17,7 @@ from kernel.harness import PATIENCE_S, child, rename, running, wait_status
 
 from cnprocd.control.client import Client
 from cnprocd.control.protocol import Request, pack
+from cnprocd.rules.snapshot import Snapshot
 from cnprocd.runner import wire
 
 NOBODY = 65534
@@ -162,7 +163,7 @@ def runner(tmp_path):
     command = f"ulimit -n 256; exec 3<&{listener.fileno()}; LISTEN_PID=$$ exec {sys.executable} -m cnprocd.cli.runner"
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
-            ["bash", "-c", f"{command} --rules {rules} --user nobody --idle 600"],
+            ["bash", "-c", f"{command} --rules {rules} --state-dir {tmp_path}/runner --user nobody --idle 600"],
             pass_fds=[listener.fileno()],
             env={**os.environ, "LISTEN_FDS": "1", "LISTEN_FDNAMES": "runner"},
             stdout=log,
@@ -179,8 +180,9 @@ def runner(tmp_path):
 
 RUN = {
     "type": "run", "attempt_id": "0" * 32, "attempt": 1, "rule": "mine", "job_id": 1, "limit_s": 5.0,
-    "kernel_time_ns": None, "events": [{"pid": 4711, "comm": "x"}],
+    "kernel_time_ns": None, "events_left_out": 0, "events": [{"pid": 4711, "comm": "x"}],
 }  # fmt: skip
+TAKE = {"type": "take_snapshot", "wanted": "0" * 64, "keep": []}
 HELLO = {"type": "hello", "version": wire.VERSION, "pid": 0}
 
 
@@ -201,7 +203,7 @@ def ask(uid, path, frames):
         connection.connect(str(path))
         said = []
         with suppress(ConnectionError):
-            connection.sendall(b"".join(frames))
+            connection.sendall(sent(frames, path.with_name("rules.yaml")))
         with suppress(ConnectionError):
             buffer = bytearray()
             while not {"ended", "not_now"} & set(said) and (data := connection.recv(65536)):
@@ -219,7 +221,14 @@ def ask(uid, path, frames):
 
 
 def variant(**more):
-    return [framed(HELLO), framed(RUN | more)]
+    """Return the frames of a run. Its snapshot is that of the rule file: the runner makes it when it is asked for."""
+    return [framed(HELLO), RUN | more]
+
+
+def sent(frames, rules):
+    """Return the bytes of frames. A run names the snapshot of `rules` if it names none."""
+    snapshot = Snapshot.of([(rules, rules.read_bytes())], None).digest
+    return b"".join(framed({"snapshot": snapshot} | one) if isinstance(one, dict) else one for one in frames)
 
 
 REFUSED = {
@@ -234,7 +243,9 @@ REFUSED = {
     "no limit": variant(limit_s=float("inf")),  # not JSON, as NaN
     "a path for an id": variant(attempt_id="../../../../etc/passwd"),
     "deep": [framed(HELLO), framed(b"[" * 200_000)],
-    "huge": [framed(HELLO), struct.pack(">I", wire.MOST_FRAME_BYTES + 1)],
+    "huge": [framed(HELLO), struct.pack(">I", wire.MOST_FRAME_BYTES + 1) + b"x" * 512],
+    "a path for a snapshot": variant(snapshot="../../../../etc/passwd"),
+    "too many snapshots": [framed(HELLO), framed(TAKE | {"keep": ["0" * 64] * 65})],
     "another version": [framed(HELLO | {"version": 99})],
     "garbage": [os.urandom(4096)],
 }

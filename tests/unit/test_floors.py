@@ -39,6 +39,7 @@ FLOORS = {
     "runner": "the root service that starts hooks, and its client in the daemon",
     "spool": "the jobs, and which of them runs next",
     "output": "log records and metrics",
+    "acceptance": "how loaded rules become the accepted ones, whose snapshot root alone can write",
     "subscription": "what is asked of the kernel for the rules in force and for hooks",
     "recovery": "what the pipeline does after an overrun",
     "pipeline": "the only room that joins connector, process, rules and output",
@@ -67,7 +68,7 @@ rules/language/actions rules/language/advice rules/language/condition rules/lang
 rules/language/names rules/language/plain rules/language/regex_cost rules/language/schema rules/language/syntax
 rules/language/value_problem
 runner/wire runner/wire_validate
-spool/job spool/latency spool/rows spool/running spool/throttle
+spool/job spool/latency spool/promises spool/rows spool/running spool/throttle
 """.split()
 
 # Modules with effects: the system, files, time, the network, other processes, threads, or the log.
