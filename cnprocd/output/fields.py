@@ -105,6 +105,7 @@ CLASSES: Mapping[str, str] = {
 
 OTHER: Mapping[str, str] = {
     "attempt": "Number of the attempt, from 1.",
+    "attempt_id": "Identifier of an attempt, in hexadecimal.",
     "by": "What a throttle counts by.",
     "bytes": "Size in bytes.",
     "carried": "Number of jobs that were carried over.",
@@ -135,6 +136,7 @@ OTHER: Mapping[str, str] = {
     "sequence_gaps_total": "Events missing from the per-CPU sequence since the start.",
     "shed": "Jobs dropped since the last such record.",
     "shed_in_all": "Jobs dropped since the start.",
+    "snapshot": "Digest of the rule files that the hook is from.",
     "table": "Whether the daemon keeps a process table.",
     "taskstats": "Whether exit records are used.",
     "taskstats_drops_total": "Exit records that the taskstats socket dropped since the start.",

@@ -42,6 +42,7 @@ def constants(mapping):
 
 def written_fields():
     found = keys_of("reload.py", "summary")  # of started and rules_loaded, as **summary()
+    found |= keys_of("spool/running.py", "record_of_attempt") | keys_of("spool/running.py", "record_of_death")
     for node, _ in log_calls():
         found |= {one.arg for one in node.keywords if one.arg is not None}
         for counts in node.args:
