@@ -33,11 +33,7 @@ def words_of(one: Argument) -> list[str]:
         return list(map(str, choices))
     if one.names[-1] == "--signal":
         return [name for _, name in sorted(SIGNAL_NAMES.items())]
-    return (
-        sorted({*first_words(), *(word for group in GROUPS for word in second_words(group))})
-        if (kind_of(one) == "verb")
-        else []
-    )
+    return list(first_words()) if kind_of(one) == "verb" else []
 
 
 def takes_value(one: Argument) -> bool:
@@ -79,22 +75,21 @@ def bash() -> str:
         f"_cnprocctl_rules() {{ {_LISTED}; }}",
         f"_cnprocctl_jobs() {{ {_JOBS.format(state='${1:+--state $1}')}; }}",
         "_cnprocctl() {",
-        "    local cur prev verb word i",
-        '    cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} verb=""',
+        "    local cur prev verb help word i",
+        '    cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} verb="" help=""',
         "    for ((i = 1; i < COMP_CWORD; i++)); do",
         "        word=${COMP_WORDS[i]}",
         '        case "$word" in',
         f"            {'|'.join(sorted(_valued()))}) ((i++)) ;;",
         "            -*) ;;",
-        '            *) if [[ -z $verb ]]; then verb=$word; elif [[ " '
-        + " ".join(GROUPS)
-        + ' " == *" $verb "* ]]; then'
-        ' verb="$verb $word"; fi ;;',
+        "            *) if [[ -z $verb && $word == help ]]; then help=yes; elif [[ -z $verb ]]; then verb=$word;"
+        f' elif [[ " {" ".join(GROUPS)} " == *" $verb "* ]]; then verb="$verb $word"; fi ;;',
         "        esac",
         "    done",
         '    case "$prev" in',
         *_bash_values(),
         "    esac",
+        f'    if [[ -n $help && -n $verb && " {" ".join(GROUPS)} " != *" $verb "* ]]; then COMPREPLY=(); return; fi',
         '    case "$verb" in',
         f'        "") COMPREPLY=($(compgen -W "{" ".join((*first_words(), *_names(COMMON)))}" -- "$cur")) ;;',
     ]
@@ -102,6 +97,8 @@ def bash() -> str:
         f'        {group}) COMPREPLY=($(compgen -W "{" ".join(second_words(group))}" -- "$cur")) ;;' for group in GROUPS
     ]
     for verb in VERBS:
+        if verb.name == "help":  # the words after it are completed as if it were not there
+            continue
         lines.append(f'        "{verb.name}")')
         lines.append(f'            COMPREPLY=($(compgen -W "{" ".join(_names(arguments(verb)))}" -- "$cur"))')
         for one in verb.arguments:
@@ -216,6 +213,10 @@ def _zsh(one: Argument, verb: Verb | None) -> Iterator[str]:
     }.get(kind_of(one), "")
     if words_of(one):
         action = f"({' '.join(words_of(one))})"
+    if kind_of(one) == "verb":
+        below = " ".join(dict.fromkeys(word for group in GROUPS for word in second_words(group)))
+        yield from (_quoted(f"1:verb:{action}"), _quoted(f"2:verb:({below})"))
+        return
     if not is_option(one):
         yield _quoted(f"{'*' if one.options.get('nargs') in ('+', '*') else ''}:{one.names[0]}:{action}")
         return
@@ -245,6 +246,10 @@ def fish() -> str:
     lines += [_fish_option("", one, None) for one in COMMON]
     for verb in VERBS:
         when = "; and ".join(f"__fish_seen_subcommand_from {word}" for word in verb.name.split())
+        if verb.name == "help":  # after one of these words, its own completions follow
+            when += (
+                f"; and not __fish_seen_subcommand_from {' '.join(word for word in first_words() if word != 'help')}"
+            )
         lines += [_fish_option(when, one, verb) for one in verb.arguments]
     return "\n".join(lines) + "\n"
 
@@ -257,7 +262,7 @@ def _fish_option(when: str, one: Argument, verb: Verb | None) -> str:
     parts = ["complete -c cnprocctl", *([f"-n {_quoted(when)}"] if when else [])]
     if is_option(one):
         parts += [f"-l {name[2:]}" if name.startswith("--") else f"-s {name[1:]}" for name in one.names]
-        parts += ["-r"] if takes_value(one) else []
+        parts += ["-r" if kind_of(one) in ("file", "directory") else "-x"] if takes_value(one) else []
     state = _STATE_OF_VERB.get(verb.name, "") if verb is not None else ""
     words = {
         "rule": "(__cnprocctl_rules)",

@@ -2,14 +2,14 @@
 _cnprocctl_rules() { cnprocctl rules list 2>/dev/null | awk "NR > 1 { print \$1 }"; }
 _cnprocctl_jobs() { cnprocctl jobs list -n 200 ${1:+--state $1} 2>/dev/null | awk "NR > 1 && \$1 + 0 { print \$1 }"; }
 _cnprocctl() {
-    local cur prev verb word i
-    cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} verb=""
+    local cur prev verb help word i
+    cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} verb="" help=""
     for ((i = 1; i < COMP_CWORD; i++)); do
         word=${COMP_WORDS[i]}
         case "$word" in
             --ancestor|--by|--cgroup|--cmdline|--comm|--container|--count|--cpu-time|--event|--exe|--exe-claimed|--exit-code|--for|--group|--interval|--job|--kind|--kinds|--lifetime|--limit|--lines|--match|--max-rss|--max-size|--output|--parent|--pid|--pod-uid|--rate|--rule|--rules|--runtime-dir|--signal|--since|--state|--state-dir|--status|--unit|--until|--user|--user-unit|--without|-n|-o) ((i++)) ;;
             -*) ;;
-            *) if [[ -z $verb ]]; then verb=$word; elif [[ " rules jobs " == *" $verb "* ]]; then verb="$verb $word"; fi ;;
+            *) if [[ -z $verb && $word == help ]]; then help=yes; elif [[ -z $verb ]]; then verb=$word; elif [[ " rules jobs " == *" $verb "* ]]; then verb="$verb $word"; fi ;;
         esac
     done
     case "$prev" in
@@ -58,6 +58,7 @@ _cnprocctl() {
         -n) COMPREPLY=(); return ;;
         -o) COMPREPLY=($(compgen -W "table json" -- "$cur")); return ;;
     esac
+    if [[ -n $help && -n $verb && " rules jobs " != *" $verb "* ]]; then COMPREPLY=(); return; fi
     case "$verb" in
         "") COMPREPLY=($(compgen -W "status reload check explain test schema rules jobs history watch top metrics doctor record replay help --rules --runtime-dir --state-dir -o --output --json" -- "$cur")) ;;
         rules) COMPREPLY=($(compgen -W "list show enable disable" -- "$cur")) ;;
@@ -142,10 +143,6 @@ _cnprocctl() {
         "replay")
             COMPREPLY=($(compgen -W "--rule --rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
             [[ $cur != -* ]] && COMPREPLY=($(compgen -f -- "$cur"))
-            ;;
-        "help")
-            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
-            [[ $cur != -* ]] && COMPREPLY=($(compgen -W "check disable doctor drop enable explain help history jobs kill list log metrics record reload replay retry rules schema show status test top watch" -- "$cur"))
             ;;
     esac
 }

@@ -85,6 +85,8 @@ def test_bash_completes_verbs_subverbs_options_and_values():
     assert complete("test", "--kind", "non") == ["nonzero_exit"]
     assert complete("test", "--life") == ["--lifetime"]
     assert complete("help", "rul") == ["rules"]
+    assert complete("help", "rules", "") == complete("rules", "") == ["list", "show", "enable", "disable"]
+    assert complete("help", "dis") == complete("help", "status", "") == []
     assert complete("-o", "") == ["table", "json"]
     assert {"-n", "--limit", "-f", "--follow", "--until", "-o", "--json"} <= set(complete("history", "-"))
 
@@ -123,6 +125,9 @@ def test_fish_completes_rules_jobs_users_and_signals():
     assert offered("cnprocctl jobs retry ") == ["7"]
     assert "root" in offered("cnprocctl history --user ro")
     assert offered("cnprocctl test --signal SIGKI") == ["SIGKILL"]
+    assert offered("cnprocctl help rules s") == ["show"]
+    assert sorted(offered("cnprocctl -o ")) == ["json", "table"]
+    assert sorted(offered("cnprocctl jobs list --state d")) == ["dead", "done"]
 
 
 @pytest.mark.parametrize(("shell", "file"), [("zsh", "_cnprocctl"), ("fish", "cnprocctl.fish")])
