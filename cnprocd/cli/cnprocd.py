@@ -32,24 +32,29 @@ def parser() -> argparse.ArgumentParser:
         epilog="SIGHUP reloads the rules; SIGTERM and SIGINT stop cleanly. See cnprocctl(1) for everything else.",
     )
     add = result.add_argument
-    add("--rules", type=Path, metavar="FILE", help="only this file (default: /etc/cnprocd/rules.yaml and rules.d)")
-    add("--state-dir", type=Path, default=Path("/var/lib/cnprocd"), metavar="DIR", help="directory of the job queue")
-    add("--runtime-dir", type=Path, default=Path("/run/cnprocd"), metavar="DIR", help="directory of the control socket")
-    add("--log-format", choices=("auto", "json", "console", "journal"), default="auto", help="format of log records")
-    add("--runner", type=Path, metavar="SOCKET", help="let the runner service start hooks (default: the daemon does)")
+    add(
+        "--rules",
+        type=Path,
+        metavar="FILE",
+        help="Read only this rule file (default: /etc/cnprocd/rules.yaml and rules.d)",
+    )
+    add("--state-dir", type=Path, default=Path("/var/lib/cnprocd"), metavar="DIR", help="Directory of the job queue")
+    add("--runtime-dir", type=Path, default=Path("/run/cnprocd"), metavar="DIR", help="Directory of the control socket")
+    add("--log-format", choices=("auto", "json", "console", "journal"), default="auto", help="Format of log records")
+    add("--runner", type=Path, metavar="SOCKET", help="Let the runner service start hooks (default: the daemon does)")
     add(
         "--snapshot-dir",
         type=Path,
         metavar="DIR",
-        help="directory of the accepted rules (default: that of the runner, or without it `rules` in --state-dir)",
+        help="Directory of the accepted rules (default: that of the runner, or without it `rules` in --state-dir)",
     )
-    add("--check", action="store_true", help="check the rules, print problems, and exit with 0 or 78")
+    add("--check", action="store_true", help="Check the rules, print problems, and exit with 0 or 78")
     add(
         "--refuse",
         action="append",
         choices=_FEATURES,
         default=[],
-        help="do not use a kernel feature, as on older kernels",
+        help="Do not use a kernel feature, as on older kernels",
     )
     add("--version", action="version", version=f"cnprocd {__version__}")
     return result
@@ -112,10 +117,12 @@ def _result_or_last_accepted(
 
 
 def _report(loaded: LoadedRules) -> int:
+    from cnprocd.cli.problem_text import painted
+    from cnprocd.cli.terminal import Style, counted
+
     for warning in loaded.warnings:
-        print(warning.render(), file=sys.stderr)
-    count = len(loaded.rules)
-    print(f"{', '.join(map(str, loaded.files))}: {count} rule{'' if count == 1 else 's'}, no errors")
+        print(painted(warning, "yellow", "warning", Style(sys.stderr)), file=sys.stderr)
+    print(f"{', '.join(map(str, loaded.files))}: {counted(len(loaded.rules), 'rule')}, no errors")
     return EX_OK
 
 

@@ -24,11 +24,12 @@ class Parser(argparse.ArgumentParser):
     """A parser of one verb, of a group of verbs, or of the whole command line."""
 
     verbs: Sequence[str] = ()  # the words that may follow
+    _words: Sequence[str] = ()  # of the command line
 
     def parse_known_args(  # type: ignore[override]  # argparse overloads it by the type of the namespace
         self, args: Sequence[str] | None = None, namespace: Options | None = None
     ) -> tuple[Options, list[str]]:
-        words = list(sys.argv[1:] if args is None else args)
+        words = self._words = list(sys.argv[1:] if args is None else args)
         if not self.verbs:
             self._refuse_unknown(words)
         options, rest = super().parse_known_args(words, namespace)
@@ -64,6 +65,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print the usage and the mistake, and exit."""
         if message == "the following arguments are required: VERB":
+            self._words, words = (), self._words
+            self._refuse_unknown(words)
             message = f"missing verb{self._shown_verbs()}"
         first, *more = re.sub(r"^argument ([^:]+): ", r"\1: ", message).split("\n")
         self.print_usage(sys.stderr)

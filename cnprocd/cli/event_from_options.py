@@ -17,7 +17,15 @@ from typing import cast
 from cnprocd.connector.status import CORE_FLAG, SIGNAL_NAMES
 from cnprocd.connector.taskrecord import TaskRecord
 from cnprocd.errors import CnprocdError
-from cnprocd.json_value import JsonError, JsonObject, JsonValue, get_int_or_none, get_number_or_none
+from cnprocd.json_value import (
+    JsonError,
+    JsonObject,
+    JsonValue,
+    get_bool,
+    get_int_or_none,
+    get_number_or_none,
+    get_str_or_none,
+)
 from cnprocd.launch.render import exact
 from cnprocd.output.record import MATCH_FIELDS
 from cnprocd.process.cgroup_path import Container, Placement
@@ -75,22 +83,22 @@ def _occurrence(event: JsonObject, names: Names) -> Occurrence:
         status=status,
         kernel_time_ns=at_ns,
         cpu=get_int_or_none(event, "cpu"),
-        recovered=bool(event.get("recovered")),
-        of_thread=bool(event.get("thread")),
+        recovered=_flag(event, "recovered"),
+        of_thread=_flag(event, "thread"),
         usage=_usage(event, process, status),
         ancestors=_ancestors(event, process),
-        from_hook=bool(event.get("from_hook")),
+        from_hook=_flag(event, "from_hook"),
     )
 
 
 def _check_fields(event: JsonObject) -> None:
     for name in event:
         if name not in FIELDS and not name.endswith("_hex"):
-            raise DescriptionError(f"unknown field {name!r}", did_you_mean(name, FIELDS) or ", ".join(FIELDS))
+            raise DescriptionError(f'unknown field "{name}"', did_you_mean(name, FIELDS) or ", ".join(FIELDS))
     kind = event.get("kind")
     known = (*_EXITS, "fork", "exec", "uid", "gid", "sid", "ptrace", "comm", "coredump")
     if kind is not None and kind not in known:
-        raise DescriptionError(f"unknown kind of event {kind!r}", f"one of {', '.join(known)}")
+        raise DescriptionError(f"unknown kind of event {_quoted(kind)}", f"one of {', '.join(known)}")
 
 
 def _status(event: JsonObject, kind: str) -> int | None:
@@ -103,7 +111,7 @@ def _status(event: JsonObject, kind: str) -> int | None:
         return None
     if len(given) > 1:
         raise DescriptionError(f"{given[0]} conflicts with {given[1]}", "give one of them")
-    if event.get("recovered") and not given:
+    if _flag(event, "recovered") and not given:
         return None
     if wait is not None:
         if not 0 <= wait <= 0xFFFF:
@@ -112,7 +120,7 @@ def _status(event: JsonObject, kind: str) -> int | None:
             )
         return wait
     if name is not None:
-        return _signal_number(name) | (CORE_FLAG if event.get("core_dumped") else 0)
+        return _signal_number(name) | (CORE_FLAG if _flag(event, "core_dumped") else 0)
     if code is not None:
         if not 0 <= code <= 255:
             raise DescriptionError(f"invalid exit code {code}", "0 to 255")
@@ -128,9 +136,9 @@ def _signal_number(name: JsonValue) -> int:
     try:
         numbers = signal_numbers(name)
     except ValueError as error:
-        raise DescriptionError(f"invalid signal {name!r}: {error}", "SIGKILL, KILL or 9") from error
+        raise DescriptionError(f"invalid signal {_quoted(name)}", "expected SIGKILL, KILL or 9") from error
     if len(numbers) != 1:
-        raise DescriptionError(f"invalid signal {name!r}: more than one", "SIGKILL, KILL or 9")
+        raise DescriptionError(f"invalid signal {_quoted(name)}: more than one", "expected SIGKILL, KILL or 9")
     return next(iter(numbers))
 
 
@@ -162,7 +170,7 @@ def _identity(event: JsonObject, number: str, name: str, look_up: Callable[[str]
     text = str(event[name])
     found = int(text) if text.isdecimal() else look_up(text)
     if found is None:
-        raise DescriptionError(f"unknown {name} {text!r} on this machine", "give its number")
+        raise DescriptionError(f'unknown {name} "{text}" on this machine', "give its number")
     return found
 
 
@@ -192,6 +200,17 @@ def _usage(event: JsonObject, process: Process, status: int | None) -> TaskRecor
     )  # fmt: skip
 
 
+def _flag(event: JsonObject, field: str) -> bool:
+    """Return a boolean; False if it is null or missing."""
+    return event.get(field) is not None and get_bool(event, field)
+
+
 def _text(event: JsonObject, field: str) -> str | None:
+    """Return a text as it was before escaping. Raises JsonError if it is not a text."""
+    get_str_or_none(event, field)
     value = exact(event, field)
     return None if value is None else str(value)
+
+
+def _quoted(value: JsonValue) -> str:
+    return f'"{value}"'

@@ -10,7 +10,7 @@ import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cnprocd.cli.quantities import MOST_RESULTS, limit, moment, number, octets, seconds
+from cnprocd.cli.quantities import MOST_RESULTS, count, limit, moment, number, octets, period, seconds
 
 Options = argparse.Namespace
 RUNTIME_DIR = Path("/run/cnprocd")
@@ -121,7 +121,7 @@ _MATCH = arg(
     help="Only what this match of the rule language accepts: '{comm: \"ora_*\", user: oracle}'",
 )
 _FOR = arg("--for", dest="duration", type=seconds, metavar="TIME", help="Stop after this time")
-_COUNT = arg("-n", "--count", type=number, metavar="N", help="Stop after this number of lines")
+_COUNT = arg("-n", "--count", type=count, metavar="N", help="Stop after this number of lines")
 _NAMES = arg("names", nargs="+", metavar="RULE", help="Names of rules")
 _JOB = arg("job", type=number, metavar="ID", help="Job number")
 _JOBS = arg("jobs", type=number, nargs="+", metavar="ID", help="Job numbers")
@@ -220,7 +220,7 @@ VERBS = (
         "Disable rules without editing their file",
         (
             _NAMES,
-            arg("--for", dest="duration", type=seconds, metavar="TIME", help="Enable the rules again after this time"),
+            arg("--for", dest="duration", type=period, metavar="TIME", help="Enable the rules again after this time"),
         ),
         description="Write the names to the file `disabled` beside the rule file (/etc/cnprocd/disabled), and reload a "
         "running daemon. The rules stay disabled until `rules enable`, or for the time of --for. That time goes on "
@@ -281,7 +281,7 @@ VERBS = (
             arg("-f", "--follow", action="store_true", help="Go on with the next matches, until a signal"),
         ),
         description="For each match, show the state of its job now: waiting, running, done, or dead with the reason. "
-        "TIMES below describes the forms of times.",
+        "TIMES in cnprocctl(1) describes the forms of times.",
         examples=(
             "cnprocctl history --since yesterday --until '2026-11-25 22:00'",
             "cnprocctl history --rule 'oracle-*' --user oracle -n 20",
@@ -317,8 +317,8 @@ VERBS = (
                 metavar="KEY",
                 help="Group by comm (default), unit or user",
             ),
-            arg("--interval", type=seconds, default=2.0, metavar="TIME", help="Time between two screens (2s)"),
-            arg("-n", "--lines", type=number, default=20, metavar="N", help="Number of lines (20)"),
+            arg("--interval", type=period, default=2.0, metavar="TIME", help="Time between two screens (2s)"),
+            arg("-n", "--lines", type=count, default=20, metavar="N", help="Number of lines (20)"),
             _FOR,
         ),
     ),

@@ -45,9 +45,9 @@ class WholePlan:
     exit_records: str | None
     taskstats_filter: list[str]
     table: bool
-    deaths_told_by: str
+    deaths_detected_by: str
     loss_accounting: str
-    dearest_rules: list[str]
+    costliest_rules: list[str]
     unwatched: dict[str, str]  # path of a program -> why its exit records do not identify it here
 
 
@@ -96,9 +96,9 @@ def whole_plan(plan: Plan, matcher: Matcher, features: Features, unwatched: Mapp
         exit_records=describe(taskstats.exits) if taskstats is not None else None,
         taskstats_filter=listing(taskstats_program(taskstats)) if taskstats is not None else [],
         table=plan.tracking.table,
-        deaths_told_by=_deaths(plan),
+        deaths_detected_by=_deaths(plan),
         loss_accounting=_loss(plan),
-        dearest_rules=_most_expensive(matcher, features, frozenset(unwatched)),
+        costliest_rules=_most_expensive(matcher, features, frozenset(unwatched)),
         unwatched=dict(unwatched),
     )
 

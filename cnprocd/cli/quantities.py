@@ -13,6 +13,8 @@ from datetime import UTC, datetime, timedelta, timezone
 
 NS = 1_000_000_000
 MOST_RESULTS = 1000
+_LONGEST_S = 100 * 31557600.0  # 100 years: a time that is so far off still has a date
+_FARTHEST_S = 9.2e9  # from 1970; the control protocol has 64 bits for the nanoseconds
 
 _UNITS = {
     0.000_001: ("us", "usec"),
@@ -53,6 +55,16 @@ def seconds(value: str) -> float:
     found = _duration(value)
     if found is None:
         raise argparse.ArgumentTypeError(f'invalid duration "{value}": expected 30s, 5m, 2h, 1d, "1h 30m" or 250ms')
+    if found > _LONGEST_S:
+        raise argparse.ArgumentTypeError(f'invalid duration "{value}": expected at most 100y')
+    return found
+
+
+def period(value: str) -> float:
+    """Return a duration in seconds, of at least 0.1 s."""
+    found = seconds(value)
+    if found < 0.1:
+        raise argparse.ArgumentTypeError(f'invalid duration "{value}": expected at least 100ms')
     return found
 
 
@@ -84,6 +96,14 @@ def number(value: str) -> int:
     return int(value)
 
 
+def count(value: str) -> int:
+    """Return a whole number, which is not 0."""
+    found = number(value)
+    if found == 0:
+        raise argparse.ArgumentTypeError(f'invalid number "{value}": expected at least 1')
+    return found
+
+
 def limit(value: str) -> int:
     """Return a number of results, from 1 to MOST_RESULTS."""
     if re.fullmatch(r"[0-9]{1,9}", value, re.ASCII) and 1 <= int(value) <= MOST_RESULTS:
@@ -107,6 +127,8 @@ def moment_at(value: str, now: datetime) -> Moment:
         raise argparse.ArgumentTypeError(f'invalid time "{value}": {error}') from error
     if found is None:
         raise argparse.ArgumentTypeError(f'invalid time "{value}": expected {MOMENTS}')
+    if abs(found.at_s) > _FARTHEST_S:
+        raise argparse.ArgumentTypeError(f'invalid time "{value}": expected a year before 2261')
     return found
 
 

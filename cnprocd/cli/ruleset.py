@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -66,8 +66,10 @@ def loaded_rules(
 def check(rules: Path | None, files: Sequence[Path], *, other_host: bool = False) -> Checked:
     """Check `files` together, the first as the main file and the others as drop-ins; without any, those of --rules.
 
-    With `other_host`, the users, groups and hooks of this machine do not matter.
+    `-` is standard input, and a pipe such as that of `<(...)` in a shell is read as well. A file that is named twice is
+    read once. With `other_host`, the users, groups and hooks of this machine do not matter.
     """
+    files = list(dict.fromkeys(files))
     look_up = _any_name() if other_host else None
 
     def read(paths: Sequence[Path]) -> LoadedRules:
@@ -76,19 +78,30 @@ def check(rules: Path | None, files: Sequence[Path], *, other_host: bool = False
     if not files:
         found = _check(lambda: loaded_rules(rules, look_up, look_up), other_host)
         return found if other_host or found.problems else replace(found, warnings=found.warnings + _unreadable(rules))
-    if STANDARD_INPUT not in files:
-        return _check(lambda: read(files), other_host)
     with tempfile.TemporaryDirectory(prefix="cnprocctl-") as directory:
-        copy = Path(directory) / "standard-input"
-        copy.write_bytes(sys.stdin.buffer.read(LARGEST + 1))
-        paths = [copy if file == STANDARD_INPUT else file for file in files]
-        found = _check(lambda: read(paths), other_host)
+        copies = {Path(directory) / str(i): file for i, file in enumerate(files) if _is_stream(file)}
+        for copy, file in copies.items():
+            copy.write_bytes(_content(file))
+        copy_of = {file: copy for copy, file in copies.items()}
+        found = _check(lambda: read([copy_of.get(file, file) for file in files]), other_host)
     return Checked(
-        tuple(STANDARD_INPUT if file == copy else file for file in found.files),
+        tuple(copies.get(file, file) for file in found.files),
         found.rules,
-        tuple(_renamed(problem, copy) for problem in found.problems),
-        tuple((kind, _renamed(problem, copy)) for kind, problem in found.warnings),
+        tuple(_renamed(problem, copies) for problem in found.problems),
+        tuple((kind, _renamed(problem, copies)) for kind, problem in found.warnings),
     )
+
+
+def _is_stream(file: Path) -> bool:
+    """Whether a file can be read only once, and is not opened by its path."""
+    return file == STANDARD_INPUT or file.is_fifo()
+
+
+def _content(file: Path) -> bytes:
+    if file == STANDARD_INPUT:
+        return sys.stdin.buffer.read(LARGEST + 1)
+    with file.open("rb") as pipe:
+        return pipe.read(LARGEST + 1)
 
 
 def _check(read: Callable[[], LoadedRules], other_host: bool) -> Checked:
@@ -113,15 +126,16 @@ def _unreadable(rules: Path | None) -> tuple[tuple[str, Problem], ...]:
     return tuple(("unreadable", Problem(one.path, 0, 0, one.message, hint=one.hint)) for one in found)
 
 
-def _renamed(problem: Problem, copy: Path) -> Problem:
-    """Return the problem with "-" for the copy of standard input, which no longer exists when the text is read."""
-    name, shown = str(copy), str(STANDARD_INPUT)
-    return replace(
-        problem,
-        file=STANDARD_INPUT if problem.file == copy else problem.file,
-        message=problem.message.replace(name, shown),
-        hint=problem.hint.replace(name, shown),
-    )
+def _renamed(problem: Problem, copies: Mapping[Path, Path]) -> Problem:
+    """Return the problem with the file itself for its copy, which no longer exists when the text is read."""
+    for copy, file in copies.items():
+        problem = replace(
+            problem,
+            file=file if problem.file == copy else problem.file,
+            message=problem.message.replace(str(copy), str(file)),
+            hint=problem.hint.replace(str(copy), str(file)),
+        )
+    return problem
 
 
 def rule_of_match(match: str | None, events: Sequence[str]) -> Rule:

@@ -38,21 +38,21 @@ PATIENCE_S, AGAIN_S = 10.0, 0.2  # how long, and how often, to ask the name serv
 
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(prog="cnprocd-runner", description="Run the hooks of cnprocd (a systemd service).")
-    result.add_argument("--rules", type=Path, metavar="FILE", help="load only this file, like cnprocd --rules")
+    result.add_argument("--rules", type=Path, metavar="FILE", help="Read only this rule file, as cnprocd --rules does")
     result.add_argument(
         "--state-dir",
         type=Path,
         default=Path("/var/lib/cnprocd-runner"),
         metavar="DIR",
-        help="directory of the accepted rules and of results (default: /var/lib/cnprocd-runner)",
+        help="Directory of the accepted rules and of results (default: /var/lib/cnprocd-runner)",
     )
-    result.add_argument("--user", default="cnprocd", help="the user that may connect, besides root (default: cnprocd)")
+    result.add_argument("--user", default="cnprocd", help="User that may connect, besides root (default: cnprocd)")
     result.add_argument(
         "--idle",
         type=float,
         default=IDLE_S,
         metavar="SECONDS",
-        help="exit after so long without a connection (default: 30)",
+        help="Exit after this time without a connection (default: 30)",
     )
     return result
 

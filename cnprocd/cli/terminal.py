@@ -90,6 +90,11 @@ def size(count_bytes: float) -> str:
     raise AssertionError
 
 
+def counted(number: int, what: str, ending: str = "s") -> str:
+    """Return a number with its noun: `1 rule`, `2 rules`. `ending` is that of the plural."""
+    return f"{number} {what}{'' if number == 1 else ending}"
+
+
 def text(value: JsonValue) -> str:
     """Return a JSON value for a column: `-` for null."""
     return "-" if value is None else str(value)

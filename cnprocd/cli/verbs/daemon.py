@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cnprocd.cli.grammar import Options
 from cnprocd.cli.problem_text import painted, problem_of
-from cnprocd.cli.terminal import Style, ago, clock, columns, duration, print_json, size, state_text
+from cnprocd.cli.terminal import Style, ago, clock, columns, counted, duration, print_json, size, state_text
 from cnprocd.control.client import Client
 from cnprocd.control.problems import problem_value
 from cnprocd.errors import EX_OK
@@ -45,8 +45,7 @@ def reload(options: Options) -> int:
     style = Style(sys.stderr)
     for kind, problem in warnings:
         print(painted(problem, "yellow", f"warning ({kind})", style), file=sys.stderr)
-    count = get_int(done, "rules")
-    print(f"{count} rule{'' if count == 1 else 's'} in force, from {', '.join(get_list(done, 'files', as_str))}")
+    print(f"{counted(get_int(done, 'rules'), 'rule')} in force, from {', '.join(get_list(done, 'files', as_str))}")
     return EX_OK
 
 
@@ -98,8 +97,9 @@ def _head(found: JsonObject, style: Style) -> list[str]:
         ("requested", " ".join(get_list(events, "asked", as_str)) or "nothing"),
         (
             "delivered",
-            f"{get_int(events, 'delivered')} events, {get_int(events, 'records_delivered')} exit records; "
-            f"{get_int(events, 'matches')} matches",
+            f"{counted(get_int(events, 'delivered'), 'event')}, "
+            f"{counted(get_int(events, 'records_delivered'), 'exit record')}; "
+            f"{counted(get_int(events, 'matches'), 'match', 'es')}",
         ),
         ("lost", _lost(get_map(found, "lost", as_int), get_int(events, "recovered"), style)),
         (

@@ -18,7 +18,7 @@ from typing import Literal
 from cnprocd.cli import canary
 from cnprocd.cli.grammar import Options
 from cnprocd.cli.ruleset import loaded_rules, warnings
-from cnprocd.cli.terminal import Style, duration, print_json, size
+from cnprocd.cli.terminal import Style, counted, duration, print_json, size
 from cnprocd.cli.this_machine import bad_hooks, program_path, unreadable_rule_files
 from cnprocd.connector.uapi import NETLINK_CONNECTOR, QUEUED_EVENT_BYTES
 from cnprocd.control.client import Client, NotRunningError
@@ -187,16 +187,17 @@ def _listeners(options: Options) -> Iterator[Finding]:
 
 
 def _rules(options: Options) -> Iterator[Finding]:
+    check = "cnprocctl check" if options.rules is None else f"cnprocctl check --rules {options.rules}"
     try:
         loaded = loaded_rules(options.rules)
     except RulesError as error:
-        yield Finding("fail", f"the rules have {len(error.problems)} errors: {error.what}", "cnprocctl check")
+        yield Finding("fail", f"the rules have {counted(len(error.problems), 'error')}: {error.what}", check)
         return
     files = ", ".join(map(str, loaded.files))
-    yield Finding("pass", f"{files}: no errors in {len(loaded.rules)} rule(s)")
+    yield Finding("pass", f"{files}: no errors in {counted(len(loaded.rules), 'rule')}")
     found = warnings(loaded, other_host=True)  # hooks and files of this machine have their own findings below
     if found:
-        yield Finding("warn", f"{len(found)} warnings about the rules", "cnprocctl check")
+        yield Finding("warn", f"{counted(len(found), 'warning')} about the rules", check)
     off = [rule.name for rule in loaded.rules if not rule.enabled]
     if off:
         yield Finding("warn", f"disabled: {', '.join(off)}", "cnprocctl rules enable NAME")
@@ -247,15 +248,15 @@ def _daemon(options: Options) -> Iterator[Finding]:
     if lost:
         doubled_m = max(1, get_int(get_dict(status, "kernel"), "receive_buffer_bytes") * 2 >> 20)
         yield Finding(
-            "warn", f"{lost} events were lost since it started", f"settings: {{receive_buffer: {doubled_m}M}}"
+            "warn", f"{counted(lost, 'event')} lost since it started", f"settings: {{receive_buffer: {doubled_m}M}}"
         )
     if not get_bool(jobs, "durable"):
         why = get_str_or_none(jobs, "why_not_durable")
         yield Finding("fail", f"jobs are not durable: {why}", "fix the state directory")
     if dead := get_int(jobs, "dead"):
-        yield Finding("warn", f"{dead} hooks have failed for good", "cnprocctl jobs list --state dead")
+        yield Finding("warn", f"{counted(dead, 'dead job')}", "cnprocctl jobs list --state dead")
     if dropped := get_int(jobs, "shed"):
-        yield Finding("fail", f"{dropped} hooks were not queued: the queue was full", "settings: {queue_limit: ...}")
+        yield Finding("fail", f"{counted(dropped, 'job')} dropped: the queue was full", "settings: {queue_limit: ...}")
 
 
 def _owner(options: Options) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from cnprocd.cli.grammar import FEATURES, Options
 from cnprocd.cli.plans import RulePlan, WholePlan, rule_plan, whole_plan
 from cnprocd.cli.reasons import Explained, explain_all
-from cnprocd.cli.rule_names import no_such_rule
+from cnprocd.cli.rule_names import is_glob, no_such_rule, wanted
 from cnprocd.cli.ruleset import loaded_rules
 from cnprocd.cli.terminal import Style, print_json
 from cnprocd.cli.verbs.trial import NAMES, described, occurrence_from
@@ -29,8 +29,11 @@ def explain(options: Options) -> int:
     loaded = loaded_rules(options.rules)
     rules = [compile_rule(rule, order) for order, rule in enumerate(loaded.rules) if rule.enabled]
     if options.rule is not None:
-        rules = [rule for rule in rules if rule.name == options.rule]
-        if not rules:
+        rules = [rule for rule in rules if wanted(rule.name, options.rule)]
+        if not rules and is_glob(options.rule) and not options.json:
+            print("no rules")
+            return EX_OK
+        if not rules and not is_glob(options.rule):
             names = [rule.name for rule in loaded.rules]
             if options.rule not in names:
                 raise no_such_rule(options.rule, names)
@@ -132,12 +135,14 @@ def _show_whole(whole: WholePlan, known_from: str, style: Style) -> None:
         for line in program:
             print(f"        {line}")
     print(f"    records    {whole.exit_records or 'not requested'}")
-    print(f"    table      {'kept' if whole.table else 'not needed'}; deaths are detected by {whole.deaths_told_by}")
+    print(
+        f"    table      {'kept' if whole.table else 'not needed'}; deaths are detected by {whole.deaths_detected_by}"
+    )
     for path, reason in whole.unwatched.items():
         print(f"    exe        {path} is known from the table only: {reason}")
     print(f"    loss       {whole.loss_accounting}")
-    if whole.dearest_rules:
-        print(f"    costliest  {', '.join(whole.dearest_rules)}")
+    if whole.costliest_rules:
+        print(f"    costliest  {', '.join(whole.costliest_rules)}")
 
 
 def _features(options: Options) -> tuple[Features, str]:

@@ -212,7 +212,7 @@ def drop(options: Options) -> int:
 
 def kill(options: Options) -> int:
     """End running hooks."""
-    after = "is being ended; its retries follow" if options.retry else "is being ended; it will be dead"
+    after = "is being ended; the retries that are left follow" if options.retry else "is being ended; it will be dead"
     return _each(options, lambda client, job_id: client.ask("kill", job_id=job_id, retry=options.retry), after)
 
 

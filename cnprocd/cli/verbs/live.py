@@ -37,6 +37,8 @@ class _EnoughError(Exception):
 
 def watch(options: Options) -> int:
     """Print lines until the time, the count or a signal ends it."""
+    if options.kinds and not options.events:
+        raise _wrong("--kinds needs --events", "the daemon reports matches; give --rule or --match to select some")
     require_rule(options.rule, lambda: known_names(options))
     rate = options.rate if options.rate is not None else LINES_A_SECOND if sys.stdout.isatty() else None
     printer = _Printer(options, None if options.json or rate == 0 else rate)
@@ -125,11 +127,12 @@ def _watch_events(options: Options, printer: _Printer) -> None:
     from cnprocd.process.model import EVERYTHING
     from cnprocd.process.procfs import user_name
     from cnprocd.rules.compile import Matcher
+    from cnprocd.rules.language.value_problem import did_you_mean
 
     kinds = options.kinds.split(",") if options.kinds else ["all"]
     for kind in kinds:
         if kind not in (*KINDS, "all"):
-            raise _wrong(f"unknown kind of event {kind!r}", ", ".join(KINDS))
+            raise _wrong(f'unknown kind of event "{kind}"', did_you_mean(kind, KINDS) or ", ".join(KINDS))
     if options.rule is not None:
         raise _wrong("--rule conflicts with --events", "omit --events, or use --match")
     matcher = Matcher([rule_of_match(options.match, kinds)])

@@ -22,7 +22,7 @@ from cnprocd.cli.replaying import Replayed
 from cnprocd.cli.replaying import replay as replayed
 from cnprocd.cli.rule_names import require_rule, wanted
 from cnprocd.cli.ruleset import loaded_rules
-from cnprocd.cli.terminal import Style, print_json, size
+from cnprocd.cli.terminal import Style, counted, print_json, size
 from cnprocd.cli.verbs.trial import NAMES
 from cnprocd.connector.decode import SLOT_SIZE, Rejects, decode
 from cnprocd.connector.event import Exec
@@ -56,7 +56,8 @@ def record(options: Options) -> int:
         print_json(figures)
         return EX_OK
     print(
-        f"{options.file}: {recorder.events} events, {recorder.exit_records} exit records, {recorder.lost} lost, "
+        f"{options.file}: {counted(recorder.events, 'event')}, {counted(recorder.exit_records, 'exit record')}, "
+        f"{recorder.lost} lost, "
         f"{size(recorder.writer.written)}; ended by {why}"
     )
     return EX_OK
@@ -189,8 +190,12 @@ class _Recorder:
 
 def replay(options: Options) -> int:
     """Show the matches of the rules on a recording, then figures."""
-    with open(options.file, "rb") as file:
-        recording = read(file)
+    try:
+        with open(options.file, "rb") as file:
+            recording = read(file)
+    except OSError as error:
+        hint = "`cnprocctl record FILE` writes a recording"
+        raise CnprocdError(f"cannot read {options.file}: {error.strerror}", hint) from error
     if recording.header.get("byte_order") != sys.byteorder:
         raise RecordingError("the recording is of a machine with another byte order", "replay it on such a machine")
     ids = {name: uid for uid, name in recording.names.items()}
@@ -244,8 +249,8 @@ def _figures(found: Replayed, recording: Recording) -> list[str]:
     timing = _timing(found)
     lost = recording.end.get("lost")
     lines = [
-        f"{found.events} events and {found.exit_records} exit records of {found.span_s:.1f} s, "
-        f"{len(found.matches)} matches"
+        f"{counted(found.events, 'event')} and {counted(found.exit_records, 'exit record')} of {found.span_s:.1f} s, "
+        f"{counted(len(found.matches), 'match', 'es')}"
         + "".join(f", {rule} {count}" for rule, count in sorted(found.rules.items()))
         + (f"; {found.held_back} of them held back" if found.held_back else ""),
         f"replayed in {found.took_s:.3f} s: {timing['events_per_second']} events a second, "

@@ -14,7 +14,7 @@ from cnprocd.cli.quantities import NS
 from cnprocd.cli.rule_names import no_such_rule
 from cnprocd.cli.ruleset import check as check_files
 from cnprocd.cli.ruleset import loaded_rules
-from cnprocd.cli.terminal import Style, clock, print_json
+from cnprocd.cli.terminal import Style, clock, counted, print_json
 from cnprocd.control.client import Client, NotRunningError
 from cnprocd.control.problems import problem_value
 from cnprocd.errors import EX_CONFIG, EX_NOPERM, EX_OK, CnprocdError, NotFoundError
@@ -45,15 +45,12 @@ def check(options: Options) -> int:
     for kind, problem in found.warnings:
         print(painted(problem, "yellow", f"warning ({kind})", style), file=sys.stderr)
     if found.problems:
-        print(f"{_count(len(found.problems), 'error')}: the daemon would reject these files", file=sys.stderr)
+        print(f"{counted(len(found.problems), 'error')}: the daemon would reject these files", file=sys.stderr)
         return EX_CONFIG
-    warned = f", {_count(len(found.warnings), 'warning')}" if found.warnings else ""
-    print(f"{', '.join(map(str, found.files))}: {_count(found.rules, 'rule')}, no errors{warned}")
+    warned = f", {counted(len(found.warnings), 'warning')}" if found.warnings else ""
+    rejected = "" if ok else ", which --strict treats as errors"
+    print(f"{', '.join(map(str, found.files))}: {counted(found.rules, 'rule')}, no errors{warned}{rejected}")
     return EX_OK if ok else EX_CONFIG
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def schema(options: Options) -> int:
@@ -102,8 +99,12 @@ def _write(options: Options, entries: Mapping[str, int | None], state: str) -> i
         ends = [{"name": name, "until_ns": end} for name, end in sorted(entries.items())]
         print_json({"file": str(path), "disabled": sorted(entries), "ends": ends, "reloaded": reloaded})
         return EX_OK
-    after = "and in force" if reloaded else "from the next start of cnprocd: no daemon runs with these rules"
-    print(f"{', '.join(options.names)}: {state}, {after}")
+    after = (
+        "; the daemon reloaded the rules"
+        if reloaded
+        else ", from the next start of cnprocd: no daemon runs with these rules"
+    )
+    print(f"{', '.join(dict.fromkeys(options.names))}: {state}{after}")
     return EX_OK
 
 

@@ -13,7 +13,7 @@ from cnprocd.cli.grammar import Options
 from cnprocd.cli.reasons import afterwards
 from cnprocd.cli.ruleset import loaded_rules
 from cnprocd.cli.terminal import Style, print_json
-from cnprocd.errors import EX_NO, EX_OK, NotFoundError
+from cnprocd.errors import EX_NO, EX_OK, CnprocdError, NotFoundError
 from cnprocd.json_value import JsonDict, JsonError, JsonObject, as_dict, parse_json
 from cnprocd.launch import render
 from cnprocd.output.record import match_record, message
@@ -88,11 +88,16 @@ def described(options: Options) -> JsonDict:
 
 
 def _json(given: str) -> JsonDict:
-    text = given
+    text: str | bytes = given
     if given == "-":
-        text = sys.stdin.read()
+        text = sys.stdin.buffer.read()
     elif given.startswith("@"):
-        text = Path(given[1:]).read_text(encoding="utf-8")
+        try:
+            text = Path(given[1:]).read_bytes()
+        except OSError as error:
+            raise CnprocdError(
+                f"cannot read {given[1:]}: {error.strerror}", "give @FILE, or the JSON itself"
+            ) from error
     try:
         return dict(as_dict(parse_json(text)))
     except JsonError as error:

@@ -5,7 +5,7 @@
     shadowed     every event that runs this rule's hook also runs another rule's hook
     fakeable     a hook runs as root for a comm or command line, which any user can fake
     timeout      a hook has no timeout, so the default of 30 s applies
-    unit         a pattern for unit has no suffix such as .service, so it matches no unit
+    unit         a pattern for unit or user_unit has no suffix such as .service, so it matches no unit
 
 PURE. There are no false warnings: if it is not certain, there is no warning.
 """
@@ -177,17 +177,18 @@ def _without_suffix(rule: Rule) -> Iterator[LintWarning]:
             continue
         hint = "match on cgroup for a slice" if tail.endswith(".slice") else f'write "{pattern.text}.service"'
         yield LintWarning(
-            rule.name, at, "unit", f'unit "{pattern.text}" never matches: it has no suffix such as .service', hint
+            rule.name, at, "unit", f'{at[-1]} "{pattern.text}" never matches: it has no suffix such as .service', hint
         )
 
 
 def _unit_patterns(
     condition: Condition | ProcessCondition | None, at: tuple[str | int, ...]
 ) -> Iterator[tuple[tuple[str | int, ...], Pattern]]:
-    """Return every pattern for unit in a condition, with the path of its key."""
+    """Return every pattern for unit and user_unit in a condition, with the path of its key."""
     if condition is None:
         return
     yield from (((*at, "unit"), pattern) for pattern in condition.unit or ())
+    yield from (((*at, "user_unit"), pattern) for pattern in condition.user_unit or ())
     branches: tuple[tuple[str, Sequence[Condition | ProcessCondition]], ...] = (
         ("not", condition.not_), ("any", condition.any), ("all", condition.all)
     )  # fmt: skip

@@ -1,6 +1,7 @@
 """`cnprocctl check FILE...` and `-`: files of any directory, checked together, with places that a user can find."""
 
 import io
+import os
 import subprocess
 import sys
 
@@ -43,6 +44,25 @@ def test_a_clash_with_standard_input_names_it_with_a_dash(tmp_path):
     status, _, err = checked("-", str(main), text=GOOD)
     assert status == EX_CONFIG
     assert f'{main}:2:12: duplicate rule name "a": also at -:2:12' in err
+
+
+def test_check_reads_the_pipe_of_a_process_substitution(tmp_path):
+    """As in `cnprocctl check <(make-rules)`: /dev/fd/N is a link to a pipe, which has no path."""
+    inside, outside = os.pipe()
+    with os.fdopen(inside), os.fdopen(outside, "w") as writing:
+        writing.write(BAD)
+        writing.close()
+        status, _, err = ctl("check", f"/dev/fd/{inside}")
+    assert status == EX_CONFIG
+    assert err.splitlines()[0].startswith(f"/dev/fd/{inside}:3:14: ")
+    assert "cnprocctl-" not in err
+
+
+def test_a_file_that_is_named_twice_is_checked_once(tmp_path):
+    file = tmp_path / "rules.yaml"
+    file.write_text(GOOD)
+    assert ctl("check", str(file), str(file)) == (EX_OK, f"{file}: 1 rule, no errors\n", "")
+    assert checked("-", "-", text=GOOD) == (EX_OK, "-: 1 rule, no errors\n", "")
 
 
 def test_check_of_a_file_needs_no_rules_option(tmp_path):

@@ -24,6 +24,7 @@ UNKNOWN = {
     "an option of two words": (["jobs", "list", "--sate=dead"], "usage: cnprocctl jobs list", '"--state"?'),
     "an option and no argument": (["jobs", "show", "--jsno"], "usage: cnprocctl jobs show", '"--json"?'),
     "an option before the verb": (["--jsn", "status"], "usage: cnprocctl [-h]", '"--json"?'),
+    "an option without a verb": (["--jsn"], "usage: cnprocctl [-h]", 'unknown option --jsn: did you mean "--json"?'),
     "a short option": (["status", "-x"], "usage: cnprocctl status", "unknown option -x"),
     "a value": (["jobs", "list", "--state", "daed"], "usage: cnprocctl jobs list", 'did you mean "dead"?'),
     "an argument": (["status", "now"], "usage: cnprocctl status", 'unexpected argument "now"'),
@@ -34,6 +35,11 @@ UNKNOWN = {
     "no second word": (["jobs"], "usage: cnprocctl jobs", "missing verb"),
     "a time": (["history", "--since", "soon"], "usage: cnprocctl history", '--since: invalid time "soon"'),
     "a limit": (["history", "-n", "0"], "usage: cnprocctl history", "expected 1 to 1000"),
+    "no line": (["watch", "-n", "0"], "usage: cnprocctl watch", 'invalid number "0": expected at least 1'),
+    "no interval": (["top", "--interval", "0"], "usage: cnprocctl top", "expected at least 100ms"),
+    "no time": (["rules", "disable", "a", "--for", "0"], "usage: cnprocctl rules disable", "expected at least 100ms"),
+    "a time without an end": (["rules", "disable", "a", "--for", "99999999d"], "usage: cnprocctl", "at most 100y"),
+    "a time beyond all calendars": (["history", "--since", "9999-12-31"], "usage: cnprocctl history", "before 2261"),
 }
 
 
@@ -90,3 +96,8 @@ def test_the_help_of_the_grammar_is_imperative():
         for text in (verb.help, *(str(one.options["help"]) for one in verb.arguments)):
             assert text[0].isupper() or text.startswith("systemd"), text
             assert not text.endswith("."), text
+
+
+def test_kinds_are_for_events_only(capsys):
+    assert run(["watch", "--kinds", "exit"]) == 2
+    assert "--kinds needs --events" in capsys.readouterr().err

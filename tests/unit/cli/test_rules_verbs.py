@@ -116,6 +116,7 @@ LINTS = {
         {("timeout", 2)},
     ),
     "a unit without a suffix": ("  - {name: a, events: [exec], match: {unit: myapp}}\n", {("unit", 2)}),
+    "a user's unit without a suffix": ("  - {name: a, events: [exec], match: {user_unit: myapp}}\n", {("unit", 2)}),
     "units with suffixes": (
         '  - {name: a, events: [exec], match: {unit: [a.service, "b*", "c@*.scope", "*vice", "d[12]", /e/, "f-?"]}}\n',
         set(),
@@ -142,7 +143,8 @@ def test_lint(tmp_path, text, expected):
 def test_strict_makes_warnings_mistakes(tmp_path):
     file = tmp_path / "rules.yaml"
     file.write_text("rules:\n" + LINTS["no timeout"][0])
-    assert ctl("check", "--strict", rules=file)[0] == EX_CONFIG
+    status, out, _ = ctl("check", "--strict", rules=file)
+    assert (status, out) == (EX_CONFIG, f"{file}: 1 rule, no errors, 1 warning, which --strict treats as errors\n")
     assert ctl("check", rules=file)[0] == EX_OK
 
 
@@ -158,7 +160,8 @@ def test_disable_and_enable(rules):
     _, found = ctl_json("rules", "list", rules=rules)
     assert {one["name"]: one["enabled"] for one in found} == {"oracle-died": True, "any-exec": False}
     assert ctl("test", "--kind", "exec", "--parent", "cron", rules=rules)[0] == 1
-    assert ctl("rules", "enable", "any-exec", "--runtime-dir", str(rules.parent), rules=rules)[0] == EX_OK
+    done = ctl("rules", "enable", "any-exec", "any-exec", "--runtime-dir", str(rules.parent), rules=rules)
+    assert done[:2] == (EX_OK, "any-exec: enabled, from the next start of cnprocd: no daemon runs with these rules\n")
     assert not (rules.parent / "disabled").exists()
     assert ctl("test", "--kind", "exec", "--parent", "cron", rules=rules)[0] == EX_OK
 
@@ -230,6 +233,14 @@ BAD = {
     "a failure that is none": (["--kind", "nonzero_exit", "--comm", "x"], "--exit-code"),
     "no such user": (["--user", "no-such-user-here"], "unknown user"),
     "no such process": (["--pid", "4194305"], "no process"),
+    "a signal that is none": (["--signal", "KIL"], 'invalid signal "KIL": expected SIGKILL, KILL or 9\n'),
+    "a number for a text": (["--event", '{"comm": 3}'], "invalid event: comm: expected a string, found an integer"),
+    "a text for a boolean": (
+        ["--event", '{"recovered": "false"}'],
+        "recovered: expected true or false, found a string",
+    ),
+    "no such file": (["--event", "@/no/such"], "cannot read /no/such: No such file or directory"),
+    "bytes that are no text": (["--event", "@/bin/true"], "invalid JSON"),
 }
 
 
@@ -253,6 +264,18 @@ def test_explain_an_event_key_by_key(rules):
     assert (fires, reasons) == (False, expected)
     fires, reasons = verdicts(found, "any-exec")
     assert (fires, reasons) == (False, {"events": "no", "parent": "unknown"})
+
+
+@pytest.mark.parametrize("event", [[], ["--comm", "ora_test1", "--signal", "KILL"]])
+def test_explain_takes_a_glob_for_the_rule(rules, event):
+    def explained(name):
+        found = ctl_json("explain", name, *event, "--runtime-dir", str(rules.parent), rules=rules)[1]
+        return [one["rule"] for one in (found if event else found["rules"])]
+
+    assert explained("oracle*") == ["oracle-died"]
+    assert explained("*") == ["oracle-died", "any-exec"]
+    assert explained("x*") == []
+    assert ctl("explain", "x*", *event, rules=rules) == (EX_OK, "no rules\n", "")
 
 
 def test_explain_agrees_with_test(rules):
@@ -286,9 +309,9 @@ def test_explain_the_plan(rules):
         "oracle-died": ("taskstats", 1),
         "any-exec": ("table", 4),
     }
-    assert found["plan"]["dearest_rules"] == ["any-exec"]
+    assert found["plan"]["costliest_rules"] == ["any-exec"]
     _, alone = ctl_json("explain", *nowhere, "--without", "taskstats", rules=rules)
-    assert alone["plan"]["deaths_told_by"] == "counting threads"
+    assert alone["plan"]["deaths_detected_by"] == "counting threads"
 
 
 def test_without_a_daemon_it_says_so(tmp_path):
