@@ -169,7 +169,7 @@ def _content(source: _Source, read: Callable[[Path], bytes]) -> bytes | None:
         source.reject(Mark(), ValueProblem(error.what, hint=error.hint))
         return None
     except FileNotFoundError:
-        hint = "create it, or name another file; " + _MINIMAL_HINT
+        hint = "create it, or name another file (as with --rules FILE); " + _MINIMAL_HINT
         source.reject(Mark(), ValueProblem("the file does not exist", hint=hint))
         return None
     except OSError as error:
