@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import select
 import time
 from collections.abc import Callable
 
@@ -64,6 +67,23 @@ class Subscription:
         return make_plan(self._matcher, self.features, self._follows_hooks, self.unwatched)
 
 
+class PidfdWatch:
+    """Whether one process still runs, whatever becomes of its PID: its pidfd is readable once it has ended."""
+
+    def __init__(self, tgid: int) -> None:
+        """Raises OSError if there is no such process."""
+        self._pidfd = os.pidfd_open(tgid)
+        self._poll = select.poll()
+        self._poll.register(self._pidfd, select.POLLIN)
+
+    def is_alive(self) -> bool:
+        return not self._poll.poll(0)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_pidfd"):
+            os.close(self._pidfd)
+
+
 class HookFollower:
     """The registry of hooks (dispatch.HookRegistry). Descendants of a hook must be known from its first fork on."""
 
@@ -99,7 +119,8 @@ class HookFollower:
 
     def register_runner(self, runner_pid: int) -> None:
         """Take this process for the runner service: whatever it forks from now on is a hook."""
-        self._family.roots.add(runner_pid)
+        with contextlib.suppress(OSError):  # it ended already
+            self._family.add_root(runner_pid, PidfdWatch(runner_pid).is_alive)
 
     def stop_if_over(self, hooks_running: bool) -> None:
         """Ask for forks no longer if no hook runs and no descendant of one is alive."""

@@ -34,10 +34,10 @@ from cnprocd.rules.language.syntax import signal_numbers
 from cnprocd.rules.language.value_problem import did_you_mean
 
 FIELDS = (
-    *MATCH_FIELDS, "status", "wait_status", "exe_claimed", "exe_deleted", "user", "group", "cgroup", "user_unit",
-    "container", "containers", "runtime", "pod_uid", "parent_comm", "ancestors", "lifetime_ms", "cpu_time_ms",
-    "max_rss_kib", "read_bytes", "write_bytes", "from_hook", "thread", "ruid", "euid", "rgid", "egid", "tracer_pid",
-    "tracer_tid", "time_ns", "timestamp", "level", "event", "message",
+    *MATCH_FIELDS, "status", "wait_status", "exe_claimed", "exe_deleted", "cmdline_truncated", "user", "group",
+    "cgroup", "user_unit", "container", "containers", "runtime", "pod_uid", "parent_comm", "ancestors", "lifetime_ms",
+    "cpu_time_ms", "max_rss_kib", "read_bytes", "write_bytes", "from_hook", "thread", "ruid", "euid", "rgid", "egid",
+    "tracer_pid", "tracer_tid", "time_ns", "timestamp", "level", "event", "message",
 )  # fmt: skip
 _EXITS = ("exit", "nonzero_exit")
 _SIGNALS = {name: number for number, name in SIGNAL_NAMES.items()}
@@ -145,7 +145,8 @@ def _signal_number(name: JsonValue) -> int:
 def _process(event: JsonObject, names: Names) -> Process:
     process = Process(get_int_or_none(event, "pid") or 0, get_int_or_none(event, "ppid"))
     process.comm, process.exe = _text(event, "comm"), _text(event, "exe")
-    process.image = Image(_text(event, "exe_claimed") or process.exe)
+    is_cut = bool(event.get("cmdline_truncated"))
+    process.image = Image(_text(event, "exe_claimed") or process.exe, cmdline_is_cut=is_cut)
     process.cmdline, process.cgroup = _text(event, "cmdline"), _text(event, "cgroup")
     process.described = None if process.cgroup is not None else _placement(event)
     process.uid = _identity(event, "uid", "user", names.user)

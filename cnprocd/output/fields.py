@@ -28,6 +28,7 @@ MATCH: Mapping[str, str] = {
     "exe_claimed": "Path of the executable as the process sees it, if that is not `exe`.",
     "exe_deleted": "True if the path leads to another file by now, or to none.",
     "cmdline": "Arguments, joined by spaces.",
+    "cmdline_truncated": "True if `cmdline` is only the first 4,096 bytes.",
     "unit": "systemd unit, as systemctl(1) takes its name.",
     "user_unit": "Unit of a user's service manager, if the process is in one.",
     "cgroup": "Control group.",

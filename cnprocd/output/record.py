@@ -13,7 +13,7 @@ from cnprocd.connector.status import core_dumped, describe, exit_code, signal_na
 from cnprocd.escape import printable, unit_name
 from cnprocd.json_value import JsonDict, JsonObject, JsonValue
 from cnprocd.process.cgroup_path import Placement
-from cnprocd.process.model import Occurrence
+from cnprocd.process.model import Occurrence, Process
 from cnprocd.rules.compile import Match
 from cnprocd.rules.values import Template
 
@@ -62,11 +62,6 @@ def match_record(match: Match, user_name: Callable[[int], str | None] = str) -> 
     texts = {"comm": process.comm, "exe": process.exe, "cmdline": process.cmdline}
     if occurrence.kind == "exit":
         record["status"] = describe(status)
-    if process.exe_claimed is not None and process.exe_claimed != process.exe:
-        texts["exe_claimed"] = process.exe_claimed
-        record["exe_claimed"] = _escaped(process.exe_claimed)
-    if process.exe_deleted:
-        record["exe_deleted"] = True
     parent = occurrence.ancestors[0] if occurrence.ancestors else None
     if parent is not None:
         texts["parent_comm"] = parent.comm
@@ -84,8 +79,24 @@ def match_record(match: Match, user_name: Callable[[int], str | None] = str) -> 
     for name, text in texts.items():
         if text is not None and text != record[name]:
             record[f"{name}_hex"] = text.encode("utf-8", "surrogateescape").hex()
+    record.update(_image(process))
     record.update(occurrence.details)
     record.update(_usage(occurrence))
+    return record
+
+
+def _image(process: Process) -> JsonDict:
+    """Return what is to be said of the program beside its path and arguments."""
+    record: JsonDict = {}
+    claimed = process.exe_claimed
+    if claimed is not None and claimed != process.exe:
+        record["exe_claimed"] = _escaped(claimed)
+        if record["exe_claimed"] != claimed:
+            record["exe_claimed_hex"] = claimed.encode("utf-8", "surrogateescape").hex()
+    if process.exe_deleted:
+        record["exe_deleted"] = True
+    if process.cmdline_is_cut:
+        record["cmdline_truncated"] = True
     return record
 
 

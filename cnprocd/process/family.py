@@ -17,7 +17,9 @@ class HookFamily:
     """The PIDs of hooks and of their descendants."""
 
     def __init__(self, own_tgid: int) -> None:
-        self.roots = {own_tgid}
+        self._own_tgid = own_tgid
+        self.roots: dict[int, Callable[[], bool]] = {own_tgid: lambda: True}  # PID -> whether it still runs
+        self._dead_roots: set[int] = set()  # at the last sweep
         self.hooks: set[int] = set()
         self._spares: set[int] = set()  # children of a root that were not announced as hooks
         self._dead: set[int] = set()  # at the last sweep
@@ -35,12 +37,23 @@ class HookFamily:
         self.hooks.add(tgid)
         self._spares.discard(tgid)
 
+    def add_root(self, tgid: int, is_alive: Callable[[], bool]) -> None:
+        """Add a process whose children are hooks, for as long as `is_alive` says that it runs."""
+        self.roots[tgid] = is_alive
+        self._dead_roots.discard(tgid)
+
+    def is_root(self, tgid: int | None) -> bool:
+        """Whether this PID belongs to a root that still runs: a runner ends when idle, and its PID is reused."""
+        return tgid == self._own_tgid or (tgid is not None and tgid in self.roots and self.roots[tgid]())
+
     def fork(self, event: Fork) -> None:
         """Add a new process whose parent is a root or in the family; remove a reused PID otherwise."""
         tgid = event.child_tgid
         if self._dead:
             self._dead.discard(tgid)  # the PID has a new owner
-        if event.parent_tgid in self.roots:
+        if tgid in self.roots:
+            del self.roots[tgid]  # a new owner of a dead root's PID
+        if event.parent_tgid in self.roots:  # dead or not: the fork may have been queued before its death
             if tgid not in self.hooks:
                 self.hooks.add(tgid)
                 self._spares.add(tgid)
@@ -55,3 +68,7 @@ class HookFamily:
         self.hooks -= dead & self._dead
         self._dead = dead
         self._spares &= self.hooks
+        dead_roots = {tgid for tgid, runs in self.roots.items() if not runs()}
+        for tgid in dead_roots & self._dead_roots:
+            del self.roots[tgid]
+        self._dead_roots = dead_roots

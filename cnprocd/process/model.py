@@ -43,6 +43,7 @@ class Image(NamedTuple):
     is_deleted: bool | None = None
     file: FileId | None = None
     links: tuple[str, ...] = ()  # other paths of the same file, if rules name them
+    cmdline_is_cut: bool = False  # `cmdline` is only the beginning of the arguments
 
 
 _NO_IMAGE = Image()
@@ -117,6 +118,17 @@ class Process:
         """Take the executable and the arguments of `other`."""
         self.exe, self.cmdline, self.image, self.image_source = other.exe, other.cmdline, other.image, provenance
 
+    def take_cmdline(self, cmdline: str | None, is_cut: bool, provenance: Provenance) -> None:
+        """Take the arguments, or their beginning."""
+        self.cmdline, self.image_source = cmdline, provenance
+        if is_cut is not self.cmdline_is_cut:
+            self.image = (self.image or _NO_IMAGE)._replace(cmdline_is_cut=is_cut)
+
+    @property
+    def cmdline_is_cut(self) -> bool:
+        """Whether `cmdline` is only the beginning of the arguments."""
+        return self.image is not None and self.image.cmdline_is_cut
+
     def forget_image(self) -> None:
         """Another program was executed, and nothing is known of it."""
         self.exe = self.cmdline = self.image = None
@@ -165,7 +177,7 @@ class Process:
         if self.exe is None and (fresh.exe is not None or fresh.image is not None):
             self.exe, self.image, self.image_source = fresh.exe, fresh.image, fresh.image_source
         if self.cmdline is None:
-            self.cmdline, self.image_source = fresh.cmdline, fresh.image_source
+            self.take_cmdline(fresh.cmdline, fresh.cmdline_is_cut, fresh.image_source)
         if self.cgroup is None:
             self.cgroup, self.cgroup_source = fresh.cgroup, fresh.cgroup_source
         if self.ppid is None:
@@ -185,7 +197,7 @@ class Process:
         elif fresh.exe is not None:
             self.exe, self.image, self.image_source = fresh.exe, fresh.image, fresh.image_source
         if fresh.cmdline is not None:
-            self.cmdline, self.image_source = fresh.cmdline, fresh.image_source
+            self.take_cmdline(fresh.cmdline, fresh.cmdline_is_cut, fresh.image_source)
 
     def set_provenance(self, provenance: Provenance) -> None:
         """Name one provenance for every attribute."""

@@ -22,6 +22,7 @@ from cnprocd.process.model import EVERYTHING, TICK_NS, Image, Process, Provenanc
 from cnprocd.process.stat import (
     Stat,
     Status,
+    is_cut,
     parse_cgroup,
     parse_cmdline,
     parse_ids,
@@ -144,7 +145,7 @@ def to_process(tgid: int, files: Files, source: Provenance) -> Process | None:
         take_claim(process, text(files.exe), files.exefile)
         process.image_source = source
     if files.cmdline:
-        process.cmdline, process.image_source = parse_cmdline(files.cmdline), source
+        process.take_cmdline(parse_cmdline(files.cmdline), is_cut(files.cmdline), source)
     if files.cgroup:
         cgroup = parse_cgroup(files.cgroup)
         if not (stat.is_dead and cgroup == "/"):  # see zombie_cgroup

@@ -105,6 +105,11 @@ def parse_cmdline(raw: bytes) -> str | None:
     return text(joined) if joined else None
 
 
+def is_cut(raw: bytes) -> bool:
+    """Whether `parse_cmdline` keeps only the beginning of these arguments."""
+    return len(raw) >= _MAX_CMDLINE
+
+
 def parse_cgroup(raw: bytes) -> str | None:
     """Return the cgroup path that systemd uses: of the unified hierarchy, or of name=systemd on a hybrid system.
 

@@ -392,7 +392,8 @@ class Tracker:
         process = occurrence.process
         if parent_tgid:
             process.ppid = parent_tgid
-        occurrence.from_hook = process.tgid in self.family or process.ppid in self.family.roots
+        family, ppid = self.family, process.ppid
+        occurrence.from_hook = process.tgid in family or (ppid in family.roots and family.is_root(ppid))
         if self.tracking.table:
             named = bool(parent_tgid) or occurrence.usage is not None
             occurrence.ancestors = self.table.ancestors(process, occurrence.kernel_time_ns, named, self._parent_now)

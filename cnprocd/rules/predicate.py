@@ -116,7 +116,9 @@ def _process_tests(condition: Condition | ProcessCondition) -> list[ProcessTest]
     tests: list[ProcessTest] = []
     if condition.exe is not None:
         tests.append(_exe_test(condition.exe))
-    for name in ("comm", "exe_claimed", "cmdline", "cgroup"):
+    if condition.cmdline is not None:
+        tests.append(_cmdline_test(condition.cmdline))
+    for name in ("comm", "exe_claimed", "cgroup"):
         patterns: tuple[Pattern, ...] | None = getattr(condition, name)
         if patterns is not None:
             tests.append(_attribute_test(name, text_test(patterns)))
@@ -151,6 +153,22 @@ def _exe_test(patterns: tuple[Pattern, ...]) -> ProcessTest:
         if process.exe is None:
             return False if only_named and process.exe_is_unnamed else None
         return test(process.exe) or (process.image is not None and any(map(test, process.image.links)))
+
+    return verdict
+
+
+def _cmdline_test(patterns: tuple[Pattern, ...]) -> ProcessTest:
+    """Of arguments that are cut only a glob that ends in * is known to hold: whatever follows fits it."""
+    test = text_test(patterns)
+    open_globs = tuple(pattern for pattern in patterns if pattern.kind == "glob" and pattern.text.endswith("*"))
+    holds_anyway = text_test(open_globs)
+
+    def verdict(process: Process, above: tuple[Process, ...] | None) -> Verdict:
+        if process.cmdline is None:
+            return None
+        if process.cmdline_is_cut:
+            return True if holds_anyway(process.cmdline) else None
+        return test(process.cmdline)
 
     return verdict
 

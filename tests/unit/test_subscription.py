@@ -1,5 +1,7 @@
 """What the kernel is asked for: the plan of the rules, without exit records if it has none, and hooks' forks."""
 
+import subprocess
+
 import pytest
 
 from cnprocd.connector import uapi
@@ -97,7 +99,16 @@ def test_following_ends_a_second_after_the_last_start():
     assert not it.kernel.asks_for_forks
 
 
-def test_children_of_the_runner_are_hooks():
+def test_children_of_the_runner_are_hooks_while_it_runs():
+    """It ends when idle, and its PID goes to another program: the children of that one are no hooks."""
     it = Follow()
-    it.follower.register_runner(300)
-    assert it.family.roots == {OWN, 300}
+    runner = subprocess.Popen(["sleep", "600"])
+    it.follower.register_runner(runner.pid)
+    assert it.family.roots.keys() == {OWN, runner.pid}
+    assert it.family.is_root(runner.pid)
+    runner.kill()
+    runner.wait()
+    assert not it.family.is_root(runner.pid)
+    for _ in range(2):
+        it.family.sweep(lambda tgid: True)
+    assert it.family.roots.keys() == {OWN}

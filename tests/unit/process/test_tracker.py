@@ -115,7 +115,7 @@ def test_the_daemon_s_own_exit_is_not_a_hook_s():
 
 def test_a_root_that_is_added_makes_hooks_and_is_none():
     scene = Scene(own=4711)
-    scene.tracker.family.roots.add(60)
+    scene.tracker.family.add_root(60, lambda: True)
     scene.machine.fork(60, 100)
     scene.machine.exit(100, 0)
     scene.machine.exit(60, 0)
