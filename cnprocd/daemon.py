@@ -45,7 +45,8 @@ def own_directories(lock: OwnerLock, options: Options, log: Log) -> None:
     """
     for directory, mode in ((options.runtime_dir, 0o755), (options.state_dir, 0o700)):
         try:
-            directory.mkdir(mode=mode, parents=True, exist_ok=True)
+            if not directory.is_dir():  # mkdir(2) of one that exists waits for a frozen disk (mnt_want_write)
+                directory.mkdir(mode=mode, parents=True, exist_ok=True)
             lock.take([directory])
         except OwnedError:
             raise

@@ -23,10 +23,11 @@ from cnprocd.pipeline import RecordedMatch
 from cnprocd.rules.compile import Match
 from cnprocd.rules.problems import LoadedRules
 from cnprocd.rules.ruleset import Rule, Settings, hooks_of
+from cnprocd.spool.disk import Disk
 from cnprocd.spool.job import Gather, JobRequest, serialize_key
-from cnprocd.spool.rows import PastMatch
+from cnprocd.spool.rows import Keep, PastMatch
 from cnprocd.spool.scheduler import MOST_SNAPSHOTS, Scheduler
-from cnprocd.spool.spool import Keep, Spool
+from cnprocd.spool.spool import Spool
 from cnprocd.spool.throttle import Throttle, key_of
 
 
@@ -54,13 +55,14 @@ class Dispatcher:
         hooks: HookRegistry,
         launcher: Launcher | None = None,
         resolve_user: ResolveUser = resolve_user,
+        disk: Disk | None = None,
     ) -> None:
         self._log = log
         self._past: list[PastMatch] = []
         self._throttles: dict[str, Throttle] = {}
         self._limits: dict[str, object] = {}
         self._use_throttles(loaded.rules)
-        self.spool = Spool.open(state_dir, log=log, keep=keep_of(loaded.settings))
+        self.spool = Spool.open(state_dir, log=log, keep=keep_of(loaded.settings), disk=disk)
         self.scheduler = Scheduler(
             self.spool,
             hooks_of(loaded.rules),

@@ -181,6 +181,22 @@ class Edge(Generic[W, R]):
             self._blame(self.name, time.monotonic() - now_s)
         return answers[0]
 
+    def wait(self, within_s: float) -> bool:
+        """Wait until a worker has answered a piece of submit(), at most so long. Returns whether one has.
+
+        For an edge with one worker.
+        """
+        seat = next(iter((*self._busy, *self._starting)), None)
+        if seat is None or within_s <= 0:
+            return False
+        began_s = time.monotonic()
+        answered = bool(seat.poller.poll(math.ceil(within_s * 1000)))
+        if self._blame is not None:
+            self._blame(self.name, time.monotonic() - began_s)
+        if answered:
+            self._on_readable(seat)
+        return answered
+
     @property
     def waiting(self) -> int:
         """Pieces that wait for a worker."""
@@ -289,8 +305,10 @@ class Edge(Generic[W, R]):
             self._collect(seat)
 
     def _on_readable(self, seat: _Seat[W, R]) -> None:
-        self._collect(seat)
-        self._next()
+        # wait() or _take_back() may have taken the answer after the loop saw it.
+        if seat.poller.poll(0):
+            self._collect(seat)
+            self._next()
 
     def _collect(self, seat: _Seat[W, R]) -> None:
         """Take the answer of a worker whose descriptor is readable."""

@@ -101,6 +101,16 @@ def holder_of(directory: Path) -> int | None:
         os.close(fd)
 
 
+def _lock_file(path: Path) -> int:
+    """Open the file, and create it only if it is missing: O_CREAT waits for a frozen disk (mnt_want_write)."""
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        os.lstat(path)  # so that the kernel knows the name: an unknown one waits as well
+        return os.open(path, flags)
+    except FileNotFoundError:
+        return os.open(path, flags | os.O_CREAT, 0o600)
+
+
 def _holder(fd: int) -> int | None:
     kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, _WHOLE_FILE))
     return None if kind == fcntl.F_UNLCK else int(pid)

@@ -41,6 +41,7 @@ from cnprocd.rules.problems import LoadedRules, RulesError
 from cnprocd.rules.ruleset import Hook
 from cnprocd.runner.client import RunnerClient
 from cnprocd.service import ServiceManager
+from cnprocd.spool.disk import ChildDisk
 from cnprocd.subscription import HookFollower, Subscription
 
 
@@ -140,7 +141,7 @@ def connect(options: Options, loaded: LoadedRules, outside: Outside) -> Parts:
     tracker = Tracker(subscription.plan.tracking, lookups, outside.own_tgid, matcher.cares, files)
     follower = HookFollower(subscription, tracker.family, ticker.arm)
     client = None if options.runner is None else RunnerClient(options.runner, log, follower.register_runner)
-    dispatcher = Dispatcher(options.state_dir, loaded, log, follower, client, names.hook_user)
+    dispatcher = Dispatcher(options.state_dir, loaded, log, follower, client, names.hook_user, ChildDisk(loop))
     tap = Tap(dispatcher)
     holder = Holder() if "pidfd_info" not in options.refused and kernel_reports_exit_status() else None
     recovery = Recovery(source, tracker, lookups, holder, log)

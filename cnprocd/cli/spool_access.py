@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +30,10 @@ def ask_or_read(options: Options, verb: str, args: JsonObject, read: Read) -> Js
     """Return the daemon's answer, or without a daemon what `read` finds in its spool."""
     try:
         with Client(options.runtime_dir) as client:
-            return client.ask(verb, **args)
+            answer = client.ask(verb, **args)
+            if client.note is not None:
+                sys.stderr.write(f"cnprocctl: {client.note}\n")
+            return answer
     except NotRunningError as not_running:
         if not (options.state_dir / _SPOOL).exists():
             raise

@@ -59,6 +59,7 @@ class Client:
         self._path = runtime_dir / SOCKET_NAME
         self._decoder = Decoder()
         self._timeout_s = timeout_s
+        self.note: str | None = None  # of the last answer: a sentence about its data for the user
         self._socket = _connect(self._path, timeout_s)
 
     def __enter__(self) -> Client:
@@ -70,11 +71,12 @@ class Client:
         self._socket.close()
 
     def ask(self, verb: str, **args: JsonValue) -> JsonValue:
-        """Return the data of the answer. Raises RefusedError, or another CnprocdError if no answer comes."""
+        """Return the data of the answer, and keep its note. Raises RefusedError, or CnprocdError if none comes."""
         self._send(Request(verb, args))
         reply = self._reply()
         if isinstance(reply, Item):
             raise ProtocolError(f"invalid reply to {verb}: a stream instead of an answer")
+        self.note = reply.note
         return reply.data
 
     def stream(self, verb: str, **args: JsonValue) -> Iterator[Item | None]:

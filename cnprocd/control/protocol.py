@@ -2,7 +2,7 @@
 
     frame     4-byte big-endian length, then that many bytes of UTF-8 JSON: one object; at most MAX_FRAME bytes
     request   {"v": 1, "verb": "status", "args": {}}
-    answer    {"v": 1, "ok": true, "data": ...}
+    answer    {"v": 1, "ok": true, "data": ...}    and maybe "note": a sentence about the data for the user
               {"v": 1, "ok": false, "error": {"what": ..., "hint": ..., "status": 78, ...}}
     stream    {"v": 1, "item": ..., "skipped": 0}, any number of them; `skipped` items were left out before this one
 
@@ -29,6 +29,7 @@ from cnprocd.json_value import (
     get_dict,
     get_int,
     get_str,
+    get_str_or_none,
     parse_json,
 )
 
@@ -56,9 +57,10 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The answer to a request that was carried out."""
+    """The answer to a request that was carried out. `note` is a sentence about the data for the user."""
 
     data: JsonValue
+    note: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,8 @@ def _plain(message: Request | Answer | Item | Failure) -> JsonDict:
     if isinstance(message, Request):
         return {"v": VERSION, "verb": message.verb, "args": dict(message.args)}
     if isinstance(message, Answer):
-        return {"v": VERSION, "ok": True, "data": message.data}
+        note = {} if message.note is None else {"note": message.note}
+        return {"v": VERSION, "ok": True, "data": message.data, **note}
     if isinstance(message, Item):
         return {"v": VERSION, "item": message.data, "skipped": message.skipped}
     error = {**message.details, "what": message.what, "hint": message.hint, "status": message.status}
@@ -170,7 +173,7 @@ def to_reply(value: JsonObject) -> Answer | Item | Failure:
         if "item" in value:
             return Item(value["item"], get_int(value, "skipped", 0, minimum=0))
         if value.get("ok") is True:
-            return Answer(value.get("data"))
+            return Answer(value.get("data"), get_str_or_none(value, "note"))
         if value.get("ok") is False:
             return _failure(get_dict(value, "error"))
     except JsonError as error:

@@ -60,12 +60,13 @@ class VerbError(CnprocdError):
 class Verb:
     """One thing that the daemon does for a client.
 
-    `run` returns the answer, or a coroutine that returns it; until then nothing else of this client is read.
+    `run` returns the data of the answer, or an Answer, or a coroutine that returns one of these; until then nothing
+    else of this client is read.
     A JsonError from `run` means wrong arguments. `changes`: only root and the daemon's own user may ask for it.
     `topic`: the answer begins a stream of that topic.
     """
 
-    run: Callable[[Args], JsonValue | Coroutine[None, None, JsonValue]]
+    run: Callable[[Args], JsonValue | Answer | Coroutine[None, None, JsonValue | Answer]]
     changes: bool = False
     topic: str | None = None
 
@@ -320,11 +321,11 @@ class _Connection(asyncio.Protocol):
         if verb.topic is not None:
             self.topic = verb.topic
             self._disarm()
-        self._answer(Answer(data))
+        self._answer(_as_answer(data))
 
-    async def _answer_later(self, request: Request, coming: Coroutine[None, None, JsonValue]) -> None:
+    async def _answer_later(self, request: Request, coming: Coroutine[None, None, JsonValue | Answer]) -> None:
         try:
-            reply: Answer | Failure = Answer(await coming)
+            reply: Answer | Failure = _as_answer(await coming)
         except Exception as error:  # as above
             reply = self._failure(request, error)
         self._busy = False
@@ -381,3 +382,7 @@ class _Connection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _as_answer(data: JsonValue | Answer) -> Answer:
+    return data if isinstance(data, Answer) else Answer(data)

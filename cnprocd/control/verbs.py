@@ -11,6 +11,7 @@ from functools import partial
 
 from cnprocd.control import view
 from cnprocd.control.problems import problem_value
+from cnprocd.control.protocol import Answer
 from cnprocd.control.server import Args, Verb, VerbError
 from cnprocd.control.tap import MATCHES
 from cnprocd.control.values import job_value, match_value
@@ -27,7 +28,7 @@ from cnprocd.json_value import (
 from cnprocd.output import metrics
 from cnprocd.rules.written import written_rule
 from cnprocd.spool.job import Job, State
-from cnprocd.spool.rows import MatchFilter
+from cnprocd.spool.rows import Found, MatchFilter
 
 MAX_LIMIT = 1000
 _MAX_ID = (1 << 62) - 1  # of 64 bits, as SQLite keeps them
@@ -89,65 +90,77 @@ def _rule(daemon: view.DaemonView, args: Args) -> JsonValue:
     return {"rule": written_rule(rule)}
 
 
-def _jobs(daemon: view.DaemonView, args: Args) -> JsonValue:
+async def _jobs(daemon: view.DaemonView, args: Args) -> Answer:
     state = get_choice_or_none(args, "state", list(State))
-    found = daemon.dispatcher.spool.jobs(
+    found = await daemon.dispatcher.spool.find_jobs(
         state=State(state) if state is not None else None, rule=get_str_or_none(args, "rule"), limit=_limit(args)
     )
-    return [job_value(job) for job in found]
+    return Answer([job_value(job) for job in found.value], _note(found.why))
 
 
-def _job(daemon: view.DaemonView, args: Args) -> JsonValue:
-    return job_value(_required(daemon, args))
+async def _job(daemon: view.DaemonView, args: Args) -> JsonValue:
+    return job_value(await _required(daemon, args))
 
 
-def _output(daemon: view.DaemonView, args: Args) -> JsonValue:
-    job = _required(daemon, args)
+async def _output(daemon: view.DaemonView, args: Args) -> Answer:
+    job = await _required(daemon, args)
     running = daemon.dispatcher.scheduler.output(job.job_id)
-    output = running if running is not None else daemon.dispatcher.spool.output(job.job_id) or ""
-    return {"job_id": job.job_id, "state": str(job.state), "attempt": job.attempts, "output": output}
+    found = Found(running) if running is not None else await daemon.dispatcher.spool.find_output(job.job_id)
+    output: JsonValue = {
+        "job_id": job.job_id,
+        "state": str(job.state),
+        "attempt": job.attempts,
+        "output": found.value or "",
+    }
+    return Answer(output, _note(found.why))
 
 
-def _retry(daemon: view.DaemonView, args: Args) -> JsonValue:
-    job = _required(daemon, args)
-    if not daemon.dispatcher.spool.revive(job_id=job.job_id):
+async def _retry(daemon: view.DaemonView, args: Args) -> JsonValue:
+    job = await _required(daemon, args)
+    if not await daemon.dispatcher.spool.revive(job_id=job.job_id):
         raise VerbError(f"job {job.job_id} is not dead", f"it is {job.state}; only dead jobs can be retried", EX_NO)
     daemon.dispatcher.scheduler.wake()
     return {"job_id": job.job_id, "state": "waiting"}
 
 
-def _retry_dead(daemon: view.DaemonView, args: Args) -> JsonValue:
-    jobs = daemon.dispatcher.spool.revive(rule=get_str_or_none(args, "rule"))
+async def _retry_dead(daemon: view.DaemonView, args: Args) -> JsonValue:
+    jobs: list[JsonValue] = [*await daemon.dispatcher.spool.revive(rule=get_str_or_none(args, "rule"))]
     daemon.dispatcher.scheduler.wake()
     return {"job_ids": jobs}
 
 
-def _drop(daemon: view.DaemonView, args: Args) -> JsonValue:
-    job = _required(daemon, args)
+async def _drop(daemon: view.DaemonView, args: Args) -> JsonValue:
+    job = await _required(daemon, args)
     if not daemon.dispatcher.spool.drop(job.job_id):
         hint = "`cnprocctl jobs kill` ends a running one" if job.state is State.RUNNING else f"it is {job.state}"
         raise VerbError(f"job {job.job_id} is not waiting", hint, EX_NO)
     return {"job_id": job.job_id, "state": "dead"}
 
 
-def _kill(daemon: view.DaemonView, args: Args) -> JsonValue:
-    job = _required(daemon, args)
+async def _kill(daemon: view.DaemonView, args: Args) -> JsonValue:
+    job = await _required(daemon, args)
     if not daemon.dispatcher.scheduler.kill(job.job_id, retry=get_bool(args, "retry", False)):
         hint = "`cnprocctl jobs drop` cancels a waiting one" if job.state is State.WAITING else f"it is {job.state}"
         raise VerbError(f"job {job.job_id} is not running", hint, EX_NO)
     return {"job_id": job.job_id, "state": "running"}
 
 
-def _required(daemon: view.DaemonView, args: Args) -> Job:
+async def _required(daemon: view.DaemonView, args: Args) -> Job:
     """Return the job that the arguments name. Raises VerbError."""
     job_id = get_int(args, "job_id", minimum=0, maximum=_MAX_ID)
-    job = daemon.dispatcher.spool.job(job_id)
-    if job is None:
-        raise VerbError(f"no such job: {job_id}", "`cnprocctl jobs list` shows the jobs that are kept", EX_NO)
-    return job
+    found = await daemon.dispatcher.spool.find_job(job_id)
+    if found.value is None:
+        hint = _note(found.why) or "`cnprocctl jobs list` shows the jobs that are kept"
+        raise VerbError(f"no such job: {job_id}", hint, EX_NO)
+    return found.value
 
 
-def _history(daemon: view.DaemonView, args: Args) -> JsonValue:
+def _note(why: str | None) -> str | None:
+    """Return the note for an answer from memory."""
+    return None if why is None else f"from memory only, older rows are missing: {why}"
+
+
+async def _history(daemon: view.DaemonView, args: Args) -> Answer:
     daemon.dispatcher.store_past_matches()
     wanted = MatchFilter(
         rule=get_str_or_none(args, "rule"),
@@ -160,7 +173,8 @@ def _history(daemon: view.DaemonView, args: Args) -> JsonValue:
         until_ns=get_int_or_none(args, "until_ns", minimum=-_MAX_NS, maximum=_MAX_NS),
         limit=_limit(args),
     )
-    return [match_value(match) for match in daemon.dispatcher.spool.matches(wanted)]
+    found = await daemon.dispatcher.spool.find_matches(wanted)
+    return Answer([match_value(match) for match in found.value], _note(found.why))
 
 
 def _limit(args: Args) -> int:

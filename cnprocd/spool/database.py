@@ -23,7 +23,7 @@ from cnprocd.spool import history
 
 APPLICATION_ID = 0x636E7072  # "cnpr": a database of another program is renamed, not written to
 SCHEMA_VERSION = 3
-BUSY_TIMEOUT_S = 0.05  # the event loop must not wait: a locked file is answered by memory
+BUSY_TIMEOUT_S = 1.0  # the child of a daemon that was killed may be at its last commit
 
 _SCHEMA = """
 CREATE TABLE jobs(

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from cnprocd.json_value import JsonError, JsonObject, as_dict, parse_json
+from cnprocd.spool.changes import Row
+from cnprocd.spool.disk_messages import Page
 from cnprocd.spool.rows import MatchFilter, PastMatch, RuleHits
 
 MOST_OUTPUT_BYTES = 64 << 20  # of the outputs of all jobs together; those of the oldest jobs are deleted first
 COLUMNS = "time_ns, rule, comm, pid, record, job_id, uid, user, unit"
 COUNTING_SINCE = ""  # the row of `hits` that says since when hits are counted; no rule has this name
-
-Row = tuple[int, str, str | None, int | None, str, int | None, int | None, str | None, str | None]
 
 
 def match_row(time_ns: int, rule: str, comm: str | None, pid: int | None, record: JsonObject) -> Row:
@@ -37,17 +37,28 @@ def _text(record: JsonObject, key: str) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def add_matches(db: sqlite3.Connection, matches: Sequence[PastMatch]) -> None:
-    """Store past matches."""
-    rows = [match_row(one.time_ns, one.rule, one.comm, one.pid, one.record) for one in matches]
+def match_rows(matches: Iterable[PastMatch]) -> list[Row]:
+    """Return matches as rows."""
+    return [match_row(one.time_ns, one.rule, one.comm, one.pid, one.record) for one in matches]
+
+
+def replace_matches(db: sqlite3.Connection, rows: Iterable[Row]) -> None:
+    """Keep these matches instead of the former ones."""
+    db.execute("DELETE FROM matches")
     db.executemany(f"INSERT INTO matches({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)  # noqa: S608
 
 
-def find_matches(db: sqlite3.Connection, wanted: MatchFilter) -> list[PastMatch]:
-    """Return the newest matches that `wanted` accepts, newest first, each with the state of its job."""
+def find_matches(db: sqlite3.Connection, wanted: MatchFilter, before: int, most: int) -> Page:
+    """Return the newest matches that `wanted` accepts, newest first, each with the state of its job: at most `most`.
+
+    `before` is that of the page before, or 0.
+    """
     conditions, values = ["time_ns >= ?"], [*_bounds(wanted)]
     if wanted.until_ns is not None:
         conditions.append("time_ns <= ?")
+    if before:
+        conditions.append("match_id < ?")
+        values.append(before)
     for column, pattern in (("rule", wanted.rule), ("comm", wanted.comm), ("unit", wanted.unit)):
         if pattern is not None:
             conditions.append(f"matches.{column} GLOB ?")
@@ -56,16 +67,18 @@ def find_matches(db: sqlite3.Connection, wanted: MatchFilter) -> list[PastMatch]
         if value is not None:
             conditions.append(f"{column} = ?")
             values.append(value)
+    most = min(most, wanted.limit)
     rows = db.execute(
-        "SELECT time_ns, matches.rule, comm, pid, record, jobs.state, jobs.reason"  # noqa: S608  # constants only
+        "SELECT time_ns, matches.rule, comm, pid, record, jobs.state, jobs.reason, match_id"  # noqa: S608  # constants
         " FROM matches LEFT JOIN jobs ON jobs.job_id = matches.job_id"
         f" WHERE {' AND '.join(conditions)} ORDER BY match_id DESC LIMIT ?",
-        (*values, wanted.limit),
-    )
+        (*values, most),
+    ).fetchall()
     found = ((row, record_of(row[4])) for row in rows)
-    return [
+    matches = [
         PastMatch(row[0], row[1], row[2], row[3], record, row[5], row[6]) for row, record in found if record is not None
     ]
+    return Page(tuple(matches), rows[-1][7] if rows and len(rows) == most else 0)
 
 
 def _bounds(wanted: MatchFilter) -> list[int | str]:
@@ -132,12 +145,11 @@ def put_hits(db: sqlite3.Connection, hits: Mapping[str, RuleHits], gone: Iterabl
     db.executemany("DELETE FROM hits WHERE rule = ?", [(rule,) for rule in gone])
 
 
-def find_hits(db: sqlite3.Connection) -> dict[str, RuleHits]:
+def hits_of(rows: Iterable[Row]) -> dict[str, RuleHits]:
     """Return the stored hits by rule, and under COUNTING_SINCE the time since which they are counted.
 
     A row that is damaged is left out.
     """
-    rows = db.execute("SELECT rule, count, last_ns FROM hits")
     return {
         rule: RuleHits(count, last_ns)
         for rule, count, last_ns in rows

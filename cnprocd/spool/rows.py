@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from cnprocd.json_value import JsonObject
 from cnprocd.spool.job import Job
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,3 +77,35 @@ class Rows:
     outputs: list[tuple[Any, ...]] = field(default_factory=list)
     hits: list[tuple[Any, ...]] = field(default_factory=list)
     last_job_id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """The bounds of the spool: waiting jobs, and history by count and age."""
+
+    queue_limit: int = 10_000
+    history_count: int = 10_000
+    history_age_s: float = 7 * 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """The counts of jobs for `status`."""
+
+    waiting: int
+    running: int
+    done: int
+    dead: int
+    oldest_waiting_s: float | None
+    duplicates: int
+    shed: int
+    durable: bool
+    why: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Found(Generic[T]):
+    """What was searched for. `why`: the file could not be read, and this is what the memory has."""
+
+    value: T
+    why: str | None = None

@@ -11,12 +11,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from cnprocd.spool import database
-from cnprocd.spool.job import State
+from cnprocd.spool import copies, database
 from cnprocd.spool.rows import Rows
-from cnprocd.spool.store import Store, read_rows
+from cnprocd.spool.store import Store
 
-LIVE = (State.WAITING, State.RUNNING)
 MOST_DAMAGED = 5  # renamed files that are kept: repeated damage must not fill the disk
 
 # The errors of a call on a database. sqlite3 quotes the schema in its messages and fails to decode a damaged one.
@@ -36,7 +34,7 @@ def salvaged(path: Path) -> Rows:
     """Return the live jobs that are still readable in a damaged file."""
     try:
         with contextlib.closing(database.connect(path)) as db:
-            return read_rows(db, LIVE, damaged=True)
+            return copies.read_rows(db, copies.LIVE, damaged=True)
     except FAILURES:
         return Rows()
 

@@ -1,8 +1,7 @@
 """The scheduler: hand the spool's jobs to a launcher, and apply the results of their attempts.
 
 The spool is the queue; the scheduler keeps only the running attempts. wake() starts the first job before it returns and
-the others in later iterations of the loop, so a burst does not hold the loop. job.py decides what follows an attempt;
-this module does it, logs it and stores it.
+the others in later iterations of the loop, so a burst does not hold it. job.py decides what follows an attempt.
 
 Jobs start in the order of their age, as far as their rule's slots and their serialize key allow. The backlog (jobs from
 before this start) takes at most half of the slots. With a single slot, new jobs go first.
@@ -110,16 +109,19 @@ class Scheduler:
     def start(self) -> None:
         """Recover the jobs that a crash interrupted, then start jobs. Needs a running event loop."""
         self._last_old_job = self._spool.last_job_id()
-        resumable = self._launcher.outlives_daemon
-        leftovers = [left for left in self._spool.recover(resumable=resumable) if left.boot_id == self._spool.boot_id]
-        if resumable:
-            for left in leftovers:
-                self._resume(left)
-        elif leftovers:
-            self._leftovers = {left.job.job_id: left.job for left in leftovers}
-            self._keep(self._end_leftovers(leftovers))
         self._accepting = True
         self._launcher.prepare()
+        self._spool.on_recoverable = self._recover
+        self._recover()
+
+    def _recover(self) -> None:
+        """Take up the jobs that a crash interrupted: at the start, and whenever the file has become usable."""
+        resumable = self._launcher.outlives_daemon
+        leftovers = [left for left in self._spool.recover(resumable=resumable) if left.boot_id == self._spool.boot_id]
+        for left in leftovers if resumable else ():
+            self._resume(left)
+        self._leftovers |= {} if resumable else {left.job.job_id: left.job for left in leftovers}
+        self._keep(self._end_leftovers([] if resumable else leftovers))
         self.wake()
 
     def wake(self) -> None:

@@ -1,23 +1,24 @@
 """The durable queue of jobs.
 
-There is one SQLite file in the state directory (store.py). If the disk fails, the same tables are kept in memory. Every
-call goes through `_do`: on sqlite3.Error the live jobs are copied to another store and the call is repeated, so cleanup
-continues. A damaged file is renamed to spool.sqlite3.damaged-<time>, and a new one gets every job that is still
-readable. Meanwhile `durable` is False and `why` is the reason. `try_durable()`, which the scheduler calls from time to
-time, moves everything back to the disk.
+The queue is a store in memory (store.py): every live job, and the ones that have ended last. A file in the state
+directory follows it (copy_on_disk.py), written by a process of its own (disk.py), so that a disk that does not answer
+stops no cleanup. enqueue() waits for the commit, at most 0.1 s. While a commit is late or the file cannot be used,
+`durable` is False and `why` is the reason; jobs run from memory. When the disk answers, the file gets the jobs as they
+are then, and jobs that only the file had are taken up. A damaged file is renamed to spool.sqlite3.damaged-<time>, and a
+new one gets every job that is still readable.
 
 The price of durability, measured by tests/unit/spool/measure_sync.py (chrt -r 50) on ext4 on a virtio disk, Linux 6.18,
 SQLite 3.40, busy machine; one commit of 1 job / of 100 jobs, p50:
 
     synchronous=OFF      0.08 ms / 3.1 ms     daemon crash: no loss.  machine crash: the file may be damaged
-    synchronous=NORMAL   0.08 ms / 3.3 ms     daemon crash: no loss.  machine crash: loses the commits since sync()
+    synchronous=NORMAL   0.08 ms / 3.3 ms     daemon crash: no loss.  machine crash: loses the commits since fsync()
     synchronous=FULL     0.42 ms / 7.0 ms     no loss; p99 of one job 1.4 to 17 ms, on a fast disk
 
-NORMAL is used, with one fsync (sync()) within a second of a commit: 13 ms after 300 jobs. A crash, kill -9 or OOM kill
-of the daemon loses nothing. A power cut or kernel panic loses at most the jobs of the last second and never damages
-the file. A machine crash ends all processes unseen, so those jobs are a small part of its cleanup. FULL would put an
-fsync between each death and its cleanup. The WAL is moved into the file when it is longer than MOST_WAL_BYTES, and at
-the end.
+NORMAL is used, with one fsync within a second of a commit (disk_child.py): 13 ms after 300 jobs. A crash, kill -9 or
+OOM kill of the daemon loses nothing. A power cut or kernel panic loses at most the jobs of the last second and never
+damages the file. A machine crash ends all processes unseen, so those jobs are a small part of its cleanup. FULL would
+put an fsync between each death and its cleanup. The WAL is moved into the file when it is longer than MOST_WAL_BYTES,
+and at the end. tests/unit/spool/measure_enqueue.py has the price of the other process.
 
 Times in the spool are wall clock as of the daemon's start, continued by CLOCK_BOOTTIME. A clock step neither delays a
 retry nor expires a deadline.
@@ -25,104 +26,116 @@ retry nor expires a deadline.
 
 from __future__ import annotations
 
-import contextlib
-import sqlite3
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 from cnprocd.json_value import JsonObject
 from cnprocd.launch.request import AttemptResult
 from cnprocd.log import Log, ThrottledLog
-from cnprocd.spool import database, salvage
+from cnprocd.spool import database, history, salvage
+from cnprocd.spool.copy_on_disk import CopyOnDisk, TakenIn
+from cnprocd.spool.disk import DirectDisk, Disk
+from cnprocd.spool.disk_messages import (
+    Answer,
+    Failed,
+    FindDead,
+    FindJob,
+    FindJobs,
+    FindMatches,
+    FindOutput,
+    Page,
+    Pruned,
+)
 from cnprocd.spool.job import NS, Job, JobRequest, State, after_interruption
-from cnprocd.spool.rows import Enqueued, Leftover, MatchFilter, PastMatch, Rows, RuleHits
+from cnprocd.spool.rows import Counts, Enqueued, Found, Keep, Leftover, MatchFilter, PastMatch, Rows, RuleHits
+from cnprocd.spool.steady_clock import SteadyClock
 from cnprocd.spool.store import Store
 
 FILE_NAME = "spool.sqlite3"
 PRUNE_EVERY = 500
+FORGET_EVERY = 100
 SHED_EVERY_S = 5
-MOST_WAL_BYTES = 4 << 20
-
-T = TypeVar("T")
-
-
-class SteadyClock:
-    """Wall clock nanoseconds without clock steps: the wall clock at creation plus CLOCK_BOOTTIME since then."""
-
-    def __init__(self) -> None:
-        self._offset_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-
-    def __call__(self) -> int:
-        return self._offset_ns + time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-
-
-@dataclass(frozen=True, slots=True)
-class Keep:
-    """The bounds of the spool: waiting jobs, and history by count and age."""
-
-    queue_limit: int = 10_000
-    history_count: int = 10_000
-    history_age_s: float = 7 * 86400.0
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """The counts of jobs for `status`."""
-
-    waiting: int
-    running: int
-    done: int
-    dead: int
-    oldest_waiting_s: float | None
-    duplicates: int
-    shed: int
-    durable: bool
-    why: str | None
 
 
 class Spool:
     """Jobs from match to history. While they are in memory only, `durable` is False and `why` is the reason."""
 
-    def __init__(self, path: Path, *, log: Log, keep: Keep, clock: Callable[[], int], boot_id: str) -> None:
+    def __init__(self, path: Path, *, disk: Disk, log: Log, keep: Keep, clock: Callable[[], int], boot_id: str) -> None:
         self.path = path
         self.keep = keep
         self.clock = clock
         self.boot_id = boot_id
-        self.durable = True
-        self.why: str | None = None
         self.duplicates = 0
         self.shed = 0
-        self.unsynced = False
+        self.on_recoverable: Callable[[], None] = lambda: None  # the file had jobs that a crash interrupted
         self._since_prune = 0
+        self._since_forgotten = 0
         self._log = log
         self._shed_log = ThrottledLog(log, SHED_EVERY_S)
-        self._store = self._open()
+        self._hits: dict[str, RuleHits] = {}
+        self._snapshots: tuple[str, ...] = ()  # of the jobs in the file, as it was opened
+        self._interrupted: list[int] = []  # jobs that ran at a crash; recover() returns them
+        self._forgotten = dict.fromkeys(State, 0)  # ended jobs that only the file has
+        self._store = Store(database.in_memory())
+        self._copy = CopyOnDisk(path, self._store, disk, log, self._taken_in)
+        self._copy.on_pruned = self._pruned
+        self._copy.start()
+        if self._store.last_job_id() == 0 and not self.durable:
+            salvage.with_new_ids(self._store)
 
     @classmethod
     def open(
-        cls, state_dir: Path, *, log: Log, keep: Keep | None = None, clock: Callable[[], int] | None = None
+        cls,
+        state_dir: Path,
+        *,
+        log: Log,
+        keep: Keep | None = None,
+        clock: Callable[[], int] | None = None,
+        disk: Disk | None = None,
     ) -> Spool:
-        """Open the spool of a state directory. If the disk cannot be used, log it and keep the jobs in memory."""
+        """Open the spool of a state directory. If the disk cannot be used, log it and keep the jobs in memory.
+
+        Without `disk`, every commit waits for the disk.
+        """
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return cls(state_dir / FILE_NAME, log=log, keep=keep or Keep(), clock=clock or SteadyClock(), boot_id=boot_id)
+        return cls(
+            state_dir / FILE_NAME,
+            disk=disk or DirectDisk(),
+            log=log,
+            keep=keep or Keep(),
+            clock=clock or SteadyClock(),
+            boot_id=boot_id,
+        )
+
+    @property
+    def durable(self) -> bool:
+        """Whether the jobs are on disk."""
+        return self._copy.durable
+
+    @property
+    def why(self) -> str | None:
+        """Why the jobs are in memory only."""
+        return self._copy.why
+
+    @property
+    def has_changes(self) -> bool:
+        """Whether the file does not have everything yet."""
+        return self._copy.has_changes
 
     def close(self) -> None:
-        """Sync and close the file. SQLite moves the WAL into it when the last connection closes."""
-        self.sync()
-        with contextlib.suppress(sqlite3.Error):
-            self._store.close()
+        """Write everything, and close the file, as far as the disk answers in time."""
+        self._copy.close()
 
     # -- matches in -------------------------------------------------------------------------------------
 
     def enqueue(self, requests: Sequence[JobRequest]) -> Enqueued:
         """Add a batch in one commit. Jobs above the queue limit are dropped, counted and logged."""
-        limit = self.keep.queue_limit
-        result = self._write(
-            lambda store: store.enqueue(requests, boot_id=self.boot_id, now_ns=self.clock(), queue_limit=limit)
-        )
+        limit, before = self.keep.queue_limit, self._store.last_event_id
+        result = self._store.enqueue(requests, boot_id=self.boot_id, now_ns=self.clock(), queue_limit=limit)
+        self._copy.note(*(job_id for job_id in result.job_ids if job_id is not None))
+        self._copy.note_events(before, self._store.last_event_id)
+        self._copy.commit()
         self.duplicates += result.duplicates
         self.shed += result.shed
         if result.shed:
@@ -138,21 +151,21 @@ class Spool:
         return result
 
     def record_matches(self, matches: Sequence[PastMatch]) -> None:
-        """Store matches for `cnprocctl history`."""
+        """Store matches for `cnprocctl history`, some time soon."""
         self._since_prune += len(matches)
-        self._write(lambda store: store.add_matches(matches))
-
-    def matches(self, wanted: MatchFilter) -> list[PastMatch]:
-        """Return past matches, newest first."""
-        return self._do(lambda store: store.matches(wanted))
+        self._copy.note_matches(history.match_rows(matches))
+        self._copy.hand_over()
 
     def put_hits(self, hits: Mapping[str, RuleHits], gone: Iterable[str] = ()) -> None:
-        """Store the hits of rules, and forget the rules in `gone`."""
-        self._write(lambda store: store.put_hits(hits, gone))
+        """Store the hits of rules, and forget the rules in `gone`, some time soon."""
+        gone = set(gone)
+        self._hits = {rule: one for rule, one in {**self._hits, **hits}.items() if rule not in gone}
+        self._copy.note_hits(hits, gone)
+        self._copy.hand_over()
 
     def hits(self) -> dict[str, RuleHits]:
-        """Return the stored hits: see history.find_hits()."""
-        return self._do(lambda store: store.hits())
+        """Return the stored hits: see history.hits_of()."""
+        return dict(self._hits)
 
     # -- the scheduler's calls ------------------------------------------------------------------------------------
 
@@ -167,70 +180,72 @@ class Spool:
     ) -> list[Job]:
         """Return the oldest jobs that may start now, without those that `skip_*` name."""
         now_ns = self.clock()
-        return self._do(
-            lambda store: store.due(
-                now_ns, limit, after_id=after_id, skip_rules=skip_rules, skip_keys=skip_keys, skip_jobs=skip_jobs
-            )
+        return self._store.due(
+            now_ns, limit, after_id=after_id, skip_rules=skip_rules, skip_keys=skip_keys, skip_jobs=skip_jobs
         )
 
     def events(self, job_id: int) -> tuple[JsonObject, ...]:
         """Return the events of a job, or () if one of them cannot be read."""
-        return self._do(lambda store: store.events(job_id))
+        return self._store.events(job_id)
 
     def next_due_in_s(self) -> float | None:
         """Return the seconds until the next job that waits for its time is due, or None."""
         now_ns = self.clock()
-        due_ns = self._do(lambda store: store.next_due_ns(now_ns))
+        due_ns = self._store.next_due_ns(now_ns)
         return None if due_ns is None else (due_ns - now_ns) / NS
 
     def start(self, job_id: int, attempt_id: str) -> None:
         """Mark the job as running, before the fork."""
-        now_ns = self.clock()
-        self._write(lambda store: store.start(job_id, attempt_id, self.boot_id, now_ns))
+        self._store.start(job_id, attempt_id, self.boot_id, self.clock())
+        self._copy.note(job_id)
+        self._copy.send()
 
     def launched(self, job_id: int, hook_pid: int, hook_start_ticks: int | None, latency_ms: float | None) -> None:
-        """Store the hook's PID and latency, after the exec."""
-        self._write(lambda store: store.launched(job_id, hook_pid, hook_start_ticks, latency_ms))
+        """Store the hook's PID and latency, after the exec, within a second."""
+        self._store.launched(job_id, hook_pid, hook_start_ticks, latency_ms)
+        self._copy.note(job_id)
 
     def finish(self, job_id: int, result: AttemptResult) -> None:
         """Mark the job as done: the hook succeeded."""
-        self._since_prune += 1
-        now_ns = self.clock()
-        self._write(lambda store: store.end(job_id, State.DONE, result, now_ns, None))
+        self._store.end(job_id, State.DONE, result, self.clock(), None)
+        self._ended(job_id)
 
     def retry(self, job_id: int, result: AttemptResult, due_ns: int) -> None:
         """Let the job wait for its next attempt at `due_ns`: the hook failed."""
-        self._write(lambda store: store.retry(job_id, result, due_ns))
+        self._store.retry(job_id, result, due_ns)
+        self._hand_over(job_id)
 
     def bury(self, job_id: int, result: AttemptResult, reason: str) -> None:
         """Mark the job as dead: no further attempt follows."""
-        self._since_prune += 1
-        now_ns = self.clock()
-        self._write(lambda store: store.end(job_id, State.DEAD, result, now_ns, reason))
+        self._store.end(job_id, State.DEAD, result, self.clock(), reason)
+        self._ended(job_id)
 
     def put_output(self, job_id: int, output: str) -> None:
-        """Store the output of a job's last attempt."""
-        self._write(lambda store: store.put_output(job_id, output))
+        """Store the output of a job's last attempt, with the job's next commit."""
+        self._copy.note_output(job_id, output)
 
     def snapshots(self, limit: int) -> list[str]:
         """Return the digests of rules that jobs refer to which may still run, the newest first."""
-        return self._do(lambda store: store.snapshots(limit))
+        return list(dict.fromkeys((*self._store.snapshots(limit), *self._snapshots)))[:limit]
 
     def interrupt(self, job_id: int, pause_s: float = 0.0) -> None:
         """Let the job wait again: its attempt was interrupted. The attempt is counted, and no retry is used up."""
-        due_ns = self.clock() + int(pause_s * NS)
-        self._write(lambda store: store.put_back(job_id, due_ns, counted=True))
+        self._store.put_back(job_id, self.clock() + int(pause_s * NS), counted=True)
+        self._hand_over(job_id)
 
     def postpone(self, job_id: int, due_ns: int) -> None:
         """Let the job wait until `due_ns`: its attempt could not be started. The attempt is not counted."""
-        self._write(lambda store: store.put_back(job_id, due_ns, counted=False))
+        self._store.put_back(job_id, due_ns, counted=False)
+        self._hand_over(job_id)
 
     def recover(self, *, resumable: bool = False) -> list[Leftover]:
         """Return the jobs that ran at a crash, and let them wait again (or die after too many interruptions).
 
-        The hooks may still be alive. If attempts are `resumable`, those of this boot stay as they are.
+        The hooks may still be alive. If attempts are `resumable`, those of this boot stay as they are. Call it whenever
+        the file has become usable (`on_recoverable`).
         """
-        found = self._do(lambda store: store.leftovers())
+        interrupted, self._interrupted = set(self._interrupted), []
+        found = [leftover for leftover in self._store.leftovers() if leftover.job.job_id in interrupted]
         for leftover in found:
             job = leftover.job
             if resumable and leftover.boot_id == self.boot_id:
@@ -244,17 +259,26 @@ class Spool:
                 self.interrupt(job.job_id)
         return found
 
+    def _hand_over(self, job_id: int) -> None:
+        self._copy.note(job_id)
+        self._copy.hand_over()
+
+    def _ended(self, job_id: int) -> None:
+        self._since_prune += 1
+        self._since_forgotten += 1
+        self._hand_over(job_id)
+
     # -- control ---------------------------------------------------------------------------------------------
 
     def counts(self) -> Counts:
         """Return the number of jobs in each state, and whether they are durable."""
-        by_state = self._do(lambda store: store.counts())
-        oldest_ns = self._do(lambda store: store.oldest_waiting_ns())
+        by_state = self._store.counts()
+        oldest_ns = self._store.oldest_waiting_ns()
         return Counts(
             waiting=by_state[State.WAITING],
             running=by_state[State.RUNNING],
-            done=by_state[State.DONE],
-            dead=by_state[State.DEAD],
+            done=by_state[State.DONE] + self._forgotten[State.DONE],
+            dead=by_state[State.DEAD] + self._forgotten[State.DEAD],
             oldest_waiting_s=None if oldest_ns is None else max(0.0, (self.clock() - oldest_ns) / NS),
             duplicates=self.duplicates,
             shed=self.shed,
@@ -264,140 +288,123 @@ class Spool:
 
     def last_job_id(self) -> int:
         """Return the highest job id ever given."""
-        return self._do(lambda store: store.last_job_id())
-
-    def jobs(self, *, state: State | None = None, rule: str | None = None, limit: int = 100) -> list[Job]:
-        """Return jobs, newest first, without their events."""
-        return self._do(lambda store: store.jobs(state, rule, limit))
+        return self._store.last_job_id()
 
     def job(self, job_id: int) -> Job | None:
-        """Return one job with its events."""
-        return self._do(lambda store: store.job(job_id))
-
-    def output(self, job_id: int) -> str | None:
-        """Return the output of a job's last attempt that has ended, or None."""
-        return self._do(lambda store: store.output(job_id))
-
-    def revive(self, *, job_id: int | None = None, rule: str | None = None) -> list[int]:
-        """Let dead jobs wait again (`cnprocctl jobs retry`), and return them. Call the scheduler's wake() after it."""
-        return self._write(lambda store: store.revive(job_id, rule, self.clock()))
+        """Return a job that is in memory with its events: every live one, and those that have ended last."""
+        return self._store.job(job_id)
 
     def drop(self, job_id: int) -> bool:
         """Mark a waiting job as dead (`cnprocctl jobs drop`)."""
-        return self._write(lambda store: store.drop(job_id, self.clock()))
+        dropped = self._store.drop(job_id, self.clock())
+        self._ended(job_id)
+        return dropped
+
+    async def revive(self, *, job_id: int | None = None, rule: str | None = None) -> list[int]:
+        """Let dead jobs wait again (`cnprocctl jobs retry`), and return them. Call the scheduler's wake() after it.
+
+        While the file cannot be read, only jobs in memory are found.
+        """
+        found = await self._copy.find(FindDead(job_id, rule))
+        if isinstance(found, Rows):
+            known = self._store.counts()[State.DEAD]
+            self._store.take_in(found)
+            self._forgotten[State.DEAD] -= self._store.counts()[State.DEAD] - known
+        revived = self._store.revive(job_id, rule, self.clock())
+        self._copy.note(*revived)
+        self._copy.commit()
+        return revived
 
     # -- upkeep --------------------------------------------------------------------------------------------------
 
     def sync(self) -> None:
-        """Make all commits survive a power cut, prune, and log dropped jobs. Call it within a second of a commit."""
+        """Hand over what waits, delete old history, and log dropped jobs. About once a second after a change."""
+        if self._since_forgotten >= FORGET_EVERY:
+            self._forget()
         if self._since_prune >= PRUNE_EVERY:
             self.prune()
         self._shed_log.flush_due(self.clock() / NS)
-        if self.durable and self.unsynced:
-            self._do(lambda store: store.sync())
-            if salvage.size_of_wal(self.path) > MOST_WAL_BYTES:
-                self._do(lambda store: store.checkpoint())
-        self.unsynced = False
+        self._copy.check()
 
-    def prune(self) -> int:
-        """Delete history beyond `keep`. Return how many rows were deleted."""
+    def prune(self) -> None:
+        """Delete history beyond `keep`, some time soon."""
         self._since_prune = 0
-        older_than_ns = self.clock() - int(self.keep.history_age_s * NS)
-        return self._write(lambda store: store.prune(keep=self.keep.history_count, older_than_ns=older_than_ns))
+        self._forget()
+        self._copy.prune(self.keep.history_count, self._older_than_ns())
+
+    def _forget(self) -> None:
+        """Keep only the newest ended jobs in memory."""
+        self._since_forgotten = 0
+        for state, count in self._copy.forget_ended(self.keep.history_count, self._older_than_ns()).items():
+            self._forgotten[state] += count
+
+    def _older_than_ns(self) -> int:
+        return self.clock() - int(self.keep.history_age_s * NS)
 
     def try_durable(self) -> bool:
-        """Move back to the disk if it can be used again. Return whether the spool is durable."""
-        if self.durable:
-            return True
-        try:
-            store = self._file()
-        except (sqlite3.Error, OSError) as error:
-            self.why = salvage.sentence(error)
-            return False
-        try:
-            store.adopt(self._store.rows(*State))
-        except salvage.FAILURES as error:
-            self.why = salvage.sentence(error)
-            store.close()
-            return False
-        self._store.close()
-        self._store = store
-        self.durable, self.why, self.unsynced = True, None, True
-        self._log("notice", "spool_durable", path=str(self.path))
-        return True
+        """Open the file again if it has failed. Return whether the spool is durable."""
+        self._copy.try_open()
+        return self.durable
 
-    # -- disk failures -------------------------------------------------------------------------------------------
+    def _pruned(self, pruned: Pruned) -> None:
+        kept = self._store.counts()
+        self._forgotten[State.DONE] = max(0, pruned.done - kept[State.DONE])
+        self._forgotten[State.DEAD] = max(0, pruned.dead - kept[State.DEAD])
 
-    def _do(self, work: Callable[[Store], T]) -> T:
-        try:
-            return work(self._store)
-        except salvage.FAILURES as error:
-            if not self.durable:
-                raise
-            self._move(error)
-            return work(self._store)
+    def _taken_in(self, taken: TakenIn) -> None:
+        """Note what the file had that the memory had not."""
+        kept = self._store.counts()
+        self._forgotten[State.DONE] = max(0, taken.done - kept[State.DONE])
+        self._forgotten[State.DEAD] = max(0, taken.dead - kept[State.DEAD])
+        self._hits = {**taken.hits, **self._hits}
+        self._interrupted += taken.running
+        self._snapshots = taken.snapshots
+        if taken.jobs:
+            self.on_recoverable()
 
-    def _write(self, work: Callable[[Store], T]) -> T:
-        self.unsynced = True
-        return self._do(work)
+    # -- history -------------------------------------------------------------------------------------------------
 
-    def _open(self) -> Store:
-        try:
-            return self._file()
-        except (sqlite3.Error, OSError) as error:
-            store = self._memory(error)
-            # The jobs of a locked file belong to the process that holds it; those of a read-only file are run here.
-            busy = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
-            self._copy_jobs(Rows() if busy else salvage.copied(self.path), store)
-            return store
+    async def find_jobs(
+        self, *, state: State | None = None, rule: str | None = None, limit: int = 100
+    ) -> Found[list[Job]]:
+        """Return jobs, newest first, without their events. `rule` is a glob."""
+        found = await self._copy.find(FindJobs(state, rule, limit))
+        if isinstance(found, tuple):
+            return Found(list(found))
+        return Found(self._store.jobs(state, rule, limit), _why(found))
 
-    def _file(self) -> Store:
-        """Open the file. A damaged file is renamed first, and its readable jobs are copied."""
-        try:
-            return salvage.private_file(self.path)
-        except sqlite3.DatabaseError as error:
-            if not salvage.is_damage(error):
-                raise
-            live = salvage.salvaged(self.path)
-            self._rename_damaged(error)
-            store = salvage.private_file(self.path)
-            self._copy_jobs(live, store)
-            return store
+    async def find_job(self, job_id: int) -> Found[Job | None]:
+        """Return one job with its events."""
+        kept = self._store.job(job_id)
+        if kept is not None:
+            return Found(kept)
+        found = await self._copy.find(FindJob(job_id))
+        return Found(found) if isinstance(found, Job) else Found(None, _why(found))
 
-    def _memory(self, error: Exception) -> Store:
-        self.durable, self.why = False, salvage.sentence(error)
-        self._log("error", "spool_not_durable", path=str(self.path), reason=self.why)
-        return Store(database.in_memory())
+    async def find_output(self, job_id: int) -> Found[str | None]:
+        """Return the output of a job's last attempt that has ended, or None."""
+        kept = self._copy.output_of(job_id)
+        if kept is not None:
+            return Found(kept or None)
+        found = await self._copy.find(FindOutput(job_id))
+        return Found(found) if isinstance(found, str) else Found(None, _why(found))
 
-    def _move(self, error: Exception) -> None:
-        """Copy the live jobs to a new file or to memory, because the file failed in use."""
-        old = self._store
-        live = Rows()
-        with contextlib.suppress(*salvage.FAILURES):
-            live = old.rows(*salvage.LIVE)
-        with contextlib.suppress(sqlite3.Error):
-            old.close()
-        if salvage.is_damage(error):
-            live = live if live.jobs else salvage.salvaged(self.path)
-            try:
-                self._rename_damaged(error)
-                self._store = salvage.private_file(self.path)
-            except (sqlite3.Error, OSError) as second:
-                self._store = self._memory(second)
-        else:
-            self._store = self._memory(error)
-        self._copy_jobs(live, self._store)
+    async def find_matches(self, wanted: MatchFilter) -> Found[list[PastMatch]]:
+        """Return past matches, newest first."""
+        matches: list[PastMatch] = []
+        before = 0
+        while True:
+            page = await self._copy.find(FindMatches(replace(wanted, limit=wanted.limit - len(matches)), before))
+            if not isinstance(page, Page):
+                break
+            matches += page.matches
+            before = page.before
+            if not before or len(matches) >= wanted.limit:
+                return Found(matches)
+        self._store.replace_matches(self._copy.recent)
+        return Found(self._store.matches(wanted), _why(page))
 
-    def _copy_jobs(self, live: Rows, store: Store) -> None:
-        try:
-            store.adopt(live)
-            if live.last_job_id == 0:
-                salvage.with_new_ids(store)
-        except sqlite3.Error as error:
-            self._log("error", "spool_moved", durable=self.durable, carried=0, reason=salvage.sentence(error))
-        else:
-            self._log("warning", "spool_moved", durable=self.durable, carried=len(live.jobs))
 
-    def _rename_damaged(self, error: Exception) -> None:
-        aside = salvage.rename_damaged(self.path)
-        self._log("error", "spool_damaged", path=str(self.path), kept_as=str(aside), reason=salvage.sentence(error))
+def _why(answer: Answer) -> str | None:
+    """Return why the file has no answer, or None if that is its answer."""
+    return answer.reason if isinstance(answer, Failed) else None

@@ -8,25 +8,20 @@ A job has one event, or several if they were gathered. An event's key is unique 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sqlite3
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 from cnprocd.json_value import JsonObject
 from cnprocd.launch.request import AttemptResult
-from cnprocd.spool import database, history
+from cnprocd.spool import copies, history
+from cnprocd.spool.changes import EventRange, Row
+from cnprocd.spool.disk_messages import Ended, Page
 from cnprocd.spool.job import NS, Job, JobRequest, State
-from cnprocd.spool.rows import Enqueued, Leftover, MatchFilter, PastMatch, Rows, RuleHits
-
-_JOB = """job_id, rule, state, serialize_key, kernel_time_ns, boot_id, created_ns, due_ns, attempts, failures,
-    event_count, first_started_ns, finished_ns, exit_code, signal, reason, duration_ms, latency_ms,
-    snapshot"""
-
-_ALL_JOB_COLUMNS = f"{_JOB}, gather_key, attempt_id, attempt_boot_id, hook_pid, hook_start_ticks"
+from cnprocd.spool.rows import Enqueued, Leftover, MatchFilter, PastMatch, Rows
 
 
 class Store:
@@ -35,6 +30,7 @@ class Store:
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
         self.waiting = self._count(State.WAITING)
+        self.last_event_id = 0  # of the events that were added by enqueue()
 
     def close(self) -> None:
         self._db.close()
@@ -76,7 +72,10 @@ class Store:
                 if job_id is None:
                     job_id = self._new_job(db, request, boot_id, now_ns)
                 record = json.dumps(request.event, separators=(",", ":"))
-                db.execute("INSERT INTO events(key, job_id, record) VALUES (?, ?, ?)", (request.key, job_id, record))
+                cursor = db.execute(
+                    "INSERT INTO events(key, job_id, record) VALUES (?, ?, ?)", (request.key, job_id, record)
+                )
+                self.last_event_id = cursor.lastrowid or 0
                 job_ids.append(job_id)
         return Enqueued(tuple(job_ids), duplicates, shed)
 
@@ -129,9 +128,9 @@ class Store:
     ) -> list[Job]:
         """Return the oldest jobs that may start now, without their events."""
         rows = self._db.execute(
-            f"SELECT {_JOB} FROM jobs INDEXED BY waiting WHERE state = 'waiting' AND job_id > ? AND due_ns <= ?"  # noqa: S608
-            f" AND rule NOT IN ({_marks(skip_rules)}) AND job_id NOT IN ({_marks(skip_jobs)})"
-            f" AND (serialize_key IS NULL OR serialize_key NOT IN ({_marks(skip_keys)}))"
+            f"SELECT {copies.JOB} FROM jobs INDEXED BY waiting WHERE state = 'waiting' AND job_id > ? AND due_ns <= ?"  # noqa: S608
+            f" AND rule NOT IN ({copies.marks(skip_rules)}) AND job_id NOT IN ({copies.marks(skip_jobs)})"
+            f" AND (serialize_key IS NULL OR serialize_key NOT IN ({copies.marks(skip_keys)}))"
             " ORDER BY job_id LIMIT ?",
             (after_id, now_ns, *skip_rules, *skip_jobs, *skip_keys, limit),
         )
@@ -202,7 +201,7 @@ class Store:
     def leftovers(self) -> list[Leftover]:
         """Return the jobs that are marked as running."""
         rows = self._db.execute(
-            f"SELECT {_JOB}, attempt_id, attempt_boot_id, hook_pid, hook_start_ticks"  # noqa: S608
+            f"SELECT {copies.JOB}, attempt_id, attempt_boot_id, hook_pid, hook_start_ticks"  # noqa: S608
             " FROM jobs WHERE state = 'running' ORDER BY job_id"
         )
         return [Leftover(_job(row[:-4]), *row[-4:]) for row in rows]
@@ -232,13 +231,12 @@ class Store:
         return None if row is None else int(row[0])
 
     def last_job_id(self) -> int:
-        row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'jobs'").fetchone()
-        return 0 if row is None else int(row[0])
+        return copies.last_job_id(self._db)
 
     def jobs(self, state: State | None, rule: str | None, limit: int) -> list[Job]:
         """Return the newest jobs, newest first, without their events. `rule` is a glob."""
         rows = self._db.execute(
-            f"SELECT {_JOB} FROM jobs WHERE (?1 IS NULL OR state = ?1) AND (?2 IS NULL OR rule GLOB ?2)"  # noqa: S608
+            f"SELECT {copies.JOB} FROM jobs WHERE (?1 IS NULL OR state = ?1) AND (?2 IS NULL OR rule GLOB ?2)"  # noqa: S608
             " ORDER BY job_id DESC LIMIT ?3",
             (state, None if rule is None else history.glob(rule), limit),
         )
@@ -246,7 +244,7 @@ class Store:
 
     def job(self, job_id: int) -> Job | None:
         """Return one job with its events, or with () if one of them cannot be read."""
-        row = self._db.execute(f"SELECT {_JOB} FROM jobs WHERE job_id = ?", (job_id,)).fetchone()  # noqa: S608
+        row = self._db.execute(f"SELECT {copies.JOB} FROM jobs WHERE job_id = ?", (job_id,)).fetchone()  # noqa: S608
         if row is None:
             return None
         return _job(row, self.events(job_id))
@@ -286,26 +284,14 @@ class Store:
 
     # -- history -------------------------------------------------------------------------------------------------
 
-    def add_matches(self, matches: Sequence[PastMatch]) -> None:
-        with self._transaction() as db:
-            history.add_matches(db, matches)
-
     def matches(self, wanted: MatchFilter) -> list[PastMatch]:
-        return history.find_matches(self._db, wanted)
+        return list(history.find_matches(self._db, wanted, 0, wanted.limit).matches)
 
-    def put_output(self, job_id: int, output: str) -> None:
-        with self._transaction() as db:
-            history.put_output(db, job_id, output)
+    def page_of_matches(self, wanted: MatchFilter, before: int, most: int) -> Page:
+        return history.find_matches(self._db, wanted, before, most)
 
     def output(self, job_id: int) -> str | None:
         return history.find_output(self._db, job_id)
-
-    def put_hits(self, hits: Mapping[str, RuleHits], gone: Iterable[str]) -> None:
-        with self._transaction() as db:
-            history.put_hits(db, hits, gone)
-
-    def hits(self) -> dict[str, RuleHits]:
-        return history.find_hits(self._db)
 
     def prune(self, *, keep: int, older_than_ns: int) -> int:
         """Delete done jobs, dead jobs and matches beyond `keep` of each, or older. Return the number of rows."""
@@ -325,83 +311,61 @@ class Store:
 
     # -- files and copies----------------------------------------------------------------------------------------
 
-    def sync(self) -> None:
-        """Make all commits survive a power cut: one fsync of the WAL, by a small commit with synchronous=FULL."""
-        self._db.execute("PRAGMA synchronous = FULL")
-        try:
-            self._db.execute(f"PRAGMA user_version = {database.SCHEMA_VERSION}")
-        finally:
-            self._db.execute("PRAGMA synchronous = NORMAL")
-
     def checkpoint(self) -> None:
-        """Move the pages of the WAL to their places in the file: two fsyncs, and a write for every page."""
-        self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        """Move the pages of the WAL to their places in the file, and empty the WAL: two fsyncs, one write a page."""
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def skip_ids(self, last: int) -> None:
         """Let the next job id be above `last`."""
         with self._transaction() as db:
-            _skip_ids(db, last)
+            copies.skip_ids(db, last)
 
     def rows(self, *states: State) -> Rows:
-        """Return the jobs in `states` with their events, and all matches if every state is requested."""
-        return read_rows(self._db, states)
+        """Return the jobs in `states` with their events."""
+        return copies.read_rows(self._db, states)
 
-    def adopt(self, rows: Rows) -> None:
-        """Copy rows of another store into this one. They are newer than rows of the same job here."""
-        columns = _marks(_ALL_JOB_COLUMNS.split(","))
+    def rows_of(self, job_ids: Iterable[int], events: Iterable[EventRange]) -> Rows:
+        """Return jobs as they are now, and the events in the ranges."""
+        return copies.rows_of(self._db, job_ids, events)
+
+    def dead_rows(self, job_id: int | None, rule: str | None) -> Rows:
+        """Return dead jobs with their events: one job, those of the rules that match a glob, or all."""
+        return copies.dead_rows(self._db, job_id, rule)
+
+    def ended_keys(self, limit: int) -> tuple[str, ...]:
+        """Return the newest keys of events whose job has ended."""
+        return copies.ended_keys(self._db, limit)
+
+    def write(self, rows: Rows, ended: Iterable[Ended], gone_rules: Iterable[str]) -> None:
+        """Store rows of the memory in this file."""
         with self._transaction() as db:
-            db.executemany(f"INSERT OR REPLACE INTO jobs({_ALL_JOB_COLUMNS}) VALUES ({columns})", rows.jobs)  # noqa: S608
-            db.executemany("INSERT OR IGNORE INTO events(job_id, key, record) VALUES (?, ?, ?)", rows.events)
-            db.executemany(f"INSERT INTO matches({history.COLUMNS}) VALUES ({_marks('?' * 9)})", rows.matches)  # noqa: S608
-            db.executemany("INSERT OR REPLACE INTO outputs(job_id, bytes, output) VALUES (?, ?, ?)", rows.outputs)
-            db.executemany("INSERT OR REPLACE INTO hits(rule, count, last_ns) VALUES (?, ?, ?)", rows.hits)
-            # Their events were stored here already, with other jobs, which are kept.
-            db.execute("DELETE FROM jobs WHERE state = 'waiting' AND job_id NOT IN (SELECT job_id FROM events)")
-            _skip_ids(db, max(rows.last_job_id, self.last_job_id()))
+            copies.put(db, rows)
+            copies.put_ended(db, ended)
+            history.put_hits(db, {}, gone_rules)
+
+    def merge(self, memory: Rows, ended: Iterable[Ended]) -> copies.Merged:
+        """Make this file equal to the memory, plus the jobs that only the file has."""
+        with self._transaction() as db:
+            merged = copies.merge(db, memory, ended)
+        self.waiting = self._count(State.WAITING)
+        return merged
+
+    def take_in(self, rows: Rows, keys: Iterable[str] = (), superseded: Iterable[int] = ()) -> None:
+        """Add jobs of the file to this memory, and remove the waiting jobs that need not run."""
+        with self._transaction() as db:
+            copies.take_in(db, rows, keys)
+            db.executemany("DELETE FROM jobs WHERE job_id = ? AND state = 'waiting'", [(one,) for one in superseded])
         self.waiting = self._count(State.WAITING)
 
+    def forget_ended(self, keep: int, older_than_ns: int, most_keys: int) -> list[Ended]:
+        """Delete ended jobs beyond the newest `keep` of each state, or older, from this memory. Return tombstones."""
+        with self._transaction() as db:
+            return copies.forget_ended(db, keep, older_than_ns, most_keys)
 
-def read_rows(db: sqlite3.Connection, states: Sequence[State], *, damaged: bool = False) -> Rows:
-    """Return the jobs in `states` with their events. From a `damaged` database: the rows that can be read."""
-
-    def read(query: str, *values: object, wanted: Container[object] | None = None) -> list[tuple[Any, ...]]:
-        rows: list[tuple[Any, ...]] = []
-        with contextlib.suppress(*([sqlite3.Error] if damaged else [])):
-            # extend() keeps the rows before an error
-            rows.extend(row for row in db.execute(query, values) if wanted is None or row[0] in wanted)
-        return rows
-
-    among = f"({_marks(states)})"
-    jobs = read(f"SELECT {_ALL_JOB_COLUMNS} FROM jobs WHERE +state IN {among}", *states)  # noqa: S608
-    if damaged:
-        jobs = [row for row in jobs if _is_sound(row)]
-    events = read("SELECT job_id, key, record FROM events ORDER BY event_id", wanted={row[0] for row in jobs})
-    (last,) = next(iter(read("SELECT seq FROM sqlite_sequence WHERE name = 'jobs'")), (0,))
-    if len(states) <= 2:
-        return Rows(jobs, events, last_job_id=last)
-    matches = read(f"SELECT {history.COLUMNS} FROM matches ORDER BY match_id")  # noqa: S608
-    outputs = read("SELECT job_id, bytes, output FROM outputs")
-    return Rows(jobs, events, matches, outputs, read("SELECT rule, count, last_ns FROM hits"), last)
-
-
-def _is_sound(row: tuple[Any, ...]) -> bool:
-    """Whether a row of a damaged table can be a job."""
-    job_id, rule, state, _, _, boot_id, created_ns, due_ns, attempts, failures, event_count = row[:11]
-    numbers = (job_id, created_ns, due_ns, attempts, failures, event_count)
-    return (
-        all(isinstance(number, int) for number in numbers)
-        and all(isinstance(text, str) for text in (rule, boot_id))
-        and state in set(State)
-    )
-
-
-def _skip_ids(db: sqlite3.Connection, last: int) -> None:
-    db.execute("DELETE FROM sqlite_sequence WHERE name = 'jobs'")
-    db.execute("INSERT INTO sqlite_sequence(name, seq) VALUES ('jobs', ?)", (last,))
-
-
-def _marks(values: Sequence[object]) -> str:
-    return ", ".join("?" * len(values))
+    def replace_matches(self, rows: Iterable[Row]) -> None:
+        """Keep these matches instead of the former ones."""
+        with self._transaction() as db:
+            history.replace_matches(db, rows)
 
 
 def _status(result: AttemptResult) -> tuple[int | None, int | None]:

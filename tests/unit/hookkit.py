@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import TypeVar, cast
 
 from cnprocd.launch.request import HookUser, LaunchRequest
 from cnprocd.launch.user import resolve_user
@@ -19,6 +20,7 @@ from cnprocd.spool.job import JobRequest
 from cnprocd.spool.scheduler import Scheduler
 from cnprocd.spool.spool import Spool
 
+T = TypeVar("T")
 PATIENCE_S = 60.0  # only a test that fails waits so long
 ATTEMPT_ID = "a" * 32
 # The defaults of the rule language, without pydantic: tests of ordinary users run with the system's Python.
@@ -70,6 +72,15 @@ def aio(test: Callable[..., Coroutine[None, None, None]]) -> Callable[..., None]
     return run
 
 
+def searched(search: Coroutine[None, None, T]) -> T:
+    """Return what a search of a spool returns that has no process of its own: it never waits."""
+    try:
+        search.send(None)
+    except StopIteration as end:
+        return cast(T, end.value)
+    raise AssertionError("it waits")
+
+
 def template(text: str) -> Template:
     """`{field}` in a text becomes the event's field."""
     parts: list[str | Field] = []
@@ -113,7 +124,7 @@ def request(rule: str, event: dict[str, object] | None = None, **more: object) -
 async def running(directory: Path, hooks: dict[str, Hook], slots: int = 4, records: Records | None = None, **more):
     """Yield a spool, a scheduler over it, and its records. Stop and close them whatever happens. `hooks` by rule."""
     records = records or Records()
-    spool = Spool.open(directory, log=records)
+    spool = Spool.open(directory, log=records, disk=more.pop("disk", None))
     scheduler = Scheduler(spool, hooks, slots=slots, log=records, **more)
     scheduler.start()
     try:

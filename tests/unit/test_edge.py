@@ -117,6 +117,41 @@ def test_submit_calls_back_in_order_from_the_loop(loop, gate):
     edge.close()
 
 
+def test_wait_takes_the_answers_of_submitted_pieces(loop, gate):
+    edge, answers = threads(loop, gate, deadline_s=LONG_S), Answers(loop)
+    for name in "ab":
+        edge.submit(name, answers.to(name))
+    assert edge.wait(LONG_S) and edge.wait(LONG_S)
+    assert answers.all == [("a", "A"), ("b", "B")]
+    assert not edge.wait(LONG_S)  # nothing is at work
+    edge.submit("slow", answers.to("slow"))
+    assert not edge.wait(SHORT_S)
+    gate.open()
+    assert edge.wait(LONG_S)
+    edge.close()
+
+
+def test_an_answer_that_the_loop_saw_first_may_be_waited_for(loop):
+    """The loop calls back for a descriptor that was readable; meanwhile another callback has taken the answer."""
+    edge, answers = children(loop, deadline_s=LONG_S), Answers(loop)
+
+    def first():
+        assert edge.wait(LONG_S)
+
+    async def both():
+        edge.submit(b"a", answers.to("a"))
+        seat = next(iter(edge._busy))
+        assert seat.poller.poll(LONG_S * 1000)
+        asyncio.get_running_loop().call_soon(first)
+        asyncio.get_running_loop().call_soon(edge._on_readable, seat)
+        await asyncio.sleep(0.01)
+
+    loop.run_until_complete(both())
+    assert len(answers.all) == 1 and edge.counters.ended == 0
+    assert edge.ready == 1
+    edge.close()
+
+
 def test_ask_gives_up_a_late_piece_and_is_answered_by_another(loop, gate):
     edge = threads(loop, gate, deadline_s=LONG_S, replacements=1)
     assert edge.ask("slow", SHORT_S) is Missed.LATE

@@ -68,7 +68,7 @@ rules/language/actions rules/language/advice rules/language/condition rules/lang
 rules/language/names rules/language/plain rules/language/regex_cost rules/language/schema rules/language/syntax
 rules/language/value_problem
 runner/wire runner/wire_validate
-spool/job spool/latency spool/promises spool/rows spool/running spool/throttle
+spool/changes spool/disk_messages spool/job spool/latency spool/promises spool/rows spool/running spool/throttle
 """.split()
 
 # Modules with effects: the system, files, time, the network, other processes, threads, or the log.

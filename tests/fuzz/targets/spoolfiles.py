@@ -14,6 +14,7 @@ import random
 import shutil
 import struct
 import tempfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -153,8 +154,10 @@ class SpoolFiles(Target):
         self._clock.now_ns += 10 * NS
         new = spool.enqueue([_request(n, f"new {n}") for n in range(3)])
         assert None not in new.job_ids
-        spool.counts(), spool.jobs(), spool.matches(MatchFilter(rule="a*")), spool.next_due_in_s()
-        spool.output(1)
+        spool.counts(), spool.next_due_in_s()
+        for search in (spool.find_jobs(), spool.find_matches(MatchFilter(rule="a*")), spool.find_output(1)):
+            with suppress(StopIteration):
+                search.send(None)  # it never waits
         assert all(isinstance(one.count, int) for one in spool.hits().values())
         ran: list[int] = []
         for _ in range(4):  # damage that is found only now can bring back jobs

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from unit.hookkit import Records, request, shell
 
+from cnprocd.spool.disk import ChildDisk
 from cnprocd.spool.scheduler import Scheduler
 from cnprocd.spool.spool import Spool
 
@@ -32,7 +33,7 @@ def put(text: str) -> None:
 
 async def main(directory: Path, first: int, last: int) -> None:
     records = Printing()
-    spool = Spool.open(directory, log=records)
+    spool = Spool.open(directory, log=records, disk=ChildDisk(asyncio.get_running_loop()))
     ledger = directory / "ledger"
     scheduler = Scheduler(spool, {"r": shell(f'echo "$CNPROCD_PID" >>{ledger}')}, slots=4, log=records)
     put("started")

@@ -11,7 +11,8 @@ from pathlib import Path
 from unit.hookkit import Records, aio, hook, request, running
 
 from cnprocd.spool.job import State
-from cnprocd.spool.spool import Keep, Spool
+from cnprocd.spool.rows import Keep
+from cnprocd.spool.spool import Spool
 
 JOBS = int(os.environ.get("CNPROCD_BULK_JOBS", "600"))
 SLOTS = 8
@@ -63,7 +64,7 @@ async def test_many_jobs_at_once_run_in_order_and_memory_stays_flat(tmp_path):
         assert most == SLOTS
         assert spool.counts().done == JOBS
         assert records.all == []
-        assert {job.state for job in spool.jobs(limit=JOBS)} == {State.DONE}
+        assert {job.state for job in (await spool.find_jobs(limit=JOBS)).value} == {State.DONE}
         growth_kib = records.sizes[-1] - records.sizes[1]
         print(f"{JOBS} jobs in {took_s:.1f} s ({JOBS / took_s:.0f} a second), resident {records.sizes} KiB")
         assert growth_kib < 4096

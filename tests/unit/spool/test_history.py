@@ -5,12 +5,12 @@ import sqlite3
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from unit.hookkit import Records, request
+from unit.hookkit import Records, request, searched
 
 from cnprocd.launch.request import AttemptResult
 from cnprocd.spool import database, history
 from cnprocd.spool.job import State
-from cnprocd.spool.rows import MatchFilter, PastMatch, RuleHits
+from cnprocd.spool.rows import MatchFilter, PastMatch, Rows, RuleHits
 from cnprocd.spool.spool import FILE_NAME, Spool
 from cnprocd.spool.store import Store
 
@@ -81,14 +81,21 @@ def test_a_database_of_version_2_keeps_every_job_and_match(tmp_path):
     records = Records()
     spool = Spool.open(tmp_path, log=records)
     assert (records.all, spool.durable) == ([], True)
-    assert {job.job_id: str(job.state) for job in spool.jobs()} == {1: "waiting", 2: "running", 3: "done", 4: "dead"}
-    assert [spool.job(job_id).events for job_id in range(1, 5)] == [({"pid": number},) for number in range(1, 5)]
-    (found,) = spool.matches(MatchFilter(user="oracle", uid=54, unit="db.*"))
+    assert {job.job_id: str(job.state) for job in searched(spool.find_jobs()).value} == {
+        1: "waiting",
+        2: "running",
+        3: "done",
+        4: "dead",
+    }
+    assert [searched(spool.find_job(job_id)).value.events for job_id in range(1, 5)] == [
+        ({"pid": number},) for number in range(1, 5)
+    ]
+    (found,) = searched(spool.find_matches(MatchFilter(user="oracle", uid=54, unit="db.*"))).value
     assert (found.record["job_id"], found.job_state) == (4, "dead")
     spool.put_output(4, "late\n")
     spool.close()
     again = Spool.open(tmp_path, log=records)
-    assert (again.output(4), records.all) == ("late\n", [])
+    assert (searched(again.find_output(4)).value, records.all) == ("late\n", [])
     again.close()
 
 
@@ -140,14 +147,14 @@ def test_matches_are_found_by_every_filter(spool, wanted, pids):
     add(spool, 2, comm="tnslsnr", unit=None)
     add(spool, 3, user="root", uid=0)
     add(spool, 4, rule="core")
-    assert [match.pid for match in spool.matches(MatchFilter(**wanted))] == pids
+    assert [match.pid for match in searched(spool.find_matches(MatchFilter(**wanted))).value] == pids
 
 
 def test_a_filter_is_applied_before_the_limit(spool):
     add(spool, 1, rule="rare")
     for number in range(2, 200):
         add(spool, number)
-    assert [match.pid for match in spool.matches(MatchFilter(rule="rare", limit=1))] == [1]
+    assert [match.pid for match in searched(spool.find_matches(MatchFilter(rule="rare", limit=1))).value] == [1]
 
 
 @given(st.text(), st.integers(-(1 << 70), 1 << 70), st.integers(-(1 << 70), 1 << 70))
@@ -163,18 +170,22 @@ def test_a_match_has_the_state_of_its_job(spool):
     spool.bury(1, FAILED, "exit code 1 (1 attempt)")
     for number, job_id in ((1, 1), (2, 2), (3, None), (4, 99)):
         add(spool, number, job_id=job_id)
-    found = [(match.job_state, match.job_reason) for match in spool.matches(MatchFilter())]
+    found = [(match.job_state, match.job_reason) for match in searched(spool.find_matches(MatchFilter())).value]
     assert found == [(None, None), (None, None), ("waiting", None), ("dead", "exit code 1 (1 attempt)")]
 
 
 # -- output ------------------------------------------------------------------------------------------------------
 
 
+def put_output(store, job_id, output):
+    store.write(Rows(outputs=[(job_id, output)]), (), ())
+
+
 def test_output_is_that_of_the_last_attempt(store):
-    store.put_output(1, "first\n")
-    store.put_output(1, "second\n")
+    put_output(store, 1, "first\n")
+    put_output(store, 1, "second\n")
     assert store.output(1) == "second\n"
-    store.put_output(1, "")
+    put_output(store, 1, "")
     assert store.output(1) is None
 
 
@@ -183,35 +194,31 @@ def test_output_is_bounded_for_all_jobs_together(spool):
     for job_id in range(1, 6):
         spool.put_output(job_id, "x" * 100)
     spool.put_output(77, "of a job that is gone")
-    history.prune_outputs(spool._store._db, 250)
-    assert [spool.output(job_id) is not None for job_id in (1, 2, 3, 4, 5, 77)] == [False] * 3 + [True] * 2 + [False]
+    spool.sync()
+    history.prune_outputs(spool._copy._disk.file._store._db, 250)
+    assert [searched(spool.find_output(job_id)).value is not None for job_id in (1, 2, 3, 4, 5, 77)] == [False] * 3 + [
+        True
+    ] * 2 + [False]
     spool.prune()
-    assert spool.output(5) is not None
-
-
-def test_the_past_moves_with_the_jobs_to_another_store(store):
-    """As from memory to the disk, when that can be used again."""
-    store.add_matches([PastMatch(5, "r", "c", 1, {"job_id": 3, "unit": "db.service"})])
-    store.put_output(1, "in memory\n")
-    store.put_hits({"r": RuleHits(3, 5)}, ())
-    other = Store(database.in_memory())
-    other.adopt(store.rows(*State))
-    assert (other.output(1), other.hits()) == ("in memory\n", {"r": RuleHits(3, 5)})
-    assert len(other.matches(MatchFilter(unit="db.*"))) == 1
+    assert searched(spool.find_output(5)).value is not None
 
 
 # -- hits --------------------------------------------------------------------------------------------------------
 
 
+def hits(store):
+    return history.hits_of(store.merge(Rows(), ()).foreign.hits)
+
+
 def test_hits_are_replaced_and_forgotten(store):
-    store.put_hits({"a": RuleHits(1, None), "b": RuleHits(2, 7)}, ())
-    store.put_hits({"a": RuleHits(5, 9)}, ["b"])
-    assert store.hits() == {"a": RuleHits(5, 9)}
+    store.write(Rows(hits=[("a", 1, None), ("b", 2, 7)]), (), ())
+    store.write(Rows(hits=[("a", 5, 9)]), (), ["b"])
+    assert hits(store) == {"a": RuleHits(5, 9)}
 
 
 def test_a_damaged_row_of_hits_is_left_out(store):
     store._db.executescript("INSERT INTO hits VALUES ('a', 'x', 1), ('b', 2, 'x'), (x'ff', 3, 3), ('c', 4, NULL)")
-    assert store.hits() == {"c": RuleHits(4, None)}
+    assert hits(store) == {"c": RuleHits(4, None)}
 
 
 # -- retry -------------------------------------------------------------------------------------------------------
@@ -222,8 +229,8 @@ def test_dead_jobs_are_revived_by_rule_or_all(spool):
     for job_id in (1, 2, 3):
         spool.start(job_id, "t")
         spool.bury(job_id, FAILED, "x")
-    assert spool.revive(rule="db-*") == [1, 2]
-    assert spool.revive(rule="none") == []
-    assert spool.revive() == [3]
-    assert spool.revive() == []
+    assert searched(spool.revive(rule="db-*")) == [1, 2]
+    assert searched(spool.revive(rule="none")) == []
+    assert searched(spool.revive()) == [3]
+    assert searched(spool.revive()) == []
     assert spool._store.waiting == spool.counts().waiting == 4

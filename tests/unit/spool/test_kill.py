@@ -24,7 +24,7 @@ async def test_a_killed_job_is_dead_whatever_retries_are_left(tmp_path):
         assert (str(job.state), job.reason, job.failures) == ("dead", "killed by an operator", 1)
         (failed,) = records.of("hook_failed")
         assert (failed["will_retry"], failed["reason"]) == (False, "killed by an operator")
-        assert (spool.output(1), scheduler.output(1)) == ("started\n", None)
+        assert ((await spool.find_output(1)).value, scheduler.output(1)) == ("started\n", None)
         assert not scheduler.kill(1, retry=False)
 
 
@@ -40,7 +40,7 @@ async def test_a_killed_job_is_retried_if_asked(tmp_path):
         await records.ended(1)
         job = spool.job(1)
         assert (str(job.state), job.failures, job.attempts) == ("done", 1, 2)
-        assert spool.output(1) == "again\n"
+        assert (await spool.find_output(1)).value == "again\n"
 
 
 @aio
@@ -62,9 +62,9 @@ async def test_the_last_attempts_output_replaces_the_former(tmp_path):
         spool.enqueue([request("r")])
         scheduler.wake()
         await records.until(lambda: records.of("hook_failed"))
-        assert spool.output(1) == "noise\n"
+        assert (await spool.find_output(1)).value == "noise\n"
         await records.ended(1)
-        assert spool.output(1) is None
+        assert (await spool.find_output(1)).value is None
 
 
 @aio
@@ -74,7 +74,7 @@ async def test_kept_output_follows_the_output_limit(tmp_path):
         spool.enqueue([request("r")])
         scheduler.wake()
         await records.ended(1)
-        assert 900 <= len(spool.output(1)) <= 1100
+        assert 900 <= len((await spool.find_output(1)).value) <= 1100
 
 
 def test_kept_output_is_whole_lines_within_its_bound():

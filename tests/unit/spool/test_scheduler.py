@@ -351,7 +351,7 @@ async def test_a_revived_job_runs(tmp_path):
         scheduler.wake()
         await records.ended(1)
         scheduler.reload({"r": hook("/bin/true")}, slots=1)
-        assert spool.revive(job_id=1)
+        assert await spool.revive(job_id=1)
         scheduler.wake()
         await records.until(lambda: records.of("hook_finished", job_id=1))
 
@@ -488,14 +488,14 @@ async def test_cleanup_goes_on_in_memory_and_comes_back_to_the_disk(tmp_path, mo
 
 
 @aio
-async def test_commits_are_synced_soon_and_idle_leaves_no_timer(tmp_path, monkeypatch):
+async def test_an_idle_scheduler_has_no_timer(tmp_path, monkeypatch):
     monkeypatch.setattr(scheduler_module, "HOUSEKEEPING_S", 0.01)
     async with running(tmp_path, {"r": hook("/bin/true")}) as (spool, scheduler, records):
         spool.enqueue([request("r")])
         scheduler.wake()
         await records.ended(1)
         async with asyncio.timeout(PATIENCE_S):
-            while spool.unsynced or scheduler._next_housekeeping is not None:
+            while spool.has_changes or scheduler._next_housekeeping is not None:
                 await asyncio.sleep(0.01)
         assert scheduler._next_due is None
 

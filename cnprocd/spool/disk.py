@@ -1,0 +1,130 @@
+"""The way to the spool's file: a process that may wait for the disk (ChildDisk), or the calling process (DirectDisk).
+
+A write to a frozen or dying disk waits in the kernel where no signal ends it, and wait(2) waits for every thread of a
+process. So the file belongs to a child process. The daemon never waits for it longer than it wants to, and ends without
+it. The child then does what it was asked for as soon as the disk answers, and ends at EOF.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, cast
+
+from cnprocd.edge import Counters, Edge, Limits, Missed
+from cnprocd.spool.disk_messages import Answer, Failed, Request
+from cnprocd.spool.disk_wire import receive_message, send_message
+from cnprocd.spool.spool_file import SpoolFile
+from cnprocd.worker import ChildWorker, WorkerEndedError
+
+_LIMITS = Limits(deadline_s=math.inf, inbox=4)  # copy_on_disk.py hands over one request at a time
+
+
+class Disk(Protocol):
+    """Carries out requests, one after the other. The answer comes to `done`, at once or from the loop."""
+
+    def send(self, request: Request, done: Callable[[Answer], None]) -> None: ...
+
+    def wait(self, within_s: float) -> bool:
+        """Wait until a request has been answered, at most so long. Return whether one has."""
+
+    def leave(self, request: Request) -> None:
+        """Leave a last request behind: nothing waits for its answer any more."""
+
+    def close(self) -> None:
+        """Wait for nothing. What was sent is still carried out."""
+
+    @property
+    def stalled_s(self) -> float:
+        """For how long the request that is being carried out has taken."""
+
+
+class DirectDisk:
+    """The file in this process, for commands and tests: every call waits for the disk."""
+
+    stalled_s = 0.0
+
+    def __init__(self) -> None:
+        self.file = SpoolFile()
+
+    def send(self, request: Request, done: Callable[[Answer], None]) -> None:
+        answer = self.file.handle(request)
+        self.file.upkeep()
+        done(answer)
+
+    def wait(self, within_s: float) -> bool:
+        return True
+
+    def leave(self, request: Request) -> None:
+        self.file.handle(request)
+
+    def close(self) -> None:
+        """Nothing is left to be done."""
+
+
+class DiskWorker(ChildWorker):
+    """The child process with the file (disk_child.py)."""
+
+    def __init__(self) -> None:
+        script = Path(__file__).with_name("disk_child.py")
+        super().__init__(script, str(script.parents[2]))
+
+    def begin(self, work: Request) -> None:  # type: ignore[override]
+        send_message(self._socket, work)
+
+    def collect(self) -> Answer:  # type: ignore[override]
+        try:
+            found, answer = receive_message(self._socket)
+        except OSError as error:
+            raise WorkerEndedError(f"the process of the spool is gone: {error.strerror}") from error
+        if not found:
+            raise WorkerEndedError("the process of the spool has ended")
+        return cast(Answer, answer)
+
+    def leave(self, request: Request) -> None:
+        """Send a request whose answer is not waited for."""
+        with contextlib.suppress(OSError):
+            send_message(self._socket, request)
+
+    def abandon(self) -> None:
+        """Leave it: it carries out what was sent when the disk answers again, and then ends."""
+
+
+class ChildDisk:
+    """The file in a process of its own."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, blame: Callable[[str, float], None] | None = None) -> None:
+        self._worker: DiskWorker | None = None
+        self._edge: Edge[Request, Answer] = Edge("disk", self._start, _LIMITS, loop, blame=blame)
+
+    @property
+    def counters(self) -> Counters:
+        return self._edge.counters
+
+    @property
+    def stalled_s(self) -> float:
+        return self._edge.stalled_s
+
+    def send(self, request: Request, done: Callable[[Answer], None]) -> None:
+        def answered(answer: Answer | Missed) -> None:
+            done(Failed("the process of the spool has ended") if isinstance(answer, Missed) else answer)
+
+        if not self._edge.submit(request, answered):
+            done(Failed("cannot start the process of the spool"))
+
+    def wait(self, within_s: float) -> bool:
+        return self._edge.wait(within_s)
+
+    def leave(self, request: Request) -> None:
+        if self._worker is not None:
+            self._worker.leave(request)
+
+    def close(self) -> None:
+        self._edge.close()
+
+    def _start(self) -> DiskWorker:
+        self._worker = DiskWorker()
+        return self._worker
