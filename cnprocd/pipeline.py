@@ -26,6 +26,7 @@ from cnprocd.process.model import Occurrence, Process, ProcScan, Wanted
 from cnprocd.process.tracker import Tracker
 from cnprocd.recovery import Recovery
 from cnprocd.rules.compile import Match, Matcher
+from cnprocd.rules.needs import unknown_attributes
 from cnprocd.rules.plan import Plan
 
 _MOST_TURNS = 64  # of one drain: a storm must not delay a reload or a stop for ever
@@ -61,6 +62,7 @@ class Counts:
     occurrences: int = 0
     matches: int = 0
     nameless: int = 0  # exits of unknown comm while a rule asked for one
+    unknown: Counter[tuple[str, str]] = field(default_factory=Counter)  # (attribute, reason) -> undecided rules
     kinds: Counter[str] = field(default_factory=Counter)
     rules: Counter[str] = field(default_factory=Counter)
     rule_last_ns: dict[str, int] = field(default_factory=dict)  # wall clock
@@ -129,6 +131,8 @@ class Pipeline:
             if occurrence.kind == "exit" and not occurrence.of_thread:
                 self._note_exit(occurrence)
             found = self.matcher.match(occurrence)
+            if self.matcher.undecided:
+                self._report_undecided(occurrence)
             if found:
                 complete(occurrence, self._procfs)
                 provenance = occurrence.process.provenance() if self.logs_provenance else None
@@ -232,6 +236,7 @@ class Pipeline:
         if not self.matcher.asks_for_comm or occurrence.from_hook:
             return
         self.counts.nameless += 1
+        self.counts.unknown["comm", "lost" if occurrence.recovered else "gone"] += 1
         tgid, status = occurrence.process.tgid, describe(occurrence.status)
         self._throttled.add(
             "warning",
@@ -242,6 +247,23 @@ class Pipeline:
             pid=tgid,
             status=status,
         )
+
+    def _report_undecided(self, occurrence: Occurrence) -> None:
+        """Count and log the rules that neither matched nor failed to, because an attribute is unknown."""
+        for rule in self.matcher.undecided:
+            attributes = dict(unknown_attributes(rule.match_needs, occurrence))
+            self.counts.unknown.update(attributes.items())
+            tgid, names = occurrence.process.tgid, ", ".join(sorted(attributes)) or "an attribute"
+            self._throttled.add(
+                "warning",
+                "identity_unknown",
+                self._clock(),
+                {"count": 1},
+                f"rule {rule.name} could not be decided for process {tgid}: {names} is unknown",
+                pid=tgid,
+                rule=rule.name,
+            )
+        self.matcher.undecided.clear()
 
     def _report_rejects(self) -> None:
         """Count and log datagrams that the kernel did not send."""

@@ -56,7 +56,7 @@ def fires(compiled: CompiledRule, occurrence: Occurrence) -> Match | None:
         return None
     if occurrence.from_hook and not compiled.rule.include_hooks:
         return None
-    return evaluate(compiled, occurrence)
+    return evaluate(compiled, occurrence) or None
 
 
 def afterwards(compiled: CompiledRule) -> dict[str, str]:

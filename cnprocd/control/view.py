@@ -120,6 +120,10 @@ def _events(daemon: DaemonView) -> JsonDict:
         "occurrences": dict(counts.kinds),
         "matches": counts.matches,
         "recovered": daemon.pipeline.recovery.recovered,
+        "identity_unknown": [
+            {"attribute": attribute, "reason": reason, "count": count}
+            for (attribute, reason), count in sorted(counts.unknown.items())
+        ],
         "resyncs": daemon.pipeline.recovery.resyncs,
         "rejected": {
             "foreign_sender": source.rejects.foreign_sender,

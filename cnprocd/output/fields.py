@@ -72,7 +72,7 @@ CLASSES: Mapping[str, str] = {
     "throttled": "A throttle held matches back.",
     "throttle_keys_discarded": "A throttle discarded counts of some values, because there were too many values.",
     "identity_sources": "Where the attributes of a match came from; only with log_level debug.",
-    "identity_unknown": "Processes ended whose name is unknown.",
+    "identity_unknown": "Rules could not be decided because an attribute of the process is unknown.",
     "names_unavailable": "The name service does not answer; names of users are unknown for now.",
     "hook_started": "A hook was started.",
     "hook_finished": "A hook succeeded.",

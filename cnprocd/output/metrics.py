@@ -145,6 +145,15 @@ def _of_losses(status: JsonObject) -> Iterable[_Metric]:
         get_int(events, "recovered"),
     )
     yield _Metric(
+        "cnprocd_identity_unknown_total",
+        "counter",
+        "Times that a rule could not be decided because an attribute of the process was unknown.",
+        [
+            ({"attribute": get_str(one, "attribute"), "reason": get_str(one, "reason")}, get_int(one, "count"))
+            for one in get_list(events, "identity_unknown", as_dict, ())
+        ],
+    )
+    yield _Metric(
         "cnprocd_rejected_datagrams_total",
         "counter",
         "Datagrams that were rejected, by reason.",

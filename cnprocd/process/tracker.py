@@ -300,10 +300,11 @@ class Tracker:
             is_same = self._files.is_same(process.exe_file, file)
             if is_same is False:
                 process.forget_image()
-            elif process.exe is not None:
+            elif process.exe is not None and is_same is None:
                 return
         found = self._files.find(file, process.comm)
-        process.take_executed_file(file, found)
+        if process.exe is None or (found is not None and found.is_named):
+            process.take_executed_file(file, found)
         process.exe_is_unnamed = self._files.knows_all_named and not (found is not None and found.is_named)
 
     def _read_cgroup_at_death(self, occurrence: Occurrence) -> None:

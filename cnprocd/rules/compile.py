@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from cnprocd.connector.status import ALL_SIGNALS, EVERY_STATUS, FAILURES, NO_STATUS, StatusSet
 from cnprocd.process.model import Kind, Occurrence
@@ -121,6 +122,7 @@ class Matcher:
 
     def __init__(self, rules: Iterable[Rule]) -> None:
         self.rules = tuple(compile_rule(rule, order) for order, rule in enumerate(rules) if rule.enabled)
+        self.undecided: list[CompiledRule] = []  # rules that an unknown attribute decided; the caller takes them
         self.asks_for_comm = any("comm" in rule.match_needs for rule in self.rules if "exit" in rule.kinds)
         self._indices = {
             (kind, threads): _CommIndex([r for r in self.rules if kind in r.kinds and r.rule.threads is threads])
@@ -165,26 +167,37 @@ class Matcher:
             if occurrence.from_hook and not compiled.rule.include_hooks:
                 continue
             match = evaluate(compiled, occurrence)
-            if match is not None:
+            if match:
                 matches.append(match)
+            elif match is None:
+                self.undecided.append(compiled)
         return matches
 
 
-def evaluate(compiled: CompiledRule, occurrence: Occurrence) -> Match | None:
-    """Return the match of one rule with one occurrence of its kind, or None."""
-    if occurrence.kind != "exit":
-        return Match(compiled, occurrence, occurrence.kind) if compiled.test(occurrence) else None
+def evaluate(compiled: CompiledRule, occurrence: Occurrence) -> Match | Literal[False] | None:
+    """Return the match of one rule with one occurrence of its kind; None if an unknown attribute decides."""
     status = occurrence.status
-    if status is not None:
+    if occurrence.kind != "exit":
+        event: EventName = occurrence.kind
+    elif status is not None:
         if status == 0 and not compiled.any_exit:
-            return None
-        failed = status != 0 and "nonzero_exit" in compiled.rule.events
-        return Match(compiled, occurrence, "nonzero_exit" if failed else "exit") if compiled.test(occurrence) else None
+            return False
+        event = "nonzero_exit" if status != 0 and "nonzero_exit" in compiled.rule.events else "exit"
+    else:
+        return _evaluate_unknown_exit(compiled, occurrence)
+    verdict = compiled.test(occurrence)
+    return Match(compiled, occurrence, event) if verdict else verdict
+
+
+def _evaluate_unknown_exit(compiled: CompiledRule, occurrence: Occurrence) -> Match | Literal[False] | None:
     if compiled.any_exit and compiled.test(occurrence):
-        return Match(compiled, occurrence, "exit")  # `exit` needs no status
+        return Match(compiled, occurrence, "exit")  # an exit of unknown status is an exit all the same
     policy = compiled.rule.on_unknown_exit
-    if policy == "ignore" or not compiled.test_unknown(occurrence):
-        return None
+    if policy == "ignore":
+        return False
+    verdict = compiled.test_unknown(occurrence)
+    if not verdict:
+        return verdict
     return Match(compiled, occurrence, "exit" if compiled.any_exit else "nonzero_exit", log_only=policy == "log")
 
 

@@ -7,9 +7,10 @@ The plan pays for exactly these (rules/plan.py), `explain` shows the price and t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal
 
+from cnprocd.process.model import Occurrence
 from cnprocd.rules.ruleset import Condition, ProcessCondition, Rule
 from cnprocd.rules.values import Template
 
@@ -72,6 +73,41 @@ def needs_of(rule: Rule) -> Needs:
         if line not in lines:
             lines.append(line)
     return {need: tuple(lines) for need, lines in found.items()}
+
+
+_UNKNOWN: Mapping[Need, tuple[str, Callable[[Occurrence], bool]]] = {
+    "comm": ("comm", lambda one: one.process.comm is None),
+    "ids": ("user", lambda one: one.process.uid is None),
+    "exe": ("exe", lambda one: one.process.exe is None),
+    "exe_file": ("exe", lambda one: one.process.exe is None and not one.process.exe_is_unnamed),
+    "exe_claimed": ("exe_claimed", lambda one: one.process.exe_claimed is None),
+    "cmdline": ("cmdline", lambda one: one.process.cmdline is None or one.process.cmdline_is_cut),
+    "cgroup": ("cgroup", lambda one: one.process.placement is None),
+    "ancestors": ("parent", lambda one: not one.ancestors),
+    "usage": ("usage", lambda one: one.usage is None),
+    "lifetime": ("lifetime", lambda one: one.lifetime_s is None),
+}
+"""The attribute of each need, and whether it is unknown."""
+
+
+def unknown_attributes(needs: Iterable[Need], occurrence: Occurrence) -> Iterator[tuple[str, str]]:
+    """Return each attribute of these needs that is unknown of an occurrence, and why.
+
+    The reasons: `gone` before it could be read, `lost` with its event, `unverified` (see exe_claimed), `truncated`.
+    """
+    for need in needs:
+        attribute, is_unknown = _UNKNOWN[need]
+        if is_unknown(occurrence):
+            yield attribute, _why_unknown(attribute, occurrence)
+
+
+def _why_unknown(attribute: str, occurrence: Occurrence) -> str:
+    process = occurrence.process
+    if attribute == "exe" and process.exe_claimed is not None:
+        return "unverified"
+    if attribute == "cmdline" and process.cmdline is not None:
+        return "truncated"
+    return "lost" if occurrence.recovered else "gone"
 
 
 def literal_exe_paths(condition: Condition | ProcessCondition | None) -> frozenset[str]:

@@ -23,12 +23,12 @@ from unit.rules.trees import (
 )
 
 from cnprocd.connector.status import EVERY_STATUS, FAILURES, NO_STATUS
-from cnprocd.process.model import Occurrence, Process
+from cnprocd.process.model import Image, Occurrence, Process
 from cnprocd.rules import compile as compile_module
 from cnprocd.rules.compile import Matcher, compile_rule, evaluate, possible_statuses
 from cnprocd.rules.language.plain import plain
 from cnprocd.rules.language.schema import RuleModel
-from cnprocd.rules.needs import needs_of
+from cnprocd.rules.needs import needs_of, unknown_attributes
 from cnprocd.rules.predicate import compile_condition
 from cnprocd.rules.ruleset import EVENT_NAMES, Rule
 
@@ -231,6 +231,30 @@ def test_the_needs_of_each_key(match, needs):
 
 
 @pytest.mark.parametrize(
+    ("match", "process", "unknown"),
+    [
+        ({"exe": "/x"}, {}, [("exe", "gone")]),
+        ({"exe": "/x"}, {"exe_is_unnamed": True}, []),
+        ({"exe": "/*"}, {"image": Image("/x")}, [("exe", "unverified")]),
+        (
+            {"not": {"cmdline": "x*y"}},
+            {"cmdline": "x", "image": Image(cmdline_is_cut=True)},
+            [("cmdline", "truncated")],
+        ),
+        ({"unit": "x.service", "user": 0}, {}, [("cgroup", "gone"), ("user", "gone")]),
+        ({"unit": "x.service", "user": 0}, {"uid": 1}, []),
+        ({"comm": "sh", "parent": {"comm": "x"}}, {}, [("parent", "gone")]),
+    ],
+)
+def test_a_rule_that_an_unknown_attribute_decides_is_told(match, process, unknown):
+    matcher = Matcher([rule(match=match)])
+    occurrence = Occurrence("exit", Process(100, 1, comm="sh", **process), 100, 256, 10**9)
+    assert matcher.match(occurrence) == []
+    found = [sorted(unknown_attributes(one.match_needs, occurrence)) for one in matcher.undecided]
+    assert found == ([unknown] if unknown else [])
+
+
+@pytest.mark.parametrize(
     ("keys", "needs"),
     [
         ({}, {"comm": ("the default message",)}),
@@ -344,7 +368,7 @@ def _comm_texts(data):
     ],
 )
 def test_the_event_name_of_a_match(events, status, said):
-    match = evaluate(compile_rule(rule(events=events), 0), exited(status=status))
+    match = evaluate(compile_rule(rule(events=events), 0), exited(status=status)) or None
     assert said == (match and (match.event, match.log_only))
 
 
@@ -364,14 +388,14 @@ def test_the_event_name_of_a_match(events, status, said):
 )
 def test_on_unknown_exit_decides_about_an_unknown_status(policy, match, said):
     compiled = compile_rule(rule(events=["nonzero_exit"], match=match, on_unknown_exit=policy), 0)
-    match = evaluate(compiled, exited(status=None, recovered=True))
+    match = evaluate(compiled, exited(status=None, recovered=True)) or None
     assert said == (match and (match.event, match.log_only))
 
 
 def test_an_exit_rule_without_status_keys_matches_unknown_status():
     for policy in ("match", "log", "ignore"):
         compiled = compile_rule(rule(events=["exit"], match={"comm": "sh"}, on_unknown_exit=policy), 0)
-        match = evaluate(compiled, exited(status=None))
+        match = evaluate(compiled, exited(status=None)) or None
         assert (match.event, match.log_only) == ("exit", False)
 
 
