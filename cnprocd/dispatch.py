@@ -8,6 +8,7 @@ A job's key identifies its match for ever (job_key), so an event that is seen tw
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -219,14 +220,18 @@ def wants_hook(match: Match) -> bool:
 def job_key(boot_id: str, match: Match) -> str:
     """Return the key of a match: boot id, PID, the kernel's time of the event, event name and rule.
 
-    Without an event (a recovered exit) the process's start time replaces the kernel's time.
+    Without an event (a recovered exit) the process's start time replaces the kernel's time. If that is unknown as well,
+    the key is unique: two such matches may be of two processes that had one PID after another.
     """
     occurrence, process = match.occurrence, match.occurrence.process
     thread = f"/{occurrence.tid}" if occurrence.of_thread else ""
     # Every daemon sees the same kernel time. The start time may differ: one daemon knows it from the fork event, the
     # next one from the exit record.
-    moment = occurrence.kernel_time_ns if occurrence.kernel_time_ns is not None else f"started {process.start_ns}"
-    return ":".join((boot_id, f"{process.tgid}{thread}", str(moment), match.event, match.rule.name))
+    moment = str(occurrence.kernel_time_ns)
+    if occurrence.kernel_time_ns is None:
+        unknown = f"unknown {os.urandom(8).hex()}"
+        moment = unknown if process.start_ns is None else f"started {process.start_ns}"
+    return ":".join((boot_id, f"{process.tgid}{thread}", moment, match.event, match.rule.name))
 
 
 def gather_of(rule: Rule, record: JsonObject) -> Gather | None:

@@ -188,10 +188,19 @@ def _one_job_for_an_event(db: sqlite3.Connection, memory: Rows, mine: dict[int, 
 # -- file to memory ----------------------------------------------------------------------------------------------
 
 
-def take_in(db: sqlite3.Connection, rows: Rows, keys: Iterable[str]) -> None:
-    """Add jobs of the file to the memory, where they are missing, and the keys of events that are handled."""
+def take_in(db: sqlite3.Connection, rows: Rows, now_ns: int, keys: Iterable[str]) -> None:
+    """Add jobs of the file to the memory, where they are missing, and the keys of events that are handled.
+
+    Their times are of the clock of another start, which may have been wrong. So a job waits no longer from now on than
+    its pause was: from its creation, or from its first attempt. Nothing has begun in the future.
+    """
     columns = marks(ALL_JOB_COLUMNS.split(","))
     db.executemany(f"INSERT OR IGNORE INTO jobs({ALL_JOB_COLUMNS}) VALUES ({columns})", rows.jobs)  # noqa: S608
+    db.executemany(
+        "UPDATE jobs SET due_ns = min(due_ns, ?1 + max(0, due_ns - coalesce(first_started_ns, created_ns))),"
+        " first_started_ns = min(first_started_ns, ?1) WHERE job_id = ?2 AND state IN ('waiting', 'running')",
+        [(now_ns, row[0]) for row in rows.jobs],
+    )
     db.executemany("DELETE FROM events WHERE key = ? AND job_id = 0", [(key,) for _, key, _ in rows.events])
     db.executemany("INSERT OR IGNORE INTO events(job_id, key, record) VALUES (?, ?, ?)", rows.events)
     db.executemany("INSERT OR IGNORE INTO events(job_id, key, record) VALUES (0, ?, '')", [(key,) for key in keys])

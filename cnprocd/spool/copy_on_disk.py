@@ -70,13 +70,22 @@ class TakenIn:
 class CopyOnDisk:
     """The file's side of the spool. For the thread of the event loop."""
 
-    def __init__(self, path: Path, store: Store, disk: Disk, log: Log, on_taken_in: Callable[[TakenIn], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        store: Store,
+        disk: Disk,
+        log: Log,
+        clock: Callable[[], int],
+        on_taken_in: Callable[[TakenIn], None],
+    ) -> None:
         self.path = path
         self.recent: deque[Row] = deque(maxlen=MOST_RECENT_MATCHES)
         self.on_pruned: Callable[[m.Pruned], None] = lambda pruned: None
         self._store = store
         self._disk = disk
         self._log = log
+        self._clock = clock
         self._throttled = ThrottledLog(log, REPORT_EVERY_S)
         self._on_taken_in = on_taken_in
         self._phase = _Phase.OPENING
@@ -349,7 +358,8 @@ class CopyOnDisk:
 
     def _take_in(self, rows: Rows, opened: m.Opened | None = None) -> None:
         """Add the jobs of the file to the memory."""
-        self._store.take_in(rows, opened.keys if opened else (), opened.superseded if opened else ())
+        keys, superseded = (opened.keys, opened.superseded) if opened else ((), ())
+        self._store.take_in(rows, self._clock(), keys, superseded)
         self._on_file.update((row[0], row[_CREATED]) for row in rows.jobs)
         running = tuple(int(row[0]) for row in rows.jobs if row[2] == State.RUNNING)
         done, dead, snapshots = (opened.done, opened.dead, opened.snapshots) if opened else (0, 0, ())

@@ -15,7 +15,8 @@ its state, each in one SQL statement that names the states before. No method cha
 
 Facts and choices:
 - At least once: a job that never got an attempt is never given up for lateness. `deadline_s` counts from the first
-  start: it bounds attempts and pauses, not the queue. A clock step or a suspended machine cannot expire a job.
+  start: it bounds attempts and pauses, not the queue, nor the time while the daemon is down. An interrupted attempt is
+  not counted: the next one has its whole time. A clock step cannot expire a job.
 - An interrupted attempt does not use up a retry, but it is counted: a job whose hook kills the daemon each time
   is given up after MOST_INTERRUPTIONS.
 - Pauses grow exponentially with full jitter (uniform in 0..cap; AWS Architecture Blog, "Exponential Backoff And
@@ -107,9 +108,9 @@ class Next:
 
 
 def serialize_key(mode: Serialize, rule: str, comm: str | None) -> str | None:
-    """Return the key that no two running jobs may share. All unknown comms share one key."""
+    """Return the key that no two running jobs may share, or None. An unknown comm is not equal to another."""
     # A rule name contains no "/", so a comm cannot make one rule's key equal to another's.
-    return {"none": None, "rule": f"{rule}/", "comm": f"{rule}/comm={comm or ''}"}[mode]
+    return {"none": None, "rule": f"{rule}/", "comm": None if comm is None else f"{rule}/comm={comm}"}[mode]
 
 
 def pause_s(backoff: Backoff, failures: int, chance: float) -> float:
@@ -117,6 +118,11 @@ def pause_s(backoff: Backoff, failures: int, chance: float) -> float:
     doublings = min(max(failures, 1) - 1, 64)  # 2**64 seconds exceeds any max_s: keep the float finite
     cap = min(backoff.max_s, backoff.initial_s * 2.0**doublings)
     return cap * (0.1 + 0.9 * chance)
+
+
+def deadline_origin_ns(job: Job, now_ns: int) -> int:
+    """Return from when the deadline of an attempt that starts now counts. The time since the job was due does not."""
+    return now_ns if job.first_started_ns is None else job.first_started_ns + max(0, now_ns - job.due_ns)
 
 
 def time_left_s(hook: Hook, job: Job, now_ns: int) -> float:

@@ -32,7 +32,7 @@ from cnprocd.launch.request import AttemptResult, Ending
 from cnprocd.launch.user import UNRESOLVED, ResolveUser, resolve_user
 from cnprocd.log import Level, Log
 from cnprocd.rules.ruleset import Hook
-from cnprocd.spool.job import NS, Job, Next, State, after_attempt
+from cnprocd.spool.job import NS, Job, Next, State, after_attempt, deadline_origin_ns
 from cnprocd.spool.latency import Histogram
 from cnprocd.spool.leftovers import end_leftover
 from cnprocd.spool.promises import Promises, request_of
@@ -241,7 +241,7 @@ class Scheduler:
         now_ns = self._spool.clock()
         self._spool.start(job.job_id, attempt_id)
         job = replace(
-            job, state=State.RUNNING, attempts=job.attempts + 1, first_started_ns=job.first_started_ns or now_ns
+            job, state=State.RUNNING, attempts=job.attempts + 1, first_started_ns=deadline_origin_ns(job, now_ns)
         )
         announced: list[int] = []
 

@@ -78,7 +78,7 @@ class Spool:
         self._interrupted: list[int] = []  # jobs that ran at a crash; recover() returns them
         self._forgotten = dict.fromkeys(State, 0)  # ended jobs that only the file has
         self._store = Store(database.in_memory())
-        self._copy = CopyOnDisk(path, self._store, disk, log, self._taken_in)
+        self._copy = CopyOnDisk(path, self._store, disk, log, clock, self._taken_in)
         self._copy.on_pruned = self._pruned
         self._copy.start()
         if self._store.last_job_id() == 0 and not self.durable:
@@ -230,12 +230,13 @@ class Spool:
 
     def interrupt(self, job_id: int, pause_s: float = 0.0) -> None:
         """Let the job wait again: its attempt was interrupted. The attempt is counted, and no retry is used up."""
-        self._store.put_back(job_id, self.clock() + int(pause_s * NS), counted=True)
+        now_ns = self.clock()
+        self._store.put_back(job_id, now_ns + int(pause_s * NS), now_ns, counted=True)
         self._hand_over(job_id)
 
     def postpone(self, job_id: int, due_ns: int) -> None:
         """Let the job wait until `due_ns`: its attempt could not be started. The attempt is not counted."""
-        self._store.put_back(job_id, due_ns, counted=False)
+        self._store.put_back(job_id, due_ns, self.clock(), counted=False)
         self._hand_over(job_id)
 
     def recover(self, *, resumable: bool = False) -> list[Leftover]:
@@ -308,7 +309,7 @@ class Spool:
         found = await self._copy.find(FindDead(job_id, rule))
         if isinstance(found, Rows):
             known = self._store.counts()[State.DEAD]
-            self._store.take_in(found)
+            self._store.take_in(found, self.clock())
             self._forgotten[State.DEAD] -= self._store.counts()[State.DEAD] - known
         revived = self._store.revive(job_id, rule, self.clock())
         self._copy.note(*revived)

@@ -148,12 +148,16 @@ class Store:
         return None if row[0] is None else int(row[0])
 
     def start(self, job_id: int, attempt_id: str, boot_id: str, now_ns: int) -> None:
-        """Mark a waiting job as running, before the fork: the attempt is counted, and its id is stored."""
+        """Mark a waiting job as running, before the fork: the attempt is counted, and its id is stored.
+
+        From now on due_ns is the start of the attempt. The deadline does not count the time since the job was due.
+        """
         with self._transaction() as db:
             cursor = db.execute(
-                "UPDATE jobs SET state = 'running', attempts = attempts + 1, attempt_id = ?, attempt_boot_id = ?,"
-                " hook_pid = NULL, hook_start_ticks = NULL, first_started_ns = coalesce(first_started_ns, ?)"
-                " WHERE job_id = ? AND state = 'waiting'",
+                "UPDATE jobs SET state = 'running', attempts = attempts + 1, attempt_id = ?1, attempt_boot_id = ?2,"
+                " hook_pid = NULL, hook_start_ticks = NULL, due_ns = ?3,"
+                " first_started_ns = coalesce(first_started_ns + max(0, ?3 - due_ns), ?3)"
+                " WHERE job_id = ?4 AND state = 'waiting'",
                 (attempt_id, boot_id, now_ns, job_id),
             )
             self.waiting -= cursor.rowcount
@@ -188,13 +192,16 @@ class Store:
             )
             self.waiting += cursor.rowcount
 
-    def put_back(self, job_id: int, due_ns: int, *, counted: bool) -> None:
-        """Let a running job wait again without a failure. If `counted`, the attempt remains counted."""
+    def put_back(self, job_id: int, due_ns: int, now_ns: int, *, counted: bool) -> None:
+        """Let a running job wait again without a failure. If `counted`, the attempt remains counted.
+
+        The deadline does not count the time since the attempt began.
+        """
         with self._transaction() as db:
             cursor = db.execute(
-                "UPDATE jobs SET state = 'waiting', due_ns = ?, attempts = attempts - ?"
-                " WHERE job_id = ? AND state = 'running'",
-                (due_ns, not counted, job_id),
+                "UPDATE jobs SET state = 'waiting', due_ns = ?1, attempts = attempts - ?2,"
+                " first_started_ns = first_started_ns + max(0, ?3 - due_ns) WHERE job_id = ?4 AND state = 'running'",
+                (due_ns, not counted, now_ns, job_id),
             )
             self.waiting += cursor.rowcount
 
@@ -263,7 +270,7 @@ class Store:
         """
         with self._transaction() as db:
             rows = db.execute(
-                "UPDATE jobs SET state = 'waiting', due_ns = ?1, attempts = 0, failures = 0, first_started_ns = NULL,"
+                "UPDATE jobs SET state = 'waiting', due_ns = ?1, failures = 0, first_started_ns = NULL,"
                 " finished_ns = NULL, gather_key = NULL WHERE state = 'dead' AND (?2 IS NULL OR job_id = ?2)"
                 " AND (?3 IS NULL OR rule GLOB ?3) RETURNING job_id",
                 (now_ns, job_id, None if rule is None else history.glob(rule)),
@@ -350,10 +357,10 @@ class Store:
         self.waiting = self._count(State.WAITING)
         return merged
 
-    def take_in(self, rows: Rows, keys: Iterable[str] = (), superseded: Iterable[int] = ()) -> None:
+    def take_in(self, rows: Rows, now_ns: int, keys: Iterable[str] = (), superseded: Iterable[int] = ()) -> None:
         """Add jobs of the file to this memory, and remove the waiting jobs that need not run."""
         with self._transaction() as db:
-            copies.take_in(db, rows, keys)
+            copies.take_in(db, rows, now_ns, keys)
             db.executemany("DELETE FROM jobs WHERE job_id = ? AND state = 'waiting'", [(one,) for one in superseded])
         self.waiting = self._count(State.WAITING)
 

@@ -5,7 +5,7 @@ import itertools
 import pytest
 from unit.hookkit import Records
 
-from cnprocd.dispatch import Dispatcher, gather_of
+from cnprocd.dispatch import Dispatcher, gather_of, job_key
 from cnprocd.output.record import match_record
 from cnprocd.pipeline import RecordedMatch
 from cnprocd.process.model import Occurrence, Process
@@ -116,3 +116,12 @@ def test_coalesce_by_a_field_gathers_equal_values_only(dispatcher_of):
     dispatcher._submit(matches)
     ids = [one.record["job_id"] for one in matches]
     assert ids[0] == ids[2] and len(set(ids)) == 4
+
+
+def test_deaths_of_one_pid_at_unknown_times_have_their_own_keys(dispatcher_of):
+    """After three overruns, without a table: neither the time of the death nor that of the start is known."""
+    _, matcher = dispatcher_of("rules: [{name: a, events: [nonzero_exit], on_unknown_exit: match}]")
+    unknown = [death(matcher, None, tgid=77, start_ns=None)[0].match for _ in range(3)]
+    assert len({job_key("boot", match) for match in unknown}) == 3
+    started = [death(matcher, None, tgid=77, start_ns=5)[0].match for _ in range(2)]
+    assert len({job_key("boot", match) for match in started}) == 1, "seen twice"

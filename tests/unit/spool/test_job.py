@@ -96,9 +96,14 @@ def test_interruptions_use_up_no_retry_but_are_bounded():
     assert after_attempt(hook(retries=1), job(attempts=10, failures=0), FAILED, 0, 0).state is State.WAITING
 
 
-@pytest.mark.parametrize("comm", ["", "x", "a/comm=b", "/", None])
+@pytest.mark.parametrize("comm", ["", "x", "a/comm=b", "/"])
 def test_serialize_keys_of_different_rules_never_meet(comm):
     assert serialize_key("none", "a", comm) is None
     assert serialize_key("comm", "a", comm) != serialize_key("rule", "a", comm)
     assert serialize_key("comm", "a", comm) != serialize_key("comm", "a.b", comm)
     assert serialize_key("comm", "a", "x") != serialize_key("comm", "a", "y")
+
+
+def test_an_unknown_comm_is_not_equal_to_another():
+    assert serialize_key("comm", "a", None) is None
+    assert serialize_key("comm", "a", "") is not None

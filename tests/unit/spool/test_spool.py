@@ -1,5 +1,6 @@
 """spool.py on real files: no committed job is lost or doubled, and disk failures are logged and survived."""
 
+import dataclasses
 import json
 import os
 import sqlite3
@@ -9,11 +10,11 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from unit.hookkit import Records, request, searched
+from unit.hookkit import HOOK, Records, request, searched
 
 from cnprocd.launch.request import AttemptResult
 from cnprocd.spool import database
-from cnprocd.spool.job import MOST_INTERRUPTIONS, NS, Gather, State
+from cnprocd.spool.job import MOST_INTERRUPTIONS, NS, Gather, State, deadline_origin_ns, time_left_s
 from cnprocd.spool.rows import Keep, MatchFilter, PastMatch
 from cnprocd.spool.spool import FILE_NAME, Spool
 
@@ -231,7 +232,7 @@ def test_the_dead_are_kept_shown_and_revived_by_hand(open_spool):
     assert searched(spool.revive(job_id=2)) == []
     assert searched(spool.revive(job_id=1)) == [1]
     assert searched(spool.revive(job_id=1)) == []
-    assert (spool.job(1).attempts, spool.job(1).failures) == (0, 0)
+    assert (spool.job(1).attempts, spool.job(1).failures) == (1, 0), "attempts are counted on"
     assert ids(spool.due(9)) == [1, 2]
     assert spool.drop(2)
     assert not spool.drop(2)
@@ -700,3 +701,46 @@ def test_a_record_is_stored_as_json(open_spool):
     spool.enqueue([request("a", {"pid": 1, "nested": {"a": [1, None, True]}})])
     (text,) = in_file(spool).execute("SELECT record FROM events").fetchone()
     assert json.loads(text) == {"pid": 1, "nested": {"a": [1, None, True]}}
+
+
+# -- clocks ------------------------------------------------------------------------------------------------------
+
+
+def test_a_clock_that_was_a_month_ahead_delays_no_job(open_spool, clock):
+    """Jobs are added and one fails at a start with a wrong clock. At the next start the clock is right."""
+    month_ns = 30 * 86400 * NS
+    clock.now_ns += month_ns
+    spool = open_spool()
+    spool.enqueue([request("a"), request("a"), request("a", gather=Gather("a", window_s=10))])
+    spool.start(2, "t")
+    spool.retry(2, FAILED, clock() + 5 * NS)
+    clock.now_ns -= month_ns
+    again = open_spool()
+    assert ids(again.due(9)) == [1]
+    clock.now_ns += 5 * NS
+    assert ids(again.due(9)) == [1, 2]
+    clock.now_ns += 5 * NS
+    assert ids(again.due(9)) == [1, 2, 3]
+
+
+def test_a_deadline_does_not_count_the_time_of_an_interruption(open_spool, clock):
+    """The daemon is killed within the first attempt and is down for six seconds: a full attempt follows."""
+    limited = dataclasses.replace(HOOK, timeout_s=30.0, deadline_s=5.0, retries=9)
+    spool = open_spool()
+    spool.enqueue([request("a")])
+    spool.start(1, "t")
+    clock.now_ns += 6 * NS + NS // 2
+    again = open_spool()
+    again.recover()
+
+    def left_s():
+        job = again.job(1)
+        origin_ns = deadline_origin_ns(job, clock())
+        return time_left_s(limited, dataclasses.replace(job, first_started_ns=origin_ns), clock())
+
+    assert left_s() == 5.0
+    again.start(1, "t")
+    clock.now_ns += NS
+    again.retry(1, FAILED, clock() + NS)
+    clock.now_ns += 100 * NS  # a second of back-off, then all slots are busy
+    assert left_s() == 3.0
