@@ -1,0 +1,57 @@
+"""Which hook a job runs, and when a job that is interrupted again and again is given up. Pure."""
+
+from __future__ import annotations
+
+from unit.hookkit import hook
+
+from cnprocd.spool.job import Job, State
+from cnprocd.spool.promises import Promise, Promises
+from cnprocd.spool.running import MOST_INTERRUPTIONS, Interruptions
+
+OLD, NEW = hook("/bin/old", slots=2), hook("/bin/new")
+
+
+def job(rule: str, snapshot: str) -> Job:
+    return Job(1, rule, State.WAITING, None, None, "boot", 0, 0, 0, 0, 1, snapshot=snapshot)
+
+
+def test_a_rule_in_force_wins_and_a_former_one_is_kept():
+    promises = Promises({"kept": OLD, "gone": OLD}, "a")
+    promises.use({"kept": NEW}, "b", ["a"])
+    assert promises.of(job("kept", "a")) == Promise(NEW, "b", in_force=True)
+    assert promises.of(job("gone", "a")) == Promise(OLD, "a", in_force=False)
+    assert promises.of(job("gone", "other")) is None
+    assert promises.slots_of("gone") == 2
+
+
+def test_former_rules_are_kept_only_while_jobs_need_them():
+    promises = Promises({"gone": OLD}, "a")
+    promises.use({}, "b", [])
+    assert promises.of(job("gone", "a")) is None
+    promises.remember({"a": {"gone": OLD}})
+    promises.use({}, "c", ["a", "b"])
+    assert promises.of(job("gone", "a")) == Promise(OLD, "a", in_force=False)
+
+
+def test_a_job_that_alone_is_interrupted_is_given_up():
+    interruptions = Interruptions()
+    reasons = [interruptions.note(1, ended=number) for number in range(MOST_INTERRUPTIONS)]
+    assert reasons[:-1] == [None] * (MOST_INTERRUPTIONS - 1)
+    assert reasons[-1] == f"interrupted {MOST_INTERRUPTIONS} times while other hooks ran to their end"
+
+
+def test_a_job_is_not_given_up_if_nothing_else_ends_either():
+    interruptions = Interruptions()
+    assert {interruptions.note(1, ended=5) for _ in range(5 * MOST_INTERRUPTIONS)} == {None}
+
+
+def test_pauses_after_interruptions_grow_and_end_with_success():
+    interruptions = Interruptions()
+    pauses = []
+    for _ in range(9):
+        interruptions.note(1, ended=0)
+        pauses.append(interruptions.pause_s(1, 0.5))
+    assert pauses == [0, 0.5, 1, 2, 4, 8, 16, 30, 30]
+    interruptions.forget(1)
+    interruptions.note(1, ended=0)
+    assert interruptions.pause_s(1, 0.5) == 0
