@@ -119,7 +119,7 @@ class Pipeline:
             self._files.refresh()
         self._evaluate(tracker.take(batch.events, batch.records, time.monotonic_ns()))
         self.source.blank_slots(tracker.deaths.incomplete_tids)
-        if self._files is not None and batch.records:
+        if self._files is not None and batch.records and not batch.more:
             self._files.let_go()
 
     def _evaluate(self, occurrences: Iterable[Occurrence]) -> None:

@@ -3,7 +3,7 @@
 An upgrade stays exact: inotify reports the rename before a process can run the new file, and IN_DELETE_SELF of the old
 file when its last name and the last process that runs it are gone, before the kernel gives its inode number away again
 (fs/dcache.c dentry_unlink_inode). So inotify is read after the exit records and before they are used: then every change
-that they depend on is known. A file that was let go is kept until `let_go`, for records of the same batch.
+that they depend on is known. A file that was let go is kept until the records that were queued before it were used.
 
 Paths on filesystems that another machine or a process serves are not looked at. The look itself is the caller's
 function: a disk that does not answer must not stop the loop. A look that is late is repeated with the next tick.
@@ -80,6 +80,7 @@ class WatchedFiles:
         self._watch_of: dict[FileId, int] = {}
         self._reasons: dict[str, str] = {}  # path -> why exit records do not identify its file
         self._gone: list[tuple[str, FileId]] = []
+        self._leaving: list[tuple[str, FileId]] = []
 
     def close(self) -> None:
         self._mount_table.close()
@@ -123,10 +124,13 @@ class WatchedFiles:
         self._look(self._files.named_paths)
 
     def let_go(self) -> None:
-        """The batch is done: forget the files that the kernel let go."""
-        for path, file in self._gone:
+        """The records of a batch were used, and no more are queued: forget the files that were gone before it was read.
+
+        A record that was queued before its file was let go may not have been in the batch after which this was seen.
+        """
+        for path, file in self._leaving:
             self._files.release(path, file)
-        self._gone.clear()
+        self._leaving, self._gone = self._gone, []
 
     def keep_old(self, path: str, tgid: int, file: FileId) -> None:
         """A process of the host runs a file that had this named path. Known until the kernel lets go of it."""
