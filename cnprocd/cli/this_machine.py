@@ -67,7 +67,11 @@ def _refusal(path: str | None) -> list[CnprocdError]:
     if path is None:
         return []
     try:
-        os.close(open_program(path).fd)
+        fd = open_program(path).fd
+        with contextlib.closing(os.fdopen(fd, "rb")) as program:
+            if not program.read(4).startswith((b"#!", b"\x7fELF")) and not _has_other_formats():
+                what = f"{path} is neither a program nor a script with a #! line"
+                return [HookRefusedError(what, "begin a script with a line such as #!/bin/sh")]
     except HookRefusedError as error:
         if os.geteuid() != 0 and isinstance(error.__cause__, PermissionError):
             return []  # only root can check
@@ -76,6 +80,14 @@ def _refusal(path: str | None) -> list[CnprocdError]:
     except OSError:
         return []  # no descriptor or memory is left: nothing is known about the program
     return []
+
+
+def _has_other_formats() -> bool:
+    """Whether the kernel may run files that are neither ELF nor scripts (binfmt_misc)."""
+    try:
+        return bool(set(os.listdir("/proc/sys/fs/binfmt_misc")) - {"register", "status"})
+    except OSError:
+        return False
 
 
 def unreadable_rule_files(rules: Path | None) -> list[Unreadable]:

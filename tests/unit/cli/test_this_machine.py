@@ -45,10 +45,16 @@ def no_interpreter(hook):
     hook.write_text("#!/nowhere/python\n")
 
 
+def no_first_line(hook):
+    hook.write_text("echo done\n")
+
+
 BROKEN = {
     "missing": (Path.unlink, "No such file or directory -> install the program"),
     "not executable": (lambda hook: hook.chmod(0o644), "is not executable -> chmod +x"),
     "no interpreter": (no_interpreter, "is a script of /nowhere/python: cannot open /nowhere/python"),
+    "a script without #!": (no_first_line, "neither a program nor a script with a #! line -> begin a script with"),
+    "empty": (lambda hook: hook.write_text(""), "neither a program nor a script with a #! line -> begin a script with"),
     "writable": (lambda hook: hook.chmod(0o777), "can be written by everyone -> remove the permission: chmod go-w"),
     "in a writable directory": (lambda hook: hook.parent.chmod(0o777), "hooks can be written by everyone"),
 }
