@@ -50,26 +50,26 @@ class DescriptionError(CnprocdError):
 
 
 @dataclass(frozen=True, slots=True)
-class Names:
+class Accounts:
     """Look up the ids of users and groups by name; None if there is no such name."""
 
     user: Callable[[str], int | None]
     group: Callable[[str], int | None]
 
 
-def occurrence_of(event: JsonObject, names: Names) -> Occurrence:
+def occurrence_of(event: JsonObject, accounts: Accounts) -> Occurrence:
     """Return the occurrence that is described. Raises DescriptionError."""
     _check_fields(event)
     try:
-        return _occurrence(event, names)
+        return _occurrence(event, accounts)
     except JsonError as error:
         raise DescriptionError(f"invalid event: {error.what}") from error
 
 
-def _occurrence(event: JsonObject, names: Names) -> Occurrence:
+def _occurrence(event: JsonObject, accounts: Accounts) -> Occurrence:
     kind = str(event.get("kind") or "exit")
     status = _status(event, kind)
-    process = _process(event, names)
+    process = _process(event, accounts)
     pid = process.tgid
     at_ns = get_int_or_none(event, "kernel_time_ns")
     lifetime_ms = get_number_or_none(event, "lifetime_ms")
@@ -142,15 +142,15 @@ def _signal_number(name: JsonValue) -> int:
     return next(iter(numbers))
 
 
-def _process(event: JsonObject, names: Names) -> Process:
+def _process(event: JsonObject, accounts: Accounts) -> Process:
     process = Process(get_int_or_none(event, "pid") or 0, get_int_or_none(event, "ppid"))
     process.comm, process.exe = _text(event, "comm"), _text(event, "exe")
     is_cut = bool(event.get("cmdline_truncated"))
     process.image = Image(_text(event, "exe_claimed") or process.exe, cmdline_is_cut=is_cut)
     process.cmdline, process.cgroup = _text(event, "cmdline"), _text(event, "cgroup")
     process.described = None if process.cgroup is not None else _placement(event)
-    process.uid = _identity(event, "uid", "user", names.user)
-    process.gid = _identity(event, "gid", "group", names.group)
+    process.uid = _identity(event, "uid", "user", accounts.user)
+    process.gid = _identity(event, "gid", "group", accounts.group)
     process.set_provenance("event")
     return process
 

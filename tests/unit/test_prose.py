@@ -19,6 +19,7 @@ import pytest
 
 from cnprocd.cli import cnprocd as daemon_command
 from cnprocd.cli import command_line
+from cnprocd.cli import runner as runner_command
 
 ROOT = Path(__file__).parents[2]
 _SPEC = importlib.util.spec_from_file_location("prose", ROOT / "tests/prose.py")
@@ -36,7 +37,7 @@ GLOSSARY = {
     r"hears?|heard|deaf": "receive, listen",
     r"(?:put|puts|stay|stays|be) in force": "load; keep the current rules",
     r"firings?": "match",
-    r"so many": "maximum number of",
+    r"so (?:many|long)": "maximum number of, after this time",
     r"bear(?:s|ing)?": "must be idempotent",
     r"made (?:good|up for)": "recovered",
     r"done without|moved aside|set aside": "runs without; renames",
@@ -70,6 +71,7 @@ def of_documents() -> Iterator[tuple[str, str]]:
 def of_help() -> Iterator[tuple[str, str]]:
     """Yield (command, its --help)."""
     yield "cnprocd --help", daemon_command.parser().format_help()
+    yield "cnprocd-runner --help", runner_command.parser().format_help()
 
     def below(name: str, parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
         yield f"{name} --help", parser.format_help()

@@ -28,7 +28,7 @@ from cnprocd.owner_lock import holder_of
 from cnprocd.process.procfs import read_stat
 from cnprocd.rules.problems import RulesError
 
-Level = Literal["pass", "warn", "fail"]
+Severity = Literal["pass", "warn", "fail"]
 _COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
 _CAPABILITIES = {12: "CAP_NET_ADMIN", 19: "CAP_SYS_PTRACE"}
 _INIT_NAMESPACES = {"pid": 0xEFFFFFFC, "user": 0xEFFFFFFD}  # include/linux/proc_ns.h
@@ -40,7 +40,7 @@ _LEAST_FREE_BYTES = 64 << 20
 class Finding:
     """One line of the report."""
 
-    level: Level
+    level: Severity
     what: str
     fix: str = ""
 

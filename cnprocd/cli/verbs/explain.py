@@ -11,7 +11,7 @@ from cnprocd.cli.reasons import Explained, explain_all
 from cnprocd.cli.rule_names import is_glob, no_such_rule, wanted
 from cnprocd.cli.ruleset import loaded_rules
 from cnprocd.cli.terminal import Style, print_json
-from cnprocd.cli.verbs.trial import NAMES, described, occurrence_from
+from cnprocd.cli.verbs.trial import ACCOUNTS, described, occurrence_from
 from cnprocd.connector.request import Features
 from cnprocd.control.client import Client
 from cnprocd.errors import EX_OK, CnprocdError, NotFoundError
@@ -52,7 +52,7 @@ def _of_job(options: Options) -> Occurrence:
     events = get_list(find_job(options, options.job), "events", as_dict)
     if not events:
         raise NotFoundError(f"job {options.job} has no event", "`cnprocctl jobs show` shows what is kept of it")
-    return occurrence_of({name: value for name, value in events[0].items() if name not in ("status", "rule")}, NAMES)
+    return occurrence_of({name: value for name, value in events[0].items() if name not in ("status", "rule")}, ACCOUNTS)
 
 
 def _reasons(found: list[Explained], sources: Mapping[str, str], options: Options) -> int:

@@ -107,7 +107,7 @@ def _fits(options: Options) -> Fits:
         return lambda record: wanted(get_str(record, "rule"), options.rule)
     from cnprocd.cli.event_from_options import FIELDS, occurrence_of
     from cnprocd.cli.ruleset import rule_of_match
-    from cnprocd.cli.verbs.trial import NAMES
+    from cnprocd.cli.verbs.trial import ACCOUNTS
     from cnprocd.rules.predicate import compile_condition
 
     test = compile_condition(rule_of_match(options.match, ["all"]).match)
@@ -115,7 +115,7 @@ def _fits(options: Options) -> Fits:
     def fits(record: JsonObject) -> bool:
         known = {name: value for name, value in record.items() if name in FIELDS or name.endswith("_hex")}
         known.pop("status", None)
-        return wanted(get_str(record, "rule"), options.rule) and test(occurrence_of(known, NAMES)) is True
+        return wanted(get_str(record, "rule"), options.rule) and test(occurrence_of(known, ACCOUNTS)) is True
 
     return fits
 

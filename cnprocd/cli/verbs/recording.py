@@ -23,7 +23,7 @@ from cnprocd.cli.replaying import replay as replayed
 from cnprocd.cli.rule_names import require_rule, wanted
 from cnprocd.cli.ruleset import loaded_rules
 from cnprocd.cli.terminal import Style, counted, print_json, size
-from cnprocd.cli.verbs.trial import NAMES
+from cnprocd.cli.verbs.trial import ACCOUNTS
 from cnprocd.connector.decode import SLOT_SIZE, Rejects, decode
 from cnprocd.connector.event import Exec
 from cnprocd.connector.listener import Listener
@@ -218,7 +218,7 @@ def replay(options: Options) -> int:
 
 def _user(ids: dict[str, int]) -> Callable[[str], int | None]:
     """Look up users by the names of the recorded machine, then by those of this one."""
-    return lambda name: ids[name] if name in ids else NAMES.user(name)
+    return lambda name: ids[name] if name in ids else ACCOUNTS.user(name)
 
 
 def _summary(found: Replayed, recording: Recording) -> JsonDict:

@@ -8,7 +8,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cnprocd.cli.event_from_options import DescriptionError, Names, occurrence_of
+from cnprocd.cli.event_from_options import Accounts, DescriptionError, occurrence_of
 from cnprocd.cli.grammar import Options
 from cnprocd.cli.reasons import afterwards
 from cnprocd.cli.ruleset import loaded_rules
@@ -23,7 +23,7 @@ from cnprocd.rules.compile import Match, Matcher
 from cnprocd.rules.language.load import system_group, system_user
 from cnprocd.rules.ruleset import Hook
 
-NAMES = Names(system_user, system_group)
+ACCOUNTS = Accounts(system_user, system_group)
 _MOST_ANCESTORS = 64
 
 
@@ -48,7 +48,7 @@ def occurrence_from(options: Options) -> Occurrence:
     event = described(options)
     if options.pid is not None and options.comm is None and options.event is None:
         return _of_process(options.pid, event)
-    return occurrence_of(event, NAMES)
+    return occurrence_of(event, ACCOUNTS)
 
 
 def described(options: Options) -> JsonDict:
@@ -111,7 +111,7 @@ def _of_process(pid: int, event: JsonObject) -> Occurrence:
     process = procfs.read_process(pid)
     if process is None:
         raise NotFoundError(f"no process {pid}", "`ps -e` shows the processes that run")
-    occurrence = occurrence_of(event, NAMES)
+    occurrence = occurrence_of(event, ACCOUNTS)
     given = occurrence.process  # options beside --pid replace attributes of the process
     process.uid = process.uid if given.uid is None else given.uid
     process.gid = process.gid if given.gid is None else given.gid

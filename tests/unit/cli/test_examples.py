@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cnprocd.cli.cnprocctl import run
-from cnprocd.cli.event_from_options import Names
+from cnprocd.cli.event_from_options import Accounts
 from cnprocd.cli.verbs import trial
 from cnprocd.rules.language import load
 
@@ -26,7 +26,7 @@ USERS = {"oracle": 54321, "postgres": 26, "nobody": 65534, "root": 0}
 def users(monkeypatch):
     """Provide the users of the examples, which this machine may not have."""
     monkeypatch.setattr(load, "system_user", USERS.get)
-    monkeypatch.setattr(trial, "NAMES", Names(USERS.get, {}.get))
+    monkeypatch.setattr(trial, "ACCOUNTS", Accounts(USERS.get, {}.get))
 
 
 def ctl_json(*words):

@@ -4,14 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnprocd.cli.event_from_options import FIELDS, Names, occurrence_of
+from cnprocd.cli.event_from_options import FIELDS, Accounts, occurrence_of
 from cnprocd.cli.lines import Budget, match_line
 from cnprocd.cli.terminal import Style, duration, size
 from cnprocd.output.record import match_record
 from cnprocd.rules.compile import Matcher
 from cnprocd.rules.language.load import load
 
-NOBODY = Names(lambda name: None, lambda name: None)
+NOBODY = Accounts(lambda name: None, lambda name: None)
 
 
 def test_what_is_beyond_the_budget_is_counted_and_said():

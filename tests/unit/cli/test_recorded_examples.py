@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cnprocd.cli.cnprocctl import run
-from cnprocd.cli.event_from_options import Names
+from cnprocd.cli.event_from_options import Accounts
 from cnprocd.cli.verbs import recording
 
 ROOT = Path(__file__).parents[3]
@@ -55,7 +55,7 @@ def replay(name: str, rules: Path):
 @pytest.fixture(autouse=True)
 def users(monkeypatch):
     """Provide no user of this machine: the recording has its own."""
-    monkeypatch.setattr(recording, "NAMES", Names({}.get, {}.get))
+    monkeypatch.setattr(recording, "ACCOUNTS", Accounts({}.get, {}.get))
 
 
 def test_every_example_has_a_recording():
