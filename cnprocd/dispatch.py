@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from cnprocd.escape import printable
+from cnprocd.failures import Failures
 from cnprocd.json_value import JsonObject
 from cnprocd.launch.attempt import Launcher
 from cnprocd.launch.user import ResolveUser, resolve_user
@@ -57,8 +58,10 @@ class Dispatcher:
         launcher: Launcher | None = None,
         resolve_user: ResolveUser = resolve_user,
         disk: Disk | None = None,
+        failures: Failures | None = None,
     ) -> None:
         self._log = log
+        self._failures = failures or Failures(log, time.monotonic)
         self._past: list[PastMatch] = []
         self._throttles: dict[str, Throttle] = {}
         self._limits: dict[str, object] = {}
@@ -83,7 +86,10 @@ class Dispatcher:
         if hooked:
             self._submit(hooked)
         for recorded in matches:
-            self._log_match(recorded)
+            try:
+                self._log_match(recorded)
+            except Exception:
+                self._failures.note("log", recorded.record, recorded.match.rule.name)
         self._past += [past_match(recorded.record) for recorded in matches]
         if hooked:
             self.scheduler.wake()
@@ -92,7 +98,11 @@ class Dispatcher:
         throttle = self._throttles.get(recorded.match.rule.name)
         at_ns = recorded.match.occurrence.kernel_time_ns  # of CLOCK_MONOTONIC; a recovered match has none
         now_ns = time.monotonic_ns() if at_ns is None else at_ns
-        held_by = None if throttle is None else throttle.admit(recorded.record, now_ns)
+        try:
+            held_by = None if throttle is None else throttle.admit(recorded.record, now_ns)
+        except Exception:  # without its throttle, the match still has its job
+            self._failures.note("dispatch", recorded.record, recorded.match.rule.name)
+            held_by = None
         if held_by is not None:
             recorded.record["held_by"] = held_by  # shown by `cnprocctl watch` only
         return held_by is None
@@ -185,8 +195,16 @@ class Dispatcher:
             self._limits[rule.name] = limits
 
     def _submit(self, hooked: Sequence[RecordedMatch]) -> None:
-        requests = [self._request(recorded) for recorded in hooked]
-        for recorded, job_id in zip(hooked, self.spool.enqueue(requests).job_ids, strict=True):
+        requests: list[JobRequest] = []
+        requested: list[RecordedMatch] = []
+        for recorded in hooked:
+            try:
+                requests.append(self._request(recorded))
+            except Exception:
+                self._failures.note("dispatch", recorded.record, recorded.match.rule.name)
+            else:
+                requested.append(recorded)
+        for recorded, job_id in zip(requested, self.spool.enqueue(requests).job_ids, strict=True):
             recorded.record["job_id"] = job_id
 
     def _request(self, recorded: RecordedMatch) -> JobRequest:

@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 
 from cnprocd.connector.source import Batch, Source
 from cnprocd.connector.status import describe
+from cnprocd.failures import Failures
 from cnprocd.json_value import JsonDict
 from cnprocd.log import Log, ThrottledLog
 from cnprocd.output.record import match_record
@@ -82,6 +83,7 @@ class Pipeline:
         log: Log,
         files: FileNames | None = None,
         clock: Callable[[], float] = time.monotonic,
+        failures: Failures | None = None,
     ) -> None:
         """`files`: the paths that rules name, kept up to date here; None: no rule names one."""
         self.source = source
@@ -89,6 +91,7 @@ class Pipeline:
         self.matcher = matcher
         self.recovery = recovery
         self.counts = Counts()
+        self.failures = failures or Failures(log, clock)
         self.logs_provenance = False
         self._delivery = delivery
         self._procfs = procfs
@@ -130,15 +133,18 @@ class Pipeline:
             self.counts.kinds[occurrence.kind] += 1
             if occurrence.kind == "exit" and not occurrence.of_thread:
                 self._note_exit(occurrence)
-            found = self.matcher.match(occurrence)
-            if self.matcher.undecided:
-                self._report_undecided(occurrence)
-            if found:
-                complete(occurrence, self._procfs)
-                provenance = occurrence.process.provenance() if self.logs_provenance else None
-                matches += [
-                    RecordedMatch(match, match_record(match, self._procfs.user_name), provenance) for match in found
-                ]
+            try:
+                found = self.matcher.match(occurrence)
+                if self.matcher.undecided:
+                    self._report_undecided(occurrence)
+                if found:
+                    complete(occurrence, self._procfs)
+                    provenance = occurrence.process.provenance() if self.logs_provenance else None
+                    matches += [
+                        RecordedMatch(match, match_record(match, self._procfs.user_name), provenance) for match in found
+                    ]
+            except Exception:
+                self.failures.note("evaluate", occurrence)
         if matches:
             now_ns = time.time_ns()
             for recorded in matches:
@@ -215,6 +221,7 @@ class Pipeline:
         if self.recovery.check_losses():
             self._resync()
         self._throttled.flush_due(self._clock())
+        self.failures.flush_due()
 
     def finish(self) -> None:
         """Evaluate the exits whose event has not come, because no later daemon will read it."""
@@ -223,11 +230,12 @@ class Pipeline:
     @property
     def has_pending_counts(self) -> bool:
         """Whether a rate-limited record waits for its interval to pass."""
-        return self._throttled.pending
+        return self._throttled.pending or self.failures.pending
 
     def flush_log(self) -> None:
         """Log the counts of the rate-limited records now."""
         self._throttled.flush(self._clock())
+        self.failures.flush()
 
     # Reports.
 

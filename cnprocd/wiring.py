@@ -22,6 +22,7 @@ from cnprocd.control.room import ControlRoom
 from cnprocd.control.tap import Tap
 from cnprocd.dispatch import Dispatcher
 from cnprocd.event_loop import EventLoop, Ticker
+from cnprocd.failures import Failures
 from cnprocd.hits import Hits
 from cnprocd.load_state import LoadState, ReadDigests
 from cnprocd.log import Log
@@ -129,7 +130,7 @@ def connect(options: Options, loaded: LoadedRules, outside: Outside) -> Parts:
     Raises CnprocdError (no connector, no privilege) or OSError.
     """
     loop, manager, log = asyncio.get_running_loop(), outside.manager, outside.log
-    stopping, ticker = asyncio.Event(), Ticker(loop)
+    stopping, ticker, failures = asyncio.Event(), Ticker(loop), Failures(log, time.monotonic)
     source, kept_by_manager = open_source(options, loaded, manager)
     features = source.subscribe()
     matcher = Matcher(loaded.rules)
@@ -138,14 +139,14 @@ def connect(options: Options, loaded: LoadedRules, outside: Outside) -> Parts:
     lookups.prepare()
     files = FileNames(lookups.file_ids)
     subscription = Subscription(source, features, matcher, files)
-    tracker = Tracker(subscription.plan.tracking, lookups, outside.own_tgid, matcher.cares, files)
+    tracker = Tracker(subscription.plan.tracking, lookups, outside.own_tgid, matcher.cares, files, failures)
     follower = HookFollower(subscription, tracker.family, ticker.arm)
     client = None if options.runner is None else RunnerClient(options.runner, log, follower.register_runner)
-    dispatcher = Dispatcher(options.state_dir, loaded, log, follower, client, names.hook_user, ChildDisk(loop))
+    dispatcher = Dispatcher(options.state_dir, loaded, log, follower, client, names.hook_user, ChildDisk(loop), failures)
     tap = Tap(dispatcher)
     holder = Holder() if "pidfd_info" not in options.refused and kernel_reports_exit_status() else None
     recovery = Recovery(source, tracker, lookups, holder, log)
-    pipeline = Pipeline(source, tracker, matcher, tap, recovery, lookups, log, files)
+    pipeline = Pipeline(source, tracker, matcher, tap, recovery, lookups, log, files, failures=failures)
     rules = RulesInForce(
         loaded,
         outside.load,

@@ -119,6 +119,7 @@ def _events(daemon: DaemonView) -> JsonDict:
         "records_delivered": source.records_seen,
         "occurrences": dict(counts.kinds),
         "matches": counts.matches,
+        "failed": daemon.pipeline.failures.count,
         "recovered": daemon.pipeline.recovery.recovered,
         "identity_unknown": [
             {"attribute": attribute, "reason": reason, "count": count}

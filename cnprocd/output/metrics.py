@@ -85,6 +85,12 @@ def _of_events(status: JsonObject) -> Iterable[_Metric]:
         "Events that were evaluated by the rules, by kind.",
         [({"kind": kind}, count) for kind, count in sorted(get_map(events, "occurrences", as_int).items())],
     )
+    yield _one(
+        "cnprocd_event_failures_total",
+        "counter",
+        "Events or matches that an unexpected exception cost.",
+        get_int(events, "failed", 0),
+    )
     yield _Metric(
         "cnprocd_matches_total",
         "counter",

@@ -13,6 +13,7 @@ from typing import Any
 
 from cnprocd.connector.event import Comm, Coredump, Event, Exec, Exit, Fork, Gid, Ptrace, Sid, Uid
 from cnprocd.connector.taskrecord import TaskRecord
+from cnprocd.failures import Failures
 from cnprocd.process.deaths import Death, Deaths, Waiting
 from cnprocd.process.family import HookFamily
 from cnprocd.process.files import FileId
@@ -42,8 +43,10 @@ class Tracker:
         own_tgid: int,
         cares: Cares = _about_everything,
         files: FileLookup | None = None,
+        failures: Failures | None = None,
     ) -> None:
-        """`files`: the paths of files that exit records name; None: they are not used."""
+        """`files`: those that exit records name. `failures`: gets unexpected exceptions; None: they are raised."""
+        self._failures = failures
         self._files = files
         self.table = Table()
         self._thread_count = ThreadCount(self.table, procfs)
@@ -97,13 +100,24 @@ class Tracker:
         for record in records:
             self.deaths.record(record)
         for death in self.deaths.release_held(now_ns):
-            yield from self._died(death)
+            try:
+                yield from self._died(death)
+            except Exception:
+                self._failed(death)
         events.sort(key=_by_time)
         handlers = self._handlers
         for event in events:
             handler = handlers.get(type(event))
-            if handler is not None and (found := handler(event)):
-                yield from found
+            try:
+                if handler is not None and (found := handler(event)):
+                    yield from found
+            except Exception:
+                self._failed(event)
+
+    def _failed(self, subject: object) -> None:
+        if self._failures is None:
+            raise  # noqa: PLE0704  # the exception that is being handled
+        self._failures.note("identify", subject)
 
     def sweep(self, now_ns: int) -> list[Occurrence]:
         """Remove dead processes, about once a second. Return the deaths that were missed until now.

@@ -23,6 +23,7 @@ FLOORS = {
     "json_value": "JSON values with types; needs only the exception family",
     "log": "the protocol by which every part writes log records",
     "escape": "text that is safe to print",
+    "failures": "unexpected exceptions, counted and logged",
     "safe_open": "opens only what root alone can write: rule files, and the programs of hooks",
     "worker": "a thread or child process that does work for an edge",
     "edge": "work that another program can make slow, done beside the event loop",
@@ -54,7 +55,7 @@ FLOORS = {
 }
 
 PURE = """
-errors escape json_value log stall_meter
+errors escape failures json_value log stall_meter
 cli/plans cli/reasons cli/rule_text
 connector/decode connector/event connector/filter connector/gathering connector/request connector/sequence
 connector/status connector/taskrecord connector/uapi

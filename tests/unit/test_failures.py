@@ -1,0 +1,160 @@
+"""An unexpected exception costs one event or one match, with a record that has its traceback; the others go on."""
+
+from types import SimpleNamespace
+
+import pytest
+from unit.hookkit import Records
+from unit.process.machine import INIT, SECOND, WHAT, Machine, MachineProcFs
+from unit.test_dispatch import NoHooks
+
+from cnprocd.connector.event import Exit
+from cnprocd.connector.source import Batch, Losses
+from cnprocd.dispatch import Dispatcher
+from cnprocd.failures import Failures
+from cnprocd.pipeline import Pipeline
+from cnprocd.process.model import EVERYTHING
+from cnprocd.process.tracker import Tracker
+from cnprocd.process.tracking import Tracking
+from cnprocd.recovery import Recovery
+from cnprocd.rules.compile import Matcher
+from cnprocd.rules.language.load import load
+
+OWN, VICTIMS = 50, (60, 61, 62)
+RULES = """rules:
+  - {name: logged, events: [nonzero_exit], match: {comm: worker}, rate_limit: {count: 100, per: 1s}}
+  - {name: hooked, events: [nonzero_exit], match: {comm: worker}, run: {command: [/bin/true]}}
+"""
+
+
+class Line:
+    """The pipeline with its real parts, on three processes of a machine in memory that fail in one batch."""
+
+    def __init__(self, directory):
+        file = directory / "rules.yaml"
+        file.write_text(RULES)
+        loaded = load(file)
+        machine = Machine(own=OWN)
+        for pid in VICTIMS:
+            machine.put(pid, INIT, "worker", exe="/bin/worker")
+        procfs = MachineProcFs(machine.proc())
+        procfs.user_name = lambda uid: None
+        self.log = Records()
+        failures = Failures(self.log, lambda: 100.0)  # the time stands
+        tracking = Tracking(True, False, EVERYTHING, frozenset({"exit"}), frozenset())
+        self.tracker = Tracker(tracking, procfs, OWN, failures=failures)
+        self.tracker.adopt(procfs.scan(EVERYTHING))
+        self.matcher = Matcher(loaded.rules)
+        self.dispatcher = Dispatcher(directory, loaded, self.log, NoHooks(), failures=failures)
+        self.dispatcher.scheduler.wake = lambda: None
+        source = SimpleNamespace(
+            drain=self.drain,
+            losses=Losses(),
+            rejects=SimpleNamespace(total=lambda: 0),
+            blank_slots=lambda tids: None,
+        )
+        recovery = Recovery(source, self.tracker, procfs, None, self.log)
+        self.pipeline = Pipeline(
+            source, self.tracker, self.matcher, self.dispatcher, recovery, procfs, self.log, failures=failures
+        )
+
+    def drain(self):
+        return Batch([failure_of(pid) for pid in VICTIMS], [], False, False)
+
+    def matched(self, rule):
+        return [fields["pid"] for fields in self.log.of("rule_matched", rule=rule)]
+
+
+def failure_of(pid):
+    at_ns = 5_000 * SECOND + pid
+    return Exit(WHAT[Exit], 0, at_ns, pid, pid, 256, 17, INIT, INIT)
+
+
+def raises_for(real, pid, pid_of):
+    """Return `real`, but raising for one process."""
+
+    def call(one, *rest):
+        if pid_of(one) == pid:
+            raise ZeroDivisionError(f"\x1b[2Ja\nb {pid}")
+        return real(one, *rest)
+
+    return call
+
+
+def of_occurrence(occurrence):
+    return occurrence.process.tgid
+
+
+def of_record(record):
+    return record["pid"]
+
+
+def of_recorded(recorded):
+    return recorded.record["pid"]
+
+
+@pytest.fixture
+def line(tmp_path):
+    made = Line(tmp_path)
+    yield made
+    made.dispatcher.spool.close()
+
+
+def test_without_an_exception_every_match_is_delivered(line):
+    line.pipeline.turn()
+    assert line.matched("logged") == line.matched("hooked") == list(VICTIMS)
+    assert line.pipeline.failures.count == 0
+
+
+def break_evaluation(line):
+    line.matcher.match = raises_for(line.matcher.match, 61, of_occurrence)
+
+
+def break_identification(line):
+    line.tracker._handlers[Exit] = raises_for(line.tracker._handlers[Exit], 61, lambda event: event.process_tgid)
+
+
+def break_job(line):
+    line.dispatcher._request = raises_for(line.dispatcher._request, 61, of_recorded)
+
+
+def break_throttle(line):
+    throttle = line.dispatcher._throttles["logged"]
+    line.dispatcher._throttles["logged"] = SimpleNamespace(admit=raises_for(throttle.admit, 61, of_record))
+
+
+def break_log(line):
+    line.dispatcher._log_match = raises_for(line.dispatcher._log_match, 61, of_recorded)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "step", "failed", "logged", "jobs"),
+    [
+        (break_evaluation, "evaluate", 1, [60, 62], 2),
+        (break_identification, "identify", 1, [60, 62], 2),
+        (break_job, "dispatch", 1, [60, 61, 62], 2),
+        (break_throttle, "dispatch", 1, [60, 61, 62], 3),
+        (break_log, "log", 2, [60, 62], 3),
+    ],
+    ids=lambda one: getattr(one, "__name__", None),
+)
+def test_an_exception_costs_one_match_of_the_batch(line, break_it, step, failed, logged, jobs):
+    break_it(line)
+    line.pipeline.turn()
+    line.pipeline.flush_log()
+    assert line.matched("logged") == logged
+    assert line.dispatcher.spool.counts().waiting == jobs
+    assert line.pipeline.failures.count == failed
+    record, *rest = line.log.of("event_failed")
+    assert sum(one["count"] for one in (record, *rest)) == failed
+    assert record["step"] == step
+    assert any("ZeroDivisionError" in text for text in record["traceback"])
+    assert all(text.isprintable() for text in (record["message"], record["subject"], *record["traceback"]))
+
+
+def test_many_exceptions_make_one_record_in_ten_seconds(line):
+    line.matcher.match = raises_for(line.matcher.match, 61, of_occurrence)
+    for _ in range(50):
+        line.pipeline._evaluate([SimpleNamespace(kind="uid", process=SimpleNamespace(tgid=61))])
+    assert len(line.log.of("event_failed")) == 1
+    line.pipeline.flush_log()
+    assert [record["count"] for record in line.log.of("event_failed")] == [1, 49]
