@@ -142,7 +142,8 @@ def connect(options: Options, loaded: LoadedRules, outside: Outside) -> Parts:
     tracker = Tracker(subscription.plan.tracking, lookups, outside.own_tgid, matcher.cares, files, failures)
     follower = HookFollower(subscription, tracker.family, ticker.arm)
     client = None if options.runner is None else RunnerClient(options.runner, log, follower.register_runner)
-    dispatcher = Dispatcher(options.state_dir, loaded, log, follower, client, names.hook_user, ChildDisk(loop), failures)
+    disk = ChildDisk(loop)
+    dispatcher = Dispatcher(options.state_dir, loaded, log, follower, client, names.hook_user, disk, failures)
     tap = Tap(dispatcher)
     holder = Holder() if "pidfd_info" not in options.refused and kernel_reports_exit_status() else None
     recovery = Recovery(source, tracker, lookups, holder, log)

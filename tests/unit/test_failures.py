@@ -1,6 +1,7 @@
 """An unexpected exception costs one event or one match, with a record that has its traceback; the others go on."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from unit.hookkit import Records
@@ -36,7 +37,7 @@ class Line:
         machine = Machine(own=OWN)
         for pid in VICTIMS:
             machine.put(pid, INIT, "worker", exe="/bin/worker")
-        procfs = MachineProcFs(machine.proc())
+        procfs: Any = MachineProcFs(machine.proc())
         procfs.user_name = lambda uid: None
         self.log = Records()
         failures = Failures(self.log, lambda: 100.0)  # the time stands
@@ -44,7 +45,7 @@ class Line:
         self.tracker = Tracker(tracking, procfs, OWN, failures=failures)
         self.tracker.adopt(procfs.scan(EVERYTHING))
         self.matcher = Matcher(loaded.rules)
-        self.dispatcher = Dispatcher(directory, loaded, self.log, NoHooks(), failures=failures)
+        self.dispatcher: Any = Dispatcher(directory, loaded, self.log, NoHooks(), failures=failures)
         self.dispatcher.scheduler.wake = lambda: None
         source = SimpleNamespace(
             drain=self.drain,

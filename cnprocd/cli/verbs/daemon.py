@@ -113,7 +113,7 @@ def _head(found: JsonObject, style: Style) -> list[str]:
         ("kernel", _kernel(get_dict(found, "kernel"))),
     ]
     if failed := get_int(events, "failed", 0):
-        lines.append(("failed", style("red", f"{failed} events or matches, each by an unexpected exception: see the log")))
+        lines.append(("failed", style("red", f"{failed} events or matches, by unexpected exceptions: see the log")))
     rejected = sum(get_map(events, "rejected", as_int).values())
     if rejected:
         lines.append(("spoofed", style("red", f"{rejected} datagrams that the kernel did not send")))
