@@ -46,7 +46,8 @@ class Line:
         self.tracker.adopt(procfs.scan(EVERYTHING))
         self.matcher = Matcher(loaded.rules)
         self.dispatcher: Any = Dispatcher(directory, loaded, self.log, NoHooks(), failures=failures)
-        self.dispatcher.scheduler.wake = lambda: None
+        scheduler: Any = self.dispatcher.scheduler
+        scheduler.wake = lambda: None
         source = SimpleNamespace(
             drain=self.drain,
             losses=Losses(),
