@@ -77,6 +77,7 @@ async def start(parts: Parts, outside: Outside) -> None:
     status = parts.rules.status_line()
     outside.log("notice", "started", **parts.rules.summary(), message=status)
     outside.manager.ready(status)
+    outside.stalls.count()
 
 
 async def stop(parts: Parts, outside: Outside) -> None:
@@ -86,6 +87,7 @@ async def stop(parts: Parts, outside: Outside) -> None:
     if not parts.kept_by_manager:
         parts.pipeline.finish()
     parts.pipeline.flush_log()
+    outside.stalls.flush()
     outside.log("notice", "stopping", message=parts.rules.status_line())
     await parts.control.close()
     parts.hits.store_all()

@@ -19,6 +19,7 @@ from cnprocd.pipeline import Pipeline
 from cnprocd.process.deaths import HOLD_NS
 from cnprocd.reload import RulesInForce
 from cnprocd.service import ServiceManager
+from cnprocd.stalls import Stalls
 from cnprocd.subscription import HookFollower
 
 BUDGET_S = 0.01  # of draining before the loop serves the others
@@ -31,8 +32,9 @@ MOST_REVIVALS = 100  # how far below zero the kernel's count of listeners may ha
 class Ticker:
     """Runs the housekeeping once, TICK_S after it was asked for. An idle daemon does not tick."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, stalls: Stalls) -> None:
         self._loop = loop
+        self._stalls = stalls
         self._timer: asyncio.TimerHandle | None = None
         self.handlers: list[Callable[[], None]] = []
 
@@ -43,8 +45,9 @@ class Ticker:
 
     def _tick(self) -> None:
         self._timer = None
-        for handler in self.handlers:
-            handler()
+        with self._stalls.running("tick"):
+            for handler in self.handlers:
+                handler()
 
 
 class EventLoop:
@@ -61,6 +64,7 @@ class EventLoop:
         manager: ServiceManager,
         log: Log,
         stopping: asyncio.Event,
+        stalls: Stalls,
     ) -> None:
         self._loop = loop
         self._ticker = ticker
@@ -71,6 +75,7 @@ class EventLoop:
         self._manager = manager
         self._log = log
         self._stopping = stopping
+        self._stalls = stalls
         self._gathering = Gathering()
         self._active_at_s = time.monotonic()
         self._listening = False
@@ -80,7 +85,7 @@ class EventLoop:
     def start(self) -> None:
         """Be woken by events from now on, and watch over the kernel and the watchdog."""
         self._listen()
-        self._watch()
+        self._watch_measured()
 
     async def stop(self) -> None:
         """Read the last events: until no half of a death is in hand that a later daemon could not join."""
@@ -109,7 +114,8 @@ class EventLoop:
         if self._stopping.is_set():
             return  # `stop` reads what is queued; after that the sockets are closed
         try:
-            self._turn_for_a_while()
+            with self._stalls.running("drain"):
+                self._turn_for_a_while()
         except BaseException:
             self._listen()  # asyncio logs the error; keep listening after it
             raise
@@ -158,6 +164,10 @@ class EventLoop:
         ):
             self._ticker.arm()
 
+    def _watch_measured(self) -> None:
+        with self._stalls.running("watch"):
+            self._watch()
+
     def _watch(self) -> None:
         """Ping the watchdog from the loop that drains: if that hangs, so does this. Check canary and rule files.
 
@@ -172,7 +182,7 @@ class EventLoop:
         if time.monotonic() - self._active_at_s >= CANARY_AFTER_S:
             self._active_at_s = time.monotonic()
             self._check_canary()
-        self._loop.call_later(interval_s or CANARY_AFTER_S, self._watch)
+        self._loop.call_later(interval_s or CANARY_AFTER_S, self._watch_measured)
 
     def _check_canary(self) -> None:
         """After a long silence, check that the kernel still sends events, and make it send them (see canary.py)."""

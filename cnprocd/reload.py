@@ -18,6 +18,7 @@ from cnprocd.pipeline import Pipeline
 from cnprocd.rules.compile import Matcher
 from cnprocd.rules.problems import LoadedRules, RulesError, next_end_ns, with_expired_enabled
 from cnprocd.service import ServiceManager
+from cnprocd.stalls import Stalls
 from cnprocd.subscription import Subscription
 
 MOST_LOADS = 3  # of one reload, while the files change
@@ -39,6 +40,7 @@ class RulesInForce:
         log: Log,
         set_log_level: Callable[[Level], None],
         stopping: asyncio.Event,
+        stalls: Stalls,
         accept: Accept,
         broken: RulesError | None = None,
     ) -> None:
@@ -54,6 +56,7 @@ class RulesInForce:
         self._log = log
         self._set_log_level = set_log_level
         self._stopping = stopping
+        self._stalls = stalls
         self._accept = accept
         self._broken = broken
         if broken is not None:
@@ -81,7 +84,8 @@ class RulesInForce:
             try:
                 loaded = await self._load_and_accept()
                 if not self._stopping.is_set():
-                    self._swap(loaded)
+                    with self._stalls.running("reload"):
+                        self._swap(loaded)
                     self.state.succeeded(loaded)
             except RulesError as error:
                 problem = error

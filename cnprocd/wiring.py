@@ -43,6 +43,7 @@ from cnprocd.rules.ruleset import Hook
 from cnprocd.runner.client import RunnerClient
 from cnprocd.service import ServiceManager
 from cnprocd.spool.disk import ChildDisk
+from cnprocd.stalls import Stalls
 from cnprocd.subscription import HookFollower, Subscription
 
 
@@ -68,6 +69,7 @@ class Outside:
     manager: ServiceManager
     log: Log
     output: LogOutput
+    stalls: Stalls  # of the running loop
     own_tgid: int
     broken: RulesError | None = None  # the rule files are invalid, and the rules are those that were accepted last
 
@@ -82,6 +84,7 @@ class ControlledDaemon:
     dispatcher: Dispatcher
     hits: Hits
     kept_by_manager: bool
+    stalls: Stalls
     started_ns: int = field(default_factory=time.time_ns)
 
     @property
@@ -130,7 +133,7 @@ def connect(options: Options, loaded: LoadedRules, outside: Outside) -> Parts:
     Raises CnprocdError (no connector, no privilege) or OSError.
     """
     loop, manager, log = asyncio.get_running_loop(), outside.manager, outside.log
-    stopping, ticker, failures = asyncio.Event(), Ticker(loop), Failures(log, time.monotonic)
+    stopping, ticker, failures = asyncio.Event(), Ticker(loop, outside.stalls), Failures(log, time.monotonic)
     source, kept_by_manager = open_source(options, loaded, manager)
     features = source.subscribe()
     matcher = Matcher(loaded.rules)
@@ -159,15 +162,16 @@ def connect(options: Options, loaded: LoadedRules, outside: Outside) -> Parts:
         log,
         outside.output.set_level,
         stopping,
+        outside.stalls,
         accepted_here(outside.store_snapshot, log) if client is None else accepted_by_runner(client, log),
         outside.broken,
     )
     hits = Hits(pipeline.counts, dispatcher.spool)
     rules.on_swap.append(lambda: hits.forget_others({rule.name for rule in rules.loaded.rules}))
-    view = ControlledDaemon(rules, subscription, pipeline, dispatcher, hits, kept_by_manager)
+    view = ControlledDaemon(rules, subscription, pipeline, dispatcher, hits, kept_by_manager, outside.stalls)
     control = ControlRoom(view, tap, options.runtime_dir, log, lambda: names.resolve("readers", access.readers_group))
     rules.on_swap += [control.reloaded, names.expire]
-    event_loop = EventLoop(loop, ticker, rules, pipeline, dispatcher, follower, manager, log, stopping)
+    event_loop = EventLoop(loop, ticker, rules, pipeline, dispatcher, follower, manager, log, stopping, outside.stalls)
     ticker.handlers += [hits.store, lambda: lookups.tick(time.monotonic()), lambda: names.tick(time.monotonic())]
     return Parts(rules, names, lookups, pipeline, dispatcher, hits, control, event_loop, stopping, kept_by_manager)
 

@@ -134,6 +134,7 @@ def _serve(options: argparse.Namespace, reading: LoaderProcess[LoadedRules]) -> 
     from cnprocd.output.journal import is_journal_stream
     from cnprocd.output.log import make_log, make_output
     from cnprocd.service import ServiceManager
+    from cnprocd.stalls import Stalls
     from cnprocd.wiring import Options, Outside
 
     directory = snapshot_directory(options)
@@ -146,6 +147,7 @@ def _serve(options: argparse.Namespace, reading: LoaderProcess[LoadedRules]) -> 
     if broken is not None:
         message = f"invalid rule files; using the rules that were accepted last\n{broken.render()}"
         log("error", "rules_rejected", problems=len(broken.problems), message=message)
+    stalls = Stalls(log)
     refused = frozenset(options.refuse)
     settings = Options(options.rules, options.state_dir, options.runtime_dir, refused, options.runner)
     outside = Outside(
@@ -156,10 +158,12 @@ def _serve(options: argparse.Namespace, reading: LoaderProcess[LoadedRules]) -> 
         manager=manager,
         log=log,
         output=output,
+        stalls=stalls,
         own_tgid=os.getpid(),
         broken=broken,
     )
-    asyncio.run(serve(settings, loaded, outside))
+    with asyncio.Runner(loop_factory=stalls.make_loop) as runner:
+        runner.run(serve(settings, loaded, outside))
     return EX_OK
 
 

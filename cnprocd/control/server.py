@@ -23,6 +23,7 @@ import os
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from cnprocd.control import access
 from cnprocd.control.listening import listening_socket, open_to_group
@@ -56,6 +57,9 @@ class VerbError(CnprocdError):
         self.details = details
 
 
+VerbResult: TypeAlias = "JsonValue | Answer | Coroutine[None, None, JsonValue | Answer]"
+
+
 @dataclass(frozen=True, slots=True)
 class Verb:
     """One thing that the daemon does for a client.
@@ -66,7 +70,7 @@ class Verb:
     `topic`: the answer begins a stream of that topic.
     """
 
-    run: Callable[[Args], JsonValue | Answer | Coroutine[None, None, JsonValue | Answer]]
+    run: Callable[[Args], VerbResult]
     changes: bool = False
     topic: str | None = None
 

@@ -6,13 +6,14 @@ accessors of json_value check the arguments, which come from outside; the server
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
+from dataclasses import replace
 from functools import partial
 
 from cnprocd.control import view
 from cnprocd.control.problems import problem_value
 from cnprocd.control.protocol import Answer
-from cnprocd.control.server import Args, Verb, VerbError
+from cnprocd.control.server import Args, Verb, VerbError, VerbResult
 from cnprocd.control.tap import MATCHES
 from cnprocd.control.values import job_value, match_value
 from cnprocd.errors import EX_NO
@@ -29,6 +30,7 @@ from cnprocd.output import metrics
 from cnprocd.rules.written import written_rule
 from cnprocd.spool.job import Job, State
 from cnprocd.spool.rows import Found, MatchFilter
+from cnprocd.stalls import Stalls
 
 MAX_LIMIT = 1000
 _MAX_ID = (1 << 62) - 1  # of 64 bits, as SQLite keeps them
@@ -37,7 +39,7 @@ _MAX_NS = (1 << 63) - 1
 
 def verbs_of(daemon: view.DaemonView) -> Mapping[str, Verb]:
     """Return the verbs of the daemon, by name."""
-    return {
+    verbs = {
         "status": Verb(partial(_status, daemon)),
         "metrics": Verb(partial(_metrics, daemon)),
         "rule": Verb(partial(_rule, daemon)),
@@ -53,6 +55,16 @@ def verbs_of(daemon: view.DaemonView) -> Mapping[str, Verb]:
         "history": Verb(partial(_history, daemon)),
         "watch": Verb(lambda args: {"topic": MATCHES}, topic=MATCHES),
     }
+    return {
+        name: replace(verb, run=partial(_measured, daemon.stalls, f"control: {name}", verb))
+        for name, verb in verbs.items()
+    }
+
+
+def _measured(stalls: Stalls, edge: str, verb: Verb, args: Args) -> VerbResult:
+    with stalls.running(edge):
+        found = verb.run(args)
+    return stalls.steps(edge, found) if isinstance(found, Coroutine) else found
 
 
 async def _status(daemon: view.DaemonView, args: Args) -> JsonValue:

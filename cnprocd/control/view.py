@@ -20,6 +20,8 @@ from cnprocd.pipeline import Pipeline
 from cnprocd.rules.compile import CompiledRule
 from cnprocd.rules.plan import Plan, identity_of
 from cnprocd.rules.problems import LoadedRules, RulesError
+from cnprocd.stall_meter import Figures
+from cnprocd.stalls import Stalls
 
 NS = 1_000_000_000
 
@@ -43,6 +45,8 @@ class DaemonView(Protocol):
     def load_state(self) -> LoadState: ...
     @property
     def hits(self) -> Hits: ...
+    @property
+    def stalls(self) -> Stalls: ...
     @property
     def started_ns(self) -> int: ...
     @property
@@ -70,6 +74,7 @@ def status(daemon: DaemonView) -> JsonDict:
             "hooks_alive": daemon.pipeline.tracker.family.alive,
         },
         "jobs": jobs(daemon),
+        "stalls": _stalls(daemon.stalls.figures()),
         "kernel": _kernel(daemon),
     }
 
@@ -184,6 +189,17 @@ def _latency(daemon: DaemonView) -> JsonDict:
         "max_ms": histogram.max_ms,
         "p50_ms": histogram.quantile_ms(0.5),
         "p99_ms": histogram.quantile_ms(0.99),
+    }
+
+
+def _stalls(figures: Figures) -> JsonDict:
+    """Return how long the event loop did not wait for events, since start and in the last minute."""
+    return {
+        "worst_s": figures.worst_s,
+        "p99_s": figures.p99_s,
+        "worst_last_minute_s": figures.worst_last_minute_s,
+        "p99_last_minute_s": figures.p99_last_minute_s,
+        "worst_cause": figures.worst_cause,
     }
 
 

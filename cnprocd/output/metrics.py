@@ -57,6 +57,7 @@ def _metrics(status: JsonObject) -> Iterable[_Metric]:
     yield from _of_reload(status)
     yield from _of_losses(status)
     yield from _of_jobs(status)
+    yield from _of_stalls(status)
     buffer_bytes = get_int(get_dict(status, "kernel"), "receive_buffer_bytes")
     yield _one("cnprocd_receive_buffer_bytes", "gauge", "Granted size of the receive buffer.", buffer_bytes)
 
@@ -191,6 +192,22 @@ def _of_jobs(status: JsonObject) -> Iterable[_Metric]:
         "1 while waiting jobs would survive a crash, else 0.",
         get_bool(jobs, "durable"),
     )
+
+
+def _of_stalls(status: JsonObject) -> Iterable[_Metric]:
+    stalls = get_dict_or_none(status, "stalls")
+    if stalls is None:
+        return
+    for quantity, words in (("worst", "Longest time"), ("p99", "99th percentile of the times")):
+        yield _Metric(
+            f"cnprocd_stall_{quantity}_seconds",
+            "gauge",
+            f"{words} in which the event loop did not wait for events.",
+            [
+                ({"since": "start"}, get_number(stalls, f"{quantity}_s")),
+                ({"since": "last_minute"}, get_number(stalls, f"{quantity}_last_minute_s")),
+            ],
+        )
 
 
 def _one(name: str, kind: str, help_text: str, value: float, **labels: str) -> _Metric:

@@ -87,6 +87,17 @@ def test_status_counts_what_happened(tmp_path):
         assert "failed" in human
 
 
+def test_status_and_metrics_show_the_stalls(tmp_path):
+    with running(tmp_path, rules()) as daemon:
+        fail("cnpctl-a")
+        daemon.mark()
+        stalls = ctl_json(daemon, "status")["stalls"]
+        assert 0 < stalls["p99_s"] <= stalls["worst_s"]
+        assert stalls["worst_last_minute_s"] > 0
+        assert "stalls  at most" in ctl(daemon, "status")[1]
+        assert 'cnprocd_stall_worst_seconds{since="start"}' in ctl(daemon, "metrics")[1]
+
+
 def test_reload_returns_when_the_rules_are_in_force(tmp_path):
     with running(tmp_path, rules()) as daemon:
         daemon.write_rules(rules(more="  - {name: new, events: [nonzero_exit], match: {comm: cnpctl-new}}\n"))

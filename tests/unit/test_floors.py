@@ -29,6 +29,7 @@ FLOORS = {
     "edge": "work that another program can make slow, done beside the event loop",
     "owner_lock": "one daemon for one state directory and one runtime directory",
     "stall_meter": "how long the event loop did not wait for events",
+    "stalls": "measures the event loop, and reports its stalls",
     "service": "the service manager's sockets and watchdog; imports nothing of cnprocd",
     "connector": "the kernel's two sockets: events, exit records, filters, losses",
     "process": "processes and their attributes, from events, exit records and /proc",

@@ -110,6 +110,7 @@ def _head(found: JsonObject, style: Style) -> list[str]:
         ("jobs", _jobs(jobs)),
         ("durable", style("green", "yes") if durable else style("red", f"NO: {get_str(jobs, 'why_not_durable')}")),
         ("latency", _latency(get_dict_or_none(jobs, "latency"))),
+        ("stalls", _stalls(get_dict_or_none(found, "stalls"))),
         ("kernel", _kernel(get_dict(found, "kernel"))),
     ]
     if failed := get_int(events, "failed", 0):
@@ -159,6 +160,17 @@ def _latency(latency: JsonObject | None) -> str:
     return (
         f"half of {count} hooks started within {duration(p50_ms / 1000)} of their event, "
         f"99% within {duration(p99_ms / 1000)}"
+    )
+
+
+def _stalls(stalls: JsonObject | None) -> str:
+    if stalls is None:
+        return "not measured by this daemon"
+    worst_s, p99_s = get_number(stalls, "worst_s"), get_number(stalls, "p99_s")
+    cause = get_str_or_none(stalls, "worst_cause")
+    return (
+        f"at most {duration(worst_s)}{f' ({cause})' if cause else ''}, 99% within {duration(p99_s)}; last minute: "
+        f"{duration(get_number(stalls, 'worst_last_minute_s'))}, {duration(get_number(stalls, 'p99_last_minute_s'))}"
     )
 
 

@@ -1,0 +1,113 @@
+"""The event loop is measured without a timer, and a long stall is logged with what ran."""
+
+from __future__ import annotations
+
+import asyncio
+
+from cnprocd.stall_meter import LOOP
+from cnprocd.stalls import Stalls
+
+
+class Clock:
+    """A clock that only `pass_s` moves."""
+
+    def __init__(self) -> None:
+        self.now_s = 5.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def play(scene) -> tuple[Stalls, list[dict[str, object]]]:
+    """Run a scene on a measured loop whose clock stands still unless the scene moves it."""
+    records: list[dict[str, object]] = []
+    clock = Clock()
+    stalls = Stalls(lambda level, event, **fields: records.append({"event": event, **fields}), clock)
+    stalls.count()
+    with asyncio.Runner(loop_factory=stalls.make_loop) as runner:
+        runner.run(scene(stalls, clock))
+    return stalls, records
+
+
+def test_a_long_callback_is_logged_with_what_ran():
+    async def scene(stalls, clock):
+        def tick():
+            with stalls.running("tick"):
+                clock.now_s += 0.3
+
+        asyncio.get_running_loop().call_soon(tick)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    stalls, records = play(scene)
+    assert [(one["event"], one["cause"], one["stall_s"]) for one in records] == [("loop_stalled", "tick", 0.3)]
+    assert stalls.figures().worst_cause == "tick"
+
+
+def test_a_callback_without_a_name_is_the_event_loops():
+    async def scene(stalls, clock):
+        clock.now_s += 0.3
+
+    assert [one["cause"] for one in play(scene)[1]] == [LOOP]
+
+
+def test_waiting_for_events_is_no_stall():
+    clock = Clock()
+    stalls = Stalls(lambda level, event, **fields: None, clock)
+    stalls.count()
+    for _ in range(2):
+        stalls.begin()
+        clock.now_s += 0.01
+        stalls.end()
+        clock.now_s += 60.0
+    assert abs(stalls.figures().worst_s - 0.01) < 1e-9
+
+
+def test_each_step_of_a_coroutine_counts_and_its_waits_do_not():
+    async def verb(clock):
+        clock.now_s += 0.2
+        await asyncio.sleep(0)
+        clock.now_s += 0.4
+        return "answer"
+
+    async def scene(stalls, clock):
+        assert await stalls.steps("control: status", verb(clock)) == "answer"
+        await asyncio.sleep(0)
+
+    stalls, records = play(scene)
+    assert abs(stalls.figures().worst_s - 0.4) < 1e-9
+    assert stalls.figures().worst_cause == "control: status"
+    assert records[0]["cause"] == "control: status"
+
+
+def test_a_cancelled_coroutine_is_cancelled_inside():
+    async def scene(stalls, clock):
+        ended = []
+
+        async def verb():
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.append(True)
+
+        task = asyncio.ensure_future(stalls.steps("control: status", verb()))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert ended == [True]
+
+    play(scene)
+
+
+def test_nothing_counts_before_the_daemon_is_ready():
+    clock = Clock()
+    stalls = Stalls(lambda level, event, **fields: None, clock)
+
+    async def scene():
+        clock.now_s += 9.0
+        await asyncio.sleep(0)
+
+    with asyncio.Runner(loop_factory=stalls.make_loop) as runner:
+        runner.run(scene())
+    assert stalls.figures().worst_s == 0.0
