@@ -29,6 +29,7 @@ def killed_within_a_hook(tmp_path, endurance, *options):
     with running(tmp_path, endurance.rules, *options) as daemon:
         pid = endurance.fail()
         daemon.wait_for("hook_started", pid=pid)
+        daemon.mark()  # both halves of that death are handled, and not in flight any more
         daemon.kill()
     hook.write_text(script)
     return pid
