@@ -31,6 +31,7 @@ from cnprocd.spool.rows import Keep, PastMatch
 from cnprocd.spool.scheduler import MOST_SNAPSHOTS, Scheduler
 from cnprocd.spool.spool import Spool
 from cnprocd.spool.throttle import Throttle, key_of
+from cnprocd.spool.turns import guaranteed_slots
 
 
 class HookRegistry(Protocol):
@@ -77,6 +78,7 @@ class Dispatcher:
             launcher=launcher,
             resolve_user=resolve_user,
             snapshot=loaded.snapshot,
+            guaranteed=guaranteed_slots(loaded.rules, loaded.settings.hook_slots),
         )
 
     def deliver(self, matches: list[RecordedMatch]) -> None:
@@ -177,7 +179,9 @@ class Dispatcher:
         """Use new rules from now on."""
         self.spool.keep = keep_of(loaded.settings)
         self._use_throttles(loaded.rules)
-        self.scheduler.reload(hooks_of(loaded.rules), loaded.settings.hook_slots, loaded.snapshot)
+        slots = loaded.settings.hook_slots
+        guaranteed = guaranteed_slots(loaded.rules, slots)
+        self.scheduler.reload(hooks_of(loaded.rules), slots, loaded.snapshot, guaranteed=guaranteed)
 
     def snapshots(self) -> list[str]:
         """Return the digests of the rules that jobs refer to."""

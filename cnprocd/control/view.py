@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from typing import Protocol
 
 from cnprocd import __version__
@@ -14,7 +15,7 @@ from cnprocd.connector import uapi
 from cnprocd.connector.request import Features
 from cnprocd.dispatch import Dispatcher
 from cnprocd.hits import Hits
-from cnprocd.json_value import JsonDict
+from cnprocd.json_value import JsonDict, get_int
 from cnprocd.load_state import LoadState
 from cnprocd.pipeline import Pipeline
 from cnprocd.rules.compile import CompiledRule
@@ -24,6 +25,7 @@ from cnprocd.stall_meter import Figures
 from cnprocd.stalls import Stalls
 
 NS = 1_000_000_000
+MOST_QUEUES = 1000  # an answer of the control socket has at most 1 MiB
 
 
 class DaemonView(Protocol):
@@ -166,6 +168,7 @@ def jobs(daemon: DaemonView) -> JsonDict:
         "durable": counts.durable,
         "why_not_durable": counts.why,
         "latency": _latency(daemon),
+        "queues": _queues(daemon),
         "hooks": [
             {
                 "job_id": hook.job_id,
@@ -177,6 +180,24 @@ def jobs(daemon: DaemonView) -> JsonDict:
             for hook in daemon.dispatcher.scheduler.running()
         ],
     }
+
+
+def _queues(daemon: DaemonView) -> list[JsonDict]:
+    """Return the queue of each rule that has waiting, running or dropped jobs, the longest first, up to a bound."""
+    spool = daemon.dispatcher.spool
+    running = Counter(hook.rule for hook in daemon.dispatcher.scheduler.running())
+    queues = spool.queues()
+    found: list[JsonDict] = [
+        {
+            "rule": rule,
+            "waiting": queues[rule].waiting if rule in queues else 0,
+            "running": running[rule],
+            "oldest_waiting_s": queues[rule].oldest_waiting_s if rule in queues else None,
+            "shed": spool.shedding.by_rule[rule],
+        }
+        for rule in sorted({*queues, *running, *spool.shedding.by_rule})
+    ]
+    return sorted(found, key=lambda queue: -get_int(queue, "waiting"))[:MOST_QUEUES]
 
 
 def _latency(daemon: DaemonView) -> JsonDict:

@@ -185,6 +185,7 @@ def _of_jobs(status: JsonObject) -> Iterable[_Metric]:
         "Age of the oldest waiting job; 0 if none waits.",
         get_number_or_none(jobs, "oldest_waiting_s") or 0,
     )
+    yield from _of_queues(status)
     yield _one("cnprocd_shed_jobs_total", "counter", "Jobs dropped because the queue was full.", get_int(jobs, "shed"))
     yield _one(
         "cnprocd_spool_durable",
@@ -208,6 +209,26 @@ def _of_stalls(status: JsonObject) -> Iterable[_Metric]:
                 ({"since": "last_minute"}, get_number(stalls, f"{quantity}_last_minute_s")),
             ],
         )
+
+
+def _of_queues(status: JsonObject) -> Iterable[_Metric]:
+    """Yield what belongs to the queue of one rule, for every rule with a hook or a queue."""
+    found = {get_str(queue, "rule"): queue for queue in get_list(get_dict(status, "jobs"), "queues", as_dict)}
+    hooks = (get_str(rule, "name") for rule in get_list(status, "rules", as_dict) if get_bool(rule, "hook"))
+    queues = [({"rule": rule}, found.get(rule, {})) for rule in dict.fromkeys((*hooks, *found))]
+    for name, kind, key, text in (
+        ("cnprocd_rule_waiting_jobs", "gauge", "waiting", "Waiting jobs by rule."),
+        ("cnprocd_rule_running_hooks", "gauge", "running", "Running hooks by rule."),
+        (
+            "cnprocd_rule_oldest_job_age_seconds",
+            "gauge",
+            "oldest_waiting_s",
+            "Age of a rule's oldest waiting job, or 0.",
+        ),
+        ("cnprocd_rule_shed_jobs_total", "counter", "shed", "Jobs of a rule that were dropped from a full queue."),
+    ):
+        samples = [(labels, (get_number_or_none(queue, key) if queue else None) or 0) for labels, queue in queues]
+        yield _Metric(name, kind, text, samples)
 
 
 def _one(name: str, kind: str, help_text: str, value: float, **labels: str) -> _Metric:

@@ -61,6 +61,12 @@ _MATCH_COLUMNS_OF_3 = ("job_id INTEGER", "uid INTEGER", "user TEXT", "unit TEXT"
 # Files made before 2026-11-24 lack it and have the same version. Counting running jobs must not read all jobs.
 _RUNNING = "CREATE INDEX IF NOT EXISTS running ON jobs(job_id) WHERE state = 'running';"
 
+# Each rule's queue: see queues.py. Files of 0.1 lack it.
+_QUEUES = (
+    "CREATE INDEX IF NOT EXISTS queues ON jobs(rule, job_id, due_ns, serialize_key, created_ns)"
+    " WHERE state = 'waiting';"
+)
+
 
 class NotOurDatabaseError(sqlite3.DatabaseError):
     """A valid SQLite file that another program or a newer cnprocd made."""
@@ -105,8 +111,8 @@ def _make_or_check(db: sqlite3.Connection) -> None:
     (tables,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     if version == 0 and tables == 0:
         db.executescript(
-            f"BEGIN IMMEDIATE; {_SCHEMA} {_OUTPUTS} {_HITS} {_RUNNING} PRAGMA application_id = {APPLICATION_ID};"
-            f" PRAGMA user_version = {SCHEMA_VERSION}; COMMIT"
+            f"BEGIN IMMEDIATE; {_SCHEMA} {_OUTPUTS} {_HITS} {_RUNNING} {_QUEUES}"
+            f" PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT"
         )
         return
     (application,) = db.execute("PRAGMA application_id").fetchone()
@@ -118,6 +124,7 @@ def _make_or_check(db: sqlite3.Connection) -> None:
     if version == 2:
         _migrate_from_2(db)
     db.execute(_RUNNING)
+    db.execute(_QUEUES)
 
 
 def _migrate_from_2(db: sqlite3.Connection) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -13,11 +14,27 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Enqueued:
-    """The job of each request of a batch (None: a duplicate, or shed because the queue was full), and counts."""
+    """The job of each request of a batch (None: a duplicate, or shed because the queue was full), and counts.
+
+    `shed_by_rule` counts both requests and waiting jobs that were dropped; `made_room` are the latter.
+    """
 
     job_ids: tuple[int | None, ...]
     duplicates: int = 0
-    shed: int = 0
+    shed_by_rule: Mapping[str, int] = field(default_factory=dict)
+    made_room: tuple[int, ...] = ()
+
+    @property
+    def shed(self) -> int:
+        return sum(self.shed_by_rule.values())
+
+
+@dataclass(frozen=True, slots=True)
+class RuleQueue:
+    """The waiting jobs of a rule, and the age of the oldest."""
+
+    waiting: int
+    oldest_waiting_s: float
 
 
 @dataclass(frozen=True, slots=True)

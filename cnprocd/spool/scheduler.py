@@ -3,8 +3,9 @@
 The spool is the queue; the scheduler keeps only the running attempts. wake() starts the first job before it returns and
 the others in later iterations of the loop, so a burst does not hold it. job.py decides what follows an attempt.
 
-Jobs start in the order of their age, as far as their rule's slots and their serialize key allow. The backlog (jobs from
-before this start) takes at most half of the slots. With a single slot, new jobs go first.
+Rules take turns (choosing.py, turns.py). The jobs of one rule start in the order of their age, as far as the rule's
+slots and their serialize keys allow. The backlog (jobs from before this start) takes at most half of the slots. With a
+single slot, new jobs go first.
 
 The hook of a job that was running when the daemon ended may still be running. If the runner started it, the attempt is
 resumed. Else it is ended first, so that two attempts of one job never run at once.
@@ -19,7 +20,6 @@ import asyncio
 import contextlib
 import os
 import random
-from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +32,7 @@ from cnprocd.launch.request import AttemptResult, Ending
 from cnprocd.launch.user import UNRESOLVED, ResolveUser, resolve_user
 from cnprocd.log import Level, Log
 from cnprocd.rules.ruleset import Hook
+from cnprocd.spool.choosing import Chooser
 from cnprocd.spool.job import NS, Job, Next, State, after_attempt, deadline_origin_ns
 from cnprocd.spool.latency import Histogram
 from cnprocd.spool.leftovers import end_leftover
@@ -59,6 +60,7 @@ class Scheduler:
 
     `hooks` are the rules' hooks by rule name. `on_started` and `on_finished` get the hook's PID and the job id. Without
     a `launcher`, hooks are children of this process. `resolve_user` raises OSError if it has no answer now.
+    `guaranteed` slots are kept free for a rule (turns.guaranteed_slots).
     """
 
     def __init__(
@@ -76,10 +78,12 @@ class Scheduler:
         chance: Callable[[], float] = random.random,
         resolve_user: ResolveUser = resolve_user,
         snapshot: str = "",
+        guaranteed: Mapping[str, int] | None = None,
     ) -> None:
         self.totals = Totals()
         self.latency = Histogram()
         self.slots = slots
+        self._chooser = Chooser(spool, guaranteed or {})
         self._spool = spool
         self.promises = Promises(hooks, snapshot)
         self._log = log
@@ -108,7 +112,7 @@ class Scheduler:
 
     def start(self) -> None:
         """Recover the jobs that a crash interrupted, then start jobs. Needs a running event loop."""
-        self._last_old_job = self._spool.last_job_id()
+        self._last_old_job = self._chooser.last_old_job = self._spool.last_job_id()
         self._accepting = True
         self._launcher.prepare()
         self._spool.on_recoverable = self._recover
@@ -130,10 +134,18 @@ class Scheduler:
         if self._next_fill is None:
             self._fill()
 
-    def reload(self, hooks: Mapping[str, Hook], slots: int, snapshot: str = "") -> None:
+    def reload(
+        self,
+        hooks: Mapping[str, Hook],
+        slots: int,
+        snapshot: str = "",
+        *,
+        guaranteed: Mapping[str, int] | None = None,
+    ) -> None:
         """Use new rules for every attempt from now on. A job whose rule is gone runs as promised: see promises.py."""
         self.promises.use(hooks, snapshot, self._spool.snapshots(MOST_SNAPSHOTS))
         self.slots = slots
+        self._chooser.guaranteed = dict(guaranteed or {})
         self.wake()
 
     def running(self) -> list[RunningHook]:
@@ -182,7 +194,12 @@ class Scheduler:
         self._next_fill = None
         if not self._accepting or len(self._active) >= self.slots:
             return
-        job = self._choose()
+        job = self._chooser.next_job(
+            self.promises.slots_of,
+            self.slots,
+            [job for job, _ in self._active.values()],
+            self._leftovers.values(),
+        )
         self._more = job is not None
         if job is None:
             self._sleep_until_due()
@@ -191,30 +208,6 @@ class Scheduler:
         if in_a_row and len(self._active) < self.slots:
             self._launcher.prepare(soon=True)  # a burst: make the next spare meanwhile
         self._next_fill = asyncio.get_running_loop().call_soon(self._fill, True)
-
-    def _choose(self) -> Job | None:
-        busy = [job for job, _ in self._active.values()]
-        ending = list(self._leftovers.values())
-        per_rule = Counter(job.rule for job in (*busy, *ending))
-        skip_rules = [rule for rule, count in per_rule.items() if count >= self._rule_slots(rule)]
-        skip_keys = [job.serialize_key for job in (*busy, *ending) if job.serialize_key is not None]
-
-        def oldest(after_id: int) -> Job | None:
-            found = self._spool.due(
-                1, after_id=after_id, skip_rules=skip_rules, skip_keys=skip_keys, skip_jobs=list(self._leftovers)
-            )
-            return found[0] if found else None
-
-        old = sum(job.job_id <= self._last_old_job for job in busy)
-        if old >= max(1, self.slots // 2):
-            return oldest(self._last_old_job)
-        if self.slots == 1:
-            return oldest(self._last_old_job) or oldest(0)
-        return oldest(0)
-
-    def _rule_slots(self, rule: str) -> int:
-        slots = self.promises.slots_of(rule)
-        return self.slots if slots is None else slots
 
     def _sleep_until_due(self) -> None:
         """Set a timer for the next job that waits for a retry or for its gathering window."""
@@ -239,6 +232,7 @@ class Scheduler:
             self._log("notice", "job_of_former_rule", job_id=job.job_id, rule=job.rule, snapshot=promise.snapshot)
         attempt_id = os.urandom(16).hex()
         now_ns = self._spool.clock()
+        self._chooser.note_start(job)
         self._spool.start(job.job_id, attempt_id)
         job = replace(
             job, state=State.RUNNING, attempts=job.attempts + 1, first_started_ns=deadline_origin_ns(job, now_ns)

@@ -32,7 +32,7 @@ from pathlib import Path
 
 from cnprocd.json_value import JsonObject
 from cnprocd.launch.request import AttemptResult
-from cnprocd.log import Log, ThrottledLog
+from cnprocd.log import Log
 from cnprocd.spool import database, history, salvage
 from cnprocd.spool.copy_on_disk import CopyOnDisk, TakenIn
 from cnprocd.spool.disk import DirectDisk, Disk
@@ -48,14 +48,25 @@ from cnprocd.spool.disk_messages import (
     Pruned,
 )
 from cnprocd.spool.job import NS, Job, JobRequest, State, after_interruption
-from cnprocd.spool.rows import Counts, Enqueued, Found, Keep, Leftover, MatchFilter, PastMatch, Rows, RuleHits
+from cnprocd.spool.rows import (
+    Counts,
+    Enqueued,
+    Found,
+    Keep,
+    Leftover,
+    MatchFilter,
+    PastMatch,
+    Rows,
+    RuleHits,
+    RuleQueue,
+)
+from cnprocd.spool.shedding import Shedding
 from cnprocd.spool.steady_clock import SteadyClock
 from cnprocd.spool.store import Store
 
 FILE_NAME = "spool.sqlite3"
 PRUNE_EVERY = 500
 FORGET_EVERY = 100
-SHED_EVERY_S = 5
 
 
 class Spool:
@@ -67,12 +78,11 @@ class Spool:
         self.clock = clock
         self.boot_id = boot_id
         self.duplicates = 0
-        self.shed = 0
         self.on_recoverable: Callable[[], None] = lambda: None  # the file had jobs that a crash interrupted
         self._since_prune = 0
         self._since_forgotten = 0
         self._log = log
-        self._shed_log = ThrottledLog(log, SHED_EVERY_S)
+        self.shedding = Shedding(log)
         self._hits: dict[str, RuleHits] = {}
         self._snapshots: tuple[str, ...] = ()  # of the jobs in the file, as it was opened
         self._interrupted: list[int] = []  # jobs that ran at a crash; recover() returns them
@@ -130,24 +140,16 @@ class Spool:
     # -- matches in -------------------------------------------------------------------------------------
 
     def enqueue(self, requests: Sequence[JobRequest]) -> Enqueued:
-        """Add a batch in one commit. Jobs above the queue limit are dropped, counted and logged."""
+        """Add a batch in one commit. If the queue is full, the rule with the most jobs drops its newest (queues.py)."""
         limit, before = self.keep.queue_limit, self._store.last_event_id
         result = self._store.enqueue(requests, boot_id=self.boot_id, now_ns=self.clock(), queue_limit=limit)
-        self._copy.note(*(job_id for job_id in result.job_ids if job_id is not None))
+        self._copy.note(*(job_id for job_id in result.job_ids if job_id is not None), *result.made_room)
+        self._since_prune += len(result.made_room)
+        self._since_forgotten += len(result.made_room)
         self._copy.note_events(before, self._store.last_event_id)
         self._copy.commit()
         self.duplicates += result.duplicates
-        self.shed += result.shed
-        if result.shed:
-            self._shed_log.add(
-                "error",
-                "queue_full",
-                self.clock() / NS,
-                {"shed": result.shed},
-                lambda counts: f"dropped {counts['shed']} jobs: {limit} are waiting already (queue_limit)",
-                shed_in_all=self.shed,
-                limit=limit,
-            )
+        self.shedding.add(result.shed_by_rule, limit, self.clock() / NS)
         return result
 
     def record_matches(self, matches: Sequence[PastMatch]) -> None:
@@ -173,16 +175,22 @@ class Spool:
         self,
         limit: int,
         *,
+        rule: str | None = None,
         after_id: int = 0,
-        skip_rules: Sequence[str] = (),
         skip_keys: Sequence[str] = (),
         skip_jobs: Sequence[int] = (),
     ) -> list[Job]:
-        """Return the oldest jobs that may start now, without those that `skip_*` name."""
+        """Return the oldest jobs of a rule, or of all rules, that may start now, without those that `skip_*` name."""
         now_ns = self.clock()
-        return self._store.due(
-            now_ns, limit, after_id=after_id, skip_rules=skip_rules, skip_keys=skip_keys, skip_jobs=skip_jobs
-        )
+        return self._store.due(now_ns, limit, rule=rule, after_id=after_id, skip_keys=skip_keys, skip_jobs=skip_jobs)
+
+    def waiting_rules(self) -> dict[str, int]:
+        """Return the rules with waiting jobs, and the oldest job of each."""
+        return self._store.waiting_rules()
+
+    def queues(self) -> dict[str, RuleQueue]:
+        """Return the length of each rule's queue, and the age of its oldest job."""
+        return self._store.queues(self.clock())
 
     def events(self, job_id: int) -> tuple[JsonObject, ...]:
         """Return the events of a job, or () if one of them cannot be read."""
@@ -282,7 +290,7 @@ class Spool:
             dead=by_state[State.DEAD] + self._forgotten[State.DEAD],
             oldest_waiting_s=None if oldest_ns is None else max(0.0, (self.clock() - oldest_ns) / NS),
             duplicates=self.duplicates,
-            shed=self.shed,
+            shed=self.shedding.count,
             durable=self.durable,
             why=self.why,
         )
@@ -324,7 +332,7 @@ class Spool:
             self._forget()
         if self._since_prune >= PRUNE_EVERY:
             self.prune()
-        self._shed_log.flush_due(self.clock() / NS)
+        self.shedding.flush_due(self.clock() / NS)
         self._copy.check()
 
     def prune(self) -> None:

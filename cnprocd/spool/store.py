@@ -17,11 +17,11 @@ from typing import Any
 
 from cnprocd.json_value import JsonObject
 from cnprocd.launch.request import AttemptResult
-from cnprocd.spool import copies, history
+from cnprocd.spool import copies, history, queues
 from cnprocd.spool.changes import EventRange, Row
 from cnprocd.spool.disk_messages import Ended, Page
 from cnprocd.spool.job import NS, Job, JobRequest, State
-from cnprocd.spool.rows import Enqueued, Leftover, MatchFilter, PastMatch, Rows
+from cnprocd.spool.rows import Enqueued, Leftover, MatchFilter, PastMatch, Rows, RuleQueue
 
 
 class Store:
@@ -55,20 +55,20 @@ class Store:
     # -- jobs in--------------------------------------------------------------------------------------------------
 
     def enqueue(self, requests: Sequence[JobRequest], *, boot_id: str, now_ns: int, queue_limit: int) -> Enqueued:
-        """Add a batch in one commit. Skip known keys, and drop the newest jobs above `queue_limit`."""
+        """Add a batch in one commit. Skip known keys. Above `queue_limit`, drop jobs as queues.py describes."""
         job_ids: list[int | None] = []
-        duplicates = shed = 0
+        duplicates = 0
         with self._transaction() as db:
+            room = queues.Room(db, now_ns)
             for request in requests:
-                if db.execute("SELECT 1 FROM events WHERE key = ?", (request.key,)).fetchone():
-                    duplicates += 1
+                known = db.execute("SELECT 1 FROM events WHERE key = ?", (request.key,)).fetchone() is not None
+                job_id = None if known else self._gathered(db, request, now_ns)
+                full = not known and job_id is None and self.waiting >= queue_limit
+                duplicates += known
+                if known or (full and not room.make(request.rule)):
                     job_ids.append(None)
                     continue
-                job_id = self._gathered(db, request, now_ns)
-                if job_id is None and self.waiting >= queue_limit:
-                    shed += 1
-                    job_ids.append(None)
-                    continue
+                self.waiting -= full
                 if job_id is None:
                     job_id = self._new_job(db, request, boot_id, now_ns)
                 record = json.dumps(request.event, separators=(",", ":"))
@@ -77,7 +77,7 @@ class Store:
                 )
                 self.last_event_id = cursor.lastrowid or 0
                 job_ids.append(job_id)
-        return Enqueued(tuple(job_ids), duplicates, shed)
+        return Enqueued(tuple(job_ids), duplicates, room.shed, tuple(room.dropped))
 
     def _gathered(self, db: sqlite3.Connection, request: JobRequest, now_ns: int) -> int | None:
         """Return the job that gathers events for this request's key, with one event more; due at once if it is full."""
@@ -121,24 +121,31 @@ class Store:
         now_ns: int,
         limit: int,
         *,
+        rule: str | None = None,
         after_id: int = 0,
-        skip_rules: Sequence[str] = (),
         skip_keys: Sequence[str] = (),
         skip_jobs: Sequence[int] = (),
     ) -> list[Job]:
-        """Return the oldest jobs that may start now, without their events."""
+        """Return the oldest jobs of a rule, or of all rules, that may start now, without their events."""
+        index, of_rule = ("waiting", "") if rule is None else ("queues", " AND rule = ?")
         rows = self._db.execute(
-            f"SELECT {copies.JOB} FROM jobs INDEXED BY waiting WHERE state = 'waiting' AND job_id > ? AND due_ns <= ?"  # noqa: S608
-            f" AND rule NOT IN ({copies.marks(skip_rules)}) AND job_id NOT IN ({copies.marks(skip_jobs)})"
+            f"SELECT {copies.JOB} FROM jobs INDEXED BY {index} WHERE state = 'waiting'{of_rule} AND job_id > ?"  # noqa: S608
+            f" AND due_ns <= ? AND job_id NOT IN ({copies.marks(skip_jobs)})"
             f" AND (serialize_key IS NULL OR serialize_key NOT IN ({copies.marks(skip_keys)}))"
             " ORDER BY job_id LIMIT ?",
-            (after_id, now_ns, *skip_rules, *skip_jobs, *skip_keys, limit),
+            (*([] if rule is None else [rule]), after_id, now_ns, *skip_jobs, *skip_keys, limit),
         )
         found = [_job(row) for row in rows]
         # SQLite takes the state from the index. If the index is damaged, a job that is done would be returned for ever.
         if any(job.state is not State.WAITING for job in found):
             raise sqlite3.DatabaseError("the index of waiting jobs contains one that is not waiting")
         return found
+
+    def waiting_rules(self) -> dict[str, int]:
+        return queues.waiting_rules(self._db)
+
+    def queues(self, now_ns: int) -> dict[str, RuleQueue]:
+        return queues.queues(self._db, now_ns)
 
     def next_due_ns(self, now_ns: int) -> int | None:
         """Return when the next job that waits for its time is due, or None."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
 
+import pytest
+from kernel.blocking import runner_service
 from kernel.harness import child, rename, running, wait_status
+
+from cnprocd.control.client import Client
 
 ESCALATION = """
 rules:
@@ -42,3 +47,52 @@ def test_after_by_a_field_counts_each_value_alone(tmp_path):
         pids = [fail("cnpfair-zeta") for _ in range(2)]
         daemon.mark()
         assert [record["pid"] for record in daemon.matches("looping")] == pids[-1:]
+
+
+FLOOD = """
+settings: {hook_slots: 4, queue_limit: 30}
+rules:
+  - name: a
+    events: [nonzero_exit]
+    match: {comm: cnpfair-a}
+    run: {command: [/bin/sleep, "0.7"], user: nobody, timeout: 20s}
+  - name: b
+    events: [nonzero_exit]
+    match: {comm: cnpfair-b}
+    run: {command: [/bin/true], user: nobody, timeout: 20s}
+$MARKER
+"""
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["runner-inside", "runner-apart"])
+def test_another_rules_hook_waits_for_one_slot_only(tmp_path, apart):
+    """60 processes of a user die under rule A, with 4 slots and 30 waiting jobs. Then one dies under rule B.
+
+    Its job is not dropped, and its hook starts when the next hook of A ends, not after the 30 that wait.
+    """
+    tmp_path.chmod(0o755)
+    (tmp_path / "rules.yaml").write_text(FLOOD)
+    with contextlib.ExitStack() as stack:
+        options = []
+        if apart:
+            runner, _ = stack.enter_context(runner_service(tmp_path))
+            options = ["--runner", str(runner)]
+        daemon = stack.enter_context(running(tmp_path, FLOOD, *options))
+        for _ in range(60):
+            fail("cnpfair-a")
+        pid = fail("cnpfair-b")
+        job_id = daemon.wait_for("rule_matched", rule="b", pid=pid)["job_id"]
+        assert job_id is not None
+        daemon.wait_for("hook_finished", job_id=job_id)
+        records = list(daemon.records)
+        matched = next(n for n, one in enumerate(records) if one["event"] == "rule_matched" and one["rule"] == "b")
+        begun = next(n for n, one in enumerate(records) if one["event"] == "hook_started" and one["rule"] == "b")
+        between = [one for one in records[matched:begun] if one["event"] == "hook_started"]
+        assert len(between) <= 4, between
+        assert not [one for one in records if one["event"] == "job_dead" and one["rule"] == "b"]
+        dropped = [one for one in records if one["event"] == "queue_full"]
+        assert dropped and all("of a" in str(one["message"]) and "of b" not in str(one["message"]) for one in dropped)
+        status = Client(tmp_path / "run").ask("status")
+        queues = {queue["rule"]: queue for queue in status["jobs"]["queues"]}
+        assert queues["a"]["waiting"] > 0 and queues["a"]["shed"] > 0 and queues["a"]["oldest_waiting_s"] > 0
+        assert queues.get("b", {"shed": 0})["shed"] == 0

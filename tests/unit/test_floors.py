@@ -71,6 +71,7 @@ rules/language/names rules/language/plain rules/language/regex_cost rules/langua
 rules/language/value_problem
 runner/wire runner/wire_validate
 spool/changes spool/disk_messages spool/job spool/latency spool/promises spool/rows spool/running spool/throttle
+spool/turns
 """.split()
 
 # Modules with effects: the system, files, time, the network, other processes, threads, or the log.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from cnprocd.cli.grammar import Options
@@ -31,6 +32,7 @@ from cnprocd.json_value import (
 )
 from cnprocd.rules.problems import Problem, RulesError
 
+MOST_QUEUES = 5  # that are shown
 RELOAD_TIMEOUT_S = 120.0  # a large rule file on a busy machine; systemd's own limit for ExecReload is 90 s
 
 
@@ -108,6 +110,7 @@ def _head(found: JsonObject, style: Style) -> list[str]:
         ),
         ("hits", f"counted since {clock(get_int(found, 'hits_since_ns'))}, across restarts"),
         ("jobs", _jobs(jobs)),
+        *(("queue", text) for text in _queues(get_list(jobs, "queues", as_dict), style)),
         ("durable", style("green", "yes") if durable else style("red", f"NO: {get_str(jobs, 'why_not_durable')}")),
         ("latency", _latency(get_dict_or_none(jobs, "latency"))),
         ("stalls", _stalls(get_dict_or_none(found, "stalls"))),
@@ -150,6 +153,15 @@ def _jobs(jobs: JsonObject) -> str:
         counts += f"; the oldest waits for {duration(get_number_or_none(jobs, 'oldest_waiting_s'))}"
     dropped = get_int(jobs, "shed")
     return f"{counts}; {dropped} DROPPED" if dropped else counts
+
+
+def _queues(queues: list[JsonObject], style: Style) -> Iterator[str]:
+    """Return the queues of the rules with the most waiting jobs, and of those that dropped jobs."""
+    for queue in [one for one in queues if get_int(one, "waiting") or get_int(one, "shed")][:MOST_QUEUES]:
+        waiting, dropped = get_int(queue, "waiting"), get_int(queue, "shed")
+        oldest = f"; the oldest waits for {duration(get_number(queue, 'oldest_waiting_s'))}" if waiting else ""
+        lost = style("red", f"; {dropped} DROPPED") if dropped else ""
+        yield f"{get_str(queue, 'rule')}: {waiting} waiting, {get_int(queue, 'running')} running{oldest}{lost}"
 
 
 def _latency(latency: JsonObject | None) -> str:

@@ -190,7 +190,8 @@ class HookModel(Model):
         default="30s",
         validate_default=True,
         alias="timeout",
-        description="The time limit of one attempt; then the hook gets SIGTERM, then SIGKILL.",
+        description="The time limit of one attempt. Then the hook and all processes that it started get SIGTERM, and "
+        "SIGKILL 5 s later.",
     )
     deadline_s: Duration | None = Field(
         default=None, alias="deadline", description="The time limit of the job, including all attempts and pauses."
@@ -204,7 +205,11 @@ class HookModel(Model):
     umask: Umask = Field(default="0077", validate_default=True, description="The umask of the hook, in octal.")
     nice: Nice = Field(default=0, description="The scheduling priority, -20 (first) to 19 (last).")
     limits: ResourceLimitsModel | None = Field(default=None, description="Resource limits.")
-    slots: Slots | None = Field(default=None, description="The maximum number of hooks of this rule that run at once.")
+    slots: Slots | None = Field(
+        default=None,
+        description="The number of hooks of this rule that can run at once, and the number of hook_slots that are kept "
+        "free for them. Rules without slots always share at least one. By default a rule has the slots that are free.",
+    )
     serialize: Annotated[Literal["rule", "comm", "none"], *words("rule", "comm", "none")] = Field(
         default="none", description="Which hooks run one at a time: all of the rule, or those of one comm."
     )

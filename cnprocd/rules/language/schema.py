@@ -193,7 +193,9 @@ class SettingsModel(Model):
         description="The size of the socket's receive buffer. A queued event takes 832 bytes.",
     )
     queue_limit: Count = Field(
-        default=10_000, description="The maximum number of waiting jobs; further jobs are dropped and logged."
+        default=10_000,
+        description="The maximum number of waiting jobs, of all rules. If it is reached, the rule with the most "
+        "waiting jobs drops its newest one, which is logged.",
     )
     history_count: History = Field(default=10_000, description="The maximum number of finished jobs that are kept.")
     history_age_s: Duration = Field(

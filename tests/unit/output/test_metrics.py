@@ -20,8 +20,8 @@ def status(**changes):
         "started_ns": 1_700_000_000_500_000_000,
         "reload": {"ok": True, "time_ns": 1_700_000_000_500_000_000, "changed_files": []},
         "rules": [
-            {"name": "a", "enabled": True, "hits": 3, "last_hit_ns": 1_700_000_100_000_000_000},
-            {"name": 'b"\\\n', "enabled": False, "hits": 0, "last_hit_ns": None},
+            {"name": "a", "hook": True, "enabled": True, "hits": 3, "last_hit_ns": 1_700_000_100_000_000_000},
+            {"name": 'b"\\\n', "hook": True, "enabled": False, "hits": 0, "last_hit_ns": None},
         ],
         "events": {
             "delivered": 10,
@@ -40,6 +40,7 @@ def status(**changes):
             "oldest_waiting_s": 1.5,
             "shed": 0,
             "durable": True,
+            "queues": [{"rule": "a", "waiting": 1, "running": 2, "oldest_waiting_s": 1.5, "shed": 7}],
             "latency": {"bounds_ms": list(histogram.bounds_ms), "counts": histogram.counts, "sum_ms": histogram.sum_ms},
         },
         "kernel": {"receive_buffer_bytes": 8 << 20},
@@ -57,6 +58,13 @@ def test_values_are_in_base_units():
     assert found['cnprocd_matches_total{rule="a"}'] == "3"
     assert found['cnprocd_jobs{state="done"}'] == "7"
     assert found["cnprocd_rules"] == "1"
+
+
+def test_every_rule_with_a_hook_has_the_metrics_of_its_queue():
+    found = samples(render(status()))
+    names = ("waiting_jobs", "running_hooks", "oldest_job_age_seconds", "shed_jobs_total")
+    assert [found[f'cnprocd_rule_{name}{{rule="a"}}'] for name in names] == ["1", "2", "1.5", "7"]
+    assert [found[f'cnprocd_rule_{name}{{rule="b\\"\\\\\\n"}}'] for name in names] == ["0"] * 4
 
 
 def test_the_last_reload_is_a_metric():

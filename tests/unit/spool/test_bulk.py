@@ -76,9 +76,9 @@ def test_a_long_queue_of_a_busy_rule_does_not_slow_the_choice(tmp_path):
     spool.enqueue([request("r", serialize_key="k") for _ in range(100)])
     queries = []
     spool._store._db.set_trace_callback(queries.append)
-    spool.due(1, skip_rules=["r"], skip_keys=["k"], skip_jobs=[1])
+    spool.due(1, rule="r", skip_keys=["k"], skip_jobs=[1])
     spool._store._db.set_trace_callback(None)
     plan = [row[3] for row in spool._store._db.execute(f"EXPLAIN QUERY PLAN {queries[0]}")]
-    assert any("USING INDEX waiting" in step or "USING COVERING INDEX waiting" in step for step in plan), plan
+    assert any("USING INDEX queues" in step or "USING COVERING INDEX queues" in step for step in plan), plan
     assert not any("TEMP B-TREE" in step for step in plan), plan
     spool.close()

@@ -180,7 +180,8 @@ def test_the_oldest_comes_first_and_what_is_busy_is_passed_over(open_spool):
     spool = open_spool()
     spool.enqueue([request("a", serialize_key="x"), request("a", serialize_key="y"), request("b"), request("c")])
     assert ids(spool.due(2)) == [1, 2]
-    assert ids(spool.due(9, skip_rules=["a", "c"])) == [3]
+    assert ids(spool.due(9, rule="b")) == [3]
+    assert ids(spool.due(9, rule="a", skip_keys=["x"])) == [2]
     assert ids(spool.due(9, skip_keys=["x"])) == [2, 3, 4]
     assert ids(spool.due(9, skip_jobs=[1, 3])) == [2, 4]
     assert ids(spool.due(9, after_id=2)) == [3, 4]

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from cnprocd.launch.attempt import TERM_GRACE_S
 from cnprocd.rules.language import names, syntax
 from cnprocd.rules.language.actions import HookModel, LogModel
 from cnprocd.rules.language.condition import ConditionModel
@@ -515,3 +516,8 @@ def test_the_json_schema_speaks_of_the_yaml_form():
     assert {"$ref": "#/$defs/Condition"} in match_["not"]["anyOf"]
     assert {"type": "boolean"} in rule_["log"]["anyOf"]
     assert "all" in rule_["events"]["anyOf"][0]["enum"]
+
+
+def test_the_described_grace_is_that_of_the_launcher():
+    described = json_schema()["$defs"]["Hook"]["properties"]["timeout"]["description"]
+    assert f"SIGKILL {TERM_GRACE_S:g} s later" in described

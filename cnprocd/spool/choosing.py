@@ -1,0 +1,66 @@
+"""Choose the job whose hook starts next: fair turns (turns.py) on the queues in the spool."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from cnprocd.spool.job import Job
+from cnprocd.spool.spool import Spool
+from cnprocd.spool.turns import KEYS_COMPARED, Turns, may_start
+
+
+class Chooser:
+    """Chooses jobs. `guaranteed` slots are kept free for each rule; jobs up to `last_old_job` are the backlog."""
+
+    def __init__(self, spool: Spool, guaranteed: Mapping[str, int]) -> None:
+        self.guaranteed = dict(guaranteed)
+        self.last_old_job = 0
+        self._spool = spool
+        self._turns = Turns()
+
+    def note_start(self, job: Job) -> None:
+        """Note that the hook of a job starts."""
+        self._turns.note_start(job, self._spool.last_job_id())
+
+    def next_job(
+        self, limit_of: Callable[[str], int | None], slots: int, busy: Sequence[Job], ending: Collection[Job]
+    ) -> Job | None:
+        """Return the job that may start next in one of the `slots`, or None.
+
+        `limit_of` returns the `slots:` of a rule. `busy` jobs have a running hook. The former hook of an `ending` job
+        is still being ended.
+        """
+        running = Counter(job.rule for job in (*busy, *ending))
+        skip_keys = [job.serialize_key for job in (*busy, *ending) if job.serialize_key is not None]
+        skip_jobs = [job.job_id for job in ending]
+        oldest = {
+            rule: job_id
+            for rule, job_id in self._spool.waiting_rules().items()
+            if may_start(rule, running, limit=limit_of(rule), total=slots, guaranteed=self.guaranteed)
+        }
+        for after_id in self._ages(slots, busy):
+            for rule in self._turns.order(oldest, running):
+                job = self._next_of(rule, after_id, skip_keys, skip_jobs)
+                if job is not None:
+                    return job
+        return None
+
+    def _ages(self, slots: int, busy: Sequence[Job]) -> Sequence[int]:
+        """Return the job ids after which to search. The backlog takes at most half of the slots."""
+        old = sum(job.job_id <= self.last_old_job for job in busy)
+        if old >= max(1, slots // 2):
+            return (self.last_old_job,)
+        return (self.last_old_job, 0) if slots == 1 else (0,)
+
+    def _next_of(self, rule: str, after_id: int, skip_keys: list[str], skip_jobs: list[int]) -> Job | None:
+        """Return the next job of a rule: the oldest, but a key that started a hook lately lets others go first."""
+        skipped: list[str] = list(skip_keys)
+        found: list[Job] = []
+        for _ in range(KEYS_COMPARED):
+            jobs = self._spool.due(1, rule=rule, after_id=after_id, skip_keys=skipped, skip_jobs=skip_jobs)
+            found += jobs
+            if not jobs or jobs[0].serialize_key is None or self._turns.is_first(jobs[0]):
+                break
+            skipped.append(jobs[0].serialize_key)
+        return min(found, key=self._turns.of_key, default=None)
