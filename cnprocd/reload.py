@@ -16,12 +16,15 @@ from cnprocd.load_state import LoadState, ReadDigests
 from cnprocd.log import Level, Log
 from cnprocd.pipeline import Pipeline
 from cnprocd.rules.compile import Matcher
+from cnprocd.rules.loader_process import LoaderFailedError
 from cnprocd.rules.problems import LoadedRules, RulesError, next_end_ns, with_expired_enabled
 from cnprocd.service import ServiceManager
 from cnprocd.stalls import Stalls
 from cnprocd.subscription import Subscription
 
 MOST_LOADS = 3  # of one reload, while the files change
+RETRY_FIRST_S = 1.0  # after a reload that could not read the files; doubled each time, up to RETRY_MOST_S
+RETRY_MOST_S = 60.0
 MOST_WAIT_S = 60.0  # until the clock is looked at again: it may be set while a rule is disabled for a time
 
 
@@ -62,23 +65,39 @@ class RulesInForce:
         if broken is not None:
             self.state.failed(broken, at_start=True)
         self._turn = asyncio.Lock()
+        self._next: asyncio.Task[RulesError | None] | None = None  # the reload that waits for its turn
         self._tasks: set[asyncio.Task[RulesError | None]] = set()
+        self._retry: asyncio.TimerHandle | None = None
+        self._retry_s = RETRY_FIRST_S
         self._expiry: asyncio.TimerHandle | None = None
         self._use_log_level(loaded.settings.log_level)
 
     def reload_soon(self) -> None:
         """Reload in a task of its own, as a signal asks for."""
-        task = asyncio.get_running_loop().create_task(self.reload())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._next_reload()
 
     async def reload(self) -> RulesError | None:
         """Load the rules again. Return the error that rejected them, in which case nothing has changed.
 
-        The old rules match until the new ones are loaded. A request that comes meanwhile waits, and then loads anew, so
-        its answer is about files that were read after it came.
+        The old rules match until the new ones are loaded. Requests that come meanwhile wait, and share one more load,
+        so each answer is about files that were read after its request. A client that leaves cancels nothing.
         """
+        return await asyncio.shield(self._next_reload())
+
+    def _next_reload(self) -> asyncio.Task[RulesError | None]:
+        """Return the reload that waits for its turn. So any number of requests cost one reload beside the current."""
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_task(self._reload_in_turn())
+            self._tasks.add(self._next)
+            self._next.add_done_callback(self._tasks.discard)
+        return self._next
+
+    async def _reload_in_turn(self) -> RulesError | None:
         async with self._turn:
+            self._next = None  # a later request may be about files that are changed from now on
+            if self._retry is not None:
+                self._retry.cancel()
+                self._retry = None
             self._manager.reloading()
             problem: RulesError | None = None
             try:
@@ -87,20 +106,38 @@ class RulesInForce:
                     with self._stalls.running("reload"):
                         self._swap(loaded)
                     self.state.succeeded(loaded)
+                self._retry_s = RETRY_FIRST_S
             except RulesError as error:
                 problem = error
                 self.state.failed(error)
                 if not self._stopping.is_set():  # the loader process may have got the signal to stop as well
+                    retry_in_s = self._retry_later(error)
+                    again = "" if retry_in_s is None else f"; the next attempt is in {retry_in_s:g} s"
                     self._log(
                         "error",
                         "rules_rejected",
                         problems=len(error.problems),
-                        message=f"reload failed; keeping the current rules\n{error.render()}",
+                        retry_in_s=retry_in_s,
+                        message=f"reload failed; keeping the current rules{again}\n{error.render()}",
                     )
             finally:
                 if not self._stopping.is_set():
                     self._manager.ready(self.status_line())
             return problem
+
+    def _retry_later(self, error: RulesError) -> float | None:
+        """Reload again later if the files could not be read, and return in how many seconds. None: they are invalid."""
+        if not isinstance(error, LoaderFailedError):
+            self._retry_s = RETRY_FIRST_S
+            return None
+        after_s, self._retry_s = self._retry_s, min(2 * self._retry_s, RETRY_MOST_S)
+        self._retry = asyncio.get_running_loop().call_later(after_s, self._retry_now)
+        return after_s
+
+    def _retry_now(self) -> None:
+        self._retry = None
+        if not self._stopping.is_set():
+            self.reload_soon()
 
     async def accept_at_start(self) -> None:
         """Let the rules that were loaded at start become the accepted ones. If the files changed since, reload them."""

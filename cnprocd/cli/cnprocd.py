@@ -16,9 +16,9 @@ from cnprocd import __version__
 from cnprocd.cli.snapshots import last_accepted, load_former, start_accepting, start_loader
 from cnprocd.cli.standard_files import STDERR, STDOUT, fill_missing
 from cnprocd.errors import EX_OK, CnprocdError
-from cnprocd.rules.loader_process import LoaderFailedError, LoaderProcess
+from cnprocd.rules.loader_process import DigestsProcess, LoaderFailedError, LoaderProcess
 from cnprocd.rules.problems import LoadedRules, RulesError
-from cnprocd.rules.rule_files import MAIN_FILE, file_digests, rule_files
+from cnprocd.rules.rule_files import MAIN_FILE
 from cnprocd.rules.snapshot_files import DIRECTORY_NAME, RUNNER_DIRECTORY
 
 _FEATURES = ("event_mask", "taskstats", "socket_filter", "pidfd_info")
@@ -87,10 +87,6 @@ def _read(rules: Path | None) -> LoadedRules:
     return load_in_force(rules)
 
 
-def _start_digests(rules: Path | None) -> LoaderProcess[dict[Path, str]]:
-    return LoaderProcess(lambda: file_digests(rule_files(rules)), rules or MAIN_FILE)
-
-
 def snapshot_directory(options: argparse.Namespace) -> Path:
     """Return the directory of the accepted rules: only the runner, or the daemon without one, writes to it."""
     if options.snapshot_dir is not None:
@@ -152,7 +148,7 @@ def _serve(options: argparse.Namespace, reading: LoaderProcess[LoadedRules]) -> 
     settings = Options(options.rules, options.state_dir, options.runtime_dir, refused, options.runner)
     outside = Outside(
         load=lambda: start_loader(options.rules, stores=options.runner is None).wait(),
-        read_digests=lambda: _start_digests(options.rules).wait(),
+        read_digests=lambda: DigestsProcess(options.rules, options.rules or MAIN_FILE).wait(),
         store_snapshot=lambda loaded, keep: start_accepting(directory, loaded, keep).wait(),
         load_former=lambda digests: load_former(directory, digests),
         manager=manager,

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 import time
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 from cnprocd.errors import EX_OSERR
 from cnprocd.rules import loader_process
 from cnprocd.rules.language.load import load
-from cnprocd.rules.loader_process import LoaderFailedError, LoaderProcess
+from cnprocd.rules.loader_process import DigestsProcess, LoaderFailedError, LoaderProcess
 from cnprocd.rules.problems import Problem, RulesError
+from cnprocd.rules.rule_files import file_digests, rule_files
 
 FILE = Path("/etc/cnprocd/rules.yaml")
 CHILDREN = Path(f"/proc/self/task/{os.getpid()}/children")
@@ -149,3 +151,25 @@ def test_a_failed_fork_is_an_error(monkeypatch):
     monkeypatch.setattr(os, "fork", fork)
     with pytest.raises(RulesError, match="Resource temporarily unavailable"):
         LoaderProcess(lambda: None, FILE)
+
+
+@pytest.mark.parametrize("start", [lambda: LoaderProcess(lambda: None, FILE), lambda: DigestsProcess(None, FILE)])
+def test_without_a_descriptor_the_error_is_reported(start):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        with pytest.raises(LoaderFailedError, match="Too many open files"):
+            start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_another_program_reads_the_same_digests(rules, monkeypatch):
+    """Without fork(2), so that the daemon does not wait for a copy of its page tables."""
+    monkeypatch.setattr(os, "fork", None)
+    found = DigestsProcess(rules, rules).result()
+    assert found == file_digests(rule_files(rules))
+    rules.write_text("rules: []\n")
+    assert DigestsProcess(rules, rules).result() != found
