@@ -1,6 +1,7 @@
 """Many requests to reload cost at most two reloads, and a reload that could not read the files is tried again."""
 
 import asyncio
+import contextlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,9 +30,10 @@ class Scene:
         self.loaded: LoadedRules = loaded
         manager: Any = SimpleNamespace(reloading=lambda: None, ready=lambda line: None, status=lambda line: None)
         parts: Any = SimpleNamespace(snapshots=list)
+        stalls: Any = SimpleNamespace(running=lambda edge: contextlib.nullcontext())
         self.rules: Any = RulesInForce(
             self.loaded, self.load, self.load, parts, parts, parts, manager, self.log, lambda level: None,
-            asyncio.Event(), self.accept,
+            asyncio.Event(), stalls, self.accept,
         )  # fmt: skip
         vars(self.rules).update(_swap=self.swap, status_line=lambda: "")
 
