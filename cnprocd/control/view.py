@@ -167,6 +167,7 @@ def jobs(daemon: DaemonView) -> JsonDict:
         "shed": counts.shed,
         "durable": counts.durable,
         "why_not_durable": counts.why,
+        "runner_silent": not daemon.dispatcher.scheduler.launcher.ready,
         "latency": _latency(daemon),
         "queues": _queues(daemon),
         "hooks": [

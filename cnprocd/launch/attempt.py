@@ -45,6 +45,7 @@ class RunningAttempt(Protocol):
     request: LaunchRequest
     pid: int
     latency_ms: float | None
+    silent: bool  # the runner owes an answer about it, so it takes no slot
 
     @property
     def running_s(self) -> float: ...
@@ -58,6 +59,10 @@ class Launcher(Protocol):
     If they outlive the daemon, close() leaves them running, and the next daemon resumes them.
     """
 
+    on_ready: Callable[[], None]  # called when `ready` becomes true
+
+    @property
+    def ready(self) -> bool: ...
     @property
     def outlives_daemon(self) -> bool: ...
     def resume(self, request: LaunchRequest, announce: Announce) -> RunningAttempt: ...
@@ -70,6 +75,7 @@ class LocalLauncher:
     """Starts hooks as children of this process. `cgroup_dir` is a delegated cgroup v2 directory, if there is one."""
 
     outlives_daemon = False
+    ready = True
 
     def __init__(self, log: Log, cgroup_dir: Path | None = None) -> None:
         self._starter = Starter(log)
@@ -78,6 +84,7 @@ class LocalLauncher:
         self._log = log
         self._left_behind = LeftBehind()
         self.prepare = self._starter.prepare
+        self.on_ready: Callable[[], None] = lambda: None
 
     def close(self) -> None:
         """End the spare process. Programs that hooks left behind keep running; what they write is discarded."""
@@ -135,6 +142,7 @@ class LocalAttempt:
         self.pid = child.pid
         self.started_ns = time.monotonic_ns()
         self.latency_ms: float | None = None
+        self.silent = False
         self._program_path = program_path
         self._child = child
         self._root = root

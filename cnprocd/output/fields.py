@@ -99,6 +99,7 @@ CLASSES: Mapping[str, str] = {
     "spool_moved": "Jobs were moved to another database.",
     "starter_lost": "The helper process that starts hooks was lost, or works again.",
     "runner_protocol": "Protocol error between daemon and runner.",
+    "runner_silent": "The runner does not answer. Its attempts take no slots, and it gets no hooks.",
     "runner_refused": "The runner refused a connection.",
     "control_unavailable": "The control socket cannot be used.",
     "control_failed": "A request on the control socket failed.",

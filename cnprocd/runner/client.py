@@ -7,6 +7,10 @@ The runner's hooks outlive a connection and this daemon. If the connection break
 is resumed by its id. If that fails for RESUME_S, the attempts count as interrupted: their jobs are still in the spool
 and run again (at least once).
 
+The runner owes an answer within ANSWER_S of a launch, and within END_MARGIN_S of an attempt's time limit. If it is
+late, the attempt takes no slot any more and is resumed: the runner answers how it ended, or that it was interrupted. If
+the runner sends nothing at all, no hook is sent to it until it does. So no hook runs twice when it comes back.
+
 Loop prevention: the runner sends its PID before it gets any hook, so `on_runner` can register it and its children as
 hooks. Each hook's own PID is announced before the hook does anything.
 """
@@ -21,28 +25,41 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from cnprocd.errors import CnprocdError
-from cnprocd.launch.attempt import Announce, Emit, RunningAttempt
+from cnprocd.launch.attempt import TERM_GRACE_S, Announce, Emit, RunningAttempt
 from cnprocd.launch.program import HookRefusedError
 from cnprocd.launch.request import AttemptResult, Ending, LaunchRequest
-from cnprocd.log import Log
+from cnprocd.log import Log, ThrottledLog
 from cnprocd.runner import wire
 
 IDLE_S = 10.0  # the connection is closed after so long without a hook
 RESUME_S = 10.0
 RETRY_S = 0.1  # between two connects, while attempts are to be resumed
+ANSWER_S = 5.0
+END_MARGIN_S = 10.0  # behind time limit and TERM_GRACE_S
+REPORT_EVERY_S = 10.0
+SILENT = "the runner does not answer"
 _CHUNK = 1 << 18
 
 
 class RemoteAttempt:
     """A hook that runs in the runner. `pid` is 0 until it is announced."""
 
-    def __init__(self, request: LaunchRequest, announce: Announce, send: Callable[[wire.Message], None]) -> None:
+    def __init__(
+        self,
+        request: LaunchRequest,
+        announce: Announce,
+        send: Callable[[wire.Message], None],
+        overdue: Callable[[RemoteAttempt], None],
+    ) -> None:
         self.request = request
         self.pid = 0
         self.latency_ms: float | None = None
         self._announce = announce
         self._send = send
         self.sent = False  # the runner may have it
+        self.silent = False
+        self._overdue = overdue
+        self._timer: asyncio.TimerHandle | None = None
         self._started_s = time.monotonic()
         self._ended: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         self._emit: Emit = lambda line: None
@@ -62,12 +79,21 @@ class RemoteAttempt:
         self._emit, self._launched = emit, launched
         return await self._ended
 
+    def expect_answer(self, within_s: float) -> None:
+        """Call `overdue` if no frame about the progress of this attempt arrives in time."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self._ended.done():
+            self._timer = asyncio.get_running_loop().call_later(within_s, self._overdue, self)
+
     def receive(self, message: wire.FromRunner) -> bool:
         """Process a frame of this attempt. Return True if it was the last one."""
+        self.silent = False
         match message:
             case wire.Announced():
                 self.pid = message.hook_pid
                 self._announce(message.hook_pid)
+                self.expect_answer(self.request.limit_s + TERM_GRACE_S + END_MARGIN_S)
             case wire.Launched():
                 self.latency_ms = message.latency_ms
                 self._launched(self)
@@ -91,6 +117,8 @@ class RemoteAttempt:
         self._end(Ending(AttemptResult(reason), not_started=not self.sent, left_running=self.sent))
 
     def _end(self, ending: Ending) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         if not self._ended.done():
             self._ended.set_result(ending)
 
@@ -115,6 +143,10 @@ class RunnerClient:
         self._to_resume: set[str] = set()
         self._resume_until_s = 0.0
         self._timer: asyncio.TimerHandle | None = None  # to disconnect, or to connect again
+        self._silence = ThrottledLog(log, REPORT_EVERY_S)
+        self._heard_s = 0.0  # when the runner last sent anything
+        self.ready = True  # the runner is not silent
+        self.on_ready: Callable[[], None] = lambda: None
 
     def prepare(self, *, soon: bool = False) -> None:
         """Do nothing: systemd holds the socket."""
@@ -122,6 +154,7 @@ class RunnerClient:
     def close(self) -> None:
         """Disconnect. Hooks that the runner has started run on; the next daemon resumes them."""
         attempts, self._attempts = list(self._attempts.values()), {}
+        self._silence.flush(self._loop.time())
         self._disconnect("cnprocd stops")
         for attempt in attempts:
             attempt.leave("cnprocd stops")
@@ -135,13 +168,15 @@ class RunnerClient:
         message = _run(request)
         if self._socket is None:
             self._connect()
-        attempt = self._attempts[request.attempt_id] = RemoteAttempt(request, announce, self._send)
+        attempt = self._attempts[request.attempt_id] = RemoteAttempt(request, announce, self._send, self._note_overdue)
+        attempt.expect_answer(ANSWER_S)
         self._send(message)
         return attempt
 
     def resume(self, request: LaunchRequest, announce: Announce) -> RemoteAttempt:
         """Return an attempt that an earlier daemon sent to the runner: it runs, has ended, or was interrupted."""
-        attempt = self._attempts[request.attempt_id] = RemoteAttempt(request, announce, self._send)
+        attempt = self._attempts[request.attempt_id] = RemoteAttempt(request, announce, self._send, self._note_overdue)
+        attempt.expect_answer(TERM_GRACE_S + END_MARGIN_S)  # the runner may have to end what is left of it
         attempt.sent = True
         if self._greeted:
             self._send(wire.Resume(attempt_id=request.attempt_id))
@@ -175,6 +210,7 @@ class RunnerClient:
             sock.close()
             raise OSError(error.errno, f"cannot reach the runner at {self._path}: {error.strerror}") from error
         self._socket, self._greeted = sock, False
+        self._heard_s = self._loop.time()
         self._incoming.clear()
         self._outgoing[:] = wire.frame(wire.Hello(version=wire.VERSION))
         self._loop.add_reader(sock, self._on_readable)
@@ -189,6 +225,7 @@ class RunnerClient:
             self._socket.close()
             self._socket, self._greeted = None, False
         self._unsent.clear()
+        self._answers_again()
         if self._snapshot is not None and not self._snapshot.done():
             self._snapshot.set_exception(OSError(reason))
         for attempt in list(self._attempts.values()):
@@ -258,6 +295,8 @@ class RunnerClient:
             self._disconnect("the runner closed the connection")
             return
         self._incoming += data
+        self._heard_s = self._loop.time()
+        self._answers_again()
         try:
             for body in wire.bodies(self._incoming):
                 self._receive(wire.from_runner(body))
@@ -308,6 +347,34 @@ class RunnerClient:
         for message in unsent:
             with contextlib.suppress(OSError):
                 self._send(message)
+
+    # -- silence -------------------------------------------------------------------------------------------------
+
+    def _note_overdue(self, attempt: RemoteAttempt) -> None:
+        """Free the slot of an attempt about which the runner is late, and ask about it, or let its job wait."""
+        request, now_s, asked = attempt.request, self._loop.time(), attempt.silent
+        self.ready = self.ready and now_s - self._heard_s < ANSWER_S
+        attempt.silent = True
+        text = f"{SILENT}: job {request.job_id}, attempt {request.attempt_id}"
+        self._silence.add(
+            "error", "runner_silent", now_s, {"count": 1}, text, job_id=request.job_id, attempt_id=request.attempt_id
+        )
+        if attempt.sent:
+            if self._greeted and (self.ready or not asked):  # else it is asked already, or will be after the greeting
+                self._send(wire.Resume(attempt_id=request.attempt_id))
+            attempt.expect_answer(TERM_GRACE_S + END_MARGIN_S)
+        else:
+            del self._attempts[request.attempt_id]
+            self._unsent = [one for one in self._unsent if getattr(one, "attempt_id", None) != request.attempt_id]
+            attempt.lose(SILENT)
+        if self.ready:
+            self.on_ready()
+
+    def _answers_again(self) -> None:
+        if not self.ready:
+            self.ready = True
+            self._silence.flush(self._loop.time())
+            self._loop.call_soon(self.on_ready)
 
 
 class SnapshotRefusedError(CnprocdError):

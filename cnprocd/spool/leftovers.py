@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+
 from cnprocd.launch import group
 from cnprocd.launch.attempt import TERM_GRACE_S
 from cnprocd.log import Log
@@ -17,3 +20,10 @@ async def end_leftover(left: Leftover, log: Log) -> None:
     if await group.members(root):
         log("warning", "hook_leftover", job_id=left.job.job_id, rule=left.job.rule)
         await group.end(root, TERM_GRACE_S)
+
+
+def reaped(pid: int) -> bool:
+    """Reap a child if it has ended. Return whether it is gone."""
+    with contextlib.suppress(ChildProcessError):
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG) is not None
+    return True

@@ -17,7 +17,6 @@ see anything of an attempt, `on_started` before the hook does anything.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import random
 from collections.abc import Callable, Coroutine, Mapping
@@ -35,7 +34,7 @@ from cnprocd.rules.ruleset import Hook
 from cnprocd.spool.choosing import Chooser
 from cnprocd.spool.job import NS, Job, Next, State, after_attempt, deadline_origin_ns
 from cnprocd.spool.latency import Histogram
-from cnprocd.spool.leftovers import end_leftover
+from cnprocd.spool.leftovers import end_leftover, reaped
 from cnprocd.spool.promises import Promises, request_of
 from cnprocd.spool.rows import Leftover
 from cnprocd.spool.running import Interruptions, KeptOutput, RunningHook, Totals, record_of_attempt, record_of_death
@@ -93,7 +92,7 @@ class Scheduler:
         self._cgroup_dir = cgroup_dir
         self._chance = chance
         self._resolve_user = resolve_user
-        self._launcher = launcher or LocalLauncher(log, cgroup_dir)
+        self.launcher = launcher or LocalLauncher(log, cgroup_dir)
         self._active: dict[int, tuple[Job, RunningAttempt]] = {}
         self._outputs: dict[int, KeptOutput] = {}  # of the active attempts
         self._interruptions = Interruptions()
@@ -114,13 +113,14 @@ class Scheduler:
         """Recover the jobs that a crash interrupted, then start jobs. Needs a running event loop."""
         self._last_old_job = self._chooser.last_old_job = self._spool.last_job_id()
         self._accepting = True
-        self._launcher.prepare()
+        self.launcher.prepare()
+        self.launcher.on_ready = self.wake
         self._spool.on_recoverable = self._recover
         self._recover()
 
     def _recover(self) -> None:
         """Take up the jobs that a crash interrupted: at the start, and whenever the file has become usable."""
-        resumable = self._launcher.outlives_daemon
+        resumable = self.launcher.outlives_daemon
         leftovers = [left for left in self._spool.recover(resumable=resumable) if left.boot_id == self._spool.boot_id]
         for left in leftovers if resumable else ():
             self._resume(left)
@@ -174,8 +174,8 @@ class Scheduler:
         for timer in (self._next_due, self._next_housekeeping, self._next_fill):
             if timer is not None:
                 timer.cancel()
-        if self._launcher.outlives_daemon:
-            self._launcher.close()
+        if self.launcher.outlives_daemon:
+            self.launcher.close()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=bound_s)
         for _, attempt in self._active.values():
@@ -184,7 +184,7 @@ class Scheduler:
             await asyncio.wait(self._tasks)
         if self._next_housekeeping is not None:
             self._next_housekeeping.cancel()
-        self._launcher.close()
+        self.launcher.close()
         self._spool.sync()
 
     # -- choosing ------------------------------------------------------------------------------------------------
@@ -192,22 +192,25 @@ class Scheduler:
     def _fill(self, in_a_row: bool = False) -> None:
         """Start the next job that may run, and schedule the next call."""
         self._next_fill = None
-        if not self._accepting or len(self._active) >= self.slots:
+        if not (self._accepting and self.launcher.ready) or self._slots_taken() >= self.slots:
             return
         job = self._chooser.next_job(
             self.promises.slots_of,
             self.slots,
-            [job for job, _ in self._active.values()],
-            self._leftovers.values(),
+            [job for job, attempt in self._active.values() if not attempt.silent],
+            [*self._leftovers.values(), *(job for job, attempt in self._active.values() if attempt.silent)],
         )
         self._more = job is not None
         if job is None:
             self._sleep_until_due()
             return
         self._start(job)
-        if in_a_row and len(self._active) < self.slots:
-            self._launcher.prepare(soon=True)  # a burst: make the next spare meanwhile
+        if in_a_row and self._slots_taken() < self.slots:
+            self.launcher.prepare(soon=True)  # a burst: make the next spare meanwhile
         self._next_fill = asyncio.get_running_loop().call_soon(self._fill, True)
+
+    def _slots_taken(self) -> int:
+        return sum(not attempt.silent for _, attempt in self._active.values())
 
     def _sleep_until_due(self) -> None:
         """Set a timer for the next job that waits for a retry or for its gathering window."""
@@ -247,7 +250,7 @@ class Scheduler:
             user = self._resolve_user(promise.hook.user, promise.hook.group)
             request = request_of(job, promise, attempt_id, now_ns, user)
             self._before_start()
-            attempt = self._launcher.launch(request, announce)
+            attempt = self.launcher.launch(request, announce)
         except HookRefusedError as error:
             self._apply(job, promise.hook, AttemptResult(error.what), hook_pid=None)
         except OSError as error:
@@ -267,7 +270,7 @@ class Scheduler:
             self._spool.interrupt(job.job_id)
             return
         request = request_of(job, promise, left.attempt_id, self._spool.clock(), UNRESOLVED)
-        attempt = self._launcher.resume(request, lambda pid: self._on_started(pid, job.job_id))
+        attempt = self.launcher.resume(request, lambda pid: self._on_started(pid, job.job_id))
         self._active[job.job_id] = (job, attempt)
         self._keep(self._wait(job, attempt))
 
@@ -322,7 +325,7 @@ class Scheduler:
             attempt=job.attempts,
             latency_ms=latency_ms,
         )
-        self._launcher.prepare(soon=self._more)
+        self.launcher.prepare(soon=self._more)
 
     def _apply(self, job: Job, hook: Hook, result: AttemptResult, *, hook_pid: int | None, final: bool = False) -> None:
         """Store and log the result of an attempt, and the state that follows. A `final` failure ends the job."""
@@ -400,11 +403,7 @@ class Scheduler:
         self._spool.sync()
         if self._cgroup_dir is not None:
             sweep_cgroups(self._cgroup_dir, [attempt.request for _, attempt in self._active.values()])
-        for pid in list(self._stuck):
-            with contextlib.suppress(ChildProcessError):
-                if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG) is None:
-                    continue
-            self._stuck.discard(pid)
+        self._stuck = {pid for pid in self._stuck if not reaped(pid)}
         if self._active or self._stuck or not self._spool.durable:
             self._schedule_housekeeping()
 

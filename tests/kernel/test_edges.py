@@ -273,7 +273,6 @@ def test_greedy_clients_delay_nothing(tmp_path, endurance):
         assert daemon.stop() == 0
 
 
-@pytest.mark.xfail(reason="the client has no deadline for a runner that does not answer yet", strict=True)
 def test_a_stopped_runner_holds_no_slot_for_ever(tmp_path, endurance):
     """Its jobs are reported and tried again; SIGTERM ends the daemon; after SIGCONT each hook has run once."""
     endurance.rules = endurance.rules.replace(

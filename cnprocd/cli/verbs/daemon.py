@@ -151,6 +151,8 @@ def _jobs(jobs: JsonObject) -> str:
     counts = ", ".join(f"{get_int(jobs, state)} {state}" for state in ("waiting", "running", "dead", "done"))
     if get_int(jobs, "waiting"):
         counts += f"; the oldest waits for {duration(get_number_or_none(jobs, 'oldest_waiting_s'))}"
+    if get_bool(jobs, "runner_silent", False):
+        counts += "; the RUNNER DOES NOT ANSWER"
     dropped = get_int(jobs, "shed")
     return f"{counts}; {dropped} DROPPED" if dropped else counts
 

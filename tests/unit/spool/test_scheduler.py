@@ -433,13 +433,13 @@ async def test_a_surviving_hook_is_ended_before_its_job_runs_again(tmp_path, mon
 @aio
 async def test_a_lack_of_descriptors_postpones_a_job(tmp_path, monkeypatch):
     async with running(tmp_path, {"r": hook("/bin/true", retries=0)}) as (spool, scheduler, records):
-        real = scheduler._launcher.launch
+        real = scheduler.launcher.launch
 
         def launch(*args, **kwargs):
-            monkeypatch.setattr(scheduler._launcher, "launch", real)
+            monkeypatch.setattr(scheduler.launcher, "launch", real)
             raise OSError(24, "Too many open files")
 
-        monkeypatch.setattr(scheduler._launcher, "launch", launch)
+        monkeypatch.setattr(scheduler.launcher, "launch", launch)
         spool.enqueue([request("r")])
         scheduler.wake()
         failed = line_of(records, "hook_failed")
