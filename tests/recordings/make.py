@@ -78,11 +78,72 @@ SCENARIOS = {
     """,
     "crash-loop": r"""
         named worker sh
-        for i in 1 2 3 4 5 6; do ./in_unit app.service ./worker -c 'sleep 0.1; exit 1'; done
-        ./in_unit app.service ./worker -c 'sleep 0.1; exit 0'
-        ./in_unit app.service ./worker -c 'sleep 2.1; exit 1'     # lived too long to be of the loop
+        for name in alpha beta gamma delta epsilon; do                 # each fails once
+            ./in_unit $name.service ./worker -c 'sleep 0.1; exit 1'
+        done
+        for i in 1 2 3 4 5 6; do ./in_unit zeta.service ./worker -c 'sleep 0.1; exit 1'; done
+        ./in_unit zeta.service ./worker -c 'sleep 0.1; exit 0'
+        ./in_unit zeta.service ./worker -c 'sleep 2.1; exit 1'     # lived too long to be of the loop
         ./worker -c 'sleep 0.1; exit 1'                         # of no unit
-        leave_units app.service
+        leave_units alpha.service beta.service gamma.service delta.service epsilon.service zeta.service
+    """,
+    "failed-units": r"""
+        named app sh; named helper sh
+        cat > run <<'END'
+sleep 0.1; exit $1
+END
+        cat > systemd <<'END'
+import ctypes, subprocess, sys
+ctypes.CDLL(None).prctl(15, b"systemd", 0, 0, 0)
+for line in sys.stdin: subprocess.run(line.split())
+END
+        /usr/bin/python3 systemd <<'END'
+sh ./in_unit app.service ./app run 1
+sh ./in_unit app.service ./app run 2
+sh ./in_unit db.service ./app run 3
+sh ./in_unit db.service ./app run 0
+sh ./in_unit session-2.scope ./app run 1
+END
+        ./in_unit app.service ./helper run 1                    # not the main process
+        leave_units app.service db.service session-2.scope
+    """,
+    "restart-worker": r"""
+        named worker sh
+        for i in 1 2 3 4 5 6 7; do ./in_unit worker@1.service ./worker -c 'sleep 0.1; exit 1'; done
+        ./in_unit worker@2.service ./worker -c 'sleep 0.1; exit 2'
+        ./in_unit worker@2.service ./worker -c 'sleep 0.1; kill -TERM $$'       # systemctl stop
+        ./in_unit worker@2.service ./worker -c 'sleep 0.1; exit 0'
+        ./in_unit other.service ./worker -c 'sleep 0.1; exit 1'
+        leave_units worker@1.service worker@2.service other.service
+    """,
+    "worker-crash": r"""
+        ulimit -c 0
+        named nginx sh; named php-fpm8.4 sh
+        cat > parent <<'END'
+worker() { ./$name -c "sleep 0.2; $1" & wait; }
+worker 'kill -SEGV $$'; worker 'kill -SEGV $$'; worker 'kill -TERM $$'; worker 'exit 1'
+exit 0
+END
+        name=nginx ./nginx parent
+        name=php-fpm8.4 ./php-fpm8.4 parent
+        ./nginx -c 'sleep 0.2; kill -SEGV $$'                   # the parent itself: systemd reports it
+    """,
+    "notify-mail": r"""
+        ulimit -c 0
+        named app sh
+        for unit in app.service app.service db.service; do
+            ./in_unit $unit ./app -c 'sleep 0.1; kill -SEGV $$'
+        done
+        ./in_unit app.service ./app -c 'sleep 0.1; exit 1'
+        ./in_unit session-2.scope ./app -c 'sleep 0.1; kill -SEGV $$'
+        leave_units app.service db.service session-2.scope
+    """,
+    "notify-webhook": r"""
+        named app sh
+        ./in_unit app.service ./app -c 'sleep 0.1; kill -KILL $$'
+        ./in_unit app.service ./app -c 'sleep 0.1; kill -TERM $$'
+        ./in_unit session-2.scope ./app -c 'sleep 0.1; kill -KILL $$'
+        leave_units app.service session-2.scope
     """,
     "cron-failures": r"""
         named cron sh; named backup sh

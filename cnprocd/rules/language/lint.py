@@ -1,7 +1,7 @@
 """Warnings about the whole rule set: valid, but probably not intended. advice.py has those about one rule. PURE.
 
     never        no event can satisfy the rule: its keys contradict each other
-    duplicate    another rule has the same events and the same match
+    duplicate    another rule has the same events, the same match and the same after
     shadowed     every event that runs this rule's hook also runs another rule's hook
     fakeable     a hook runs as root for a comm or command line, which any user can fake
     timeout      a hook has no timeout, so the default of 30 s applies
@@ -98,7 +98,7 @@ def _only_key(part: Condition, key: str) -> bool:
 
 
 def _covered(rule: Rule, earlier: Sequence[Rule], others: Sequence[Rule]) -> Iterator[LintWarning]:
-    twin = next((other for other in earlier if _same_events(other, rule) and other.match == rule.match), None)
+    twin = next((other for other in earlier if _same_events(other, rule) and _is_twin(other, rule)), None)
     if twin is not None:
         both = ", and both run a hook" if rule.run is not None and twin.run is not None else ""
         yield LintWarning(
@@ -122,6 +122,11 @@ def _covered(rule: Rule, earlier: Sequence[Rule], others: Sequence[Rule]) -> Ite
             f'"{wider.name}" matches everything that this rule matches, and both hooks run',
             f"if this is not intended, add a not: to {wider.name}",
         )
+
+
+def _is_twin(one: Rule, other: Rule) -> bool:
+    """Return whether two rules act on the same matches. One of them may act at the n-th only, as an escalation."""
+    return one.match == other.match and (one.after, one.resets_s) == (other.after, other.resets_s)
 
 
 def _same_events(one: Rule, other: Rule) -> bool:
