@@ -64,6 +64,14 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class EncodedAnswer:
+    """An answer whose data is a list of values that are JSON texts already. For the client it is an Answer."""
+
+    values: tuple[str, ...]
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Item:
     """One item of a stream. `skipped` items were left out before it because the client read too slowly."""
 
@@ -81,14 +89,27 @@ class Failure:
     details: JsonObject = field(default_factory=dict)
 
 
-def pack(message: Request | Answer | Item | Failure) -> bytes:
+def pack(message: Request | Answer | EncodedAnswer | Item | Failure) -> bytes:
     """Return one frame. Raises ProtocolError if it would be longer than MAX_FRAME."""
-    payload = json.dumps(_plain(message), separators=(",", ":")).encode()
+    payload = (_joined(message) if isinstance(message, EncodedAnswer) else encode(_plain(message))).encode()
     if len(payload) > MAX_FRAME:
-        raise ProtocolError(
-            f"cannot send {len(payload)} bytes: the limit of a message is {MAX_FRAME}", "ask for less: --limit N"
-        )
+        raise too_long(len(payload))
     return _LENGTH.pack(len(payload)) + payload
+
+
+def too_long(size: int) -> ProtocolError:
+    """Return the error of a message of `size` bytes."""
+    return ProtocolError(f"cannot send {size} bytes: the limit of a message is {MAX_FRAME}", "ask for less: --limit N")
+
+
+def encode(value: JsonValue) -> str:
+    """Return a value as JSON text without spaces."""
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _joined(answer: EncodedAnswer) -> str:
+    note = "" if answer.note is None else f',"note":{encode(answer.note)}'
+    return f'{{"v":{VERSION},"ok":true,"data":[{",".join(answer.values)}]{note}}}'
 
 
 def _plain(message: Request | Answer | Item | Failure) -> JsonDict:

@@ -32,6 +32,7 @@ from cnprocd.control.protocol import (
     WRONG_USAGE,
     Answer,
     Decoder,
+    EncodedAnswer,
     Failure,
     Item,
     ProtocolError,
@@ -44,6 +45,7 @@ from cnprocd.json_value import JsonError, JsonObject, JsonValue
 from cnprocd.log import Log
 
 Args = JsonObject
+Result: TypeAlias = "JsonValue | Answer | EncodedAnswer"
 
 GROUP_AGAIN_S = 10.0  # until the name service is asked again
 
@@ -57,15 +59,15 @@ class VerbError(CnprocdError):
         self.details = details
 
 
-VerbResult: TypeAlias = "JsonValue | Answer | Coroutine[None, None, JsonValue | Answer]"
+VerbResult: TypeAlias = "Result | Coroutine[None, None, Result]"
 
 
 @dataclass(frozen=True, slots=True)
 class Verb:
     """One thing that the daemon does for a client.
 
-    `run` returns the data of the answer, or an Answer, or a coroutine that returns one of these; until then nothing
-    else of this client is read.
+    `run` returns the data of the answer, an Answer or EncodedAnswer, or a coroutine that returns one of these; until
+    then nothing else of this client is read.
     A JsonError from `run` means wrong arguments. `changes`: only root and the daemon's own user may ask for it.
     `topic`: the answer begins a stream of that topic.
     """
@@ -327,9 +329,9 @@ class _Connection(asyncio.Protocol):
             self._disarm()
         self._answer(_as_answer(data))
 
-    async def _answer_later(self, request: Request, coming: Coroutine[None, None, JsonValue | Answer]) -> None:
+    async def _answer_later(self, request: Request, coming: Coroutine[None, None, Result]) -> None:
         try:
-            reply: Answer | Failure = _as_answer(await coming)
+            reply: Answer | EncodedAnswer | Failure = _as_answer(await coming)
         except Exception as error:  # as above
             reply = self._failure(request, error)
         self._busy = False
@@ -338,7 +340,7 @@ class _Connection(asyncio.Protocol):
             self._arm(self._server.limits.idle_s)
             self._handle_soon()
 
-    def _answer(self, reply: Answer | Failure) -> None:
+    def _answer(self, reply: Answer | EncodedAnswer | Failure) -> None:
         try:
             self.send(pack(reply))
         except ProtocolError as error:
@@ -388,5 +390,5 @@ class _Connection(asyncio.Protocol):
             self._timer = None
 
 
-def _as_answer(data: JsonValue | Answer) -> Answer:
-    return data if isinstance(data, Answer) else Answer(data)
+def _as_answer(data: Result) -> Answer | EncodedAnswer:
+    return data if isinstance(data, Answer | EncodedAnswer) else Answer(data)

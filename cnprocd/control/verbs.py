@@ -6,13 +6,14 @@ accessors of json_value check the arguments, which come from outside; the server
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Mapping
+import asyncio
+from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 
 from cnprocd.control import view
 from cnprocd.control.problems import problem_value
-from cnprocd.control.protocol import Answer
+from cnprocd.control.protocol import MAX_FRAME, Answer, EncodedAnswer, encode, too_long
 from cnprocd.control.server import Args, Verb, VerbError, VerbResult
 from cnprocd.control.tap import MATCHES
 from cnprocd.control.values import job_value, match_value
@@ -33,6 +34,8 @@ from cnprocd.spool.rows import Found, MatchFilter
 from cnprocd.stalls import Stalls
 
 MAX_LIMIT = 1000
+TURN_BYTES = 64 << 10  # of an answer that are encoded in one turn of the loop
+TURN_OVERHEAD_BYTES = 512  # that a value takes beside its text, in time
 _MAX_ID = (1 << 62) - 1  # of 64 bits, as SQLite keeps them
 _MAX_NS = (1 << 63) - 1
 
@@ -102,12 +105,14 @@ def _rule(daemon: view.DaemonView, args: Args) -> JsonValue:
     return {"rule": written_rule(rule)}
 
 
-async def _jobs(daemon: view.DaemonView, args: Args) -> Answer:
+async def _jobs(daemon: view.DaemonView, args: Args) -> EncodedAnswer:
     state = get_choice_or_none(args, "state", list(State))
     found = await daemon.dispatcher.spool.find_jobs(
         state=State(state) if state is not None else None, rule=get_str_or_none(args, "rule"), limit=_limit(args)
     )
-    return Answer([job_value(job) for job in found.value], _note(found.why))
+    encoded = EncodedValues()
+    await encoded.add(job_value(job) for job in found.value)
+    return EncodedAnswer(tuple(encoded.texts), _note(found.why))
 
 
 async def _job(daemon: view.DaemonView, args: Args) -> JsonValue:
@@ -172,7 +177,7 @@ def _note(why: str | None) -> str | None:
     return None if why is None else f"from memory only, older rows are missing: {why}"
 
 
-async def _history(daemon: view.DaemonView, args: Args) -> Answer:
+async def _history(daemon: view.DaemonView, args: Args) -> EncodedAnswer:
     daemon.dispatcher.store_past_matches()
     wanted = MatchFilter(
         rule=get_str_or_none(args, "rule"),
@@ -185,8 +190,36 @@ async def _history(daemon: view.DaemonView, args: Args) -> Answer:
         until_ns=get_int_or_none(args, "until_ns", minimum=-_MAX_NS, maximum=_MAX_NS),
         limit=_limit(args),
     )
-    found = await daemon.dispatcher.spool.find_matches(wanted)
-    return Answer([match_value(match) for match in found.value], _note(found.why))
+    encoded, why = EncodedValues(), None
+    async for page in daemon.dispatcher.spool.match_pages(wanted):
+        await encoded.add(match_value(match) for match in page.value)
+        why = page.why
+    return EncodedAnswer(tuple(encoded.texts), _note(why))
+
+
+class EncodedValues:
+    """The values of a long answer, encoded in pieces between turns of the event loop.
+
+    An answer that would be too long is refused as soon as its values so far are: the rest is neither read nor encoded.
+    """
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self._bytes = 0
+        self._turn_bytes = 0
+
+    async def add(self, values: Iterable[JsonValue]) -> None:
+        """Encode more values. Raises ProtocolError: the answer is too long."""
+        for value in values:
+            text = encode(value)
+            self.texts.append(text)
+            self._bytes += len(text) + 1
+            self._turn_bytes += len(text) + TURN_OVERHEAD_BYTES
+            if self._bytes > MAX_FRAME:
+                raise too_long(self._bytes)
+            if self._turn_bytes >= TURN_BYTES:
+                self._turn_bytes = 0
+                await asyncio.sleep(0)
 
 
 def _limit(args: Args) -> int:

@@ -135,7 +135,7 @@ class Pruned:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page of matches. `before` names the next page; 0: there is none."""
+    """A page of matches, bounded in number and bytes. `before` names the next page; 0: there is none."""
 
     matches: tuple[PastMatch, ...]
     before: int

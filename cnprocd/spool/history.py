@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sqlite3
 from collections.abc import Iterable, Mapping
@@ -48,10 +49,12 @@ def replace_matches(db: sqlite3.Connection, rows: Iterable[Row]) -> None:
     db.executemany(f"INSERT INTO matches({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)  # noqa: S608
 
 
-def find_matches(db: sqlite3.Connection, wanted: MatchFilter, before: int, most: int) -> Page:
+def find_matches(
+    db: sqlite3.Connection, wanted: MatchFilter, before: int, most: int, most_bytes: float = math.inf
+) -> Page:
     """Return the newest matches that `wanted` accepts, newest first, each with the state of its job: at most `most`.
 
-    `before` is that of the page before, or 0.
+    The page ends with the match that makes it `most_bytes` long. `before` is that of the page before, or 0.
     """
     conditions, values = ["time_ns >= ?"], [*_bounds(wanted)]
     if wanted.until_ns is not None:
@@ -68,17 +71,25 @@ def find_matches(db: sqlite3.Connection, wanted: MatchFilter, before: int, most:
             conditions.append(f"{column} = ?")
             values.append(value)
     most = min(most, wanted.limit)
-    rows = db.execute(
+    cursor = db.execute(
         "SELECT time_ns, matches.rule, comm, pid, record, jobs.state, jobs.reason, match_id"  # noqa: S608  # constants
         " FROM matches LEFT JOIN jobs ON jobs.job_id = matches.job_id"
         f" WHERE {' AND '.join(conditions)} ORDER BY match_id DESC LIMIT ?",
         (*values, most),
-    ).fetchall()
+    )
+    rows: list[Row] = []
+    size = 0
+    for row in cursor:
+        rows.append(row)
+        size += len(row[4])
+        if size >= most_bytes:
+            break
+    more = len(rows) == most or size >= most_bytes
     found = ((row, record_of(row[4])) for row in rows)
     matches = [
         PastMatch(row[0], row[1], row[2], row[3], record, row[5], row[6]) for row, record in found if record is not None
     ]
-    return Page(tuple(matches), rows[-1][7] if rows and len(rows) == most else 0)
+    return Page(tuple(matches), rows[-1][7] if rows and more else 0)
 
 
 def _bounds(wanted: MatchFilter) -> list[int | str]:

@@ -26,7 +26,7 @@ retry nor expires a deadline.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -400,18 +400,26 @@ class Spool:
 
     async def find_matches(self, wanted: MatchFilter) -> Found[list[PastMatch]]:
         """Return past matches, newest first."""
-        matches: list[PastMatch] = []
-        before = 0
+        pages = [page async for page in self.match_pages(wanted)]
+        return Found([match for page in pages for match in page.value], pages[-1].why)
+
+    async def match_pages(self, wanted: MatchFilter) -> AsyncIterator[Found[list[PastMatch]]]:
+        """Yield past matches, newest first, in pages that are read one after the other. The last one may be empty."""
+        found = before = 0
         while True:
-            page = await self._copy.find(FindMatches(replace(wanted, limit=wanted.limit - len(matches)), before))
+            page = await self._copy.find(FindMatches(replace(wanted, limit=wanted.limit - found), before))
             if not isinstance(page, Page):
                 break
-            matches += page.matches
+            found += len(page.matches)
             before = page.before
-            if not before or len(matches) >= wanted.limit:
-                return Found(matches)
+            yield Found(list(page.matches))
+            if not before or found >= wanted.limit:
+                return
+        if found:
+            yield Found([], _why(page))
+            return
         self._store.replace_matches(self._copy.recent)
-        return Found(self._store.matches(wanted), _why(page))
+        yield Found(self._store.matches(wanted), _why(page))
 
 
 def _why(answer: Answer) -> str | None:

@@ -18,6 +18,7 @@ from cnprocd.spool.store import Store
 MOST_WAL_BYTES = 4 << 20
 MOST_KEYS = 20_000  # only the events of the last moments can be seen twice
 PAGE_MATCHES = 100
+PAGE_BYTES = 128 << 10  # of records: the daemon decodes a page in about a millisecond
 MOST_SNAPSHOTS = 1000
 
 
@@ -144,4 +145,4 @@ def _found(store: Store, query: m.Query) -> m.Answer:
         case m.FindDead():
             return store.dead_rows(query.job_id, query.rule)
         case m.FindMatches():
-            return store.page_of_matches(query.wanted, query.before, PAGE_MATCHES)
+            return store.page_of_matches(query.wanted, query.before, PAGE_MATCHES, PAGE_BYTES)

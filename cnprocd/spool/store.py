@@ -301,8 +301,8 @@ class Store:
     def matches(self, wanted: MatchFilter) -> list[PastMatch]:
         return list(history.find_matches(self._db, wanted, 0, wanted.limit).matches)
 
-    def page_of_matches(self, wanted: MatchFilter, before: int, most: int) -> Page:
-        return history.find_matches(self._db, wanted, before, most)
+    def page_of_matches(self, wanted: MatchFilter, before: int, most: int, most_bytes: int) -> Page:
+        return history.find_matches(self._db, wanted, before, most, most_bytes)
 
     def output(self, job_id: int) -> str | None:
         return history.find_output(self._db, job_id)

@@ -1,0 +1,98 @@
+"""A long answer is encoded in pieces between turns of the loop, and refused before more is read than may be sent."""
+
+import asyncio
+import json
+
+import pytest
+from unit.hookkit import Records
+
+from cnprocd.control.protocol import MAX_FRAME, Answer, Decoder, EncodedAnswer, ProtocolError, pack, to_reply
+from cnprocd.control.verbs import EncodedValues
+from cnprocd.spool import spool_file
+from cnprocd.spool.disk import DirectDisk
+from cnprocd.spool.rows import MatchFilter, PastMatch
+from cnprocd.spool.spool import Spool
+
+
+class CountingDisk(DirectDisk):
+    """Counts the pages that are read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pages: list[int] = []
+
+    def send(self, request, done):
+        def answered(answer):
+            if hasattr(answer, "matches"):
+                self.pages.append(sum(len(json.dumps(match.record)) for match in answer.matches))
+            done(answer)
+
+        super().send(request, answered)
+
+
+@pytest.fixture
+def disk():
+    return CountingDisk()
+
+
+@pytest.fixture
+def history_of(tmp_path, disk):
+    """Return a function that makes a history, and returns a spool on it."""
+    made = []
+
+    def make(count, record_bytes):
+        spool = Spool.open(tmp_path, log=Records(), disk=disk)
+        made.append(spool)
+        rows = [PastMatch(n, "r", "c", n, {"rule": "r", "n": n, "cmdline": "x" * record_bytes}) for n in range(count)]
+        spool.record_matches(rows)
+        return spool
+
+    yield make
+    for spool in made:
+        spool.close()
+
+
+def test_an_encoded_answer_is_an_answer_for_the_client():
+    decoder = Decoder()
+    decoder.feed(pack(EncodedAnswer(('{"a":"\\u00e9"}', "1"), 'a "note"')) + pack(EncodedAnswer(())))
+    replies = [to_reply(value) for value in (decoder.next(), decoder.next()) if value is not None]
+    assert replies == [Answer([{"a": "é"}, 1], 'a "note"'), Answer([])]
+
+
+def test_pages_are_bounded_in_bytes_and_lose_no_match(history_of, disk):
+    spool = history_of(250, 20_000)
+    found = asyncio.run(spool.find_matches(MatchFilter(limit=240)))
+    assert [match.record["n"] for match in found.value] == list(range(249, 9, -1))
+    assert found.why is None
+    assert max(disk.pages) < spool_file.PAGE_BYTES + 25_000
+
+
+def test_a_too_long_answer_is_refused_before_it_is_read(history_of, disk):
+    """18 MB are asked for: little more than the limit of a message is read."""
+    spool = history_of(1000, 18_000)
+
+    async def ask():
+        encoded = EncodedValues()
+        async for page in spool.match_pages(MatchFilter(limit=1000)):
+            await encoded.add(dict(match.record) for match in page.value)
+
+    with pytest.raises(ProtocolError, match="the limit of a message"):
+        asyncio.run(ask())
+    assert sum(disk.pages) < MAX_FRAME + 2 * spool_file.PAGE_BYTES
+
+
+def test_the_loop_turns_while_an_answer_is_encoded():
+    async def encode_and_count():
+        turns = 0
+
+        def turn():
+            nonlocal turns
+            turns += 1
+            loop.call_soon(turn)
+
+        loop = asyncio.get_running_loop()
+        loop.call_soon(turn)
+        await EncodedValues().add({"cmdline": "x" * 10_000} for _ in range(90))
+        return turns
+
+    assert asyncio.run(encode_and_count()) >= 10
