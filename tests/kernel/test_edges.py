@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -341,4 +342,23 @@ def test_a_hundred_hangups_cost_at_most_two_reloads(tmp_path, endurance):
         endurance.live(tmp_path / "run", 1.0)
         endurance.assert_reported(collected(daemon))
         assert len([record for record in daemon.records if record["event"] == "rules_loaded"]) <= 2
+        assert daemon.stop() == 0
+
+
+def test_a_hangup_without_descriptors_is_tried_again(tmp_path, endurance):
+    """The reload is reported as failed, and happens on its own when there are descriptors again."""
+    with started(tmp_path, endurance) as daemon:
+        generous = resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, (3, generous[1]))
+        try:
+            daemon.process.send_signal(signal.SIGHUP)
+            rejected = daemon.wait_for("rules_rejected")
+        finally:
+            resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, generous)
+        assert "Too many open files" in rejected["message"]
+        assert rejected["retry_in_s"] == 1.0
+        daemon.wait_for("rules_loaded")
+        endurance.live(tmp_path / "run", 1.0)
+        endurance.assert_answered()
+        endurance.assert_reported(collected(daemon))
         assert daemon.stop() == 0
