@@ -18,6 +18,7 @@ from cnprocd.rules.problems import LoadedRules, RulesError
 from cnprocd.rules.rule_files import changed
 
 CHECK_EVERY_S = 60.0  # without a request
+PAUSE_S = 0.1  # between two checks, each of which starts a process: later requests wait and share one
 WAIT_S = 2.0  # for a check that was requested; a stuck disk must not delay `status` for longer
 LONGEST_ERROR = 200  # characters of an error in the status line
 
@@ -41,7 +42,7 @@ class LoadState:
         self._read_digests = read_digests
         self._on_change = on_change
         self._task: asyncio.Task[None] | None = None
-        self._checked_s = time.monotonic()
+        self._checked_s = time.monotonic()  # when the last check ended
         self.succeeded(loaded)
 
     def succeeded(self, loaded: LoadedRules) -> None:
@@ -85,14 +86,17 @@ class LoadState:
             self._task = asyncio.get_running_loop().create_task(self._compare())
 
     async def _compare(self) -> None:
+        pause_s = self._checked_s + PAUSE_S - time.monotonic()
+        if pause_s > 0:
+            await asyncio.sleep(pause_s)
         loaded, before = self._digests, self.phrase()
-        self._checked_s = time.monotonic()
         try:
             found = changed(loaded, await self._read_digests())
         except RulesError:  # the other process failed
             found = None
         finally:
             self._task = None
+            self._checked_s = time.monotonic()
         if loaded is self._digests:
             self.changed_files = found
         if self.phrase() != before:

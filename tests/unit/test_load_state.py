@@ -34,6 +34,11 @@ class Disk:
         return self.digests
 
 
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch):
+    monkeypatch.setattr(load_state, "PAUSE_S", 0.0)
+
+
 def error(message='unknown event: "x"'):
     return RulesError([Problem(FILE, 3, 5, message)])
 
@@ -133,3 +138,18 @@ def test_an_idle_daemon_checks_once_in_a_while(monkeypatch, every_s, reads):
 
     asyncio.run(scene())
     assert disk.reads == reads
+
+
+def test_checks_one_after_the_other_have_a_pause(monkeypatch):
+    """A client that asks for the status again and again starts a bounded number of processes."""
+    monkeypatch.setattr(load_state, "PAUSE_S", 1e9)
+    monkeypatch.setattr(load_state, "WAIT_S", 0.01)
+    disk = Disk()
+    state = LoadState(loaded(), disk.read, lambda: None)
+
+    async def scene():
+        for _ in range(3):
+            await state.check()
+
+    asyncio.run(scene())
+    assert disk.reads == 0
