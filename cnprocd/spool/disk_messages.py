@@ -152,3 +152,8 @@ class Failed:
 
 FoundJobs = tuple[Job, ...]
 Answer = Opened | Done | Pruned | Page | Failed | FoundJobs | Job | str | Rows | None
+
+
+def reason_of(answer: Answer) -> str | None:
+    """Return why the file has no answer, or None if that is its answer."""
+    return answer.reason if isinstance(answer, Failed) else None

@@ -37,8 +37,6 @@ from cnprocd.spool import database, history, salvage
 from cnprocd.spool.copy_on_disk import CopyOnDisk, TakenIn
 from cnprocd.spool.disk import DirectDisk, Disk
 from cnprocd.spool.disk_messages import (
-    Answer,
-    Failed,
     FindDead,
     FindJob,
     FindJobs,
@@ -46,6 +44,7 @@ from cnprocd.spool.disk_messages import (
     FindOutput,
     Page,
     Pruned,
+    reason_of,
 )
 from cnprocd.spool.job import NS, Job, JobRequest, State, after_interruption
 from cnprocd.spool.rows import (
@@ -380,7 +379,7 @@ class Spool:
         found = await self._copy.find(FindJobs(state, rule, limit))
         if isinstance(found, tuple):
             return Found(list(found))
-        return Found(self._store.jobs(state, rule, limit), _why(found))
+        return Found(self._store.jobs(state, rule, limit), reason_of(found))
 
     async def find_job(self, job_id: int) -> Found[Job | None]:
         """Return one job with its events."""
@@ -388,7 +387,7 @@ class Spool:
         if kept is not None:
             return Found(kept)
         found = await self._copy.find(FindJob(job_id))
-        return Found(found) if isinstance(found, Job) else Found(None, _why(found))
+        return Found(found) if isinstance(found, Job) else Found(None, reason_of(found))
 
     async def find_output(self, job_id: int) -> Found[str | None]:
         """Return the output of a job's last attempt that has ended, or None."""
@@ -396,7 +395,7 @@ class Spool:
         if kept is not None:
             return Found(kept or None)
         found = await self._copy.find(FindOutput(job_id))
-        return Found(found) if isinstance(found, str) else Found(None, _why(found))
+        return Found(found) if isinstance(found, str) else Found(None, reason_of(found))
 
     async def find_matches(self, wanted: MatchFilter) -> Found[list[PastMatch]]:
         """Return past matches, newest first."""
@@ -410,18 +409,10 @@ class Spool:
             page = await self._copy.find(FindMatches(replace(wanted, limit=wanted.limit - found), before))
             if not isinstance(page, Page):
                 break
-            found += len(page.matches)
-            before = page.before
+            found, before = found + len(page.matches), page.before
             yield Found(list(page.matches))
             if not before or found >= wanted.limit:
                 return
-        if found:
-            yield Found([], _why(page))
-            return
-        self._store.replace_matches(self._copy.recent)
-        yield Found(self._store.matches(wanted), _why(page))
-
-
-def _why(answer: Answer) -> str | None:
-    """Return why the file has no answer, or None if that is its answer."""
-    return answer.reason if isinstance(answer, Failed) else None
+        if not found:
+            self._store.replace_matches(self._copy.recent)
+        yield Found([] if found else self._store.matches(wanted), reason_of(page))
