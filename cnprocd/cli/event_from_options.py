@@ -37,7 +37,8 @@ FIELDS = (
     *MATCH_FIELDS, "status", "wait_status", "exe_claimed", "exe_deleted", "cmdline_truncated", "user", "group",
     "cgroup", "user_unit", "container", "containers", "runtime", "pod_uid", "parent_comm", "ancestors", "lifetime_ms",
     "cpu_time_ms", "max_rss_kib", "read_bytes", "write_bytes", "from_hook", "thread", "ruid", "euid", "rgid", "egid",
-    "tracer_pid", "tracer_tid", "time_ns", "timestamp", "level", "event", "message",
+    "tracer_pid", "tracer_tid", "time_ns", "timestamp", "level", "event", "message", "held_by", "job_state",
+    "job_reason",
 )  # fmt: skip
 _EXITS = ("exit", "nonzero_exit")
 _SIGNALS = {name: number for number, name in SIGNAL_NAMES.items()}

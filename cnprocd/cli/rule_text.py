@@ -1,6 +1,6 @@
 """A rule as YAML for people: blocks for mappings, one line for a list of scalars. PURE.
 
-The daemon's reader takes YAML with the meanings of version 1.2, so quoting is decided here: what is not plainly a word
+The daemon's parser takes YAML with the meanings of version 1.2, so quoting is decided here: what is not plainly a word
 is quoted. PyYAML's writer follows version 1.1 and would leave `1e3` unquoted, a number in 1.2.
 """
 

@@ -82,7 +82,7 @@ class ClientLimits:
     """The limits of one client, and of all clients together."""
 
     connections: int = 64
-    reserved: int = 8  # of these, for clients that may change things: readers cannot lock root out
+    reserved: int = 8  # of these, for clients that may change things: others cannot lock root out
     idle_s: float = 30.0
     stalled_s: float = 60.0
     unread_bytes: int = 256 * 1024

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from cnprocd.cli.event_from_options import FIELDS, Accounts, occurrence_of
 from cnprocd.cli.lines import Budget, match_line
 from cnprocd.cli.terminal import Style, duration, size
+from cnprocd.output import fields
 from cnprocd.output.record import match_record
 from cnprocd.rules.compile import Matcher
 from cnprocd.rules.language.load import load
@@ -93,3 +94,8 @@ def test_a_match_that_a_throttle_held_back_says_so():
     record = {"kind": "exit", "comm": "x", "pid": 7, "rule": "r"}
     assert "held" not in match_line(record, Style(), "12:00:00")
     assert match_line(record | {"held_by": "cooldown"}, Style(), "12:00:00").endswith("held back by cooldown")
+
+
+def test_every_field_of_a_match_is_accepted_as_an_event():
+    """A line of the log, of `watch --json` or of `history --json` can be given to `test --event`."""
+    assert {*fields.MATCH, *fields.ALWAYS, "time_ns", "job_state", "job_reason"} <= set(FIELDS)
