@@ -314,7 +314,9 @@ class Scheduler:
         if attempt.latency_ms is not None and fresh:
             self.latency.add(attempt.latency_ms)
         latency_ms = attempt.latency_ms if job.boot_id == self._spool.boot_id else None
-        self._spool.launched(job.job_id, attempt.pid, group.start_ticks(attempt.pid), latency_ms)
+        # The runner's hooks are found by attempt id. Reading the `stat` of one could hang.
+        ticks = None if self.launcher.outlives_daemon else group.start_ticks(attempt.pid)
+        self._spool.launched(job.job_id, attempt.pid, ticks, latency_ms)
         self._log(
             "info",
             "hook_started",
