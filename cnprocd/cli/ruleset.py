@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cnprocd.cli.standard_files import read_input
 from cnprocd.cli.this_machine import BadHook, bad_hooks, unreadable_rule_files
 from cnprocd.errors import CnprocdError
 from cnprocd.rules.language import yaml12
@@ -99,7 +99,7 @@ def _is_stream(file: Path) -> bool:
 
 def _content(file: Path) -> bytes:
     if file == STANDARD_INPUT:
-        return sys.stdin.buffer.read(LARGEST + 1)
+        return read_input(LARGEST + 1)
     with file.open("rb") as pipe:
         return pipe.read(LARGEST + 1)
 

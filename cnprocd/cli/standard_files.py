@@ -1,4 +1,4 @@
-"""Standard input, output and error that a program was started without.
+"""Standard input, output and error, of which a program may have been started without some.
 
 The next file or socket that is opened gets the lowest free descriptor. So without this a log record could be written
 into the control socket, and a traceback into the spool.
@@ -9,7 +9,16 @@ from __future__ import annotations
 import os
 import sys
 
+from cnprocd.errors import CnprocdError
+
 STDIN, STDOUT, STDERR = 0, 1, 2
+
+
+def read_input(most_bytes: int = -1) -> bytes:
+    """Return what standard input holds, at most `most_bytes` of it. Raises CnprocdError if it is closed."""
+    if sys.stdin is None:  # Python found no descriptor 0
+        raise CnprocdError("cannot read standard input: it is closed", "give the name of a file")
+    return sys.stdin.buffer.read(most_bytes)
 
 
 def fill_missing() -> frozenset[int]:

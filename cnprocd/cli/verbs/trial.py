@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from cnprocd.cli.event_from_options import Accounts, DescriptionError, occurrenc
 from cnprocd.cli.grammar import Options
 from cnprocd.cli.reasons import afterwards
 from cnprocd.cli.ruleset import loaded_rules
+from cnprocd.cli.standard_files import read_input
 from cnprocd.cli.terminal import Style, print_json
 from cnprocd.errors import EX_NO, EX_OK, CnprocdError, NotFoundError
 from cnprocd.json_value import JsonDict, JsonError, JsonObject, as_dict, parse_json
@@ -90,7 +90,7 @@ def described(options: Options) -> JsonDict:
 def _json(given: str) -> JsonDict:
     text: str | bytes = given
     if given == "-":
-        text = sys.stdin.buffer.read()
+        text = read_input()
     elif given.startswith("@"):
         try:
             text = Path(given[1:]).read_bytes()

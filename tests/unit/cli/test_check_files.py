@@ -29,6 +29,14 @@ def test_check_of_standard_input_names_it_with_a_dash():
     assert "standard-input" not in err
 
 
+@pytest.mark.parametrize("words", ["check -", "test --event -"])
+def test_a_closed_standard_input_is_reported(tmp_path, words):
+    (tmp_path / "rules.yaml").write_text(GOOD)
+    command = f"{sys.executable} -m cnprocd.cli.cnprocctl --rules {tmp_path}/rules.yaml {words} <&-"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert done.stderr == "cnprocctl: cannot read standard input: it is closed: give the name of a file\n"
+
+
 def test_warnings_of_standard_input_have_their_place(monkeypatch):
     hooked = "rules:\n  - {name: a, events: [exit], run: {command: [/bin/true], user: 5}}\n"
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(hooked.encode())))
