@@ -114,8 +114,8 @@ def _only(keys: dict[str, Any]) -> Condition:
 
 def _branches(key: str, parts: tuple[Condition, ...], occurrence: Occurrence, depth: int) -> Iterator[Reason]:
     alone = _only({key: parts})
-    said = {"not_": "none of", "any": "at least one of", "all": "every one of"}[key]
-    yield Reason(depth, key.rstrip("_"), said, "", compile_condition(alone)(occurrence))
+    branch = {"not_": "none of", "any": "at least one of", "all": "every one of"}[key]
+    yield Reason(depth, key.rstrip("_"), branch, "", compile_condition(alone)(occurrence))
     for part in parts:
         yield from _condition_reasons(part, occurrence, depth + 1)
 

@@ -277,13 +277,13 @@ def _systemd(options: Options) -> Iterator[Finding]:
     if not Path("/run/systemd/system").is_dir():
         yield Finding("pass", "this machine does not run systemd; cnprocd can run in the foreground")
         return
-    said = subprocess.run(
+    state = subprocess.run(
         ["systemctl", "is-enabled", "cnprocd.service"], capture_output=True, text=True, timeout=10, check=False
     ).stdout.strip()
-    if said == "enabled":
+    if state == "enabled":
         yield Finding("pass", "cnprocd.service starts with the machine")
     else:
-        yield Finding("warn", f"cnprocd.service is {said or 'not installed'}", "systemctl enable --now cnprocd")
+        yield Finding("warn", f"cnprocd.service is {state or 'not installed'}", "systemctl enable --now cnprocd")
 
 
 CHECKS: dict[str, Check] = {
