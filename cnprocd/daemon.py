@@ -83,12 +83,12 @@ async def start(parts: Parts, outside: Outside) -> None:
 async def stop(parts: Parts, outside: Outside) -> None:
     """Read what is queued, let running hooks finish within a bound, and unsubscribe unless the sockets are kept."""
     outside.manager.stopping()
-    await parts.event_loop.stop()
+    unread = await parts.event_loop.stop(parts.kept_by_manager)
     if not parts.kept_by_manager:
         parts.pipeline.finish()
     parts.pipeline.flush_log()
     outside.stalls.flush()
-    outside.log("notice", "stopping", message=parts.rules.status_line())
+    outside.log("notice", "stopping", unread=unread, message=_last_line(parts.rules.status_line(), unread))
     await parts.control.close()
     parts.hits.store_all()
     await parts.dispatcher.stop(STOP_BOUND_S)
@@ -98,3 +98,7 @@ async def stop(parts: Parts, outside: Outside) -> None:
     if not parts.kept_by_manager:
         with contextlib.suppress(OSError):
             parts.pipeline.source.close()
+
+
+def _last_line(status: str, unread: int) -> str:
+    return f"{status}; {unread} events that were queued were not evaluated" if unread else status

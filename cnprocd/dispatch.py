@@ -33,6 +33,8 @@ from cnprocd.spool.spool import Spool
 from cnprocd.spool.throttle import Throttle, key_of
 from cnprocd.spool.turns import guaranteed_slots
 
+MOST_PAST = 1000  # matches between two ticks that are kept for the history
+
 
 class HookRegistry(Protocol):
     """Where hooks are announced, so that nothing that a hook starts triggers a rule."""
@@ -63,6 +65,7 @@ class Dispatcher:
     ) -> None:
         self._log = log
         self._failures = failures or Failures(log, time.monotonic)
+        self.not_remembered = 0  # matches that are not in the history, because there were too many
         self._past: list[PastMatch] = []
         self._throttles: dict[str, Throttle] = {}
         self._limits: dict[str, object] = {}
@@ -92,7 +95,9 @@ class Dispatcher:
                 self._log_match(recorded)
             except Exception:
                 self._failures.note("log", recorded.record, recorded.match.rule.name)
-        self._past += [past_match(recorded.record) for recorded in matches]
+        room = MOST_PAST - len(self._past)
+        self._past += [past_match(recorded.record) for recorded in matches[:room]]
+        self.not_remembered += max(0, len(matches) - room)
         if hooked:
             self.scheduler.wake()
 

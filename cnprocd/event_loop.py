@@ -24,6 +24,7 @@ from cnprocd.subscription import HookFollower
 
 BUDGET_S = 0.01  # of draining before the loop serves the others
 TICK_S = 1.0
+LAST_EVENTS_S = 4.0  # of reading what is queued at a stop
 LAST_DEATHS_S = 0.1  # record and event of one death are microseconds apart
 CANARY_AFTER_S = 60.0  # of silence, then ask the kernel whether it still sends events
 MOST_REVIVALS = 100  # how far below zero the kernel's count of listeners may have been brought
@@ -79,7 +80,7 @@ class EventLoop:
         self._gathering = Gathering()
         self._active_at_s = time.monotonic()
         self._listening = False
-        self._timer: asyncio.TimerHandle | None = None  # when to drain without being woken
+        self._timer: asyncio.Handle | None = None  # when to drain without being woken
         ticker.handlers.append(self._tick)
 
     def start(self) -> None:
@@ -87,14 +88,23 @@ class EventLoop:
         self._listen()
         self._watch_measured()
 
-    async def stop(self) -> None:
-        """Read the last events: until no half of a death is in hand that a later daemon could not join."""
+    async def stop(self, kept: bool) -> int:
+        """Read the last events: until no half of a death is in hand that a later daemon could not join.
+
+        `kept`: a later daemon reads the sockets. Else read everything that happened before, for at most LAST_EVENTS_S,
+        and return how many events were not evaluated after that.
+        """
         self._stop_listening()
+        if not kept:
+            self._pipeline.source.refuse_events()
+            deadline_s = time.monotonic() + LAST_EVENTS_S
+            while self._pipeline.drain() and time.monotonic() < deadline_s:
+                await asyncio.sleep(0)
         deaths, deadline_s = self._pipeline.tracker.deaths, time.monotonic() + LAST_DEATHS_S
-        self._pipeline.drain()
         while (deaths.has_held or deaths.has_waiting) and time.monotonic() < deadline_s:
             await asyncio.sleep(0.001)
             self._pipeline.drain()
+        return 0 if kept else self._pipeline.source.discard()
 
     def _listen(self) -> None:
         if self._listening or self._stopping.is_set():
@@ -144,7 +154,7 @@ class EventLoop:
             self._timer = self._loop.call_later(window_s, self._drain)
             return
         self._listen()
-        if self._pipeline.tracker.deaths.has_held:
+        if self._pipeline.tracker.deaths.has_held or self._pipeline.recovery.active:
             self._timer = self._loop.call_later(HOLD_NS / 1e9, self._drain)
 
     def _tick(self) -> None:
@@ -152,6 +162,8 @@ class EventLoop:
         if self._stopping.is_set():
             return
         self._pipeline.tick()
+        if self._pipeline.recovery.active and self._timer is None:
+            self._timer = self._loop.call_soon(self._drain)  # no event may come that would continue it
         self._dispatcher.tick()
         self._follower.stop_if_over(self._dispatcher.busy)
         self._manager.status(self._rules.status_line())

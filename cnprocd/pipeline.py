@@ -15,9 +15,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
+from cnprocd.connector.inflight import EVENT_SLOTS
 from cnprocd.connector.source import Batch, Source
 from cnprocd.connector.status import describe
 from cnprocd.failures import Failures
+from cnprocd.flood import Flood
 from cnprocd.json_value import JsonDict
 from cnprocd.log import Log, ThrottledLog
 from cnprocd.output.record import match_record
@@ -30,7 +32,10 @@ from cnprocd.rules.compile import Match, Matcher
 from cnprocd.rules.needs import unknown_attributes
 from cnprocd.rules.plan import Plan
 
-_MOST_TURNS = 64  # of one drain: a storm must not delay a reload or a stop for ever
+TURN_S = 0.008  # that one batch may take
+LEAST_EVENTS = 16  # of a batch, however long it takes
+DRAIN_S = 0.05  # of one drain: a storm must not delay a reload, and the loop has others to serve
+RESYNC_BUDGET_S = 0.005  # of a turn, for a comparison with /proc that is under way
 _REPORT_EVERY_S = 10.0  # records of one class about rejected datagrams and unnamed exits
 
 
@@ -96,21 +101,38 @@ class Pipeline:
         self._delivery = delivery
         self._procfs = procfs
         self._files = files
+        self._log = log
         self._throttled = ThrottledLog(log, _REPORT_EVERY_S)
         self._clock = clock
         self._rejects_reported = 0
+        self.flood = Flood()
+        self._most = EVENT_SLOTS  # events of one batch
+        self._drained_ns = 0  # when the last batch was read (CLOCK_MONOTONIC)
 
     # The hot line.
 
     def turn(self) -> Turn:
         """Drain, identify, match and dispatch one batch."""
-        batch = self.source.drain()
+        began_s, self._drained_ns = self._clock(), time.monotonic_ns()
+        batch = self.source.drain(self._most, all_records=self.recovery.active)
         self._handle(batch)
-        if self.recovery.due and not batch.more:
-            self._resync()
+        self._fit_batches(len(batch.events), self._clock() - began_s)
+        recovery = self.recovery
+        recovery.begin_if_due()
+        if recovery.active:
+            # Only an empty batch shows that the queue is empty: an overrun meanwhile ends recvmmsg(2) early.
+            seen_ns = batch.events[-1].timestamp_ns if batch.events else self._drained_ns
+            self._evaluate(recovery.go_on(seen_ns, RESYNC_BUDGET_S))
         if self.source.rejects.total() != self._rejects_reported:
             self._report_rejects()
         return Turn(len(batch.events) + len(batch.records), batch.more)
+
+    def _fit_batches(self, events: int, took_s: float) -> None:
+        """Keep batches so small that one takes TURN_S at most: matches cost ten times what other events cost."""
+        if took_s > TURN_S:
+            self._most = max(LEAST_EVENTS, min(self._most, events) // 2)
+        elif took_s < TURN_S / 4 and self._most < EVENT_SLOTS:
+            self._most = min(EVENT_SLOTS, 2 * self._most)
 
     def _handle(self, batch: Batch) -> None:
         tracker = self.tracker
@@ -120,7 +142,9 @@ class Pipeline:
             tracker.deaths.caught_up()
         if self._files is not None and batch.records:
             self._files.refresh()
-        self._evaluate(tracker.take(batch.events, batch.records, time.monotonic_ns()))
+        if batch.events:
+            self.flood.note_lag((self._drained_ns - batch.events[0].timestamp_ns) / 1e9, self._drained_ns / 1e9)
+        self._evaluate(tracker.take(batch.events, batch.records, self._drained_ns))
         self.source.blank_slots(tracker.deaths.incomplete_tids)
         if self._files is not None and batch.records and not batch.more:
             self._files.let_go()
@@ -138,6 +162,8 @@ class Pipeline:
                 if self.matcher.undecided:
                     self._report_undecided(occurrence)
                 if found:
+                    found = self._counted(found, occurrence)
+                if found:
                     complete(occurrence, self._procfs)
                     provenance = occurrence.process.provenance() if self.logs_provenance else None
                     matches += [
@@ -146,27 +172,23 @@ class Pipeline:
             except Exception:
                 self.failures.note("evaluate", occurrence)
         if matches:
-            now_ns = time.time_ns()
-            for recorded in matches:
-                self.counts.rules[recorded.match.rule.name] += 1
-                self.counts.rule_last_ns[recorded.match.rule.name] = now_ns
-            self.counts.matches += len(matches)
             self._delivery.deliver(matches)
+
+    def _counted(self, found: list[Match], occurrence: Occurrence) -> list[Match]:
+        """Count matches, and return those that are to be reported."""
+        now_ns = time.time_ns()
+        self.counts.matches += len(found)
+        for match in found:
+            self.counts.rules[match.rule.name] += 1
+            self.counts.rule_last_ns[match.rule.name] = now_ns
+        if not self.flood.behind:
+            return found
+        return [match for match in found if self.flood.admits(match.rule.name, occurrence.process.uid)]
 
     def _note_exit(self, occurrence: Occurrence) -> None:
         self.recovery.release(occurrence.process.tgid)
         if occurrence.process.comm is None:
             self._report_nameless(occurrence)
-
-    def _resync(self) -> None:
-        self._evaluate(self.recovery.resync(self._read_queue))
-
-    def _read_queue(self) -> None:
-        while True:
-            batch = self.source.drain()
-            self._handle(batch)
-            if not batch.more:
-                return
 
     # Around it.
 
@@ -181,11 +203,13 @@ class Pipeline:
         self.recovery.hold(snapshot, self.matcher)
         self.drain()
 
-    def drain(self) -> None:
-        """Turn until the queue is empty, or a bounded number of times."""
-        for _ in range(_MOST_TURNS):
-            if not self.turn().more:
-                return
+    def drain(self, budget_s: float = DRAIN_S) -> bool:
+        """Turn until the queue is empty, or for so long. Return whether it may hold more."""
+        deadline_s = self._clock() + budget_s
+        while self.turn().more:
+            if self._clock() >= deadline_s:
+                return True
+        return False
 
     def use(self, matcher: Matcher, plan: Plan) -> None:
         """Use other rules, or another plan for the same ones, from the next batch on.
@@ -219,7 +243,8 @@ class Pipeline:
         known = (self.tracker.table.get(tgid) for tgid in newcomers)
         self.recovery.hold((process for process in known if process and process.ended_ns is None), self.matcher)
         if self.recovery.check_losses():
-            self._resync()
+            self.recovery.begin()
+        self._report_flood()
         self._throttled.flush_due(self._clock())
         self.failures.flush_due()
 
@@ -234,10 +259,22 @@ class Pipeline:
 
     def flush_log(self) -> None:
         """Log the counts of the rate-limited records now."""
+        self._report_flood()
         self._throttled.flush(self._clock())
         self.failures.flush()
 
     # Reports.
+
+    def _report_flood(self) -> None:
+        """Log the matches that were counted instead of being reported."""
+        for rule, count in self.flood.take_unreported().items():
+            self._log(
+                "warning",
+                "matches_counted",
+                rule=rule,
+                count=count,
+                message=f"{rule}: {count} matches were counted and not reported, because the daemon was behind",
+            )
 
     def _report_nameless(self, occurrence: Occurrence) -> None:
         """Count and log an exit of unknown comm: rules that ask for comm cannot match it."""

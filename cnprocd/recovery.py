@@ -1,7 +1,9 @@
 """After an overrun: count what was lost, find the processes that vanished unseen, report both.
 
-The order of a resync decides that nothing is missed and nothing reported twice: scan /proc, read the events that came
-during the scan, then compare. A process that the table still has and /proc has not has vanished without an event.
+The order of a resync decides that nothing is missed and nothing reported twice: scan /proc, evaluate the events that
+happened up to the end of the scan, then compare. A process that the table still has and /proc has not has vanished
+without an event. A resync is done in small steps between batches of events: a scan takes 30 us a process, and a storm
+may have filled the queue again.
 
 Pidfds on the processes that rules care about are a second source of exit statuses (process/holder.py). Without a table
 they are the only one.
@@ -10,18 +12,33 @@ they are the only one.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 
-from cnprocd.connector.source import Source
+from cnprocd.connector.source import Losses, Source
 from cnprocd.log import Log
-from cnprocd.process.holder import Holder
+from cnprocd.process.deaths import Waiting
+from cnprocd.process.holder import Ended, Holder
 from cnprocd.process.model import Occurrence, Process, ProcScan
 from cnprocd.process.tracker import Tracker
 from cnprocd.rules.compile import Matcher
 
-_IN_FLIGHT_S = 0.002  # between a task's disappearance from /proc and its exit event (cn_proc.c: sent after reaping)
-_SCANS = 3  # of one resync, while the buffer overruns again during the scan
+_IN_FLIGHT_NS = 2_000_000  # between a task's disappearance from /proc and its exit event (sent after reaping)
 _RESYNC_EVERY_S = 1.0  # a scan of /proc per second is what a storm that never ends may cost
+
+
+@dataclass(slots=True)
+class _Resync:
+    """A comparison with /proc that is under way."""
+
+    scan: Iterator[Process]
+    waiting: Waiting  # records without their event at its beginning
+    began_ns: int
+    losses: Losses  # at its beginning
+    scanned_ns: int | None = None
+    ended: list[Ended] = field(default_factory=list)  # of the held processes, at the end of the scan
+    living: set[int] = field(default_factory=set)
+    found: list[Occurrence] = field(default_factory=list)
 
 
 class Recovery:
@@ -46,6 +63,7 @@ class Recovery:
         self._log = log
         self._clock = clock
         self._pending = False
+        self._resync: _Resync | None = None
         self._resynced_at_s = -_RESYNC_EVERY_S
         self._lost_reported = 0
 
@@ -54,43 +72,76 @@ class Recovery:
         self._pending = True
 
     @property
-    def due(self) -> bool:
-        """Whether to resync as soon as the queue is empty."""
-        return self._pending and self._clock() - self._resynced_at_s >= _RESYNC_EVERY_S
+    def active(self) -> bool:
+        """Whether a resync is under way."""
+        return self._resync is not None
+
+    def begin_if_due(self) -> None:
+        """Begin a resync after an overrun, at most one a second."""
+        if self._pending and self._clock() - self._resynced_at_s >= _RESYNC_EVERY_S:
+            self.begin()
 
     def check_losses(self) -> bool:
         """Read the kernel's counters; return whether a resync is needed, now or from an overrun before."""
         self._source.count_losses()
         return self._pending or self._source.losses.total() != self._lost_reported
 
-    def resync(self, read_queue: Callable[[], None]) -> list[Occurrence]:
-        """Count a loss, and return the exits that it hid: of unknown status, unless a pidfd shows the status.
-
-        `read_queue` evaluates everything that is queued, and calls `note_overrun` if there was another one. Then the
-        scan is repeated, a bounded number of times; a later resync goes on from there.
-        """
+    def begin(self) -> None:
+        """Begin a resync. Call `go_on` until it is not active any more; other events may be evaluated in between."""
+        if self._resync is not None:
+            return
         self._resynced_at_s = self._clock()
+        self._pending = False
         self.resyncs += 1
-        tracker, table = self._tracker, self._tracker.tracking.table
-        found: list[Occurrence] = []
-        for _ in range(_SCANS):
-            self._pending = False
-            waiting = tracker.deaths.waiting()
-            scan_began_ns = time.monotonic_ns()
-            snapshot = list(self._procfs.scan(tracker.tracking.wanted_anew)) if table else []
-            found += tracker.adopt(snapshot)
-            time.sleep(_IN_FLIGHT_S)
-            read_queue()
-            found += tracker.without_event(waiting)
-            if table:
-                found += tracker.missing({process.tgid for process in snapshot}, scan_began_ns)
-            if not self._pending:
-                break
-        found = [occurrence for occurrence in self._with_statuses(found) if occurrence.kind in tracker.tracking.kinds]
+        tracking = self._tracker.tracking
+        scan = self._procfs.scan(tracking.wanted_anew) if tracking.table else ()
+        self._source.count_losses()
+        losses = replace(self._source.losses)  # what is lost from here on, the next resync reports
+        self._resync = _Resync(iter(scan), self._tracker.deaths.waiting(), time.monotonic_ns(), losses)
+
+    def go_on(self, seen_ns: int, budget_s: float) -> list[Occurrence]:
+        """Continue for at most so long. Return the exits that the loss hid, when the resync is over; else none.
+
+        Events up to `seen_ns` (CLOCK_MONOTONIC) have been evaluated. Their status is unknown, unless a pidfd shows it.
+        """
+        resync = self._resync
+        assert resync is not None
+        if resync.scanned_ns is None:
+            if not self._scan(resync, self._clock() + budget_s):
+                return []
+            resync.ended = [] if self._holder is None else self._holder.ended()
+            resync.scanned_ns = time.monotonic_ns()
+        if seen_ns < resync.scanned_ns + _IN_FLIGHT_NS:
+            return []
+        self._resync = None
+        return self._finish(resync)
+
+    def _scan(self, resync: _Resync, deadline_s: float) -> bool:
+        """Take in processes until the time is up; return whether all are taken in.
+
+        Each at once: what is read later than an event must not be overwritten by what was read before it.
+        """
+        for process in resync.scan:
+            resync.living.add(process.tgid)
+            resync.found += self._tracker.adopt([process])
+            if self._clock() >= deadline_s:
+                return False
+        return True
+
+    def _finish(self, resync: _Resync) -> list[Occurrence]:
+        tracker = self._tracker
+        found = resync.found + tracker.without_event(resync.waiting)
+        if tracker.tracking.table:
+            found += tracker.missing(resync.living, resync.began_ns)
+        found = [
+            occurrence
+            for occurrence in self._with_statuses(found, resync.ended)
+            if occurrence.kind in tracker.tracking.kinds
+        ]
         for occurrence in found:
             occurrence.recovered = True
         self.recovered += len(found)
-        self._report_losses()
+        self._report_losses(resync.losses)
         self._log("warning", "recovered", count=len(found), tracked=len(tracker.table))
         return found
 
@@ -128,23 +179,24 @@ class Recovery:
         if self._holder is not None:
             self._holder.release(tgid)
 
-    def _with_statuses(self, found: list[Occurrence]) -> list[Occurrence]:
-        """Add the statuses that the pidfds show; without a table, also the exits that they alone show."""
-        if self._holder is None:
-            return found
+    def _with_statuses(self, found: list[Occurrence], ended: list[Ended]) -> list[Occurrence]:
+        """Add the statuses that the pidfds show; without a table, also the exits that they alone show.
+
+        The event of one that ended has been evaluated since, if it came: then it is not held any more. With a table,
+        one that ended after the scan had read it is left to the next resync, which is pending.
+        """
+        table = self._tracker.tracking.table
         by_tgid = {occurrence.process.tgid: occurrence for occurrence in found}
-        for process, status in self._holder.ended():
+        for process, status in ended:
             occurrence = by_tgid.get(process.tgid)
-            if occurrence is None:
+            if occurrence is not None:
+                occurrence.status = status if occurrence.status is None else occurrence.status
+            elif not table and self._holder is not None and self._holder.holds(process):
                 found.append(Occurrence("exit", process, process.tgid, status))
-            elif occurrence.status is None:
-                occurrence.status = status
         return found
 
-    def _report_losses(self) -> None:
-        """Log what the kernel counted since the last report. Exact, because the queue has just been read empty."""
-        self._source.count_losses()
-        losses = self._source.losses
+    def _report_losses(self, losses: Losses) -> None:
+        """Log what the kernel had counted when the resync began, and no resync has reported."""
         lost, self._lost_reported = losses.total() - self._lost_reported, losses.total()
         self._log(
             "warning",

@@ -24,7 +24,8 @@ class EventSlots:
         self._clean_headers = bytes(self._slots.headers)
         self._clean_names = SOCKADDR_NL.pack(socket.AF_NETLINK, 0, 0, 1 << (uapi.CN_IDX_PROC - 1)) * slots
         self.first = 0  # where the next batch goes: behind slots that are still needed
-        self.filled = False  # the last batch took every slot: there may be more
+        self.most = slots  # of one batch
+        self.filled = False  # the last batch took every slot, or as many as it might: there may be more
 
     def receive(self, fd: int, rejects: Rejects) -> memoryview | None:
         """Call recvmmsg() once. Return the slots with kernel datagrams of the right length; None: the queue is empty.
@@ -33,8 +34,8 @@ class EventSlots:
         """
         slots, first = self._slots, self.first
         self.filled = False
-        count = slots.receive(fd, first)
-        self.filled = count == slots.count - first
+        count = slots.receive(fd, first, self.most)
+        self.filled = count == min(self.most, slots.count - first)
         if count == 0:
             return None
         headers = slice(first * HEADER_SIZE, (first + count) * HEADER_SIZE)

@@ -49,6 +49,10 @@ class Instruction(NamedTuple):
     k: int
 
 
+NOTHING = (Instruction(RET_K, 0, 0, 0),)
+"""The program that drops everything."""
+
+
 class _Line(NamedTuple):
     label: str | None
     code: int

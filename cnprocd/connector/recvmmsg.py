@@ -63,13 +63,14 @@ class Slots:
             header.iov, header.iovlen = ctypes.addressof(self._iovecs[i]), 1
         self._recvmmsg = _libc.recvmmsg
 
-    def receive(self, fd: int, first: int = 0) -> int:
+    def receive(self, fd: int, first: int = 0, most: int | None = None) -> int:
         """Call recvmmsg() once, without blocking, into the slots from `first` on. Return how many it filled.
 
         0 means that the queue is empty. Raises OSError.
         """
         headers = ctypes.byref(self._mmsghdrs, first * HEADER_SIZE) if first else self._mmsghdrs
-        received: int = self._recvmmsg(fd, headers, self.count - first, socket.MSG_DONTWAIT, None)
+        room = self.count - first if most is None else min(most, self.count - first)
+        received: int = self._recvmmsg(fd, headers, room, socket.MSG_DONTWAIT, None)
         if received < 0:
             code = ctypes.get_errno()
             if code in (errno.EAGAIN, errno.EINTR):

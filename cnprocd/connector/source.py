@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from cnprocd.connector.decode import SLOT_SIZE, Rejects, decode, sequences
-from cnprocd.connector.event import Event
-from cnprocd.connector.filter import connector_program, taskstats_program
+from cnprocd.connector.event import Event, Exit
+from cnprocd.connector.filter import NOTHING, connector_program, taskstats_program
 from cnprocd.connector.inflight import EVENT_SLOTS, RECORD_SLOTS, InFlight, Leftover
 from cnprocd.connector.listener import Listener
 from cnprocd.connector.request import Features, Request
@@ -93,6 +93,7 @@ class Source:
         self._features = Features()
         self._overruns_before = 0
         self._record_losses = select.epoll()
+        self._ahead: set[int] = set()  # threads whose record was read before the batch that has their exit
         self._closed_taskstats_drops = 0
         self._drops_at_adoption = listener.drops()
 
@@ -161,9 +162,14 @@ class Source:
         self._request = request
         return True
 
-    def drain(self) -> Batch:
-        """Return one batch of events, and every record that was queued after they were read."""
+    def drain(self, most: int = EVENT_SLOTS, all_records: bool = False) -> Batch:
+        """Return one batch of at most so many events, and the records that belong to it.
+
+        If the batch is the last one, or with `all_records`, these are all that are queued. Else they are read until
+        each exit of the batch has its record: it is queued before its event, and tens of thousands may follow it.
+        """
         leftover, self._leftover = self._leftover, None
+        self.listener.slots.most = most
         slots = self.listener.receive() if leftover is None else memoryview(leftover.events)
         more = leftover is not None or self.listener.slots.filled
         events: list[Event] = []
@@ -177,7 +183,7 @@ class Source:
                     self.losses.missing += self._sequence.note(sequences(slots))
         records: list[TaskRecord] = []
         if self.taskstats is not None:
-            records = self.taskstats.drain()
+            records = self._drain_records(events, everything=all_records or not more or leftover is not None)
             if leftover is not None:
                 records = self.taskstats.decode(leftover.records) + records
         self.records_seen += len(records)
@@ -185,6 +191,17 @@ class Source:
         overrun, self._overruns_before = overruns > self._overruns_before, overruns
         self.losses.overruns = overruns
         return Batch(events, records, more, overrun)
+
+    def _drain_records(self, events: list[Event], everything: bool) -> list[TaskRecord]:
+        assert self.taskstats is not None
+        exited = {event.process_pid for event in events if isinstance(event, Exit)}
+        records = self.taskstats.drain(None if everything else exited - self._ahead)
+        if everything:
+            self._ahead.clear()
+        else:
+            self._ahead.update(record.pid for record in records)
+            self._ahead -= exited
+        return records
 
     def blank_slots(self, keep: Collection[int] = ()) -> None:
         """Blank the slots of what was drained: it is durable or needs no action, so the next daemon need not read it.
@@ -205,6 +222,20 @@ class Source:
         self.losses.connector_drops = self.listener.drops() - self._drops_at_adoption
         if self.taskstats is not None:
             self.losses.taskstats_drops = self._closed_taskstats_drops + self.taskstats.drops()
+
+    def refuse_events(self) -> None:
+        """Let nothing more into the queue, so that it can be read empty. Needs socket filters."""
+        if self._features.socket_filter:
+            self.listener.attach(NOTHING)
+
+    def discard(self) -> int:
+        """Read what is queued without evaluating it; return how many events that were."""
+        count = 0
+        while (slots := self.listener.receive()) is not None:
+            count += len(slots) // SLOT_SIZE
+            if not self.listener.slots.filled:
+                break
+        return count
 
     def close(self) -> None:
         """Unsubscribe. No later daemon will read these sockets, so nothing stays in flight."""

@@ -90,18 +90,24 @@ class Taskstats:
     def attach(self, program: tuple[Instruction, ...]) -> None:
         attach_filter(self._socket, program)
 
-    def drain(self) -> list[TaskRecord]:
-        """Return every record that is queued now. Unreadable ones and overruns are counted."""
+    def drain(self, until: set[int] | None = None) -> list[TaskRecord]:
+        """Return every record that is queued now, or those until each thread in `until` has one.
+
+        Unreadable ones and overruns are counted.
+        """
         records: list[TaskRecord] = []
         while True:
             if self.first == self._slots.count:
                 self.first = 0  # more records than slots: the oldest are in memory only from here on
             received = self._receive()
             if received:
-                records += self.decode(self._slots.datagrams(received, self.first))
+                decoded = self.decode(self._slots.datagrams(received, self.first))
+                records += decoded
+                if until is not None:
+                    until.difference_update(record.pid for record in decoded)
                 self.first += received
                 self.used = max(self.used, self.first)
-            if self.first < self._slots.count:
+            if self.first < self._slots.count or (until is not None and not until):
                 return records
 
     def _receive(self) -> int:

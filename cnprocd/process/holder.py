@@ -99,6 +99,11 @@ class Holder:
         if held is not None:
             os.close(held[0])
 
+    def holds(self, process: Process) -> bool:
+        """Return whether this very process is held, and not a later one with its PID."""
+        held = self._held.get(process.tgid)
+        return held is not None and held[1] is process
+
     def ended(self) -> list[Ended]:
         """Return the held processes that are gone. They stay held until they are released."""
         statuses = ((process, exit_status(fd)) for fd, process in self._held.values())

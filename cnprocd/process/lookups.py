@@ -20,7 +20,7 @@ import asyncio
 import os
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -35,7 +35,7 @@ from cnprocd.worker import ChildWorker
 DEADLINE_S = 0.05
 SHORTEST_S = 0.002  # what every read gets; one of a process that does not hang takes 0.00002
 START_S = 5.0  # for the worker process
-SCAN_S = 2.0  # that a scan may wait for processes that hang
+SCAN_S = 2.0  # that one scan may wait for processes that hang
 MOST_SET_ASIDE = 256
 SEVERAL, PENANCE_S = 3, 10.0
 REPORT_EVERY_S = 10.0
@@ -66,6 +66,7 @@ class Lookups:
         self._patience = Patience(DEADLINE_S, SHORTEST_S)
         self._throttled = ThrottledLog(log, REPORT_EVERY_S)
         self._set_aside: dict[int, int | None] = {}  # PID -> pidfd; None: there was no descriptor for one
+        self._scan_wait_s = 0.0  # for processes that hang, in the current scan
         self._late_by_user: dict[int, list[float]] = {}  # uid -> when reads of its processes were late
 
     @property
@@ -119,28 +120,31 @@ class Lookups:
         """Return the cgroup in which a process ended that is not reaped yet. Read by the loop: it does not wait."""
         return procfs.zombie_cgroup(tgid, ended_ns)
 
-    def scan(self, wanted: Wanted) -> Iterable[Process]:
-        """Return every process that is alive now. Of one that hangs: what its `status` shows, and report it."""
+    def scan(self, wanted: Wanted) -> Iterator[Process]:
+        """Yield every process that is alive now. Of one that hangs: what its `status` shows, and report it.
+
+        A few are read at a time, so the caller may do other work in between.
+        """
         bits, pids = _bits(wanted), iter(procfs.all_pids())
-        found: list[Process | None] = []
         unread: list[int] = []
-        until_s = time.monotonic() + SCAN_S
+        self._scan_wait_s = 0.0
         while batch := list(islice(pids, lookup_child.MOST_PIDS)):
-            for tgid, files in self._files_of(batch, bits, until_s):
+            for tgid, files in self._files_of(batch, bits):
                 if files is None:
                     unread.append(tgid)
-                    found.append(unread_process(tgid, wanted, "procfs"))
+                    process = unread_process(tgid, wanted, "procfs")
                 else:
-                    found.append(to_process(tgid, files, "procfs"))
+                    process = to_process(tgid, files, "procfs")
+                if process is not None and process.threads:
+                    yield process
         if unread:
             self._log(
                 "warning",
                 "proc_unreadable",
-                pids=unread[:MOST_NAMED],
+                pids=[*unread[:MOST_NAMED]],
                 count=len(unread),
                 message=f"{len(unread)} processes do not let their files in /proc be read; exe and cmdline are unknown",
             )
-        return [process for process in found if process is not None and process.threads]
 
     def is_hook(self, tgid: int) -> bool:
         """Return whether a process was started by a hook: every hook has its job id in the environment.
@@ -164,20 +168,25 @@ class Lookups:
 
     # Asking.
 
-    def _files_of(self, batch: list[int], bits: int, until_s: float) -> Iterator[tuple[int, Files | None]]:
-        """Read a batch; if it is late, each process by itself. None: this one is late, or the time is up."""
+    def _files_of(self, batch: list[int], bits: int) -> Iterator[tuple[int, Files | None]]:
+        """Read a batch; if it is late, each process by itself. None: this one is late, or SCAN_S is used up."""
         allowed = [tgid for tgid in batch if not self._is_set_aside(tgid)]
         yield from ((tgid, None) for tgid in batch if tgid not in allowed)
-        if time.monotonic() >= until_s:
+        if not allowed or self._scan_wait_s >= SCAN_S:
             yield from ((tgid, None) for tgid in allowed)
             return
-        found = self._edge.ask(_request(allowed, bits)) if allowed else b""
+        began_s = time.monotonic()
+        found = self._edge.ask(_request(allowed, bits))
         if isinstance(found, bytes):
             yield from zip(allowed, (files for files, _ in _parse(found)), strict=True)
             return
+        self._scan_wait_s += time.monotonic() - began_s
         for tgid in allowed:
-            self._edge.prepare(max(0.0, until_s - time.monotonic()))
-            alone = self._ask([tgid], bits) if time.monotonic() < until_s else None
+            began_s = time.monotonic()
+            self._edge.prepare(max(0.0, SCAN_S - self._scan_wait_s))
+            alone = self._ask([tgid], bits) if self._scan_wait_s < SCAN_S else None
+            if alone is None:
+                self._scan_wait_s += time.monotonic() - began_s
             yield tgid, None if alone is None else alone[0][0]
 
     def _ask(self, tgids: list[int], bits: int) -> list[tuple[Files, bool]] | None:

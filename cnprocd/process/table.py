@@ -205,14 +205,18 @@ class Table:
         Call it after the events that came during the scan were read. `living` are the PIDs of the scan. A process that
         started after the scan began cannot be in it.
         """
-        gone = [
+        gone = self.unseen(living, scan_began_ns)
+        for process in gone:
+            del self._processes[process.tgid]
+        return gone
+
+    def unseen(self, living: Container[int], scan_began_ns: int) -> list[Process]:
+        """Return what `missing` would."""
+        return [
             process
             for process in self._processes.values()
             if process.ended_ns is None and (process.start_ns or 0) < scan_began_ns and process.tgid not in living
         ]
-        for process in gone:
-            del self._processes[process.tgid]
-        return gone
 
     def clear(self) -> None:
         self._processes.clear()

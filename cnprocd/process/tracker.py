@@ -148,8 +148,14 @@ class Tracker:
             self._files.learn(process)
 
     def missing(self, living: set[int], scan_began_ns: int) -> list[Occurrence]:
-        """Return the tracked processes that vanished without an event, as exits of unknown status."""
-        return [self._vanished(process) for process in self.table.missing(living, scan_began_ns)]
+        """Return the tracked processes that vanished without an event: as their exit records say, or of unknown status.
+
+        A record may have come after the resync began. It is taken here, or its process would be reported again.
+        """
+        gone = {process.tgid for process in self.table.unseen(living, scan_began_ns)}
+        waiting = self.deaths.waiting().items()
+        found = self.without_event({tid: records for tid, records in waiting if any(r.tgid in gone for r in records)})
+        return found + [self._vanished(process) for process in self.table.missing(living, scan_began_ns)]
 
     def without_event(self, waited: Waiting) -> list[Occurrence]:
         """Return the deaths whose exit event was lost but whose record came. See Deaths.without_event."""

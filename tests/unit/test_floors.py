@@ -44,6 +44,7 @@ FLOORS = {
     "acceptance": "how loaded rules become the accepted ones, whose snapshot root alone can write",
     "subscription": "what is asked of the kernel for the rules in force and for hooks",
     "recovery": "what the pipeline does after an overrun",
+    "flood": "which matches are reported while the daemon is behind",
     "pipeline": "the only room that joins connector, process, rules and output",
     "dispatch": "the jobs and the log records of matches",
     "hits": "the hits of each rule, from the pipeline's counts to the spool",
@@ -56,7 +57,7 @@ FLOORS = {
 }
 
 PURE = """
-errors escape failures json_value log stall_meter
+errors escape failures flood json_value log stall_meter
 cli/plans cli/reasons cli/rule_text
 connector/decode connector/event connector/filter connector/gathering connector/request connector/sequence
 connector/status connector/taskrecord connector/uapi

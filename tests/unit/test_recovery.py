@@ -1,5 +1,6 @@
 """After an overrun: nothing is missed, nothing is reported twice, and another overrun is not forgotten."""
 
+import time
 from types import SimpleNamespace
 
 from unit.process.machine import INIT, Machine, MachineProcFs
@@ -13,6 +14,8 @@ from cnprocd.process.tracking import Tracking
 from cnprocd.recovery import Recovery
 
 OWN = 50
+FAR_NS = 1 << 62
+LONG_S = 60.0
 
 
 class Scene:
@@ -25,9 +28,10 @@ class Scene:
         self.tracker = Tracker(Tracking(table, True, EVERYTHING, kinds, frozenset()), self.procfs, OWN)
         if table:
             self.tracker.adopt(self.procfs.scan(EVERYTHING))
+        self.held = True
         self.losses, self.ended, self.records, self.now_s = Losses(), [], [], 100.0
         source = SimpleNamespace(losses=self.losses, count_losses=lambda: None, wanted_exits=EVERY_STATUS)
-        holder = SimpleNamespace(ended=lambda: self.ended, release=lambda tgid: None)
+        holder = SimpleNamespace(ended=lambda: self.ended, release=lambda tgid: None, holds=lambda process: self.held)
         self.recovery = Recovery(source, self.tracker, self.procfs, holder, self._log, lambda: self.now_s)
 
     def _log(self, level, event, **fields) -> None:
@@ -35,6 +39,14 @@ class Scene:
 
     def end_unseen(self, tgid: int) -> None:
         self.procfs.late = {other: process for other, process in self.procfs.late.items() if other != tgid}
+
+    def resync(self):
+        """A whole resync, with an empty queue."""
+        self.recovery.begin()
+        found = []
+        while self.recovery.active:
+            found += self.recovery.go_on(FAR_NS, LONG_S)
+        return found
 
     def logged(self, event: str, field: str) -> list:
         return [fields[field] for of, fields in self.records if of == event]
@@ -48,30 +60,39 @@ def test_a_vanished_process_is_an_exit_of_unknown_status():
     scene = Scene()
     scene.end_unseen(60)
     scene.losses.connector_drops = 7
-    assert exits(scene.recovery.resync(lambda: None)) == [("exit", 60, None, True)]
+    assert exits(scene.resync()) == [("exit", 60, None, True)]
     assert scene.logged("overrun", "lost") == [7]
     assert scene.logged("recovered", "count") == [1]
     assert (scene.recovery.resyncs, scene.recovery.recovered) == (1, 1)
-    assert scene.recovery.resync(lambda: None) == []
+    assert scene.resync() == []
 
 
 def test_a_pidfd_adds_the_status():
     scene = Scene()
     scene.end_unseen(60)
     scene.ended = [Ended(Process(60), 9)]
-    assert exits(scene.recovery.resync(lambda: None)) == [("exit", 60, 9, True)]
+    assert exits(scene.resync()) == [("exit", 60, 9, True)]
 
 
 def test_without_a_table_the_pidfds_alone_show_the_exits():
     scene = Scene(table=False)
     scene.ended = [Ended(Process(60), 9)]
-    assert exits(scene.recovery.resync(lambda: None)) == [("exit", 60, 9, True)]
+    assert exits(scene.resync()) == [("exit", 60, 9, True)]
+
+
+def test_a_pidfd_whose_event_has_come_since_shows_nothing():
+    scene = Scene(table=False)
+    scene.ended = [Ended(Process(60), 9)]
+    scene.recovery.begin()
+    assert scene.recovery.go_on(0, LONG_S) == []
+    scene.held = False  # the event was evaluated
+    assert scene.resync() == []
 
 
 def test_exits_are_dropped_if_no_rule_asks_for_them():
     scene = Scene(kinds=frozenset({"fork"}))
     scene.end_unseen(60)
-    assert scene.recovery.resync(lambda: None) == []
+    assert scene.resync() == []
 
 
 def test_each_loss_is_reported_once():
@@ -79,40 +100,72 @@ def test_each_loss_is_reported_once():
     for drops in (3, 5):
         scene.losses.connector_drops = drops
         assert scene.recovery.check_losses()
-        scene.recovery.resync(lambda: None)
+        scene.resync()
         assert not scene.recovery.check_losses()
     assert scene.logged("overrun", "lost") == [3, 2]
     assert scene.logged("overrun", "lost_total") == [3, 5]
 
 
-def test_a_resync_is_due_once_a_second_after_an_overrun():
+def test_a_resync_begins_once_a_second_after_an_overrun():
     scene = Scene()
-    assert not scene.recovery.due
+    scene.recovery.begin_if_due()
+    assert not scene.recovery.active
     scene.recovery.note_overrun()
-    assert scene.recovery.due
-    scene.recovery.resync(lambda: None)
-    assert not scene.recovery.due
+    scene.recovery.begin_if_due()
+    assert scene.recovery.active
+    scene.resync()
     scene.recovery.note_overrun()
     scene.now_s += 0.9
-    assert not scene.recovery.due
+    scene.recovery.begin_if_due()
+    assert not scene.recovery.active
     scene.now_s += 0.2
-    assert scene.recovery.due
+    scene.recovery.begin_if_due()
+    assert scene.recovery.active
 
 
-def test_an_overrun_during_the_last_scan_stays_pending():
-    """A storm overruns the buffer during every scan: scans are bounded, and the next resync comes a second later."""
+def test_an_overrun_during_a_resync_stays_pending():
+    """A storm overruns the buffer during every scan: the next resync comes a second later."""
     scene = Scene()
-    scans = []
-
-    def read_queue():
-        scans.append(len(scans))
-        scene.recovery.note_overrun()
-
-    scene.recovery.resync(read_queue)
-    assert len(scans) == 3
+    scene.recovery.begin()
+    scene.recovery.note_overrun()
+    scene.resync()
     assert scene.recovery.check_losses()
-    scene.now_s += 1.0
-    assert scene.recovery.due
+    scene.recovery.begin_if_due()
+    assert not scene.recovery.active
+    scene.now_s += 1.1
+    scene.recovery.begin_if_due()
+    assert scene.recovery.active
+
+
+def test_nothing_is_compared_before_its_events_were_evaluated():
+    """A process that the scan does not find is not missing yet: its event may be queued."""
+    scene = Scene()
+    scene.end_unseen(60)
+    scene.recovery.begin()
+    assert scene.recovery.go_on(0, LONG_S) == []
+    assert scene.recovery.active
+    assert scene.recovery.go_on(0, LONG_S) == []
+    assert exits(scene.recovery.go_on(FAR_NS, LONG_S)) == [("exit", 60, None, True)]
+    assert not scene.recovery.active
+
+
+def test_a_scan_is_done_in_steps():
+    """Each step takes in at least one process, and other events may be evaluated in between."""
+    scene = Scene()
+    scene.recovery.begin()
+    steps = 0
+    while scene.recovery.active:
+        scene.recovery.go_on(FAR_NS, 0.0)
+        steps += 1
+    assert steps > len(scene.procfs.late)
+
+
+def test_a_process_that_is_born_during_a_scan_is_not_missing():
+    scene = Scene()
+    scene.recovery.begin()
+    scene.recovery.go_on(FAR_NS, 0.0)
+    scene.tracker.table.adopt([Process(61, 60, start_ns=time.monotonic_ns() + 1)])
+    assert scene.resync() == []
 
 
 def test_silent_losses_are_counted_and_logged():
