@@ -21,12 +21,13 @@ A death whose event was lost is reported without its time; one whose record was 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
 from cnprocd.connector.event import Exit
 from cnprocd.connector.status import CORE_FLAG, CORE_SIGNALS, EVERY_STATUS, core_dumped
 from cnprocd.connector.taskrecord import TaskRecord
+from cnprocd.process.model import Process
 
 _LEADERS_PRUNED_AT = 1024  # early leaders that are kept before those of dead processes are removed
 _TOGETHER_NS = 5_000_000  # threads of a group exit end within a few milliseconds of each other
@@ -137,6 +138,11 @@ class Deaths:
     def waiting(self) -> Waiting:
         """Return the records that wait for their event now."""
         return dict(self._waiting)
+
+    def waiting_of(self, processes: Iterable[Process]) -> Waiting:
+        """Return the records of these processes that wait for their event now."""
+        tgids = {process.tgid for process in processes}
+        return {tid: records for tid, records in self._waiting.items() if any(r.tgid in tgids for r in records)}
 
     def without_event(self, waited: Waiting) -> list[Death]:
         """Return the deaths of `waited` whose event was lost: it has not come, and the process is gone.

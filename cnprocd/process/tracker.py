@@ -148,13 +148,8 @@ class Tracker:
             self._files.learn(process)
 
     def missing(self, living: set[int], scan_began_ns: int) -> list[Occurrence]:
-        """Return the tracked processes that vanished without an event: as their exit records say, or of unknown status.
-
-        A record may have come after the resync began. It is taken here, or its process would be reported again.
-        """
-        gone = {process.tgid for process in self.table.unseen(living, scan_began_ns)}
-        waiting = self.deaths.waiting().items()
-        found = self.without_event({tid: records for tid, records in waiting if any(r.tgid in gone for r in records)})
+        """Return the exits of processes that vanished without an event: of unknown status, unless a record has come."""
+        found = self.without_event(self.deaths.waiting_of(self.table.unseen(living, scan_began_ns)))
         return found + [self._vanished(process) for process in self.table.missing(living, scan_began_ns)]
 
     def without_event(self, waited: Waiting) -> list[Occurrence]:
