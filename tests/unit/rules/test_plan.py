@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from unit.process.machine import INIT, MILLISECOND, SECOND, Machine, MachineProcFs, Unfolding, batches, live, steps
-from unit.rules.kernel import Kernel, event_message, record_message
+from unit.rules.simulated_kernel import Kernel, event_message, record_message
 from unit.rules.trees import ENDING_KEYS, IDENTITY_KEYS, trees
 
 from cnprocd.connector import uapi

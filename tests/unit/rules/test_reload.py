@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from unit.process.machine import SECOND, MachineProcFs, Unfolding, batches, live, steps
-from unit.rules.kernel import Kernel, event_message, record_message
+from unit.rules.simulated_kernel import Kernel, event_message, record_message
 from unit.rules.test_plan import OWN, WITH_RECORDS, key, machine_before_us, only, relatives, rule_sets
 
 from cnprocd.connector.request import Features
