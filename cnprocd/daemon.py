@@ -67,6 +67,7 @@ async def start(parts: Parts, outside: Outside) -> None:
     parts.dispatcher.start()
     parts.event_loop.start()
     parts.rules.enable_expired()
+    parts.resolution.start()
     await parts.control.open()
     await parts.rules.accept_at_start()
     # What start-up made stays, so the collector need not look at it again. It also runs less often, because reference
@@ -93,6 +94,7 @@ async def stop(parts: Parts, outside: Outside) -> None:
     parts.hits.store_all()
     await parts.dispatcher.stop(STOP_BOUND_S)
     parts.lookups.close()
+    parts.resolution.stop()
     parts.names.close()
     await outside.output.close(LOG_BOUND_S)
     if not parts.kept_by_manager:

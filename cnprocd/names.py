@@ -9,13 +9,14 @@ is late.
 from __future__ import annotations
 
 import asyncio
+import grp
 import math
 import pwd
 import queue
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from cnprocd.edge import Counters, Edge, Limits, Missed, Patience
 from cnprocd.launch.request import HookUser
@@ -70,6 +71,17 @@ class Names:
         """Return the name of a user, the number of one that has none, or None if no answer has come in time."""
         found = self._ask(uid, lambda: _user_name(uid))
         return found if isinstance(found, str) else None
+
+    def id_of(self, kind: Literal["user", "group"], name: str) -> int | None:
+        """Return the id of a user or group, or None if there is none. Raises NameServiceSilentError."""
+
+        def look_up() -> int:
+            return pwd.getpwnam(name).pw_uid if kind == "user" else grp.getgrnam(name).gr_gid
+
+        try:
+            return self.resolve((kind, name), look_up)
+        except KeyError:  # not remembered: it may be created
+            return None
 
     def hook_user(self, user: str | int | None, group: str | int | None) -> HookUser:
         """Return the user of a hook. Raises HookRefusedError, or NameServiceSilentError."""

@@ -183,6 +183,10 @@ class RulesInForce:
         self._swap(loaded)
         self._log("notice", "rules_enabled", rules=names, message=f"enabled again: {', '.join(names)}")
 
+    def put(self, loaded: LoadedRules) -> None:
+        """Put changed rules in force that come from the same files."""
+        self._swap(loaded)
+
     def status_line(self) -> str:
         """Return the state of the daemon in one line."""
         counts, source = self._pipeline.counts, self._pipeline.source

@@ -26,6 +26,7 @@ from cnprocd.failures import Failures
 from cnprocd.hits import Hits
 from cnprocd.load_state import LoadState, ReadDigests
 from cnprocd.log import Log
+from cnprocd.name_resolution import NameResolution
 from cnprocd.names import Names
 from cnprocd.output.log import LogOutput
 from cnprocd.pipeline import Pipeline
@@ -117,6 +118,7 @@ class Parts:
 
     rules: RulesInForce
     names: Names
+    resolution: NameResolution
     lookups: Lookups
     pipeline: Pipeline
     dispatcher: Dispatcher
@@ -170,10 +172,13 @@ def connect(options: Options, loaded: LoadedRules, outside: Outside) -> Parts:
     rules.on_swap.append(lambda: hits.forget_others({rule.name for rule in rules.loaded.rules}))
     view = ControlledDaemon(rules, subscription, pipeline, dispatcher, hits, kept_by_manager, outside.stalls)
     control = ControlRoom(view, tap, options.runtime_dir, log, lambda: names.resolve("readers", access.readers_group))
+    resolution = NameResolution(rules, names.id_of, log)
     rules.on_swap += [control.reloaded, names.expire]
     event_loop = EventLoop(loop, ticker, rules, pipeline, dispatcher, follower, manager, log, stopping, outside.stalls)
     ticker.handlers += [hits.store, lambda: lookups.tick(time.monotonic()), lambda: names.tick(time.monotonic())]
-    return Parts(rules, names, lookups, pipeline, dispatcher, hits, control, event_loop, stopping, kept_by_manager)
+    return Parts(
+        rules, names, resolution, lookups, pipeline, dispatcher, hits, control, event_loop, stopping, kept_by_manager
+    )
 
 
 def open_source(options: Options, loaded: LoadedRules, manager: ServiceManager) -> tuple[Source, bool]:

@@ -71,7 +71,7 @@ def _hooks_of_stored(directory: Path, digests: Collection[str]) -> dict[str, Map
     found: dict[str, Mapping[str, Hook]] = {}
     for digest in digests:
         with contextlib.suppress(SnapshotMissingError, RulesError):
-            found[digest] = hooks_of(load_snapshot(snapshot_files.read(directory, digest)).rules)
+            found[digest] = hooks_of(load_snapshot(snapshot_files.read(directory, digest), resolve=False).rules)
     return found
 
 

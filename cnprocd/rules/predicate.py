@@ -127,14 +127,26 @@ def _process_tests(condition: Condition | ProcessCondition) -> list[ProcessTest]
         if patterns is not None:
             tests.append(_placement_test(text_test(patterns), names))
     if condition.user is not None:
-        tests.append(_attribute_test("uid", frozenset(condition.user).__contains__))
+        tests.append(_id_test("uid", condition.user))
     if condition.group is not None:
-        tests.append(_attribute_test("gid", frozenset(condition.group).__contains__))
+        tests.append(_id_test("gid", condition.group))
     if condition.parent is not None:
         tests.append(_parent_test(compile_process(condition.parent)))
     if condition.ancestor is not None:
         tests.append(_ancestor_test(compile_process(condition.ancestor)))
     return tests
+
+
+def _id_test(name: str, wanted: tuple[int | str, ...]) -> ProcessTest:
+    """Return the test of a real uid or gid. With a name that is not resolved, another id is unknown, not different."""
+    ids = frozenset(one for one in wanted if isinstance(one, int))
+    otherwise: Verdict = False if len(ids) == len(set(wanted)) else None
+
+    def verdict(process: Process, above: tuple[Process, ...] | None) -> Verdict:
+        value = getattr(process, name)
+        return None if value is None else value in ids or otherwise
+
+    return verdict
 
 
 def _attribute_test(name: str, test: Callable[..., bool]) -> ProcessTest:

@@ -39,8 +39,8 @@ class _Identity:
     user_unit: tuple[Pattern, ...] | None = None
     container: tuple[Pattern, ...] | None = None
     pod_uid: tuple[Pattern, ...] | None = None
-    user: tuple[int, ...] | None = None
-    group: tuple[int, ...] | None = None
+    user: tuple[int | str, ...] | None = None  # a name: it could not be resolved (unresolved.py)
+    group: tuple[int | str, ...] | None = None
     parent: ProcessCondition | None = None
     ancestor: ProcessCondition | None = None
 

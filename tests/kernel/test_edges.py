@@ -378,3 +378,19 @@ def test_a_hangup_without_descriptors_is_tried_again(tmp_path, endurance):
         endurance.assert_answered()
         endurance.assert_reported(collected(daemon))
         assert daemon.stop() == 0
+
+
+def test_a_silent_name_service_delays_no_start(tmp_path, endurance):
+    """A rule names a user that only the name service knows: the daemon starts, and the rule matches nothing."""
+    names = SleepyNames(tmp_path)
+    endurance.rules = endurance.rules.replace(
+        "$MARKER", "  - {name: named, events: [nonzero_exit], match: {user: cnptest-larry}}\n$MARKER"
+    )
+    with names.blocked(), started(tmp_path, endurance, under=names.under, env=names.env) as daemon:
+        warning = daemon.wait_for("rules_warning")
+        assert 'no user named "cnptest-larry"' in str(warning["message"])
+        endurance.live(tmp_path / "run", 1.0)
+        records = collected(daemon)
+        endurance.assert_reported(records)
+        assert not daemon.matches("named")
+        endurance.assert_stops(daemon.process)

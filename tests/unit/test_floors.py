@@ -49,6 +49,7 @@ FLOORS = {
     "dispatch": "the jobs and the log records of matches",
     "hits": "the hits of each rule, from the pipeline's counts to the spool",
     "reload": "the rules in force, and all that a reload replaces",
+    "name_resolution": "the names of the rules in force that had no id when they were loaded",
     "control": "shows and steers the rules in force, the pipeline and the jobs",
     "event_loop": "turns the pipeline, and does the housekeeping of all parts",
     "wiring": "builds and connects the parts, once",
@@ -66,7 +67,7 @@ launch/render launch/request
 output/console output/fields output/record
 process/cgroup_path process/completion process/deaths process/family process/files process/model process/oom
 process/stat process/table process/thread_count process/tracker process/tracking
-rules/compile rules/needs rules/plan rules/predicate rules/ruleset rules/values rules/written
+rules/compile rules/needs rules/plan rules/predicate rules/ruleset rules/unresolved rules/values rules/written
 rules/language/actions rules/language/advice rules/language/condition rules/language/fields rules/language/lint
 rules/language/names rules/language/plain rules/language/regex_cost rules/language/schema rules/language/syntax
 rules/language/value_problem

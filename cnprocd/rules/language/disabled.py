@@ -17,8 +17,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cnprocd.rules.language.load import load, read_rule_file, system_group, system_user
-from cnprocd.rules.language.names import HIGHEST_ID
+from cnprocd.rules.language.load import load, read_rule_file
 from cnprocd.rules.problems import LoadedRules, Problem, RulesError
 from cnprocd.rules.rule_files import disabled_path, file_digests, rule_files
 from cnprocd.rules.ruleset import Rule
@@ -57,10 +56,10 @@ def load_with_snapshot(rules: Path | None) -> tuple[LoadedRules, Snapshot]:
     return replace(loaded, file_digests=before, snapshot=snapshot.digest), snapshot
 
 
-def load_snapshot(snapshot: Snapshot) -> LoadedRules:
+def load_snapshot(snapshot: Snapshot, *, resolve: bool = True) -> LoadedRules:
     """Load the rules of a snapshot. Raises RulesError: this version of the rule language does not accept them.
 
-    A user or group that has been deleted since gets the highest id, which no process has.
+    Without `resolve` no name service is asked: for the runner, which matches nothing.
     """
     contents = {file.path: file.data for file in snapshot.files}
     main, *dropins = contents
@@ -73,18 +72,9 @@ def load_snapshot(snapshot: Snapshot) -> LoadedRules:
             raise FileNotFoundError(path)
         return contents[path]
 
-    loaded = load(main, also=dropins, read=kept, user=_uid_or_highest, group=_gid_or_highest)
+    look_up = None if resolve else lambda name: None
+    loaded = load(main, also=dropins, read=kept, user=look_up, group=look_up)
     return replace(apply(loaded, path, kept), snapshot=snapshot.digest)
-
-
-def _uid_or_highest(name: str) -> int:
-    found = system_user(name)
-    return HIGHEST_ID if found is None else found
-
-
-def _gid_or_highest(name: str) -> int:
-    found = system_group(name)
-    return HIGHEST_ID if found is None else found
 
 
 def apply(loaded: LoadedRules, path: Path, content: Callable[[Path], bytes] = read_rule_file) -> LoadedRules:

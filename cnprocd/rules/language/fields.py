@@ -158,11 +158,11 @@ NamedList = Annotated[
 # Users and groups.
 
 
-def _users(value: Any, info: ValidationInfo) -> tuple[int, ...]:  # noqa: ANN401
+def _users(value: Any, info: ValidationInfo) -> tuple[int | str, ...]:  # noqa: ANN401
     return names.ids(value, context_of(info), "user")
 
 
-def _groups(value: Any, info: ValidationInfo) -> tuple[int, ...]:  # noqa: ANN401
+def _groups(value: Any, info: ValidationInfo) -> tuple[int | str, ...]:  # noqa: ANN401
     return names.ids(value, context_of(info), "group")
 
 
@@ -175,8 +175,8 @@ def _group(value: Any, info: ValidationInfo) -> str | int:  # noqa: ANN401
 
 
 _PRINCIPAL_SCHEMA: Schema = {"type": ["string", "integer"], "minimum": 0, "maximum": names.HIGHEST_ID}
-Users = Annotated[tuple[int, ...], PlainValidator(_users), YamlForm(one_or_list(_PRINCIPAL_SCHEMA))]
-Groups = Annotated[tuple[int, ...], PlainValidator(_groups), YamlForm(one_or_list(_PRINCIPAL_SCHEMA))]
+Users = Annotated[tuple[int | str, ...], PlainValidator(_users), YamlForm(one_or_list(_PRINCIPAL_SCHEMA))]
+Groups = Annotated[tuple[int | str, ...], PlainValidator(_groups), YamlForm(one_or_list(_PRINCIPAL_SCHEMA))]
 User = Annotated[str | int, PlainValidator(_user), YamlForm(_PRINCIPAL_SCHEMA)]
 Group = Annotated[str | int, PlainValidator(_group), YamlForm(_PRINCIPAL_SCHEMA)]
 

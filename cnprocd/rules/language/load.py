@@ -12,7 +12,9 @@ import grp
 import os
 import pwd
 import re
-from collections.abc import Callable, Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -38,6 +40,7 @@ __all__ = ["DROPIN_DIRS", "LARGEST", "MAIN_FILE", "LoadedRules", "Problem", "Rul
 
 _LINE_END = re.compile(r"\r\n|\r|\n")  # not splitlines(): a stray form feed must not shift the lines that are shown
 
+NAMES_LIMIT_S = 5.0  # for all users and groups of the rules together
 _MINIMAL_HINT = 'a minimal file is "rules: []", or with one rule "rules: [{name: failed, events: [nonzero_exit]}]"'
 
 
@@ -89,7 +92,10 @@ def load(
     for source in sources:
         _read(source, read)
     sources = [source for source in sources if source.root is not None or source.problems]
-    context = Context(_list_texts(sources), user or cache(system_user), group or cache(system_group))
+    names = _BoundedLookups()
+    context = Context(
+        _list_texts(sources), user or cache(names.of(system_user)), group or cache(names.of(system_group))
+    )
     files = [(source, _validate(source, context)) for source in sources]
     _check_across_files(sources)
     problems = [problem for source in sources for problem in sorted(source.problems, key=_place)]
@@ -102,7 +108,7 @@ def load(
         settings=plain(valid[0][1].settings),
         lists={name: entries for _, rule_file in valid for name, entries in rule_file.lists.items()},
         files=tuple(source.file for source in sources),
-        warnings=(*warnings, *_warnings(valid)),
+        warnings=(*warnings, *_warnings(valid, context.missing)),
         digests={rule.name: digest(rule) for rule in rules},
     )
 
@@ -111,8 +117,29 @@ def _place(problem: Problem) -> tuple[int, int]:
     return problem.line, problem.column
 
 
+class _BoundedLookups:
+    """Look-ups of names that take NAMES_LIMIT_S in all at most. A name without an answer by then has no id."""
+
+    def __init__(self) -> None:
+        self._deadline_s: float | None = None
+
+    def of(self, look_up: Callable[[str], int | None]) -> Callable[[str], int | None]:
+        """Return the bounded form of a look-up. It runs in a thread: nothing interrupts a name service."""
+
+        def bounded(name: str) -> int | None:
+            if self._deadline_s is None:
+                self._deadline_s = time.monotonic() + NAMES_LIMIT_S
+            answers: list[int | None] = []
+            thread = threading.Thread(target=lambda: answers.append(look_up(name)), daemon=True)
+            thread.start()
+            thread.join(max(0.0, self._deadline_s - time.monotonic()))
+            return answers[0] if answers else None
+
+        return bounded
+
+
 def system_user(name: str) -> int | None:
-    """Return the uid of a name in the system's database, or None."""
+    """Return the uid of a name in the system's database, or None. May take as long as the name service likes."""
     try:
         return pwd.getpwnam(name).pw_uid
     except KeyError:
@@ -289,7 +316,9 @@ def _list_names(source: _Source) -> Iterator[tuple[str, Mark]]:
 # Warnings.
 
 
-def _warnings(valid: Sequence[tuple[_Source, RuleFileModel]]) -> Iterator[Problem]:
+def _warnings(
+    valid: Sequence[tuple[_Source, RuleFileModel]], missing: Collection[tuple[str, str]]
+) -> Iterator[Problem]:
     used = {text[1:] for source, _ in valid if source.root is not None for text in _references(source.root)}
     for source, rule_file in valid:
         assert source.root is not None
@@ -299,7 +328,7 @@ def _warnings(valid: Sequence[tuple[_Source, RuleFileModel]]) -> Iterator[Proble
                     mark, ValueProblem(f'the list "{name}" is not used', hint=f'use it as "${name}", or remove it')
                 )
         for index, rule in enumerate(rule_file.rules):
-            for advice in advise(rule):
+            for advice in advise(rule, missing):
                 mark = yaml12.locate(source.root, ("rules", index, *advice.at), advice.on_key)
                 yield source.problem(mark, advice)
 

@@ -41,6 +41,7 @@ class Context:
     expanded: list[int] = field(
         default_factory=lambda: [0], compare=False
     )  # one number: the entries of all uses so far
+    missing: set[tuple[str, str]] = field(default_factory=set, compare=False)  # kind and name of those without an id
 
 
 def _listed(reference: str, context: Context) -> tuple[str, ...]:
@@ -163,11 +164,11 @@ def _of_list(name: str, entry: str, kind: AttributeKind) -> Pattern:
 # Users and groups.
 
 
-def ids(value: object, context: Context, kind: Literal["user", "group"]) -> tuple[int, ...]:
-    """Return user or group ids of ids, names, `$list` or a list of these. The context resolves the names."""
+def ids(value: object, context: Context, kind: Literal["user", "group"]) -> tuple[int | str, ...]:
+    """Return user or group ids of ids, names, `$list` or a list of these. A name that has no id now stays a name."""
     accepted = f"a {kind} name, a number, or a list of these"
 
-    def one(item: object) -> tuple[int, ...]:
+    def one(item: object) -> tuple[int | str, ...]:
         if isinstance(item, str) and item.startswith("$"):
             return tuple(_identity(entry, context, kind, accepted) for entry in _listed(item, context))
         return (_identity(item, context, kind, accepted),)
@@ -176,12 +177,12 @@ def ids(value: object, context: Context, kind: Literal["user", "group"]) -> tupl
 
 
 def principal(value: object, context: Context, kind: Literal["user", "group"]) -> str | int:
-    """Return the user or group that a hook runs as, as written. It must exist when the rules are loaded."""
+    """Return the user or group that a hook runs as, as written."""
     number = _identity(value, context, kind, f"a {kind} name or a number")
     return value if isinstance(value, str) and not value.isdecimal() else number
 
 
-def _identity(value: object, context: Context, kind: Literal["user", "group"], accepted: str) -> int:
+def _identity(value: object, context: Context, kind: Literal["user", "group"], accepted: str) -> int | str:
     if isinstance(value, str) and re.fullmatch(r"[0-9]{1,10}", value, re.ASCII):
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool):
@@ -190,10 +191,8 @@ def _identity(value: object, context: Context, kind: Literal["user", "group"], a
         raise invalid(f"invalid {kind} ID: {value} is not within 0 to {HIGHEST_ID}", accepted)
     if not isinstance(value, str) or not value or "\0" in value:
         raise invalid(f"invalid {kind}: {shown(value)}", accepted)
-    lookup = context.user if kind == "user" else context.group
-    number = lookup(value)
+    number = (context.user if kind == "user" else context.group)(value)
     if number is None:
-        table = "passwd" if kind == "user" else "group"
-        hint = f'create it, or give its number; "getent {table}" lists those that exist'
-        raise invalid(f'there is no {kind} named "{value}" on this machine', accepted, hint)
+        context.missing.add((kind, value))
+        return value
     return number

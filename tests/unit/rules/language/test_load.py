@@ -90,7 +90,6 @@ BAD = {
         [(1, 17, "invalid regular expression")],
     ),
     "a bad list name": ("lists: {1 b: [a]}\nrules: []\n", [(1, 9, "invalid list name")]),
-    "an unknown user": (RULE + "    match: {user: [oracle, larry]}\n", [(4, 28, 'no user named "larry".*getent')]),
     "an empty match": (RULE + "    match: {}\n", [(4, 12, "empty.*at least one key")]),
     "an empty branch": (RULE + "    match: {any: []}\n", [(4, 18, "list is empty")]),
     "an empty not": (RULE + "    match: {not: [], comm: a}\n", [(4, 18, "list is empty")]),
