@@ -226,8 +226,11 @@ class Edge(Generic[W, R]):
                 await asyncio.wait_for(self._drained, bound_s)
         return self.close()
 
-    def close(self) -> int:
-        """Give up everything now. Returns how many pieces were not done; their callbacks get STOPPED."""
+    def close(self, *, abandon: bool = True) -> int:
+        """Give up everything now. Returns how many pieces were not done; their callbacks get STOPPED.
+
+        Without `abandon`, a worker that is at work is left to finish, and ends after that.
+        """
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
@@ -235,7 +238,7 @@ class Edge(Generic[W, R]):
         left = [seat.piece for seat in self._busy if seat.piece is not None] + list(self._inbox)
         self._inbox.clear()
         for seat in (*self._busy, *self._stuck):
-            self._dismiss(seat, abandon=True)
+            self._dismiss(seat, abandon=abandon)
         for seat in (*self._idle, *self._starting):
             self._dismiss(seat)
         self._busy.clear()

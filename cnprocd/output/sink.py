@@ -109,7 +109,7 @@ class FileSink:
     def close(self) -> None:
         self._callback = None
         if self._edge is not None:
-            self._edge.close()
+            self._edge.close(abandon=False)  # a kill would cut a line
 
     def _done(self, answer: object) -> None:
         self._is_busy = False

@@ -198,6 +198,25 @@ def test_a_full_disk_cuts_no_line(loop, tmp_path):
         subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="mount(2) needs root")
+def test_a_stop_on_a_full_disk_cuts_no_line(loop, tmp_path):
+    """The worker outlives the daemon, and writes the rest when there is room."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "none", str(tmp_path)], check=True)
+    try:
+        with (tmp_path / "log").open("ab") as file:
+            (tmp_path / "rest").write_bytes(b"x" * 8192)
+            queue = queue_on(file.fileno())
+            queue.attach(loop)
+            for number in range(120):
+                queue.add(line(number, 100))
+            until(loop, lambda: (tmp_path / "log").stat().st_size == 8192)
+            loop.run_until_complete(queue.close(0.05))
+            (tmp_path / "rest").unlink()
+            until(loop, lambda: (tmp_path / "log").stat().st_size % 100 == 0)
+    finally:
+        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
 def test_close_has_a_bound(loop, pipe):
     queue = queue_on(pipe[1])
     queue.attach(loop)
