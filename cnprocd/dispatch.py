@@ -87,7 +87,7 @@ class Dispatcher:
     def deliver(self, matches: list[RecordedMatch]) -> None:
         """Hold back matches that the throttles refuse, commit the jobs of the others, then log those."""
         matches = [recorded for recorded in matches if self._admits(recorded)]
-        hooked = [recorded for recorded in matches if wants_hook(recorded.match)]
+        hooked = [recorded for recorded in matches if recorded.match.runs_hook]
         if hooked:
             self._submit(hooked)
         for recorded in matches:
@@ -237,11 +237,6 @@ class Dispatcher:
             if recorded.provenance is not None:
                 record = recorded.record
                 self._log("debug", "identity_sources", rule=record["rule"], pid=record["pid"], **recorded.provenance)
-
-
-def wants_hook(match: Match) -> bool:
-    """Whether this match runs a hook. An exit of unknown status may be logged only (`on_unknown_exit`)."""
-    return match.rule.rule.run is not None and not match.log_only
 
 
 def job_key(boot_id: str, match: Match) -> str:

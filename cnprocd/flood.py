@@ -1,9 +1,12 @@
 """While the daemon is behind, count the matches of rules that flood it instead of reporting each. PURE.
 
 An unprivileged user can make 16,000 processes fail in a second, and each match costs ten times what an event costs. If
-events wait for longer than BEHIND_S, a rule may have MOST_A_SECOND matches a second reported, and as many of root's
-processes; further ones are counted by rule. So one rule's flood delays no other rule's matches, and the sum is exact.
-It ends when events wait for less than CAUGHT_UP_S.
+events wait for longer than BEHIND_S, and for no shorter time after PATIENCE_S, a rule may have MOST_A_SECOND matches a
+second reported, and as many of root's processes; further ones are counted by rule. So one rule's flood delays no other
+rule's matches, and the sum is exact. It ends when events wait for less than CAUGHT_UP_S.
+
+A backlog that becomes shorter is no flood: after a standstill (a restart, SIGSTOP) everything is reported. A match that
+runs a hook is always reported, so the caller does not ask about it.
 
 The caller passes the clock.
 """
@@ -14,6 +17,7 @@ from collections import Counter
 
 BEHIND_S = 0.25
 CAUGHT_UP_S = 0.05
+PATIENCE_S = 0.5
 MOST_A_SECOND = 100
 
 
@@ -22,6 +26,7 @@ class Flood:
 
     def __init__(self) -> None:
         self.behind = False
+        self._late_since: tuple[float, float] | None = None  # the time, and the lag then
         self.counted: Counter[str] = Counter()  # matches that were not reported, by rule, since start
         self._unreported: Counter[str] = Counter()
         self._passed: Counter[tuple[str, bool]] = Counter()  # in this second
@@ -29,7 +34,13 @@ class Flood:
 
     def note_lag(self, lag_s: float, now_s: float) -> None:
         """Note for how long the events of a batch have waited."""
-        self.behind = lag_s > (CAUGHT_UP_S if self.behind else BEHIND_S)
+        if lag_s <= (BEHIND_S if self._late_since is None else CAUGHT_UP_S):
+            self._late_since, self.behind = None, False
+        elif self._late_since is None:
+            self._late_since = now_s, lag_s
+        elif now_s - self._late_since[0] >= PATIENCE_S:
+            self.behind = self.behind or lag_s >= self._late_since[1]
+            self._late_since = now_s, lag_s
         if int(now_s) != self._second:
             self._second = int(now_s)
             self._passed.clear()

@@ -183,7 +183,8 @@ class Pipeline:
             self.counts.rule_last_ns[match.rule.name] = now_ns
         if not self.flood.behind:
             return found
-        return [match for match in found if self.flood.admits(match.rule.name, occurrence.process.uid)]
+        uid = occurrence.process.uid
+        return [match for match in found if match.runs_hook or self.flood.admits(match.rule.name, uid)]
 
     def _note_exit(self, occurrence: Occurrence) -> None:
         self.recovery.release(occurrence.process.tgid)

@@ -16,8 +16,9 @@ import struct
 
 FILES = ("stat", "status", "exe", "exefile", "cmdline", "cgroup", "environ")
 PATHS = 0
-MOST_PIDS = 8  # of one request: the answer must be shorter than worker.MOST_MESSAGE_BYTES
+MOST_PIDS = 6  # of one request: the answer must be shorter than worker.MOST_MESSAGE_BYTES
 LONGEST = 4096
+LONGEST_CGROUP = 8192  # a path of 4096 bytes, and the lines of the v1 hierarchies before it
 ABSENT = 0xFFFF
 JOB_ID = b"\0CNPROCD_JOB_ID="
 DELETED = b" (deleted)"  # fs/d_path.c
@@ -70,7 +71,7 @@ def read(pid: int, name: str) -> bytes | None:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             if name != "environ":
-                return os.read(fd, LONGEST)
+                return os.read(fd, LONGEST_CGROUP if name == "cgroup" else LONGEST)
             content = b"\0"
             while chunk := os.read(fd, 1 << 16):
                 content += chunk

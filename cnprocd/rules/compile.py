@@ -68,6 +68,11 @@ class Match:
     event: EventName
     log_only: bool = False
 
+    @property
+    def runs_hook(self) -> bool:
+        """Whether this match runs a hook."""
+        return self.rule.rule.run is not None and not self.log_only
+
 
 def compile_rule(rule: Rule, order: int) -> CompiledRule:
     """Return a compiled rule. `order` is its position among the rules."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnprocd.flood import BEHIND_S, CAUGHT_UP_S, MOST_A_SECOND, Flood
+from cnprocd.flood import BEHIND_S, CAUGHT_UP_S, MOST_A_SECOND, PATIENCE_S, Flood
 
 ROOT, USER = 0, 1000
 
 
 def behind(now_s=100.0):
     flood = Flood()
+    flood.note_lag(BEHIND_S + 1, now_s - PATIENCE_S)
     flood.note_lag(BEHIND_S + 1, now_s)
     return flood
 
@@ -20,6 +21,15 @@ def test_a_daemon_that_keeps_up_reports_everything():
     flood = Flood()
     flood.note_lag(BEHIND_S / 2, 100.0)
     assert all(flood.admits("a", USER) for _ in range(10 * MOST_A_SECOND))
+    assert not flood.counted
+
+
+def test_a_backlog_after_a_standstill_is_reported():
+    """After SIGSTOP for two seconds, 2,150 of 2,251 failures were counted instead of reported."""
+    flood = Flood()
+    for step in range(20):
+        flood.note_lag(4.0 - step / 10, 100.0 + step / 10)
+        assert all(flood.admits("a", USER) for _ in range(MOST_A_SECOND + 1))
     assert not flood.counted
 
 
