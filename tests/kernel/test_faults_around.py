@@ -25,7 +25,7 @@ STORM = str(Path(__file__).with_name("storm.py"))
 FAILED = """
 rules:
   - {name: failed, events: [nonzero_exit], match: {comm: cnptest-around}}
-  - {name: told, events: [nonzero_exit], match: {comm: sleep, cmdline: "sleep 61*", exe: "*", user: nobody}}
+  - {name: told, events: [nonzero_exit], match: {comm: sleep, cmdline: "sleep 61*", exe_claimed: "*", user: nobody}}
 $MARKER
 """
 
@@ -47,7 +47,7 @@ def matched(daemon, rule="failed"):
 
 @pytest.mark.parametrize("sees_others", [True, False], ids=["with-ptrace", "without-ptrace"])
 def test_proc_that_hides_other_users(tmp_path, sees_others):
-    """hidepid=2. CAP_SYS_PTRACE overrides it. Without it names come from exit records, the rest is unknown."""
+    """hidepid=2. CAP_SYS_PTRACE overrides it. Without it comm and exe come from exit records, the rest is unknown."""
     hide = 'mount -t proc -o hidepid=2 proc /proc && exec "$@"'
     drop = () if sees_others else ("setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace")
     with running(tmp_path, FAILED, under=("unshare", "--mount", "sh", "-c", hide, "sh", *drop)) as daemon:
