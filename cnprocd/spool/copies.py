@@ -16,13 +16,14 @@ from cnprocd.spool import history
 from cnprocd.spool.changes import EventRange, Row
 from cnprocd.spool.disk_messages import Ended
 from cnprocd.spool.job import State
-from cnprocd.spool.rows import Rows
+from cnprocd.spool.rows import ClockReading, Rows, due_again_ns
 
 JOB = """job_id, rule, state, serialize_key, kernel_time_ns, boot_id, created_ns, due_ns, attempts, failures,
-    event_count, first_started_ns, finished_ns, exit_code, signal, reason, duration_ms, latency_ms, snapshot"""
-ALL_JOB_COLUMNS = f"{JOB}, gather_key, attempt_id, attempt_boot_id, hook_pid, hook_start_ticks"
+    event_count, spent_ns, interruptions, gather_key, finished_ns, exit_code, signal, reason, duration_ms, latency_ms,
+    snapshot"""
+ALL_JOB_COLUMNS = f"{JOB}, attempt_id, attempt_boot_id, hook_pid, hook_start_ticks"
 LIVE = (State.WAITING, State.RUNNING)
-_CREATED = 6  # the place of created_ns in a row of jobs
+_CREATED, _DUE = 6, 7  # the places of created_ns and due_ns in a row of jobs
 
 
 class Merged(NamedTuple):
@@ -55,7 +56,10 @@ def read_rows(db: sqlite3.Connection, states: Sequence[State], *, damaged: bool 
         jobs = [row for row in jobs if _is_sound(row)]
     events = read("SELECT job_id, key, record FROM events ORDER BY event_id", wanted={row[0] for row in jobs})
     (last,) = next(iter(read("SELECT seq FROM sqlite_sequence WHERE name = 'jobs'")), (0,))
-    return Rows(jobs, events, last_job_id=last)
+    clock = None
+    with contextlib.suppress(*([sqlite3.Error] if damaged else [])):
+        clock = clock_of(db)
+    return Rows(jobs, events, last_job_id=last, clock=clock)
 
 
 def _is_sound(row: Row) -> bool:
@@ -116,6 +120,29 @@ def put(db: sqlite3.Connection, rows: Rows) -> None:
     for job_id, output in rows.outputs:
         history.put_output(db, job_id, output)
     db.executemany("INSERT OR REPLACE INTO hits(rule, count, last_ns) VALUES (?, ?, ?)", rows.hits)
+    put_clock(db, rows.clock)
+
+
+def clock_of(db: sqlite3.Connection) -> ClockReading | None:
+    """Return of which clock the times in this file are, as it was at the last write; None if it is damaged."""
+    row = db.execute("SELECT boot_id, offset_ns, now_ns FROM clock").fetchone()
+    sound = row is not None and isinstance(row[0], str) and all(isinstance(number, int) for number in row[1:])
+    return ClockReading(*row) if sound else None
+
+
+def put_clock(db: sqlite3.Connection, clock: ClockReading | None) -> None:
+    """Note of which clock the times in this file are, and what time it is."""
+    if clock is not None:
+        query = "INSERT OR REPLACE INTO clock(id, boot_id, offset_ns, now_ns) VALUES (1, ?, ?, ?)"
+        db.execute(query, (clock.boot_id, clock.offset_ns, clock.now_ns))
+
+
+def in_time_of(rows: Rows, clock: ClockReading | None) -> Rows:
+    """Return rows that are of the clock of an earlier daemon so that they are due by this clock."""
+    if clock is None:
+        return rows
+    jobs = [(*row[:_DUE], due_again_ns(row[_DUE], rows.clock, clock), *row[_DUE + 1 :]) for row in rows.jobs]
+    return replace(rows, jobs=jobs, clock=clock)
 
 
 def put_ended(db: sqlite3.Connection, ended: Iterable[Ended]) -> None:
@@ -130,6 +157,7 @@ def put_ended(db: sqlite3.Connection, ended: Iterable[Ended]) -> None:
 def merge(db: sqlite3.Connection, memory: Rows, ended: Iterable[Ended]) -> Merged:
     """Make the file equal to the memory, plus the jobs that only the file has."""
     mine = {int(row[0]): row for row in memory.jobs}
+    _due_by(db, memory.clock)
     _renumber_others(db, mine, memory.last_job_id)
     put_ended(db, ended)
     superseded = _one_job_for_an_event(db, memory, mine)
@@ -143,6 +171,15 @@ def merge(db: sqlite3.Connection, memory: Rows, ended: Iterable[Ended]) -> Merge
     jobs = [row for row in foreign.jobs if row[0] not in mine]
     events = [row for row in foreign.events if row[0] not in mine]
     return Merged(replace(foreign, jobs=jobs, events=events, hits=hits), superseded)
+
+
+def _due_by(db: sqlite3.Connection, clock: ClockReading | None) -> None:
+    """Let the waiting jobs of this file be due by this clock: their times are of that of an earlier daemon."""
+    if clock is not None:
+        theirs = clock_of(db)
+        rows = db.execute("SELECT due_ns, job_id FROM jobs WHERE state = 'waiting'").fetchall()
+        times = [(due_again_ns(due_ns, theirs, clock), job_id) for due_ns, job_id in rows]
+        db.executemany("UPDATE jobs SET due_ns = ? WHERE job_id = ?", times)
 
 
 def _renumber_others(db: sqlite3.Connection, mine: dict[int, Row], last: int) -> None:
@@ -188,19 +225,10 @@ def _one_job_for_an_event(db: sqlite3.Connection, memory: Rows, mine: dict[int, 
 # -- file to memory ----------------------------------------------------------------------------------------------
 
 
-def take_in(db: sqlite3.Connection, rows: Rows, now_ns: int, keys: Iterable[str]) -> None:
-    """Add jobs of the file to the memory, where they are missing, and the keys of events that are handled.
-
-    Their times are of the clock of another start, which may have been wrong. So a job waits no longer from now on than
-    its pause was: from its creation, or from its first attempt. Nothing has begun in the future.
-    """
+def take_in(db: sqlite3.Connection, rows: Rows, keys: Iterable[str]) -> None:
+    """Add jobs of the file to the memory, where they are missing, and the keys of events that are handled."""
     columns = marks(ALL_JOB_COLUMNS.split(","))
     db.executemany(f"INSERT OR IGNORE INTO jobs({ALL_JOB_COLUMNS}) VALUES ({columns})", rows.jobs)  # noqa: S608
-    db.executemany(
-        "UPDATE jobs SET due_ns = min(due_ns, ?1 + max(0, due_ns - coalesce(first_started_ns, created_ns))),"
-        " first_started_ns = min(first_started_ns, ?1) WHERE job_id = ?2 AND state IN ('waiting', 'running')",
-        [(now_ns, row[0]) for row in rows.jobs],
-    )
     db.executemany("DELETE FROM events WHERE key = ? AND job_id = 0", [(key,) for _, key, _ in rows.events])
     db.executemany("INSERT OR IGNORE INTO events(job_id, key, record) VALUES (?, ?, ?)", rows.events)
     db.executemany("INSERT OR IGNORE INTO events(job_id, key, record) VALUES (0, ?, '')", [(key,) for key in keys])

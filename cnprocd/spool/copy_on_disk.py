@@ -33,7 +33,7 @@ from cnprocd.spool.copies import LIVE
 from cnprocd.spool.disk import Disk
 from cnprocd.spool.history import hits_of
 from cnprocd.spool.job import State
-from cnprocd.spool.rows import Rows, RuleHits
+from cnprocd.spool.rows import ClockReading, Rows, RuleHits
 from cnprocd.spool.store import Store
 
 PATIENCE_S = 0.1
@@ -76,7 +76,7 @@ class CopyOnDisk:
         store: Store,
         disk: Disk,
         log: Log,
-        clock: Callable[[], int],
+        reading: Callable[[], ClockReading],
         on_taken_in: Callable[[TakenIn], None],
     ) -> None:
         self.path = path
@@ -85,7 +85,7 @@ class CopyOnDisk:
         self._store = store
         self._disk = disk
         self._log = log
-        self._clock = clock
+        self._reading = reading
         self._throttled = ThrottledLog(log, REPORT_EVERY_S)
         self._on_taken_in = on_taken_in
         self._phase = _Phase.OPENING
@@ -248,7 +248,7 @@ class CopyOnDisk:
         if self._phase is not _Phase.OPEN:
             return False
         closed: list[m.Answer] = []
-        self._disk.send(m.Close(), closed.append)
+        self._disk.send(m.Close(self._reading()), closed.append)
         while not closed and self._disk.wait(until_s - time.monotonic()):
             """Until the file is closed: the next daemon opens it."""
         return bool(closed)
@@ -267,7 +267,7 @@ class CopyOnDisk:
             return
         opening = self._phase is _Phase.OPENING
         self._disk.leave(self._open_request() if opening else self._write_request(MOST_WAITING_MATCHES))
-        self._disk.leave(m.Close())
+        self._disk.leave(m.Close(self._reading()))
 
     # -- searching -----------------------------------------------------------------------------------------------
 
@@ -336,7 +336,8 @@ class CopyOnDisk:
         self._sent_done = [row[0] for row in jobs.jobs if row[2] not in LIVE] + [one.job_id for one in self._sent_ended]
         self._on_file.update((row[0], row[_CREATED]) for row in jobs.jobs if row[2] in LIVE)
         hits = [(rule, one.count, one.last_ns) for rule, one in sent.hits.items()]
-        return Rows(jobs.jobs, jobs.events, list(sent.matches), list(sent.outputs.items()), hits, jobs.last_job_id)
+        outputs, clock = list(sent.outputs.items()), self._reading()
+        return Rows(jobs.jobs, jobs.events, list(sent.matches), outputs, hits, jobs.last_job_id, clock)
 
     # -- answers -------------------------------------------------------------------------------------------------
 
@@ -359,7 +360,7 @@ class CopyOnDisk:
     def _take_in(self, rows: Rows, opened: m.Opened | None = None) -> None:
         """Add the jobs of the file to the memory."""
         keys, superseded = (opened.keys, opened.superseded) if opened else ((), ())
-        self._store.take_in(rows, self._clock(), keys, superseded)
+        self._store.take_in(rows, keys, superseded)
         self._on_file.update((row[0], row[_CREATED]) for row in rows.jobs)
         running = tuple(int(row[0]) for row in rows.jobs if row[2] == State.RUNNING)
         done, dead, snapshots = (opened.done, opened.dead, opened.snapshots) if opened else (0, 0, ())

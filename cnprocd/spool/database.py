@@ -17,12 +17,13 @@ Facts:
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cnprocd.spool import history
 
 APPLICATION_ID = 0x636E7072  # "cnpr": a database of another program is renamed, not written to
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 BUSY_TIMEOUT_S = 1.0  # the child of a daemon that was killed may be at its last commit
 
 _SCHEMA = """
@@ -31,13 +32,15 @@ CREATE TABLE jobs(
     rule TEXT NOT NULL, state TEXT NOT NULL, serialize_key TEXT, gather_key TEXT,
     kernel_time_ns INTEGER, boot_id TEXT NOT NULL, created_ns INTEGER NOT NULL, due_ns INTEGER NOT NULL,
     attempts INTEGER NOT NULL DEFAULT 0, failures INTEGER NOT NULL DEFAULT 0, event_count INTEGER NOT NULL,
-    first_started_ns INTEGER, finished_ns INTEGER, exit_code INTEGER, signal INTEGER, reason TEXT,
+    spent_ns INTEGER NOT NULL DEFAULT 0, interruptions INTEGER NOT NULL DEFAULT 0,
+    finished_ns INTEGER, exit_code INTEGER, signal INTEGER, reason TEXT,
     duration_ms REAL, latency_ms REAL, snapshot TEXT NOT NULL DEFAULT '',
     attempt_id TEXT, attempt_boot_id TEXT, hook_pid INTEGER, hook_start_ticks INTEGER,
     CHECK(state IN ('waiting', 'running', 'done', 'dead')),
     CHECK(typeof(created_ns) = 'integer' AND typeof(due_ns) = 'integer' AND typeof(attempts) = 'integer'
         AND typeof(failures) = 'integer' AND typeof(event_count) = 'integer'),
-    CHECK(typeof(kernel_time_ns) IN ('integer', 'null') AND typeof(first_started_ns) IN ('integer', 'null'))
+    CHECK(typeof(kernel_time_ns) IN ('integer', 'null') AND typeof(spent_ns) = 'integer'
+        AND typeof(interruptions) = 'integer')
 );
 CREATE TABLE events(
     event_id INTEGER PRIMARY KEY,
@@ -57,6 +60,11 @@ CREATE INDEX matches_by_time ON matches(time_ns);
 """
 _OUTPUTS = "CREATE TABLE outputs(job_id INTEGER PRIMARY KEY, bytes INTEGER NOT NULL, output TEXT NOT NULL);"
 _HITS = "CREATE TABLE hits(rule TEXT PRIMARY KEY, count INTEGER NOT NULL, last_ns INTEGER);"
+_CLOCK = """CREATE TABLE clock(
+    id INTEGER PRIMARY KEY CHECK(id = 1),
+    boot_id TEXT NOT NULL, offset_ns INTEGER NOT NULL, now_ns INTEGER NOT NULL,
+    CHECK(typeof(offset_ns) = 'integer' AND typeof(now_ns) = 'integer')
+);"""
 _MATCH_COLUMNS_OF_3 = ("job_id INTEGER", "uid INTEGER", "user TEXT", "unit TEXT")
 # Files made before 2026-11-24 lack it and have the same version. Counting running jobs must not read all jobs.
 _RUNNING = "CREATE INDEX IF NOT EXISTS running ON jobs(job_id) WHERE state = 'running';"
@@ -69,7 +77,11 @@ _QUEUES = (
 
 
 class NotOurDatabaseError(sqlite3.DatabaseError):
-    """A valid SQLite file that another program or a newer cnprocd made."""
+    """A valid SQLite file that another program made."""
+
+
+class NewerSpoolError(sqlite3.DatabaseError):
+    """A spool that a newer cnprocd made. It is left as it is, for that one."""
 
 
 def in_file(path: Path) -> sqlite3.Connection:
@@ -111,37 +123,63 @@ def _make_or_check(db: sqlite3.Connection) -> None:
     (tables,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     if version == 0 and tables == 0:
         db.executescript(
-            f"BEGIN IMMEDIATE; {_SCHEMA} {_OUTPUTS} {_HITS} {_RUNNING} {_QUEUES}"
+            f"BEGIN IMMEDIATE; {_SCHEMA} {_OUTPUTS} {_HITS} {_CLOCK} {_RUNNING} {_QUEUES}"
             f" PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT"
         )
         return
     (application,) = db.execute("PRAGMA application_id").fetchone()
-    if application != APPLICATION_ID or version not in (2, SCHEMA_VERSION):
-        raise NotOurDatabaseError(f"not a spool of this version (application {application:#x}, version {version})")
+    if application == APPLICATION_ID and version > SCHEMA_VERSION:
+        raise NewerSpoolError(f"a newer cnprocd made it (version {version}; this one knows {SCHEMA_VERSION})")
+    if application != APPLICATION_ID or version not in _STEPS:
+        raise NotOurDatabaseError(f"not a spool (application {application:#x}, version {version})")
     (verdict,) = db.execute("PRAGMA integrity_check(1)").fetchone()
     if verdict != "ok":
         raise sqlite3.DatabaseError(f"integrity_check: {verdict}")
-    if version == 2:
-        _migrate_from_2(db)
+    if version < SCHEMA_VERSION:
+        _migrate(db, version)
     db.execute(_RUNNING)
     db.execute(_QUEUES)
 
 
-def _migrate_from_2(db: sqlite3.Connection) -> None:
-    """Add the tables and columns of version 3 in one transaction, which keeps every job and match."""
+def _migrate(db: sqlite3.Connection, version: int) -> None:
+    """Take all steps from this version on in one transaction, which keeps every job and match."""
     db.execute("BEGIN IMMEDIATE")
     try:
-        for column in _MATCH_COLUMNS_OF_3:
-            db.execute(f"ALTER TABLE matches ADD COLUMN {column}")
-        db.execute("ALTER TABLE jobs ADD COLUMN snapshot TEXT NOT NULL DEFAULT ''")
-        db.execute(_OUTPUTS)
-        db.execute(_HITS)
-        rows = db.execute("SELECT match_id, record FROM matches").fetchall()
-        values = [(*history.filtered_fields(history.record_of(record) or {}), match_id) for match_id, record in rows]
-        db.executemany("UPDATE matches SET job_id = ?, uid = ?, user = ?, unit = ? WHERE match_id = ?", values)
+        for one in range(version, SCHEMA_VERSION):
+            _STEPS[one](db)
         db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         db.execute("COMMIT")
     except BaseException:
         if db.in_transaction:
             db.execute("ROLLBACK")
         raise
+
+
+def _from_2(db: sqlite3.Connection) -> None:
+    for column in _MATCH_COLUMNS_OF_3:
+        db.execute(f"ALTER TABLE matches ADD COLUMN {column}")
+    db.execute("ALTER TABLE jobs ADD COLUMN snapshot TEXT NOT NULL DEFAULT ''")
+    db.execute(_OUTPUTS)
+    db.execute(_HITS)
+    rows = db.execute("SELECT match_id, record FROM matches").fetchall()
+    values = [(*history.filtered_fields(history.record_of(record) or {}), match_id) for match_id, record in rows]
+    db.executemany("UPDATE matches SET job_id = ?, uid = ?, user = ?, unit = ? WHERE match_id = ?", values)
+
+
+def _from_3(db: sqlite3.Connection) -> None:
+    """Replace the start of the deadline by the time that was spent. The clock of the file is not known.
+
+    So no job waits for longer than its pause was, from now on.
+    """
+    for column in ("spent_ns", "interruptions"):
+        db.execute(f"ALTER TABLE jobs ADD COLUMN {column} INTEGER NOT NULL DEFAULT 0")
+    db.execute("UPDATE jobs SET spent_ns = max(0, due_ns - first_started_ns) WHERE first_started_ns IS NOT NULL")
+    db.execute(_CLOCK)
+    db.execute("INSERT INTO clock VALUES (1, '', 0, CAST(strftime('%s', 'now') AS INTEGER) * 1000000000)")
+    db.execute(
+        "UPDATE jobs SET due_ns = min(due_ns, (SELECT now_ns FROM clock)"
+        " + max(0, due_ns - coalesce(first_started_ns, created_ns))) WHERE state = 'waiting'"
+    )
+
+
+_STEPS: Mapping[int, Callable[[sqlite3.Connection], None]] = {2: _from_2, 3: _from_3, SCHEMA_VERSION: lambda db: None}

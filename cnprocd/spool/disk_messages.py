@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cnprocd.spool.job import Job, State
-from cnprocd.spool.rows import MatchFilter, PastMatch, Rows
+from cnprocd.spool.rows import ClockReading, MatchFilter, PastMatch, Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,8 @@ class Prune:
 @dataclass(frozen=True, slots=True)
 class Close:
     """Move the WAL into the file, and close it."""
+
+    clock: ClockReading | None = None
 
 
 @dataclass(frozen=True, slots=True)

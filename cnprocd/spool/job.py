@@ -14,14 +14,14 @@ its state, each in one SQL statement that names the states before. No method cha
     drop       waiting              dead           by hand: cnprocctl jobs drop
 
 Facts and choices:
-- At least once: a job that never got an attempt is never given up for lateness. `deadline_s` counts from the first
-  start: it bounds attempts and pauses, not the queue, nor the time while the daemon is down. An interrupted attempt is
-  not counted: the next one has its whole time. A clock step cannot expire a job.
+- At least once: a job that never got an attempt is never given up for lateness. `deadline_s` bounds a sum of durations:
+  those of the attempts that ended, and of the back-off pauses after them (`spent_ns`). So it counts neither the queue,
+  nor the time while the daemon is down, nor an interrupted attempt, and no clock can expire a job.
 - An interrupted attempt does not use up a retry, but it is counted: a job whose hook kills the daemon each time
-  is given up after MOST_INTERRUPTIONS.
+  is given up after MOST_INTERRUPTIONS. `cnprocctl jobs retry` counts interruptions, failures and time anew.
 - Pauses grow exponentially with full jitter (uniform in 0..cap; AWS Architecture Blog, "Exponential Backoff And
   Jitter"), so jobs that failed together do not come back together. A tenth of the cap is the minimum.
-- Stored times whose names end in _ns are of one steady wall clock (spool.py); kernel_time_ns is CLOCK_MONOTONIC.
+- created_ns, due_ns and finished_ns are of a steady wall clock (steady_clock.py); kernel_time_ns is CLOCK_MONOTONIC.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from cnprocd.rules.ruleset import Backoff, Hook, Serialize
 
 NS = 1_000_000_000
 MOST_INTERRUPTIONS = 100
+NO_TIME_LEFT = "no time left before the deadline"
 
 
 class State(enum.StrEnum):
@@ -87,7 +88,9 @@ class Job:
     attempts: int
     failures: int
     event_count: int
-    first_started_ns: int | None = None
+    spent_ns: int = 0  # of the deadline
+    interruptions: int = 0  # since the last `cnprocctl jobs retry`
+    gather_key: str | None = None
     finished_ns: int | None = None
     exit_code: int | None = None
     signal: int | None = None
@@ -105,6 +108,7 @@ class Next:
     state: State
     due_ns: int = 0
     reason: str | None = None
+    spent_ns: int = 0
 
 
 def serialize_key(mode: Serialize, rule: str, comm: str | None) -> str | None:
@@ -120,16 +124,9 @@ def pause_s(backoff: Backoff, failures: int, chance: float) -> float:
     return cap * (0.1 + 0.9 * chance)
 
 
-def deadline_origin_ns(job: Job, now_ns: int) -> int:
-    """Return from when the deadline of an attempt that starts now counts. The time since the job was due does not."""
-    return now_ns if job.first_started_ns is None else job.first_started_ns + max(0, now_ns - job.due_ns)
-
-
-def time_left_s(hook: Hook, job: Job, now_ns: int) -> float:
-    """Return how long an attempt that starts now may take: the timeout, or less if the deadline is nearer."""
-    if hook.deadline_s is None or job.first_started_ns is None:
-        return hook.timeout_s if hook.deadline_s is None else min(hook.timeout_s, hook.deadline_s)
-    return min(hook.timeout_s, hook.deadline_s - (now_ns - job.first_started_ns) / NS)
+def time_left_s(hook: Hook, job: Job) -> float:
+    """Return how long the next attempt may take: the timeout, or less if the deadline is nearer. It may be negative."""
+    return hook.timeout_s if hook.deadline_s is None else min(hook.timeout_s, hook.deadline_s - job.spent_ns / NS)
 
 
 def after_attempt(hook: Hook, job: Job, result: AttemptResult, now_ns: int, chance: float) -> Next:
@@ -140,17 +137,16 @@ def after_attempt(hook: Hook, job: Job, result: AttemptResult, now_ns: int, chan
     if failures > hook.retries:
         attempts = "1 attempt" if failures == 1 else f"{failures} attempts"
         return Next(State.DEAD, reason=f"{result.reason} ({attempts})")
-    due_ns = now_ns + int(pause_s(hook.backoff, failures, chance) * NS)
-    if hook.deadline_s is not None and job.first_started_ns is not None:
-        deadline_ns = job.first_started_ns + int(hook.deadline_s * NS)
-        if due_ns >= deadline_ns:
-            return Next(State.DEAD, reason=f"{result.reason} (no time left before the deadline)")
-    return Next(State.WAITING, due_ns=due_ns)
+    pause_ns = int(pause_s(hook.backoff, failures, chance) * NS)
+    spent_ns = job.spent_ns + int((result.duration_ms or 0) * 1_000_000) + pause_ns
+    if hook.deadline_s is not None and spent_ns >= hook.deadline_s * NS:
+        return Next(State.DEAD, reason=f"{result.reason} ({NO_TIME_LEFT})")
+    return Next(State.WAITING, due_ns=now_ns + pause_ns, spent_ns=spent_ns)
 
 
 def after_interruption(job: Job, now_ns: int) -> Next:
     """Return what follows for a job that was running when the daemon stopped or crashed."""
-    interruptions = job.attempts - job.failures
+    interruptions = job.interruptions + 1
     if interruptions > MOST_INTERRUPTIONS:
         return Next(State.DEAD, reason=f"interrupted {interruptions} times; the hook may stop cnprocd")
     return Next(State.WAITING, due_ns=now_ns)

@@ -24,7 +24,7 @@ class Promise:
     in_force: bool
 
 
-def request_of(job: Job, promise: Promise, attempt_id: str, now_ns: int, user: HookUser) -> LaunchRequest:
+def request_of(job: Job, promise: Promise, attempt_id: str, user: HookUser) -> LaunchRequest:
     """Return the request of an attempt that starts now. Of very many events it has the newest."""
     events = newest_that_fit(job.events)
     return LaunchRequest(
@@ -35,7 +35,7 @@ def request_of(job: Job, promise: Promise, attempt_id: str, now_ns: int, user: H
         attempt=job.attempts,
         attempt_id=attempt_id,
         events=tuple(events),
-        limit_s=max(time_left_s(promise.hook, job, now_ns), 0.001),
+        limit_s=time_left_s(promise.hook, job),
         kernel_time_ns=job.kernel_time_ns,
         snapshot=promise.snapshot,
         events_left_out=len(job.events) - len(events),

@@ -85,8 +85,33 @@ class Leftover:
 
 
 @dataclass(frozen=True, slots=True)
+class ClockReading:
+    """A steady clock (steady_clock.py) and its time: `offset_ns` is what it adds to CLOCK_BOOTTIME of its boot."""
+
+    boot_id: str
+    offset_ns: int
+    now_ns: int
+
+
+def due_again_ns(due_ns: int, theirs: ClockReading | None, ours: ClockReading) -> int:
+    """Return by our clock when a job is due that is due at `due_ns` by the clock of an earlier daemon.
+
+    Within a boot this is exact, whatever the wall clock did. After a boot the job waits for as long as it had to wait
+    still at their last write. If their clock is unknown, the job is due now.
+    """
+    if theirs is None:
+        return ours.now_ns
+    if theirs.boot_id == ours.boot_id:
+        return due_ns - theirs.offset_ns + ours.offset_ns
+    return ours.now_ns + max(0, due_ns - theirs.now_ns)
+
+
+@dataclass(frozen=True, slots=True)
 class Rows:
-    """Jobs with their events, and maybe the past, to be copied from one store to another."""
+    """Jobs with their events, and maybe the past, to be copied from one store to another.
+
+    `clock` is the clock of the jobs' times. None: that of the store to which they are copied.
+    """
 
     jobs: list[tuple[Any, ...]] = field(default_factory=list)
     events: list[tuple[Any, ...]] = field(default_factory=list)
@@ -94,6 +119,7 @@ class Rows:
     outputs: list[tuple[Any, ...]] = field(default_factory=list)
     hits: list[tuple[Any, ...]] = field(default_factory=list)
     last_job_id: int = 0
+    clock: ClockReading | None = None
 
 
 @dataclass(frozen=True, slots=True)

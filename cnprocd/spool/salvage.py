@@ -40,13 +40,19 @@ def salvaged(path: Path) -> Rows:
 
 
 def copied(path: Path) -> Rows:
-    """Return the live jobs of a read-only file, from a copy: SQLite must write to open a file with a WAL."""
+    """Return the live jobs of a read-only file, from a copy: SQLite must write to open a file with a WAL.
+
+    The copy of an older version is migrated.
+    """
     try:
         with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
             for suffix in ("", "-wal"):
                 with contextlib.suppress(FileNotFoundError):
                     shutil.copyfile(f"{path}{suffix}", f"{directory}/{path.name}{suffix}")
-            return salvaged(Path(directory, path.name))
+            copy = Path(directory, path.name)
+            with contextlib.suppress(*FAILURES), contextlib.closing(database.in_file(copy)) as db:
+                return copies.read_rows(db, copies.LIVE)
+            return salvaged(copy)
     except OSError:
         return Rows()
 
@@ -58,6 +64,8 @@ def with_new_ids(store: Store) -> Store:
 
 
 def is_damage(error: Exception) -> bool:
+    if isinstance(error, database.NewerSpoolError):
+        return False
     code = getattr(error, "sqlite_errorcode", None)
     if isinstance(error, (database.NotOurDatabaseError, UnicodeDecodeError)) or (
         isinstance(error, sqlite3.DatabaseError) and code is None

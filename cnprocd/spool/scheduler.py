@@ -32,7 +32,7 @@ from cnprocd.launch.user import UNRESOLVED, ResolveUser, resolve_user
 from cnprocd.log import Level, Log
 from cnprocd.rules.ruleset import Hook
 from cnprocd.spool.choosing import Chooser
-from cnprocd.spool.job import NS, Job, Next, State, after_attempt, deadline_origin_ns
+from cnprocd.spool.job import NO_TIME_LEFT, NS, Job, Next, State, after_attempt, time_left_s
 from cnprocd.spool.latency import Histogram
 from cnprocd.spool.leftovers import end_leftover, reaped
 from cnprocd.spool.promises import Promises, request_of
@@ -43,7 +43,6 @@ from cnprocd.spool.spool import Spool
 HOUSEKEEPING_S = 1.0  # how long a commit may wait for its fsync: see spool.py
 DURABLE_RETRY_S = 30.0
 STOP_GRACE_S = 2.0
-GATHERED_NS = 50_000_000  # a job that was due so much later than it was created has waited on purpose
 LONGEST_POSTPONEMENT_S = 30.0
 KILLED = "killed by an operator"
 MOST_SNAPSHOTS = 60  # of former rules that are kept for jobs; the runner keeps at most 64 in total
@@ -227,19 +226,16 @@ class Scheduler:
         """Start a job's hook, or mark the job as dead if that is impossible."""
         promise = self.promises.of(row)
         job = replace(row, events=self._spool.events(row.job_id))
-        if promise is None or not job.events:
-            reason = NO_RULE if promise is None else "its record cannot be read"
+        if promise is None or not job.events or time_left_s(promise.hook, job) <= 0:  # a reload shortened its deadline
+            reason = NO_RULE if promise is None else NO_TIME_LEFT if job.events else "its record cannot be read"
             self._bury(row, AttemptResult(reason), reason)
             return
         if not promise.in_force:
             self._log("notice", "job_of_former_rule", job_id=job.job_id, rule=job.rule, snapshot=promise.snapshot)
         attempt_id = os.urandom(16).hex()
-        now_ns = self._spool.clock()
         self._chooser.note_start(job)
         self._spool.start(job.job_id, attempt_id)
-        job = replace(
-            job, state=State.RUNNING, attempts=job.attempts + 1, first_started_ns=deadline_origin_ns(job, now_ns)
-        )
+        job = replace(job, state=State.RUNNING, attempts=job.attempts + 1)
         announced: list[int] = []
 
         def announce(pid: int) -> None:
@@ -248,7 +244,7 @@ class Scheduler:
 
         try:
             user = self._resolve_user(promise.hook.user, promise.hook.group)
-            request = request_of(job, promise, attempt_id, now_ns, user)
+            request = request_of(job, promise, attempt_id, user)
             self._before_start()
             attempt = self.launcher.launch(request, announce)
         except HookRefusedError as error:
@@ -269,7 +265,7 @@ class Scheduler:
         if promise is None or not job.events or left.attempt_id is None:
             self._spool.interrupt(job.job_id)
             return
-        request = request_of(job, promise, left.attempt_id, self._spool.clock(), UNRESOLVED)
+        request = request_of(job, promise, left.attempt_id, UNRESOLVED)
         attempt = self.launcher.resume(request, lambda pid: self._on_started(pid, job.job_id))
         self._active[job.job_id] = (job, attempt)
         self._keep(self._wait(job, attempt))
@@ -310,7 +306,7 @@ class Scheduler:
     def _launched(self, job: Job, attempt: RunningAttempt) -> None:
         """Store and log that the program runs."""
         self._postponements = 0
-        fresh = job.attempts == 1 and job.job_id > self._last_old_job and job.due_ns - job.created_ns < GATHERED_NS
+        fresh = job.attempts == 1 and job.job_id > self._last_old_job and job.gather_key is None
         if attempt.latency_ms is not None and fresh:
             self.latency.add(attempt.latency_ms)
         latency_ms = attempt.latency_ms if job.boot_id == self._spool.boot_id else None
@@ -341,7 +337,7 @@ class Scheduler:
                 self._record("info", "hook_finished", job, hook_pid, result)
             case State.WAITING:
                 self.totals.failed += 1
-                self._spool.retry(job.job_id, result, following.due_ns)
+                self._spool.retry(job.job_id, result, following.due_ns, following.spent_ns)
                 pause_s = round((following.due_ns - self._spool.clock()) / NS, 3)
                 self._record("warning", "hook_failed", job, hook_pid, result, will_retry=True, retry_in_s=pause_s)
             case _:

@@ -7,8 +7,8 @@ stops no cleanup. enqueue() waits for the commit, at most 0.1 s. While a commit 
 are then, and jobs that only the file had are taken up. A damaged file is renamed to spool.sqlite3.damaged-<time>, and a
 new one gets every job that is still readable.
 
-The price of durability, measured by tests/unit/spool/measure_sync.py (chrt -r 50) on ext4 on a virtio disk, Linux 6.18,
-SQLite 3.40, busy machine; one commit of 1 job / of 100 jobs, p50:
+The price of durability (tests/unit/spool/measure_sync.py with chrt -r 50, ext4 on a virtio disk, Linux 6.18, SQLite
+3.40, busy machine); one commit of 1 job / of 100 jobs, p50:
 
     synchronous=OFF      0.08 ms / 3.1 ms     daemon crash: no loss.  machine crash: the file may be damaged
     synchronous=NORMAL   0.08 ms / 3.3 ms     daemon crash: no loss.  machine crash: loses the commits since fsync()
@@ -20,8 +20,9 @@ damages the file. A machine crash ends all processes unseen, so those jobs are a
 put an fsync between each death and its cleanup. The WAL is moved into the file when it is longer than MOST_WAL_BYTES,
 and at the end. tests/unit/spool/measure_enqueue.py has the price of the other process.
 
-Times in the spool are wall clock as of the daemon's start, continued by CLOCK_BOOTTIME. A clock step neither delays a
-retry nor expires a deadline.
+Times in the spool are wall clock as of the daemon's start, continued by CLOCK_BOOTTIME: no clock step delays a retry.
+The file has the offset of the two. So a pause goes on exactly in the next daemon of the same boot, and after a boot
+with what was left of it (rows.due_again_ns).
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ from cnprocd.spool.disk_messages import (
 )
 from cnprocd.spool.job import NS, Job, JobRequest, State, after_interruption
 from cnprocd.spool.rows import (
+    ClockReading,
     Counts,
     Enqueued,
     Found,
@@ -60,7 +62,7 @@ from cnprocd.spool.rows import (
     RuleQueue,
 )
 from cnprocd.spool.shedding import Shedding
-from cnprocd.spool.steady_clock import SteadyClock
+from cnprocd.spool.steady_clock import Clock, SteadyClock
 from cnprocd.spool.store import Store
 
 FILE_NAME = "spool.sqlite3"
@@ -71,7 +73,7 @@ FORGET_EVERY = 100
 class Spool:
     """Jobs from match to history. While they are in memory only, `durable` is False and `why` is the reason."""
 
-    def __init__(self, path: Path, *, disk: Disk, log: Log, keep: Keep, clock: Callable[[], int], boot_id: str) -> None:
+    def __init__(self, path: Path, *, disk: Disk, log: Log, keep: Keep, clock: Clock, boot_id: str) -> None:
         self.path = path
         self.keep = keep
         self.clock = clock
@@ -87,7 +89,7 @@ class Spool:
         self._interrupted: list[int] = []  # jobs that ran at a crash; recover() returns them
         self._forgotten = dict.fromkeys(State, 0)  # ended jobs that only the file has
         self._store = Store(database.in_memory())
-        self._copy = CopyOnDisk(path, self._store, disk, log, clock, self._taken_in)
+        self._copy = CopyOnDisk(path, self._store, disk, log, self._reading, self._taken_in)
         self._copy.on_pruned = self._pruned
         self._copy.start()
         if self._store.last_job_id() == 0 and not self.durable:
@@ -100,21 +102,18 @@ class Spool:
         *,
         log: Log,
         keep: Keep | None = None,
-        clock: Callable[[], int] | None = None,
+        clock: Clock | None = None,
         disk: Disk | None = None,
+        boot_id: str | None = None,
     ) -> Spool:
-        """Open the spool of a state directory. If the disk cannot be used, log it and keep the jobs in memory.
-
-        Without `disk`, every commit waits for the disk.
-        """
-        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        """Open the spool of a state directory, or log why it cannot be. Without `disk`, commits wait for the disk."""
         return cls(
             state_dir / FILE_NAME,
             disk=disk or DirectDisk(),
             log=log,
             keep=keep or Keep(),
             clock=clock or SteadyClock(),
-            boot_id=boot_id,
+            boot_id=boot_id or Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip(),
         )
 
     @property
@@ -203,7 +202,7 @@ class Spool:
 
     def start(self, job_id: int, attempt_id: str) -> None:
         """Mark the job as running, before the fork."""
-        self._store.start(job_id, attempt_id, self.boot_id, self.clock())
+        self._store.start(job_id, attempt_id, self.boot_id)
         self._copy.note(job_id)
         self._copy.send()
 
@@ -217,9 +216,9 @@ class Spool:
         self._store.end(job_id, State.DONE, result, self.clock(), None)
         self._ended(job_id)
 
-    def retry(self, job_id: int, result: AttemptResult, due_ns: int) -> None:
-        """Let the job wait for its next attempt at `due_ns`: the hook failed."""
-        self._store.retry(job_id, result, due_ns)
+    def retry(self, job_id: int, result: AttemptResult, due_ns: int, spent_ns: int = 0) -> None:
+        """Let the job wait for its next attempt at `due_ns`: the hook failed. `spent_ns`: of its deadline."""
+        self._store.retry(job_id, result, due_ns, spent_ns)
         self._hand_over(job_id)
 
     def bury(self, job_id: int, result: AttemptResult, reason: str) -> None:
@@ -237,13 +236,12 @@ class Spool:
 
     def interrupt(self, job_id: int, pause_s: float = 0.0) -> None:
         """Let the job wait again: its attempt was interrupted. The attempt is counted, and no retry is used up."""
-        now_ns = self.clock()
-        self._store.put_back(job_id, now_ns + int(pause_s * NS), now_ns, counted=True)
+        self._store.put_back(job_id, self.clock() + int(pause_s * NS), interrupted=True)
         self._hand_over(job_id)
 
     def postpone(self, job_id: int, due_ns: int) -> None:
         """Let the job wait until `due_ns`: its attempt could not be started. The attempt is not counted."""
-        self._store.put_back(job_id, due_ns, self.clock(), counted=False)
+        self._store.put_back(job_id, due_ns, interrupted=False)
         self._hand_over(job_id)
 
     def recover(self, *, resumable: bool = False) -> list[Leftover]:
@@ -316,7 +314,7 @@ class Spool:
         found = await self._copy.find(FindDead(job_id, rule))
         if isinstance(found, Rows):
             known = self._store.counts()[State.DEAD]
-            self._store.take_in(found, self.clock())
+            self._store.take_in(found)
             self._forgotten[State.DEAD] -= self._store.counts()[State.DEAD] - known
         revived = self._store.revive(job_id, rule, self.clock())
         self._copy.note(*revived)
@@ -348,6 +346,9 @@ class Spool:
 
     def _older_than_ns(self) -> int:
         return self.clock() - int(self.keep.history_age_s * NS)
+
+    def _reading(self) -> ClockReading:
+        return ClockReading(self.boot_id, self.clock.offset_ns, self.clock())
 
     def try_durable(self) -> bool:
         """Open the file again if it has failed. Return whether the spool is durable."""

@@ -9,8 +9,9 @@ import contextlib
 import sqlite3
 from pathlib import Path
 
+from cnprocd.spool import copies, salvage
 from cnprocd.spool import disk_messages as m
-from cnprocd.spool import salvage
+from cnprocd.spool.database import NewerSpoolError
 from cnprocd.spool.job import State
 from cnprocd.spool.rows import Rows
 from cnprocd.spool.store import Store
@@ -50,7 +51,7 @@ class SpoolFile:
         if isinstance(request, m.Open):
             return self._open(request)
         if isinstance(request, m.Close):
-            return self._close()
+            return self._close(request)
         store = self._store
         if store is None:
             return m.Failed("the file is not open")
@@ -77,7 +78,7 @@ class SpoolFile:
             if not salvage.is_damage(error):
                 return self._refused(request, error)
             self._discard()
-            damaged = self._replaced(error)
+            damaged = self._replaced(error, request)
             store = self._store = salvage.private_file(self.path)
             merged = store.merge(request.memory, request.ended)
         except OSError as error:
@@ -100,15 +101,15 @@ class SpoolFile:
         return salvage.private_file(self.path)
 
     def _refused(self, request: m.Open, error: Exception) -> m.Failed:
-        """Jobs of a locked file belong to the process that holds it; those of a read-only file are run from memory."""
+        """Run the jobs of a read-only file from memory, but not those of another process or of a newer cnprocd."""
         self._discard()
-        busy = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
-        rows = salvage.copied(self.path) if request.copy and not busy else Rows()
-        return m.Failed(salvage.sentence(error), False, rows)
+        others = isinstance(error, NewerSpoolError) or getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
+        rows = salvage.copied(self.path) if request.copy and not others else Rows()
+        return m.Failed(salvage.sentence(error), False, copies.in_time_of(rows, request.memory.clock))
 
-    def _replaced(self, error: Exception) -> m.Damaged:
+    def _replaced(self, error: Exception, request: m.Open) -> m.Damaged:
         """Rename the damaged file, and make a new one with the jobs that are still readable."""
-        live = salvage.salvaged(self.path)
+        live = copies.in_time_of(salvage.salvaged(self.path), request.memory.clock)
         aside = salvage.rename_damaged(self.path)
         carried = len(live.jobs)
         with contextlib.closing(salvage.private_file(self.path)) as store:
@@ -120,9 +121,11 @@ class SpoolFile:
                 salvage.with_new_ids(store)
         return m.Damaged(str(aside), salvage.sentence(error), carried)
 
-    def _close(self) -> m.Done:
+    def _close(self, request: m.Close) -> m.Done:
         store, self._store = self._store, None
         if store is not None:
+            with contextlib.suppress(sqlite3.Error):
+                store.put_clock(request.clock)
             with contextlib.suppress(sqlite3.Error):
                 store.close()
         return m.Done()

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """A clock in nanoseconds: CLOCK_BOOTTIME plus an offset that never changes."""
+
+    @property
+    def offset_ns(self) -> int: ...
+    def __call__(self) -> int: ...
 
 
 class SteadyClock:
     """Wall clock nanoseconds without clock steps: the wall clock at creation plus CLOCK_BOOTTIME since then."""
 
     def __init__(self) -> None:
-        self._offset_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        self.offset_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
     def __call__(self) -> int:
-        return self._offset_ns + time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        return self.offset_ns + time.clock_gettime_ns(time.CLOCK_BOOTTIME)

@@ -21,7 +21,7 @@ from cnprocd.spool import copies, history, queues
 from cnprocd.spool.changes import EventRange, Row
 from cnprocd.spool.disk_messages import Ended, Page
 from cnprocd.spool.job import NS, Job, JobRequest, State
-from cnprocd.spool.rows import Enqueued, Leftover, MatchFilter, PastMatch, Rows, RuleQueue
+from cnprocd.spool.rows import ClockReading, Enqueued, Leftover, MatchFilter, PastMatch, Rows, RuleQueue
 
 
 class Store:
@@ -154,18 +154,13 @@ class Store:
         ).fetchone()
         return None if row[0] is None else int(row[0])
 
-    def start(self, job_id: int, attempt_id: str, boot_id: str, now_ns: int) -> None:
-        """Mark a waiting job as running, before the fork: the attempt is counted, and its id is stored.
-
-        From now on due_ns is the start of the attempt. The deadline does not count the time since the job was due.
-        """
+    def start(self, job_id: int, attempt_id: str, boot_id: str) -> None:
+        """Mark a waiting job as running, before the fork: the attempt is counted, and its id is stored."""
         with self._transaction() as db:
             cursor = db.execute(
-                "UPDATE jobs SET state = 'running', attempts = attempts + 1, attempt_id = ?1, attempt_boot_id = ?2,"
-                " hook_pid = NULL, hook_start_ticks = NULL, due_ns = ?3,"
-                " first_started_ns = coalesce(first_started_ns + max(0, ?3 - due_ns), ?3)"
-                " WHERE job_id = ?4 AND state = 'waiting'",
-                (attempt_id, boot_id, now_ns, job_id),
+                "UPDATE jobs SET state = 'running', attempts = attempts + 1, attempt_id = ?, attempt_boot_id = ?,"
+                " hook_pid = NULL, hook_start_ticks = NULL WHERE job_id = ? AND state = 'waiting'",
+                (attempt_id, boot_id, job_id),
             )
             self.waiting -= cursor.rowcount
 
@@ -189,26 +184,23 @@ class Store:
             )
             self.waiting -= waited is not None
 
-    def retry(self, job_id: int, result: AttemptResult, due_ns: int) -> None:
+    def retry(self, job_id: int, result: AttemptResult, due_ns: int, spent_ns: int) -> None:
         """Let a running job wait for its next attempt: this one failed."""
         with self._transaction() as db:
             cursor = db.execute(
-                "UPDATE jobs SET state = 'waiting', failures = failures + 1, due_ns = ?, exit_code = ?, signal = ?,"
-                " reason = ?, duration_ms = ? WHERE job_id = ? AND state = 'running'",
-                (due_ns, *_status(result), result.reason, result.duration_ms, job_id),
+                "UPDATE jobs SET state = 'waiting', failures = failures + 1, due_ns = ?, spent_ns = ?, exit_code = ?,"
+                " signal = ?, reason = ?, duration_ms = ? WHERE job_id = ? AND state = 'running'",
+                (due_ns, spent_ns, *_status(result), result.reason, result.duration_ms, job_id),
             )
             self.waiting += cursor.rowcount
 
-    def put_back(self, job_id: int, due_ns: int, now_ns: int, *, counted: bool) -> None:
-        """Let a running job wait again without a failure. If `counted`, the attempt remains counted.
-
-        The deadline does not count the time since the attempt began.
-        """
+    def put_back(self, job_id: int, due_ns: int, *, interrupted: bool) -> None:
+        """Let a running job wait again without a failure. An attempt that was not interrupted is not counted at all."""
         with self._transaction() as db:
             cursor = db.execute(
                 "UPDATE jobs SET state = 'waiting', due_ns = ?1, attempts = attempts - ?2,"
-                " first_started_ns = first_started_ns + max(0, ?3 - due_ns) WHERE job_id = ?4 AND state = 'running'",
-                (due_ns, not counted, now_ns, job_id),
+                " interruptions = interruptions + ?3 WHERE job_id = ?4 AND state = 'running'",
+                (due_ns, not interrupted, interrupted, job_id),
             )
             self.waiting += cursor.rowcount
 
@@ -277,7 +269,7 @@ class Store:
         """
         with self._transaction() as db:
             rows = db.execute(
-                "UPDATE jobs SET state = 'waiting', due_ns = ?1, failures = 0, first_started_ns = NULL,"
+                "UPDATE jobs SET state = 'waiting', due_ns = ?1, failures = 0, spent_ns = 0, interruptions = 0,"
                 " finished_ns = NULL, gather_key = NULL WHERE state = 'dead' AND (?2 IS NULL OR job_id = ?2)"
                 " AND (?3 IS NULL OR rule GLOB ?3) RETURNING job_id",
                 (now_ns, job_id, None if rule is None else history.glob(rule)),
@@ -364,12 +356,17 @@ class Store:
         self.waiting = self._count(State.WAITING)
         return merged
 
-    def take_in(self, rows: Rows, now_ns: int, keys: Iterable[str] = (), superseded: Iterable[int] = ()) -> None:
+    def take_in(self, rows: Rows, keys: Iterable[str] = (), superseded: Iterable[int] = ()) -> None:
         """Add jobs of the file to this memory, and remove the waiting jobs that need not run."""
         with self._transaction() as db:
-            copies.take_in(db, rows, now_ns, keys)
+            copies.take_in(db, rows, keys)
             db.executemany("DELETE FROM jobs WHERE job_id = ? AND state = 'waiting'", [(one,) for one in superseded])
         self.waiting = self._count(State.WAITING)
+
+    def put_clock(self, clock: ClockReading | None) -> None:
+        """Note of which clock the times in this file are, and what time it is."""
+        with self._transaction() as db:
+            copies.put_clock(db, clock)
 
     def forget_ended(self, keep: int, older_than_ns: int, most_keys: int) -> list[Ended]:
         """Delete ended jobs beyond the newest `keep` of each state, or older, from this memory. Return tombstones."""

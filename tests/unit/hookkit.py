@@ -62,6 +62,21 @@ class Records:
         await self.until(lambda: all(self.of("hook_finished", job_id=j) or self.of("job_dead", job_id=j) for j in jobs))
 
 
+class Clock:
+    """A clock that only the test moves: `now_ns` as time goes by, `step` as an administrator does."""
+
+    def __init__(self):
+        self.now_ns = 1_700_000_000 * 10**9
+        self.offset_ns = self.now_ns - 5 * 10**9
+
+    def step(self, by_ns):
+        self.now_ns += by_ns
+        self.offset_ns += by_ns
+
+    def __call__(self):
+        return self.now_ns
+
+
 def aio(test: Callable[..., Coroutine[None, None, None]]) -> Callable[..., None]:
     """Run a coroutine test in a loop of its own."""
 

@@ -41,6 +41,7 @@ _HOOK = replace(plain(HookModel.model_validate({"command": ["/bin/true"]})), com
 
 class Clock:
     now_ns = 1_700_000_000 * NS
+    offset_ns = 0
 
     def __call__(self) -> int:
         return self.now_ns

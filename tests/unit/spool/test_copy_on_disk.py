@@ -8,13 +8,13 @@ import sqlite3
 import time
 
 import pytest
-from unit.hookkit import PATIENCE_S, Records, aio, hook, request, running, searched, shell
+from unit.hookkit import PATIENCE_S, Clock, Records, aio, hook, request, running, searched, shell
 from unit.reaping import children_reaped  # noqa: F401 (a fixture)
 
 from cnprocd.launch.request import AttemptResult
 from cnprocd.spool import copy_on_disk
 from cnprocd.spool.disk import ChildDisk, DirectDisk
-from cnprocd.spool.job import NS, State
+from cnprocd.spool.job import State
 from cnprocd.spool.rows import Keep, MatchFilter, PastMatch
 from cnprocd.spool.spool import FILE_NAME, Spool
 
@@ -352,7 +352,7 @@ def test_an_event_that_the_file_knows_as_handled_does_not_run(tmp_path):
 
 def test_a_number_that_two_jobs_have_is_changed_in_the_file(tmp_path):
     """As after a clock that was wrong: the number of the job in memory has been announced to its hook."""
-    spool = Spool.open(tmp_path, log=Records(), clock=lambda: 5 * NS)
+    spool = Spool.open(tmp_path, log=Records(), clock=Clock())
     spool.enqueue([request("file", {"pid": 1})])
     spool.close()
     spool = held(tmp_path)

@@ -6,7 +6,7 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from unit.hookkit import Records, aio, hook, request, running, shell
+from unit.hookkit import Clock, Records, aio, hook, request, running, shell
 
 from cnprocd.spool.job import State
 from cnprocd.spool.queues import FULL
@@ -93,10 +93,9 @@ def test_no_rule_below_its_share_loses_a_job(tmp_path_factory, arrivals, limit, 
 
 def test_queues_have_a_length_and_the_age_of_the_oldest(spool_of):
     spool = spool_of(30)
-    now_ns = spool.clock()
-    spool.clock = lambda: now_ns
+    spool.clock = Clock()
     spool.enqueue(batch("a", 2))
-    spool.clock = lambda: now_ns + 5_000_000_000
+    spool.clock.now_ns += 5_000_000_000
     spool.enqueue(batch("b", 1))
     assert spool.queues() == {"a": RuleQueue(2, 5.0), "b": RuleQueue(1, 0.0)}
     assert spool.waiting_rules() == {"a": 1, "b": 3}

@@ -1,6 +1,7 @@
 """The past in the spool: matches by filter with their job's outcome, kept output, hits, and the step from version 2."""
 
 import sqlite3
+import time
 
 import pytest
 from hypothesis import given
@@ -97,6 +98,36 @@ def test_a_database_of_version_2_keeps_every_job_and_match(tmp_path):
     again = Spool.open(tmp_path, log=records)
     assert (searched(again.find_output(4)).value, records.all) == ("late\n", [])
     again.close()
+
+
+def test_waiting_times_of_version_3_survive_the_step(tmp_path):
+    """A clock that was a month ahead then, a retry in five seconds, and a deadline of which three are spent."""
+    now_ns, month_ns = time.time_ns(), 30 * 86400 * NS
+    with sqlite3.connect(tmp_path / FILE_NAME) as db:
+        db.executescript(VERSION_2.replace("duration_ms REAL", "snapshot TEXT NOT NULL DEFAULT 's', duration_ms REAL"))
+        for column in ("job_id INTEGER", "uid INTEGER", "user TEXT", "unit TEXT"):
+            db.execute(f"ALTER TABLE matches ADD COLUMN {column}")
+        db.executescript(f"{database._OUTPUTS} {database._HITS} PRAGMA user_version = 3")
+        for created_ns, due_ns, started_ns in (
+            (now_ns + month_ns, now_ns + month_ns, None),
+            (now_ns - NS, now_ns + 1000 * NS, now_ns + 997 * NS),
+            (now_ns - NS, now_ns + 1000 * NS, None),
+        ):
+            db.execute(
+                "INSERT INTO jobs(rule, state, boot_id, created_ns, due_ns, first_started_ns, event_count)"
+                " VALUES ('r', 'waiting', 'b', ?, ?, ?, 1)",
+                (created_ns, due_ns, started_ns),
+            )
+            db.execute("INSERT INTO events(key, job_id, record) SELECT max(job_id), max(job_id), '{}' FROM jobs")
+    db.close()
+    spool = Spool.open(tmp_path, log=Records())
+    assert spool.durable
+    assert [job.job_id for job in spool.due(9)] == [1]
+    waits_s = [(spool.job(job_id).due_ns - spool.clock()) / NS for job_id in (2, 3)]
+    assert 1 < waits_s[0] <= 3
+    assert 900 < waits_s[1] <= 1001
+    assert [spool.job(job_id).spent_ns for job_id in (1, 2, 3)] == [0, 3 * NS, 0]
+    spool.close()
 
 
 def test_a_step_from_version_2_that_fails_changes_nothing(tmp_path):

@@ -71,27 +71,28 @@ def test_a_job_with_success_is_done():
 
 
 @given(st.integers(0, 1 << 62))
-def test_lateness_never_takes_away_the_first_attempt(now_ns):
-    assert time_left_s(hook(timeout_s=30, deadline_s=10), job(first_started_ns=None), now_ns) == 10
-    assert time_left_s(hook(timeout_s=30), job(first_started_ns=None), now_ns) == 30
+def test_lateness_never_takes_away_the_first_attempt(due_ns):
+    assert time_left_s(hook(timeout_s=30, deadline_s=10), job(due_ns=due_ns)) == 10
+    assert time_left_s(hook(timeout_s=30), job(due_ns=due_ns)) == 30
 
 
 @given(st.floats(0.1, 100), st.floats(0.1, 100), CHANCE)
 def test_no_retry_starts_after_the_deadline_and_none_outlasts_it(deadline_s, elapsed_s, chance):
     wanted = hook(retries=100, deadline_s=deadline_s)
-    one, now_ns = job(first_started_ns=0), int(elapsed_s * NS)
-    following = after_attempt(wanted, one, FAILED, now_ns, chance)
+    failed = dataclasses.replace(FAILED, duration_ms=elapsed_s * 1e3)
+    following = after_attempt(wanted, job(), failed, 7, chance)
     if following.state is State.WAITING:
-        assert following.due_ns < deadline_s * NS
-        assert time_left_s(wanted, one, following.due_ns) <= deadline_s - following.due_ns / NS + 1e-6
+        pause_s = (following.due_ns - 7) / NS
+        left_s = time_left_s(wanted, job(spent_ns=following.spent_ns))
+        assert 0 < left_s <= deadline_s - elapsed_s - pause_s + 1e-6
     else:
         assert "deadline" in following.reason
 
 
 def test_interruptions_use_up_no_retry_but_are_bounded():
     assert after_interruption(job(attempts=1), 7).state is State.WAITING
-    assert after_interruption(job(attempts=9, failures=9 - MOST_INTERRUPTIONS), 7).due_ns == 7
-    worn = after_interruption(job(attempts=MOST_INTERRUPTIONS + 1), 7)
+    assert after_interruption(job(attempts=9, interruptions=MOST_INTERRUPTIONS - 1), 7).due_ns == 7
+    worn = after_interruption(job(interruptions=MOST_INTERRUPTIONS), 7)
     assert worn.state is State.DEAD
     assert after_attempt(hook(retries=1), job(attempts=10, failures=0), FAILED, 0, 0).state is State.WAITING
 

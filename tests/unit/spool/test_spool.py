@@ -1,5 +1,6 @@
 """spool.py on real files: no committed job is lost or doubled, and disk failures are logged and survived."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -10,25 +11,17 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from unit.hookkit import HOOK, Records, request, searched
+from unit.hookkit import HOOK, Clock, Records, request, searched
 
 from cnprocd.launch.request import AttemptResult
+from cnprocd.rules.ruleset import Backoff
 from cnprocd.spool import database
-from cnprocd.spool.job import MOST_INTERRUPTIONS, NS, Gather, State, deadline_origin_ns, time_left_s
+from cnprocd.spool.job import MOST_INTERRUPTIONS, NS, Gather, State, after_attempt, time_left_s
 from cnprocd.spool.rows import Keep, MatchFilter, PastMatch
 from cnprocd.spool.spool import FILE_NAME, Spool
 
+DAY_NS = 86400 * NS
 FINE, FAILED = AttemptResult(None, 0), AttemptResult("exit code 1", 1)
-
-
-class Clock:
-    """A clock that only the test moves."""
-
-    def __init__(self):
-        self.now_ns = 1_700_000_000 * NS
-
-    def __call__(self):
-        return self.now_ns
 
 
 @pytest.fixture
@@ -45,10 +38,10 @@ def records():
 def open_spool(tmp_path, clock, records):
     opened = []
 
-    def make(**keep):
+    def make(boot_id="boot", **keep):
         for spool in opened:
             spool.close()
-        opened.append(Spool.open(tmp_path, log=records, keep=Keep(**keep), clock=clock))
+        opened.append(Spool.open(tmp_path, log=records, keep=Keep(**keep), clock=clock, boot_id=boot_id))
         return opened[-1]
 
     yield make
@@ -274,6 +267,23 @@ def test_a_hook_that_always_kills_the_daemon_becomes_dead(open_spool, records):
         spool.recover()
     assert spool.counts().dead == 1
     assert records.of("job_dead", job_id=1)
+
+
+def test_a_retried_job_may_be_interrupted_as_often_as_a_new_one(open_spool):
+    """It had many attempts before: those do not count as interruptions after `cnprocctl jobs retry`."""
+    spool = open_spool()
+    spool.enqueue([request("a")])
+    for _ in range(MOST_INTERRUPTIONS):
+        spool.start(1, "t")
+        spool.interrupt(1)
+    spool.start(1, "t")
+    spool.bury(1, FAILED, "x")
+    assert searched(spool.revive(job_id=1)) == [1]
+    spool.start(1, "t")
+    again = open_spool()
+    again.recover()
+    assert ids(again.due(9)) == [1]
+    assert (again.job(1).attempts, again.job(1).interruptions) == (MOST_INTERRUPTIONS + 2, 1)
 
 
 def test_a_postponed_attempt_is_not_counted(open_spool, clock):
@@ -540,9 +550,7 @@ def test_found_by_fuzzing_a_constraint_that_is_not_utf8(tmp_path, open_spool, re
     spool = open_spool()
     spool.enqueue([request("a")])
     spool.close()
-    flipped(
-        tmp_path / FILE_NAME, b"typeof(first_started_ns) IN ('integer'", b"typeof(first_started_ns) IN ('inte\xfder'"
-    )
+    flipped(tmp_path / FILE_NAME, b"typeof(kernel_time_ns) IN ('integer'", b"typeof(kernel_time_ns) IN ('inte\xfder'")
     spool = open_spool()
     assert spool.enqueue([request("a")]).job_ids[0]
     spool.start(1, "t")
@@ -707,41 +715,95 @@ def test_a_record_is_stored_as_json(open_spool):
 # -- clocks ------------------------------------------------------------------------------------------------------
 
 
-def test_a_clock_that_was_a_month_ahead_delays_no_job(open_spool, clock):
-    """Jobs are added and one fails at a start with a wrong clock. At the next start the clock is right."""
-    month_ns = 30 * 86400 * NS
-    clock.now_ns += month_ns
+BOOTS = ["boot", "next boot"]
+
+
+@pytest.mark.parametrize("boot_id", BOOTS)
+@pytest.mark.parametrize("step_ns", [-30 * DAY_NS, 0, 30 * DAY_NS], ids=["back", "right", "forth"])
+def test_a_pause_goes_on_exactly_whatever_the_clock_says(open_spool, clock, boot_id, step_ns):
+    """A job is waiting, one failed, and one gathers. The wall clock of the next start is a month off, or was.
+
+    Of the pauses of five and of ten seconds, two have passed before the stop. After the start the rest is waited for.
+    """
     spool = open_spool()
     spool.enqueue([request("a"), request("a"), request("a", gather=Gather("a", window_s=10))])
     spool.start(2, "t")
     spool.retry(2, FAILED, clock() + 5 * NS)
-    clock.now_ns -= month_ns
-    again = open_spool()
+    clock.now_ns += 2 * NS
+    spool.close()
+    clock.step(step_ns)
+    again = open_spool(boot_id)
     assert ids(again.due(9)) == [1]
-    clock.now_ns += 5 * NS
+    assert again.next_due_in_s() == 3
+    clock.now_ns += 3 * NS
     assert ids(again.due(9)) == [1, 2]
+    assert again.next_due_in_s() == 5
     clock.now_ns += 5 * NS
     assert ids(again.due(9)) == [1, 2, 3]
 
 
-def test_a_deadline_does_not_count_the_time_of_an_interruption(open_spool, clock):
-    """The daemon is killed within the first attempt and is down for six seconds: a full attempt follows."""
-    limited = dataclasses.replace(HOOK, timeout_s=30.0, deadline_s=5.0, retries=9)
+def test_a_pause_goes_on_while_the_daemon_is_down(open_spool, clock):
+    spool = open_spool()
+    spool.enqueue([request("a", gather=Gather("a", window_s=10))])
+    spool.close()
+    clock.now_ns += 8 * NS
+    assert open_spool().next_due_in_s() == 2
+    clock.now_ns += NS
+    assert open_spool("next boot").next_due_in_s() == 1
+
+
+def test_jobs_of_a_read_only_file_keep_their_pause(open_spool, clock, tmp_path, monkeypatch):
+    """The disk is read-only after a boot. A clock that was a month ahead delays no job of the copy in memory."""
+    clock.step(30 * DAY_NS)
+    spool = open_spool()
+    spool.enqueue([request("a"), request("a", gather=Gather("a", window_s=10))])
+    spool.close()
+    clock.step(-30 * DAY_NS)
+    monkeypatch.setattr("cnprocd.spool.salvage.private_file", refuse)
+    again = open_spool("next boot")
+    assert not again.durable
+    assert ids(again.due(9)) == [1]
+    assert again.next_due_in_s() == 10
+
+
+def refuse(path):
+    error = sqlite3.OperationalError("attempt to write a readonly database")
+    error.sqlite_errorcode = sqlite3.SQLITE_READONLY
+    raise error
+
+
+def test_a_deadline_counts_ended_attempts_and_their_pauses_only(open_spool, clock):
+    """Not an interrupted attempt, not the time of a daemon that is down, and not that of a full queue."""
+    limited = dataclasses.replace(HOOK, timeout_s=30.0, deadline_s=5.0, retries=9, backoff=Backoff(1.0, 1.0))
     spool = open_spool()
     spool.enqueue([request("a")])
     spool.start(1, "t")
     clock.now_ns += 6 * NS + NS // 2
     again = open_spool()
     again.recover()
-
-    def left_s():
-        job = again.job(1)
-        origin_ns = deadline_origin_ns(job, clock())
-        return time_left_s(limited, dataclasses.replace(job, first_started_ns=origin_ns), clock())
-
-    assert left_s() == 5.0
+    assert time_left_s(limited, again.job(1)) == 5.0
     again.start(1, "t")
     clock.now_ns += NS
-    again.retry(1, FAILED, clock() + NS)
-    clock.now_ns += 100 * NS  # a second of back-off, then all slots are busy
-    assert left_s() == 3.0
+    result = AttemptResult("exit code 1", 1, duration_ms=1000.0)
+    following = after_attempt(limited, again.job(1), result, clock(), chance=1.0)
+    again.retry(1, result, following.due_ns, following.spent_ns)
+    clock.now_ns += 100 * NS
+    assert time_left_s(limited, open_spool("next boot").job(1)) == 3.0
+
+
+def test_a_spool_of_a_newer_cnprocd_is_left_as_it_is(open_spool, records, tmp_path):
+    """As after a downgrade. Its jobs wait there for the newer one; new jobs are in memory, and that is reported."""
+    spool = open_spool()
+    spool.enqueue([request("a")])
+    spool.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME)) as db:
+        db.execute(f"PRAGMA user_version = {database.SCHEMA_VERSION + 1}")
+    before = (tmp_path / FILE_NAME).read_bytes()
+    again = open_spool()
+    assert again.due(9) == []
+    assert "a newer cnprocd made it" in again.why
+    assert records.of("spool_not_durable")
+    again.enqueue([request("a")])
+    again.close()
+    assert (tmp_path / FILE_NAME).read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == [FILE_NAME]
