@@ -31,6 +31,7 @@ from cnprocd.process.model import Process
 
 _LEADERS_PRUNED_AT = 1024  # early leaders that are kept before those of dead processes are removed
 _TOGETHER_NS = 5_000_000  # threads of a group exit end within a few milliseconds of each other
+_TOGETHER_US = 1_000_000  # the records of two threads of a group exit; under load one may be made much later
 HOLD_NS = 2_000_000  # how long after its event a death waits for the records of other threads
 _REPORTED_NS = 1_000_000_000  # without records, a second death of the same PID within this time is the same death
 
@@ -56,7 +57,9 @@ class Deaths:
         """`wanted`: the statuses whose records and events the kernel passes; early leaders' records always pass."""
         self.wanted = wanted
         self._is_alive = is_alive
-        self._leaders: dict[int, TaskRecord] = {}  # tgid -> leader that ended before its process
+        self._leaders: dict[int, TaskRecord] = {}  # tgid -> leader that ended before its process, which lives on
+        self._leader_of: dict[TaskRecord, TaskRecord] = {}  # a last thread's record -> its leader's
+        self._lasts: dict[int, TaskRecord] = {}  # tgid -> a last thread's record; its leader's may be about to come
         self._waiting: Waiting = {}
         self._gone: Waiting = {}  # records that waited at the last `prune`, of processes that were gone
         self._eventless: dict[int, int] = {}  # tgid -> status of a death that was reported without its event
@@ -73,12 +76,30 @@ class Deaths:
         if record.status in self.wanted:  # else its event is filtered, and it must not wait into another plan
             waiting[tid] = (*waiting[tid], record) if tid in waiting else (record,)
         if record.last:
-            if record.threaded:
-                self._note_core(record.tgid, record.status)
+            if record.threaded or self._leaders:
+                self._take_last(record)
             return
         if tid == record.tgid:
-            self._leaders[tid] = record
+            self._take_leader(record)
         self._note_core(record.tgid, record.status)
+
+    def _take_last(self, record: TaskRecord) -> None:
+        """A process ends with this record: from now on leaders of its PID are another process's, or late."""
+        leader = self._leaders.pop(record.tgid, None)  # of the leader itself: from before an exec by another thread
+        if record.threaded:
+            self._note_core(record.tgid, record.status)
+        if record.pid != record.tgid and record.status in self.wanted:
+            self._lasts[record.tgid] = record
+            if leader is not None:
+                self._leader_of[record] = leader
+
+    def _take_leader(self, leader: TaskRecord) -> None:
+        """Keep a leader's record for the end of its process; if that has come, it may be late by a moment."""
+        last = self._lasts.get(leader.pid)
+        if last is None or not _ended_together(leader, last):
+            self._leaders[leader.pid] = leader
+        else:
+            self._leader_of[last] = leader
 
     def exit(self, event: Exit) -> tuple[TaskRecord | None, Death | None]:
         """Take one exit event. Return the thread's record, and the death if it was the last thread and is complete."""
@@ -99,6 +120,7 @@ class Deaths:
         if record.threaded and self._is_incomplete(death):
             self._held.append(death)
             return record, None
+        self._forget(record)
         return record, death
 
     @property
@@ -124,14 +146,15 @@ class Deaths:
         released: list[Death] = []
         waiting: list[Death] = []
         for death in self._held:
-            late = self._leaders.get(death.tgid)
-            if late is not None and not (late.status ^ death.status) & ~CORE_FLAG:  # else it is the PID's next owner's
-                death = death._replace(leader=self._leaders.pop(death.tgid))
-            death = self._with_core_flag(death)
-            assert death.event is not None
-            due_ns = death.event.timestamp_ns + HOLD_NS
-            waits = now_ns is not None and now_ns < due_ns and self._is_incomplete(death)
-            (waiting if waits else released).append(death)
+            event, record = death.event, death.record
+            assert event is not None and record is not None
+            death = self._with_core_flag(death._replace(leader=self._leader_of.get(record, death.leader)))
+            due_ns = event.timestamp_ns + HOLD_NS
+            if now_ns is not None and now_ns < due_ns and self._is_incomplete(death):
+                waiting.append(death)
+            else:
+                self._forget(record)
+                released.append(death)
         self._held = waiting
         return released
 
@@ -160,6 +183,7 @@ class Deaths:
                 if record.last:
                     self._eventless[record.tgid] = record.status
                     lost.append(self._death(record, None))
+                    self._forget(record)
         return lost
 
     def _is_under_way(self, records: tuple[TaskRecord, ...]) -> bool:
@@ -197,6 +221,8 @@ class Deaths:
         waiting = self._waiting.get(tid, ())
         for number, record in enumerate(waiting, start=1):
             if record.tgid == tgid and record.status == status:
+                for dropped in waiting[: number - 1]:
+                    self._forget(dropped)
                 if number < len(waiting):
                     self._waiting[tid] = waiting[number:]
                 else:
@@ -205,12 +231,15 @@ class Deaths:
         return None
 
     def _death(self, record: TaskRecord, event: Exit | None) -> Death:
-        tgid = record.tgid
-        leader = self._leaders.pop(tgid, None) if self._leaders else None
-        if record.pid == tgid:
-            leader = record  # a kept one is from before an exec by another thread, which took over the leader's id
-        death = Death(tgid, record.status, event, record, leader)
+        leader = record if record.pid == record.tgid else self._leader_of.get(record)
+        death = Death(record.tgid, record.status, event, record, leader)
         return self._with_core_flag(death) if self._dumped else death
+
+    def _forget(self, last: TaskRecord) -> None:
+        """The death of this record is reported."""
+        self._leader_of.pop(last, None)
+        if self._lasts.get(last.tgid) is last:
+            del self._lasts[last.tgid]
 
     def _death_without_record(self, event: Exit) -> Death | None:
         tgid, now = event.process_tgid, event.timestamp_ns
@@ -246,6 +275,12 @@ class Deaths:
         if leader is None or (leader is not record and leader.status == 0):
             return True  # one with status 0 may be from before an exec, and the new leader's record may be to come
         return death.status & 0x7F in CORE_SIGNALS and not core_dumped(death.status)
+
+
+def _ended_together(leader: TaskRecord, last: TaskRecord) -> bool:
+    """Whether two records can be of one process whose threads ended together, and not of two owners of one PID."""
+    same_status = not (leader.status ^ last.status) & ~CORE_FLAG
+    return same_status and abs(leader.lifetime_us - last.lifetime_us) <= _TOGETHER_US
 
 
 class StatusEvidence(NamedTuple):

@@ -131,24 +131,25 @@ class Table:
         """Return the known ancestors, parent first.
 
         A child is younger than its parent; an older child means that the parent's PID was reused. Either start or both
-        may be rounded to a tick. `parent_named`: the kernel has just named the parent. Otherwise, if the parent has
-        ended, another process has adopted the child, and only /proc (`parent_now`) shows which. None is guessed.
+        may be rounded to a tick. `parent_named`: the kernel named the parent of that moment, whatever became of it.
+        Otherwise, if the parent has ended, another process has adopted the child, and only /proc (`parent_now`) shows
+        which. None is guessed.
         """
         chain: list[Process] = []
         while process.ppid and len(chain) < _MAX_DEPTH:
             parent = self.get(process.ppid, at_ns)
             if parent is not None and (parent.start_ns or 0) > (process.start_ns or 1 << 62) + START_TOLERANCE_NS:
                 parent = None
-            if parent is None or parent.ended_ns is not None:
+            if not parent_named and (parent is None or parent.ended_ns is not None):
                 adopter = parent_now(process.tgid)
-                if adopter is not None and adopter != process.ppid:
-                    process.ppid = adopter
-                    continue
-                if adopter is None and not parent_named:
+                if adopter is None:
                     process.ppid = None
                     break
-                if parent is None:
-                    break
+                if adopter != process.ppid:
+                    process.ppid = adopter
+                    continue
+            if parent is None:
+                break
             chain.append(parent)
             process, parent_named = parent, False
         return tuple(chain)

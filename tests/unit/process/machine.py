@@ -14,11 +14,13 @@ attribute known. Facts (kernel/exit.c, kernel/fork.c, drivers/connector/cn_proc.
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from random import Random
+from zlib import crc32
 
 from hypothesis import strategies as st
 
 from cnprocd.connector.event import Comm, Coredump, Event, Exec, Exit, Fork, Gid, Ptrace, Sid, Uid
 from cnprocd.connector.taskrecord import TaskRecord
+from cnprocd.process.files import FileId, FoundFile
 from cnprocd.process.model import TICK_NS, Occurrence, Process, Wanted
 from cnprocd.process.table import Table
 
@@ -68,6 +70,14 @@ class Entry:
     @property
     def is_record(self) -> bool:
         return isinstance(self.said, TaskRecord)
+
+
+DEVICE = 2049
+
+
+def inode_of(path: str) -> int:
+    """Return the inode number of a program."""
+    return crc32(path.encode()) + 1
 
 
 class Machine:
@@ -267,7 +277,7 @@ class Machine:
             pid=tid, tgid=task.tgid, ppid=task.ppid, status=status, last=last, threaded=last and task.had_threads,
             comm=task.threads[tid], uid=task.uid, gid=task.gid, begin_time_s=1_700_000_000, lifetime_us=lifetime_us,
             cpu_time_us=task.tgid * 1000, max_rss_kib=task.tgid * 1024, read_bytes=0, write_bytes=0, minor_faults=0,
-            major_faults=0, exe_device=0, exe_inode=0,
+            major_faults=0, exe_device=DEVICE if task.exe else 0, exe_inode=inode_of(task.exe) if task.exe else 0,
         )  # fmt: skip
 
     def _say(self, kind: type, **fields: object) -> None:
@@ -338,6 +348,27 @@ def shown(found: Process, wanted: Wanted, source) -> Process:
     return process
 
 
+class MachineFiles:
+    """The files of a machine's programs (model.FileLookup), of which rules name some."""
+
+    knows_all_named = True
+
+    def __init__(self, named: Iterable[str], finds_others: bool) -> None:
+        self._named, self._finds_others = frozenset(named), finds_others
+        self._paths = {inode_of(path): path for path in (*IMAGES, *STANDING_IMAGES)}
+
+    def find(self, file: FileId, comm: str | None) -> FoundFile | None:
+        path = self._paths[file.inode]
+        is_named = path in self._named
+        return FoundFile((path,), is_named, False) if is_named or self._finds_others else None
+
+    def learn(self, process: Process) -> None:
+        pass
+
+    def is_same(self, one: FileId, other: FileId) -> bool | None:
+        return one == other
+
+
 class Unfolding(list):
     """A batch of events that moves the tracker's view of /proc to each event as it is taken."""
 
@@ -355,6 +386,7 @@ class Unfolding(list):
 
 PIDS = range(100, 111)  # few, so that they are reused often
 COMMS = ["sh", "ora_pmon_A", "ora_smon_B", "java", "a b) c", "x\ny"]
+STANDING_IMAGES = ["/usr/lib/systemd/systemd", "/usr/sbin/cnprocd"]
 IMAGES = ["/bin/sh", "/opt/db/ora_pmon_A", "/opt/db/ora_smon_B", "/usr/bin/java"]
 CGROUPS = [None, None, "/system.slice/oracle.service", "/user.slice/u.scope"]
 CODES, SIGNALS = [0, 0, 1, 3, 5, 255], [9, 15, 6, 11]

@@ -5,7 +5,7 @@ happened to each process, and its table equals the machine.
 from collections import Counter
 from random import Random
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from unit.process.machine import (
     INIT,
@@ -17,6 +17,7 @@ from unit.process.machine import (
     batches,
     live,
     living,
+    many_steps,
     steps,
 )
 
@@ -70,6 +71,7 @@ def played(machine: Machine, tracker: Tracker, reader: MachineProcFs, cut, more,
 
 
 @given(steps, cuts, ahead, st.integers(0, 99), st.booleans())
+@example(many_steps(3311, 33), [], [], 0, False)  # one drain has the early leaders of two owners of a PID
 @settings(max_examples=300)
 def test_with_records_the_tracker_tells_what_happened(operations, cut, more, seed, threads):
     machine = machine_before_us()

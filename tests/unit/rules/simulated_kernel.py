@@ -28,6 +28,7 @@ def record_message(record: TaskRecord) -> bytes:
         "ac_flag": 0x20 if record.last else 0, "ac_uid": record.uid, "ac_gid": record.gid,
         "ac_comm": record.comm.encode("utf-8", "surrogateescape"), "ac_btime64": record.begin_time_s,
         "ac_tgetime": record.lifetime_us, "ac_utime": record.cpu_time_us, "hiwater_rss": record.max_rss_kib,
+        "ac_exe_dev": record.exe_device, "ac_exe_inode": record.exe_inode,
     }  # fmt: skip
     group = wire.taskstats(13) if record.threaded else None
     return wire.exit_record(wire.taskstats(13, **fields), group, FAMILY)

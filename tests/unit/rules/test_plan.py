@@ -11,10 +11,22 @@ from dataclasses import replace
 from itertools import product
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from unit.process.machine import INIT, MILLISECOND, SECOND, Machine, MachineProcFs, Unfolding, batches, live, steps
+from unit.process.machine import (
+    INIT,
+    MILLISECOND,
+    SECOND,
+    Machine,
+    MachineFiles,
+    MachineProcFs,
+    Unfolding,
+    batches,
+    live,
+    many_steps,
+    steps,
+)
 from unit.rules.simulated_kernel import Kernel, event_message, record_message
 from unit.rules.trees import ENDING_KEYS, IDENTITY_KEYS, trees
 
@@ -111,7 +123,8 @@ class History:
     def matches(self, matcher: Matcher, plan: Plan, features: Features) -> Counter:
         """Return the matches of the rules under a plan."""
         kernel, reader = Kernel(plan.request, features), MachineProcFs(self.before)
-        tracker = Tracker(plan.tracking, reader, OWN, matcher.cares)
+        files = MachineFiles(matcher.exe_paths, matcher.exe_directories is not None)
+        tracker = Tracker(plan.tracking, reader, OWN, matcher.cares, files)
         if plan.tracking.table:
             tracker.adopt(reader.scan(plan.tracking.wanted_anew))
         found = Counter()
@@ -149,7 +162,7 @@ class History:
 def unplanned() -> Plan:
     """Return a plan that requests everything."""
     request = Request(uapi.PROC_EVENT_ALL, ConnectorFilter(EVERY_BIT), TaskstatsFilter(), True)
-    return Plan(request, Tracking(True, True, EVERYTHING, KINDS, KINDS))
+    return Plan(request, Tracking(True, True, EVERYTHING, KINDS, KINDS, exe_files=True))
 
 
 def relatives(rule: CompiledRule) -> bool:
@@ -197,7 +210,15 @@ def test_a_full_request_reports_what_happened(rule_set, history):
     assert only(found, certain) == only(history.true_matches(matcher), certain)
 
 
+# The exit record alone decides which of the paths that rules name was executed.
+NEGATED_LITERAL = (
+    [written(["nonzero_exit"], {"not": {"exe": "/bin/sh"}}, False, False)],
+    History(many_steps(0, 4), [], [], frozenset(), False, (0, 0, 5)),
+)
+
+
 @given(rule_sets, st.builds(History, **histories, lone_codes=st.just((0, 0, 5))), st.booleans())
+@example(*NEGATED_LITERAL, False)
 @settings(max_examples=150)
 def test_the_plan_changes_no_match_where_there_are_exit_records(rule_set, history, follow):
     matcher = Matcher(rule_set)
@@ -216,7 +237,15 @@ LONE = st.sampled_from(  # see test_tracker_histories.py
 )
 
 
+# A death is held until its parent has ended as well; its zombie has another parent by then.
+ORPHANED_AT_DEATH = (
+    [written(["exit"], {"parent": {"comm": "java"}}, False, False)],
+    History(many_steps(136, 4), [], [], frozenset(), False),
+)
+
+
 @given(rule_sets, LONE.flatmap(lambda lone: st.builds(History, **histories, **lone)))
+@example(*ORPHANED_AT_DEATH)
 @settings(max_examples=100)
 def test_the_plan_changes_no_match_where_threads_are_counted(rule_set, history):
     matcher = Matcher(rule_set)
