@@ -3,12 +3,11 @@
 The jobs of a batch are committed before its records are written, so a record never names a job that does not exist. A
 crash between the two loses a log record, not a cleanup.
 
-A job's key identifies its match for ever (job_key), so an event that is seen twice makes one job.
+A job's key is the id of its match (output/match_id.py), so an event that is seen twice makes one job.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,13 +15,12 @@ from typing import Protocol
 
 from cnprocd.escape import printable
 from cnprocd.failures import Failures
-from cnprocd.json_value import JsonObject
+from cnprocd.json_value import JsonObject, get_str
 from cnprocd.launch.attempt import Launcher
 from cnprocd.launch.user import ResolveUser, resolve_user
 from cnprocd.log import Log
 from cnprocd.output.record import message
 from cnprocd.pipeline import RecordedMatch
-from cnprocd.rules.compile import Match
 from cnprocd.rules.problems import LoadedRules
 from cnprocd.rules.ruleset import Rule, Settings, hooks_of
 from cnprocd.spool.disk import Disk
@@ -221,7 +219,7 @@ class Dispatcher:
         assert rule.run is not None
         comm = record["comm"]
         return JobRequest(
-            key=job_key(self.spool.boot_id, recorded.match),
+            key=get_str(record, "match_id"),
             rule=rule.name,
             event=record,
             serialize_key=serialize_key(rule.run.serialize, rule.name, comm if isinstance(comm, str) else None),
@@ -237,23 +235,6 @@ class Dispatcher:
             if recorded.provenance is not None:
                 record = recorded.record
                 self._log("debug", "identity_sources", rule=record["rule"], pid=record["pid"], **recorded.provenance)
-
-
-def job_key(boot_id: str, match: Match) -> str:
-    """Return the key of a match: boot id, PID, the kernel's time of the event, event name and rule.
-
-    Without an event (a recovered exit) the process's start time replaces the kernel's time. If that is unknown as well,
-    the key is unique: two such matches may be of two processes that had one PID after another.
-    """
-    occurrence, process = match.occurrence, match.occurrence.process
-    thread = f"/{occurrence.tid}" if occurrence.of_thread else ""
-    # Every daemon sees the same kernel time. The start time may differ: one daemon knows it from the fork event, the
-    # next one from the exit record.
-    moment = str(occurrence.kernel_time_ns)
-    if occurrence.kernel_time_ns is None:
-        unknown = f"unknown {os.urandom(8).hex()}"
-        moment = unknown if process.start_ns is None else f"started {process.start_ns}"
-    return ":".join((boot_id, f"{process.tgid}{thread}", moment, match.event, match.rule.name))
 
 
 def gather_of(rule: Rule, record: JsonObject) -> Gather | None:

@@ -9,6 +9,7 @@ is left or its budget is spent. After an overrun recovery.py finds what the lost
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -22,6 +23,7 @@ from cnprocd.failures import Failures
 from cnprocd.flood import Flood
 from cnprocd.json_value import JsonDict
 from cnprocd.log import Log, ThrottledLog
+from cnprocd.output.match_id import Machine
 from cnprocd.output.record import match_record
 from cnprocd.process.completion import complete
 from cnprocd.process.file_names import FileNames
@@ -86,11 +88,14 @@ class Pipeline:
         recovery: Recovery,
         procfs: ProcScan,
         log: Log,
+        machine: Machine,
         files: FileNames | None = None,
         clock: Callable[[], float] = time.monotonic,
         failures: Failures | None = None,
     ) -> None:
         """`files`: the paths that rules name, kept up to date here; None: no rule names one."""
+        self._machine = machine
+        self._life = os.urandom(8).hex()  # of this daemon, for matches whose time is unknown
         self.source = source
         self.tracker = tracker
         self.matcher = matcher
@@ -166,13 +171,14 @@ class Pipeline:
                 if found:
                     complete(occurrence, self._procfs)
                     provenance = occurrence.process.provenance() if self.logs_provenance else None
-                    matches += [
-                        RecordedMatch(match, match_record(match, self._procfs.user_name), provenance) for match in found
-                    ]
+                    matches += [RecordedMatch(match, self._record(match), provenance) for match in found]
             except Exception:
                 self.failures.note("evaluate", occurrence)
         if matches:
             self._delivery.deliver(matches)
+
+    def _record(self, match: Match) -> JsonDict:
+        return match_record(match, self._procfs.user_name, self._machine, f"{self._life} {self.counts.matches}")
 
     def _counted(self, found: list[Match], occurrence: Occurrence) -> list[Match]:
         """Count matches, and return those that are to be reported."""

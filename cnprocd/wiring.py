@@ -26,6 +26,7 @@ from cnprocd.failures import Failures
 from cnprocd.hits import Hits
 from cnprocd.load_state import LoadState, ReadDigests
 from cnprocd.log import Log
+from cnprocd.machine_ids import this_machine
 from cnprocd.name_resolution import NameResolution
 from cnprocd.names import Names
 from cnprocd.output.log import LogOutput
@@ -152,7 +153,7 @@ def connect(options: Options, loaded: LoadedRules, outside: Outside) -> Parts:
     tap = Tap(dispatcher)
     holder = Holder() if "pidfd_info" not in options.refused and kernel_reports_exit_status() else None
     recovery = Recovery(source, tracker, lookups, holder, log)
-    pipeline = Pipeline(source, tracker, matcher, tap, recovery, lookups, log, files, failures=failures)
+    pipeline = Pipeline(source, tracker, matcher, tap, recovery, lookups, log, this_machine(), files, failures=failures)
     rules = RulesInForce(
         loaded,
         outside.load,

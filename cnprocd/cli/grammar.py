@@ -122,6 +122,7 @@ _MATCH = arg(
 )
 _FOR = arg("--for", dest="duration", type=seconds, metavar="TIME", help="Stop after this time")
 _COUNT = arg("-n", "--count", type=count, metavar="N", help="Stop after this number of lines")
+_AFTER = arg("--after", metavar="ID", help="Go on after the match with this match_id; '' begins with the oldest one")
 _NAMES = arg("names", nargs="+", metavar="RULE", help="Names of rules")
 _JOB = arg("job", type=number, metavar="ID", help="Job number")
 _JOBS = arg("jobs", type=number, nargs="+", metavar="ID", help="Job numbers")
@@ -278,9 +279,12 @@ VERBS = (
             arg("--since", type=moment, metavar="TIME", help="Only matches from this time on: yesterday, 22:00, 2h"),
             arg("--until", type=moment, metavar="TIME", help="Only matches up to this time"),
             _LIMIT,
+            _AFTER,
             arg("-f", "--follow", action="store_true", help="Go on with the next matches, until a signal"),
         ),
         description="For each match, show the state of its job now: waiting, running, done, or dead with the reason. "
+        "With --after, list the first matches that follow, the oldest first; the last of them is the next ID. If the "
+        "match is no longer kept, the exit status is 1. "
         "TIMES in cnprocctl(1) describes the forms of times.",
         examples=(
             "cnprocctl history --since yesterday --until '2026-11-25 22:00'",
@@ -297,12 +301,15 @@ VERBS = (
             _RULE,
             _MATCH,
             arg("--rate", type=number, metavar="N", help="Maximum number of lines per second (terminal: 50; 0: all)"),
+            _AFTER,
             _COUNT,
             _FOR,
         ),
         description="Matches come from the daemon. With --events, cnprocctl subscribes to the kernel with a socket of "
         "its own, so that the daemon does not request more events than its rules need. Lines beyond the rate are left "
-        "out and counted. JSON is never left out, unless its reader is too slow; then the number is reported.",
+        "out and counted. JSON is never left out, unless its reader is too slow; then the number is "
+        "reported. With --after, matches of the history come first, and matches that were skipped are "
+        "read from the history.",
         examples=("cnprocctl watch", "cnprocctl watch --events --kinds exit --match '{exit_code: \"!= 0\"}'"),
     ),
     Verb(

@@ -13,10 +13,11 @@ from functools import partial
 
 from cnprocd.control import view
 from cnprocd.control.problems import problem_value
-from cnprocd.control.protocol import MAX_FRAME, Answer, EncodedAnswer, encode, too_long
+from cnprocd.control.protocol import MAX_FRAME, Answer, EncodedAnswer, ProtocolError, encode, too_long
 from cnprocd.control.server import Args, Verb, VerbError, VerbResult
 from cnprocd.control.tap import MATCHES
 from cnprocd.control.values import job_value, match_value
+from cnprocd.dispatch import MOST_PAST
 from cnprocd.errors import EX_NO
 from cnprocd.json_value import (
     JsonValue,
@@ -36,6 +37,7 @@ from cnprocd.stalls import Stalls
 MAX_LIMIT = 1000
 TURN_BYTES = 64 << 10  # of an answer that are encoded in one turn of the loop
 TURN_OVERHEAD_BYTES = 512  # that a value takes beside its text, in time
+ENVELOPE_BYTES = 1 << 10  # of an answer around its values, and its note
 _MAX_ID = (1 << 62) - 1  # of 64 bits, as SQLite keeps them
 _MAX_NS = (1 << 63) - 1
 
@@ -189,12 +191,23 @@ async def _history(daemon: view.DaemonView, args: Args) -> EncodedAnswer:
         since_ns=get_int(args, "since_ns", 0, minimum=-_MAX_NS, maximum=_MAX_NS),
         until_ns=get_int_or_none(args, "until_ns", minimum=-_MAX_NS, maximum=_MAX_NS),
         limit=_limit(args),
+        after=get_str_or_none(args, "after"),
     )
     encoded, why = EncodedValues(), None
-    async for page in daemon.dispatcher.spool.match_pages(wanted):
-        await encoded.add(match_value(match) for match in page.value)
-        why = page.why
-    return EncodedAnswer(tuple(encoded.texts), _note(why))
+    try:
+        async for page in daemon.dispatcher.spool.match_pages(wanted):
+            await encoded.add(match_value(match) for match in page.value)
+            why = page.why
+    except ProtocolError:
+        if wanted.after is None or not encoded.texts:  # else the client asks for the rest
+            raise
+    return EncodedAnswer(tuple(encoded.texts), _history_note(daemon, why))
+
+
+def _history_note(daemon: view.DaemonView, why: str | None) -> str | None:
+    missing = daemon.dispatcher.not_remembered
+    left_out = f"{missing} matches since the start are not in the history, because more than {MOST_PAST} came at once"
+    return "; ".join(filter(None, [_note(why), left_out if missing else None])) or None
 
 
 class EncodedValues:
@@ -212,11 +225,11 @@ class EncodedValues:
         """Encode more values. Raises ProtocolError: the answer is too long."""
         for value in values:
             text = encode(value)
-            self.texts.append(text)
             self._bytes += len(text) + 1
-            self._turn_bytes += len(text) + TURN_OVERHEAD_BYTES
-            if self._bytes > MAX_FRAME:
+            if self._bytes > MAX_FRAME - ENVELOPE_BYTES:
                 raise too_long(self._bytes)
+            self.texts.append(text)
+            self._turn_bytes += len(text) + TURN_OVERHEAD_BYTES
             if self._turn_bytes >= TURN_BYTES:
                 self._turn_bytes = 0
                 await asyncio.sleep(0)

@@ -56,6 +56,10 @@ MATCH: Mapping[str, str] = {
     "tracer_pid": "Process that traces this one after a ptrace event, or 0.",
     "tracer_tid": "Thread that traces this process after a ptrace event, or 0.",
     "job_id": "Job of the hook, or null without a hook.",
+    "match_id": "Identifier of the match: the same however often the match is reported, and of no other match.",
+    "host": "Host name of the machine.",
+    "machine_id": "Machine ID, as in machine-id(5).",
+    "boot_id": "Identifier of the boot, as in the journal's _BOOT_ID.",
     "held_by": "Throttle that held the match back. Only `cnprocctl watch` and `replay` show such matches.",
 }
 """The fields of a match: in `rule_matched` records, on a hook's standard input and in its environment."""

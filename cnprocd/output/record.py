@@ -12,6 +12,7 @@ from collections.abc import Callable
 from cnprocd.connector.status import core_dumped, describe, exit_code, signal_name, term_signal
 from cnprocd.escape import printable, unit_name
 from cnprocd.json_value import JsonDict, JsonObject, JsonValue
+from cnprocd.output.match_id import UNKNOWN_MACHINE, Machine, match_id
 from cnprocd.process.cgroup_path import Placement
 from cnprocd.process.model import Occurrence, Process
 from cnprocd.rules.compile import Match
@@ -19,7 +20,7 @@ from cnprocd.rules.values import Template
 
 MATCH_FIELDS = (
     "rule", "kind", "pid", "tid", "comm", "ppid", "uid", "gid", "exe", "cmdline", "unit", "exit_code", "signal",
-    "core_dumped", "kernel_time_ns", "cpu", "recovered", "job_id",
+    "core_dumped", "kernel_time_ns", "cpu", "recovered", "job_id", "match_id", "host", "machine_id", "boot_id",
 )  # fmt: skip
 """The fields of a match record, in order; users and checks depend on them literally."""
 
@@ -27,10 +28,15 @@ MATCH_FIELDS = (
 _UNPLACED = Placement()
 
 
-def match_record(match: Match, user_name: Callable[[int], str | None] = str) -> JsonDict:
+def match_record(
+    match: Match,
+    user_name: Callable[[int], str | None] = str,
+    machine: Machine = UNKNOWN_MACHINE,
+    unique: str = "",
+) -> JsonDict:
     """Return the record of a match; `job_id` is None until the job is in the spool.
 
-    `user_name` returns the user name of a uid.
+    `user_name` returns the user name of a uid. Without a boot id there is no match id; `unique`: see match_id().
     """
     occurrence = match.occurrence
     process, status = occurrence.process, occurrence.status
@@ -55,6 +61,10 @@ def match_record(match: Match, user_name: Callable[[int], str | None] = str) -> 
         "cpu": occurrence.cpu,
         "recovered": occurrence.recovered,
         "job_id": None,
+        "match_id": match_id(machine.boot_id, match, unique) if machine.boot_id is not None else None,
+        "host": machine.host,
+        "machine_id": machine.machine_id,
+        "boot_id": machine.boot_id,
         "user": user_name(process.uid) if process.uid is not None else None,
         "container": None,
         "pod_uid": _escaped(placement.pod_uid),
@@ -69,19 +79,26 @@ def match_record(match: Match, user_name: Callable[[int], str | None] = str) -> 
     if process.cgroup is not None:
         texts["cgroup"] = process.cgroup
         record["cgroup"] = _escaped(process.cgroup)
-    if placement.user_unit is not None:
-        record["user_unit"] = _unit(placement.user_unit)
     if placement.container is not None:
         texts["container"] = placement.container.id
-        record |= {"container": _escaped(placement.container.id), "runtime": placement.container.runtime}
-    if len(placement.containers) > 1:
-        record["containers"] = [_escaped(container.id) for container in placement.containers]
+    record.update(_placement(placement))
     for name, text in texts.items():
         if text is not None and text != record[name]:
             record[f"{name}_hex"] = text.encode("utf-8", "surrogateescape").hex()
-    record.update(_image(process))
-    record.update(occurrence.details)
-    record.update(_usage(occurrence))
+    record |= {**_image(process), **occurrence.details, **_usage(occurrence)}
+    return record
+
+
+def _placement(placement: Placement) -> JsonDict:
+    """Return the fields of a container and of a user's unit that not every process has."""
+    record: JsonDict = {}
+    if placement.user_unit is not None:
+        record["user_unit"] = _unit(placement.user_unit)
+    if placement.container is not None:
+        record["container"] = _escaped(placement.container.id)
+        record["runtime"] = placement.container.runtime
+    if len(placement.containers) > 1:
+        record["containers"] = [_escaped(container.id) for container in placement.containers]
     return record
 
 

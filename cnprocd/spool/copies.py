@@ -116,7 +116,7 @@ def put(db: sqlite3.Connection, rows: Rows) -> None:
     columns = marks(ALL_JOB_COLUMNS.split(","))
     db.executemany(f"INSERT OR REPLACE INTO jobs({ALL_JOB_COLUMNS}) VALUES ({columns})", rows.jobs)  # noqa: S608
     db.executemany("INSERT OR IGNORE INTO events(job_id, key, record) VALUES (?, ?, ?)", rows.events)
-    db.executemany(f"INSERT INTO matches({history.COLUMNS}) VALUES ({marks('?' * 9)})", rows.matches)  # noqa: S608
+    history.put_matches(db, rows.matches)
     for job_id, output in rows.outputs:
         history.put_output(db, job_id, output)
     db.executemany("INSERT OR REPLACE INTO hits(rule, count, last_ns) VALUES (?, ?, ?)", rows.hits)

@@ -23,7 +23,7 @@ from pathlib import Path
 from cnprocd.spool import history
 
 APPLICATION_ID = 0x636E7072  # "cnpr": a database of another program is renamed, not written to
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 BUSY_TIMEOUT_S = 1.0  # the child of a daemon that was killed may be at its last commit
 
 _SCHEMA = """
@@ -47,9 +47,9 @@ CREATE TABLE events(
     key TEXT NOT NULL UNIQUE, job_id INTEGER NOT NULL, record TEXT NOT NULL
 );
 CREATE TABLE matches(
-    match_id INTEGER PRIMARY KEY,
+    row_id INTEGER PRIMARY KEY,
     time_ns INTEGER NOT NULL, rule TEXT NOT NULL, comm TEXT, pid INTEGER, record TEXT NOT NULL,
-    job_id INTEGER, uid INTEGER, user TEXT, unit TEXT
+    job_id INTEGER, uid INTEGER, user TEXT, unit TEXT, match_id TEXT
 );
 CREATE INDEX waiting ON jobs(job_id, due_ns, rule, serialize_key) WHERE state = 'waiting';
 CREATE INDEX due ON jobs(due_ns) WHERE state = 'waiting';
@@ -58,6 +58,8 @@ CREATE INDEX ended ON jobs(state, finished_ns) WHERE state IN ('done', 'dead');
 CREATE INDEX events_of ON events(job_id);
 CREATE INDEX matches_by_time ON matches(time_ns);
 """
+# A match that is reported again has its row already. Matches of 0.1 have no id.
+_MATCH_IDS = "CREATE UNIQUE INDEX match_ids ON matches(match_id);"
 _OUTPUTS = "CREATE TABLE outputs(job_id INTEGER PRIMARY KEY, bytes INTEGER NOT NULL, output TEXT NOT NULL);"
 _HITS = "CREATE TABLE hits(rule TEXT PRIMARY KEY, count INTEGER NOT NULL, last_ns INTEGER);"
 _CLOCK = """CREATE TABLE clock(
@@ -123,7 +125,7 @@ def _make_or_check(db: sqlite3.Connection) -> None:
     (tables,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     if version == 0 and tables == 0:
         db.executescript(
-            f"BEGIN IMMEDIATE; {_SCHEMA} {_OUTPUTS} {_HITS} {_CLOCK} {_RUNNING} {_QUEUES}"
+            f"BEGIN IMMEDIATE; {_SCHEMA} {_MATCH_IDS} {_OUTPUTS} {_HITS} {_CLOCK} {_RUNNING} {_QUEUES}"
             f" PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT"
         )
         return
@@ -182,4 +184,12 @@ def _from_3(db: sqlite3.Connection) -> None:
     )
 
 
-_STEPS: Mapping[int, Callable[[sqlite3.Connection], None]] = {2: _from_2, 3: _from_3, SCHEMA_VERSION: lambda db: None}
+def _from_4(db: sqlite3.Connection) -> None:
+    db.execute("ALTER TABLE matches RENAME COLUMN match_id TO row_id")
+    db.execute("ALTER TABLE matches ADD COLUMN match_id TEXT")
+    db.execute(_MATCH_IDS)
+
+
+_STEPS: Mapping[int, Callable[[sqlite3.Connection], None]] = {
+    2: _from_2, 3: _from_3, 4: _from_4, SCHEMA_VERSION: lambda db: None,
+}  # fmt: skip

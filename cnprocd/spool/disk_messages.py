@@ -81,10 +81,10 @@ class FindOutput:
 
 @dataclass(frozen=True, slots=True)
 class FindMatches:
-    """Find the newest matches before the row `before`, which is 0 for the first page."""
+    """Find a page of matches. `following` is that of the page before, or 0 for the first page."""
 
     wanted: MatchFilter
-    before: int = 0
+    following: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +137,14 @@ class Pruned:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page of matches, bounded in number and bytes. `before` names the next page; 0: there is none."""
+    """A page of matches, bounded in number and bytes. `following` names the next page; 0: there is none.
+
+    `knows_after`: whether the match after which the page begins is kept.
+    """
 
     matches: tuple[PastMatch, ...]
-    before: int
+    following: int
+    knows_after: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,13 +14,15 @@ from cnprocd.spool.disk_messages import Page
 from cnprocd.spool.rows import MatchFilter, PastMatch, RuleHits
 
 MOST_OUTPUT_BYTES = 64 << 20  # of the outputs of all jobs together; those of the oldest jobs are deleted first
-COLUMNS = "time_ns, rule, comm, pid, record, job_id, uid, user, unit"
+COLUMNS = "time_ns, rule, comm, pid, record, job_id, uid, user, unit, match_id"
+MARKS = "?, ?, ?, ?, ?, ?, ?, ?, ?, ?"
 COUNTING_SINCE = ""  # the row of `hits` that says since when hits are counted; no rule has this name
 
 
 def match_row(time_ns: int, rule: str, comm: str | None, pid: int | None, record: JsonObject) -> Row:
     """Return a row of `matches`. What `cnprocctl history` filters by has a column of its own."""
-    return (time_ns, rule, comm, pid, json.dumps(record, separators=(",", ":")), *filtered_fields(record))
+    text = json.dumps(record, separators=(",", ":"))
+    return (time_ns, rule, comm, pid, text, *filtered_fields(record), _text(record, "match_id"))
 
 
 def filtered_fields(record: JsonObject) -> tuple[int | None, int | None, str | None, str | None]:
@@ -46,22 +48,33 @@ def match_rows(matches: Iterable[PastMatch]) -> list[Row]:
 def replace_matches(db: sqlite3.Connection, rows: Iterable[Row]) -> None:
     """Keep these matches instead of the former ones."""
     db.execute("DELETE FROM matches")
-    db.executemany(f"INSERT INTO matches({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)  # noqa: S608
+    put_matches(db, rows)
+
+
+def put_matches(db: sqlite3.Connection, rows: Iterable[Row]) -> None:
+    """Add matches. One that was reported before keeps its place."""
+    db.executemany(f"INSERT OR IGNORE INTO matches({COLUMNS}) VALUES ({MARKS})", rows)  # noqa: S608  # constants
 
 
 def find_matches(
-    db: sqlite3.Connection, wanted: MatchFilter, before: int, most: int, most_bytes: float = math.inf
+    db: sqlite3.Connection, wanted: MatchFilter, following: int, most: int, most_bytes: float = math.inf
 ) -> Page:
     """Return the newest matches that `wanted` accepts, newest first, each with the state of its job: at most `most`.
 
-    The page ends with the match that makes it `most_bytes` long. `before` is that of the page before, or 0.
+    With `wanted.after`, return the first ones after that match, the oldest first. The page ends with the match that
+    makes it `most_bytes` long. `following` is that of the page before, or 0.
     """
+    if wanted.after and not following:
+        row_id = db.execute("SELECT row_id FROM matches WHERE match_id = ?", (wanted.after,)).fetchone()
+        if row_id is None:
+            return Page((), 0, knows_after=False)
+        (following,) = row_id
     conditions, values = ["time_ns >= ?"], [*_bounds(wanted)]
     if wanted.until_ns is not None:
         conditions.append("time_ns <= ?")
-    if before:
-        conditions.append("match_id < ?")
-        values.append(before)
+    if following:
+        conditions.append("row_id < ?" if wanted.after is None else "row_id > ?")
+        values.append(following)
     for column, pattern in (("rule", wanted.rule), ("comm", wanted.comm), ("unit", wanted.unit)):
         if pattern is not None:
             conditions.append(f"matches.{column} GLOB ?")
@@ -72,9 +85,9 @@ def find_matches(
             values.append(value)
     most = min(most, wanted.limit)
     cursor = db.execute(
-        "SELECT time_ns, matches.rule, comm, pid, record, jobs.state, jobs.reason, match_id"  # noqa: S608  # constants
+        "SELECT time_ns, matches.rule, comm, pid, record, jobs.state, jobs.reason, row_id"  # noqa: S608  # constants
         " FROM matches LEFT JOIN jobs ON jobs.job_id = matches.job_id"
-        f" WHERE {' AND '.join(conditions)} ORDER BY match_id DESC LIMIT ?",
+        f" WHERE {' AND '.join(conditions)} ORDER BY row_id {'DESC' if wanted.after is None else 'ASC'} LIMIT ?",
         (*values, most),
     )
     rows: list[Row] = []
@@ -105,7 +118,7 @@ def glob(pattern: str) -> str:
 def prune_matches(db: sqlite3.Connection, *, keep: int, older_than_ns: int) -> int:
     """Delete matches beyond the newest `keep`, or older. Return the number of rows."""
     return db.execute(
-        "DELETE FROM matches WHERE time_ns < ? OR match_id <= (SELECT max(match_id) FROM matches) - ?",
+        "DELETE FROM matches WHERE time_ns < ? OR row_id <= (SELECT max(row_id) FROM matches) - ?",
         (older_than_ns, keep),
     ).rowcount
 

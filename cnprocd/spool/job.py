@@ -58,7 +58,7 @@ class Gather:
 
 @dataclass(frozen=True, slots=True)
 class JobRequest:
-    """A match whose hook is to run. `key` identifies the match for ever: see dispatch.job_key.
+    """A match whose hook is to run. `key` identifies the match for ever: its match_id.
 
     `event` is the record as logged. Where a text of it was escaped, `<field>_hex` beside it holds the exact bytes.
     """

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from cnprocd.errors import EX_NO, CnprocdError
 from cnprocd.json_value import JsonObject
 from cnprocd.spool.job import Job
 
@@ -52,7 +53,10 @@ class PastMatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MatchFilter:
-    """Which past matches are wanted. Names of rules, comms and units are globs; times are wall clock."""
+    """Which past matches are wanted. Names of rules, comms and units are globs; times are wall clock.
+
+    `after`: the first ones that follow the match of this id, instead of the newest; "" begins with the oldest.
+    """
 
     rule: str | None = None
     comm: str | None = None
@@ -63,6 +67,19 @@ class MatchFilter:
     since_ns: int = 0
     until_ns: int | None = None
     limit: int = 100
+    after: str | None = None
+
+
+class NotInHistoryError(CnprocdError):
+    """The match after which the history is to go on is not kept, or never was."""
+
+    exit_status = EX_NO
+
+    def __init__(self, match_id: str | None) -> None:
+        super().__init__(
+            f"cannot go on after match {match_id}: it is not in the history",
+            "history_count and history_age limit what is kept; begin again without --after",
+        )
 
 
 @dataclass(frozen=True, slots=True)

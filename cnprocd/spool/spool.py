@@ -37,16 +37,7 @@ from cnprocd.log import Log
 from cnprocd.spool import database, history, salvage
 from cnprocd.spool.copy_on_disk import CopyOnDisk, TakenIn
 from cnprocd.spool.disk import DirectDisk, Disk
-from cnprocd.spool.disk_messages import (
-    FindDead,
-    FindJob,
-    FindJobs,
-    FindMatches,
-    FindOutput,
-    Page,
-    Pruned,
-    reason_of,
-)
+from cnprocd.spool.disk_messages import FindDead, FindJob, FindJobs, FindMatches, FindOutput, Page, Pruned, reason_of
 from cnprocd.spool.job import NS, Job, JobRequest, State, after_interruption
 from cnprocd.spool.rows import (
     ClockReading,
@@ -56,6 +47,7 @@ from cnprocd.spool.rows import (
     Keep,
     Leftover,
     MatchFilter,
+    NotInHistoryError,
     PastMatch,
     Rows,
     RuleHits,
@@ -399,20 +391,22 @@ class Spool:
         return Found(found) if isinstance(found, str) else Found(None, reason_of(found))
 
     async def find_matches(self, wanted: MatchFilter) -> Found[list[PastMatch]]:
-        """Return past matches, newest first."""
+        """Return past matches, newest first, or in order with `after`. Raises NotInHistoryError."""
         pages = [page async for page in self.match_pages(wanted)]
         return Found([match for page in pages for match in page.value], pages[-1].why)
 
     async def match_pages(self, wanted: MatchFilter) -> AsyncIterator[Found[list[PastMatch]]]:
-        """Yield past matches, newest first, in pages that are read one after the other. The last one may be empty."""
-        found = before = 0
+        """Yield pages of past matches, read one after the other; the last may be empty. Raises NotInHistoryError."""
+        found = following = 0
         while True:
-            page = await self._copy.find(FindMatches(replace(wanted, limit=wanted.limit - found), before))
+            page = await self._copy.find(FindMatches(replace(wanted, limit=wanted.limit - found), following))
             if not isinstance(page, Page):
                 break
-            found, before = found + len(page.matches), page.before
+            if not page.knows_after:
+                raise NotInHistoryError(wanted.after)
+            found, following = found + len(page.matches), page.following
             yield Found(list(page.matches))
-            if not before or found >= wanted.limit:
+            if not following or found >= wanted.limit:
                 return
         if not found:
             self._store.replace_matches(self._copy.recent)

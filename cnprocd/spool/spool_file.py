@@ -148,4 +148,4 @@ def _found(store: Store, query: m.Query) -> m.Answer:
         case m.FindDead():
             return store.dead_rows(query.job_id, query.rule)
         case m.FindMatches():
-            return store.page_of_matches(query.wanted, query.before, PAGE_MATCHES, PAGE_BYTES)
+            return store.page_of_matches(query.wanted, query.following, PAGE_MATCHES, PAGE_BYTES)

@@ -21,7 +21,16 @@ from cnprocd.spool import copies, history, queues
 from cnprocd.spool.changes import EventRange, Row
 from cnprocd.spool.disk_messages import Ended, Page
 from cnprocd.spool.job import NS, Job, JobRequest, State
-from cnprocd.spool.rows import ClockReading, Enqueued, Leftover, MatchFilter, PastMatch, Rows, RuleQueue
+from cnprocd.spool.rows import (
+    ClockReading,
+    Enqueued,
+    Leftover,
+    MatchFilter,
+    NotInHistoryError,
+    PastMatch,
+    Rows,
+    RuleQueue,
+)
 
 
 class Store:
@@ -291,10 +300,14 @@ class Store:
     # -- history -------------------------------------------------------------------------------------------------
 
     def matches(self, wanted: MatchFilter) -> list[PastMatch]:
-        return list(history.find_matches(self._db, wanted, 0, wanted.limit).matches)
+        """Return past matches. Raises NotInHistoryError."""
+        page = history.find_matches(self._db, wanted, 0, wanted.limit)
+        if not page.knows_after:
+            raise NotInHistoryError(wanted.after)
+        return list(page.matches)
 
-    def page_of_matches(self, wanted: MatchFilter, before: int, most: int, most_bytes: int) -> Page:
-        return history.find_matches(self._db, wanted, before, most, most_bytes)
+    def page_of_matches(self, wanted: MatchFilter, following: int, most: int, most_bytes: int) -> Page:
+        return history.find_matches(self._db, wanted, following, most, most_bytes)
 
     def output(self, job_id: int) -> str | None:
         return history.find_output(self._db, job_id)

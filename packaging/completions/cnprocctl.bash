@@ -7,12 +7,13 @@ _cnprocctl() {
     for ((i = 1; i < COMP_CWORD; i++)); do
         word=${COMP_WORDS[i]}
         case "$word" in
-            --ancestor|--by|--cgroup|--cmdline|--comm|--container|--count|--cpu-time|--event|--exe|--exe-claimed|--exit-code|--for|--group|--interval|--job|--kind|--kinds|--lifetime|--limit|--lines|--match|--max-rss|--max-size|--output|--parent|--pid|--pod-uid|--rate|--rule|--rules|--runtime-dir|--signal|--since|--state|--state-dir|--status|--unit|--until|--user|--user-unit|--without|-n|-o) ((i++)) ;;
+            --after|--ancestor|--by|--cgroup|--cmdline|--comm|--container|--count|--cpu-time|--event|--exe|--exe-claimed|--exit-code|--for|--group|--interval|--job|--kind|--kinds|--lifetime|--limit|--lines|--match|--max-rss|--max-size|--output|--parent|--pid|--pod-uid|--rate|--rule|--rules|--runtime-dir|--signal|--since|--state|--state-dir|--status|--unit|--until|--user|--user-unit|--without|-n|-o) ((i++)) ;;
             -*) ;;
             *) if [[ -z $verb && $word == help ]]; then help=yes; elif [[ -z $verb ]]; then verb=$word; elif [[ " rules jobs " == *" $verb "* ]]; then verb="$verb $word"; fi ;;
         esac
     done
     case "$prev" in
+        --after) COMPREPLY=(); return ;;
         --ancestor) COMPREPLY=(); return ;;
         --by) COMPREPLY=($(compgen -W "comm unit user" -- "$cur")); return ;;
         --cgroup) COMPREPLY=(); return ;;
@@ -122,10 +123,10 @@ _cnprocctl() {
             [[ $cur != -* ]] && COMPREPLY=($(compgen -W "$(_cnprocctl_jobs running)" -- "$cur"))
             ;;
         "history")
-            COMPREPLY=($(compgen -W "--rule --comm --pid --user --unit --since --until -n --limit -f --follow --rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--rule --comm --pid --user --unit --since --until -n --limit --after -f --follow --rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
             ;;
         "watch")
-            COMPREPLY=($(compgen -W "--events --kinds --rule --match --rate -n --count --for --rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--events --kinds --rule --match --rate --after -n --count --for --rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
             ;;
         "top")
             COMPREPLY=($(compgen -W "--by --interval -n --lines --for --rules --runtime-dir --state-dir -o --output --json" -- "$cur"))

@@ -92,6 +92,33 @@ def test_history_follows_past_and_next_matches_once_each(tmp_path):
         assert follower.wait(PATIENCE_S) == 130
 
 
+def test_watch_and_history_go_on_after_a_match(tmp_path):
+    """A collector that was away: matches meanwhile come from the history, also of the daemon before this one."""
+    with running(tmp_path, rules()) as daemon:
+        pids = [fail("cnpctl-a") for _ in range(3)]
+        daemon.mark()
+        known = ctl_json(daemon, "history", "--comm", "cnpctl-*")[0]
+        assert daemon.stop() == 0
+    with running(tmp_path, rules()) as daemon:
+        pids.append(fail("cnpctl-a"))
+        daemon.mark()
+        (first,) = ctl_json(daemon, "history", "--after", known["match_id"], "--limit", "1")
+        assert first["pid"] == pids[1]
+        words = ["--json", "watch", "--after", known["match_id"], "--match", "{comm: 'cnpctl-*'}", "--count", "4"]
+        watcher = subprocess.Popen(
+            [sys.executable, "-m", "cnprocd.cli.cnprocctl", *options(daemon), *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert "Ctrl-C ends" in watcher.stderr.readline()
+        pids.append(fail("cnpctl-b"))
+        out, _ = watcher.communicate(timeout=PATIENCE_S)
+        assert [json.loads(line)["pid"] for line in out.splitlines()] == pids[1:]
+        status, _, err = ctl(daemon, "history", "--after", "0" * 32)
+        assert (status, "is not in the history" in err) == (1, True)
+
+
 def test_watch_of_an_unknown_rule_ends_at_once(tmp_path):
     with running(tmp_path, rules()) as daemon:
         status, out, err = ctl(daemon, "watch", "--rule", "faled")

@@ -11,6 +11,7 @@ Every event that the sockets delivered became a job. Events that were read and n
 from __future__ import annotations
 
 import array
+import json
 import os
 import random
 import signal
@@ -19,7 +20,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from kernel.harness import PATIENCE_S, hook_rules
@@ -39,6 +40,7 @@ class Manager:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(directory / "notify"))
         self._ready = threading.Event()
+        self._log = (directory / "log").open("ab")
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
@@ -85,7 +87,7 @@ class Manager:
             f" --rules {self.rules} --state-dir {self.directory}/state --runtime-dir {self.directory}/run"
         )
         process = subprocess.Popen(
-            ["bash", "-c", command], env=environment, pass_fds=list(self.stored.values()), stdout=subprocess.DEVNULL
+            ["bash", "-c", command], env=environment, pass_fds=list(self.stored.values()), stdout=self._log
         )
         assert self._ready.wait(PATIENCE_S), "the daemon did not become ready"
         return process
@@ -94,7 +96,7 @@ class Manager:
 def test_kill_9_at_random_instants(tmp_path):
     ran = tmp_path / "ran"
     rules = tmp_path / "rules.yaml"
-    text = hook_rules(tmp_path, f"echo $CNPROCD_JOB_ID $CNPROCD_PID >> {ran}")
+    text = hook_rules(tmp_path, f"echo $CNPROCD_JOB_ID $CNPROCD_PID $CNPROCD_MATCH_ID >> {ran}")
     rules.write_text(text.replace('comm: "cnptest-*"', "comm: cnptest-crash").replace("$MARKER", ""))
     seed = random.randrange(1 << 30)
     chance = random.Random(seed)
@@ -125,9 +127,9 @@ def test_kill_9_at_random_instants(tmp_path):
     with sqlite3.connect(tmp_path / "state" / "spool.sqlite3") as db:
         committed = dict(db.execute("SELECT job_id, state FROM jobs"))
 
-    runs = [tuple(map(int, line.split())) for line in ran.read_text().splitlines()]
-    by_job = Counter(job for job, _ in runs)
-    seen = {pid for _, pid in runs}
+    runs = [(int(job), int(pid), match_id) for job, pid, match_id in map(str.split, ran.read_text().splitlines())]
+    by_job = Counter(job for job, _, _ in runs)
+    seen = {pid for _, pid, _ in runs}
     missing = set(truth) - seen
     dropped = manager.drops()
     print(
@@ -139,6 +141,17 @@ def test_kill_9_at_random_instants(tmp_path):
     assert set(committed.values()) == {"done"}
     assert seen <= set(truth)
     assert len(missing) <= dropped
+    ids = defaultdict(set)
+    for pid, match_id in {(pid, match_id) for _, pid, match_id in runs} | logged(tmp_path / "log"):
+        ids[pid].add(match_id)
+    assert [pid for pid, of_pid in ids.items() if len(of_pid) > 1] == [], "a match that is reported again keeps its id"
+    assert len(set().union(*ids.values())) == len(ids), "two matches have two ids"
+
+
+def logged(path: Path) -> set[tuple[int, str]]:
+    """Return PID and match id of each match in the log. The line that a kill cut is left out."""
+    lines = [line for line in path.read_text().splitlines() if '"rule_matched"' in line and line.endswith("}")]
+    return {(record["pid"], record["match_id"]) for record in map(json.loads, lines)}
 
 
 STORM = """

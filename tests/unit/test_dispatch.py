@@ -5,7 +5,8 @@ import itertools
 import pytest
 from unit.hookkit import Records
 
-from cnprocd.dispatch import Dispatcher, gather_of, job_key
+from cnprocd.dispatch import Dispatcher, gather_of
+from cnprocd.output.match_id import Machine
 from cnprocd.output.record import match_record
 from cnprocd.pipeline import RecordedMatch
 from cnprocd.process.model import Occurrence, Process
@@ -14,6 +15,7 @@ from cnprocd.rules.language.load import load
 
 NS = 1_000_000_000
 _PIDS = itertools.count(1000)
+MACHINE = Machine("db1", "5" * 32, "b" * 32)
 
 
 class NoHooks:
@@ -54,7 +56,11 @@ def death(matcher, at_s, comm="worker", **fields):
     for name, value in fields.items():
         setattr(process, name, value)
     occurrence = Occurrence("exit", process, process.tgid, 256, at_ns, recovered=at_ns is None)
-    return [RecordedMatch(match, match_record(match), None) for match in matcher.match(occurrence)]
+    unique = str(next(_PIDS))
+    return [
+        RecordedMatch(match, match_record(match, machine=MACHINE, unique=unique), None)
+        for match in matcher.match(occurrence)
+    ]
 
 
 def held(matches):
@@ -121,7 +127,7 @@ def test_coalesce_by_a_field_gathers_equal_values_only(dispatcher_of):
 def test_deaths_of_one_pid_at_unknown_times_have_their_own_keys(dispatcher_of):
     """After three overruns, without a table: neither the time of the death nor that of the start is known."""
     _, matcher = dispatcher_of("rules: [{name: a, events: [nonzero_exit], on_unknown_exit: match}]")
-    unknown = [death(matcher, None, tgid=77, start_ns=None)[0].match for _ in range(3)]
-    assert len({job_key("boot", match) for match in unknown}) == 3
-    started = [death(matcher, None, tgid=77, start_ns=5)[0].match for _ in range(2)]
-    assert len({job_key("boot", match) for match in started}) == 1, "seen twice"
+    unknown = [death(matcher, None, tgid=77, start_ns=None)[0].record["match_id"] for _ in range(3)]
+    assert len(set(unknown)) == 3
+    started = [death(matcher, None, tgid=77, start_ns=5)[0].record["match_id"] for _ in range(2)]
+    assert len(set(started)) == 1, "seen twice"

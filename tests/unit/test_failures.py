@@ -12,6 +12,7 @@ from cnprocd.connector.event import Exit
 from cnprocd.connector.source import Batch, Losses
 from cnprocd.dispatch import Dispatcher
 from cnprocd.failures import Failures
+from cnprocd.output.match_id import UNKNOWN_MACHINE
 from cnprocd.pipeline import Pipeline
 from cnprocd.process.model import EVERYTHING
 from cnprocd.process.tracker import Tracker
@@ -20,6 +21,7 @@ from cnprocd.recovery import Recovery
 from cnprocd.rules.compile import Matcher
 from cnprocd.rules.language.load import load
 
+MACHINE = UNKNOWN_MACHINE._replace(boot_id="b" * 32)
 OWN, VICTIMS = 50, (60, 61, 62)
 RULES = """rules:
   - {name: logged, events: [nonzero_exit], match: {comm: worker}, rate_limit: {count: 100, per: 1s}}
@@ -56,7 +58,7 @@ class Line:
         )
         recovery = Recovery(source, self.tracker, procfs, None, self.log)
         self.pipeline = Pipeline(
-            source, self.tracker, self.matcher, self.dispatcher, recovery, procfs, self.log, failures=failures
+            source, self.tracker, self.matcher, self.dispatcher, recovery, procfs, self.log, MACHINE, failures=failures
         )
 
     def drain(self, most, all_records):

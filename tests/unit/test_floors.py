@@ -41,6 +41,7 @@ FLOORS = {
     "runner": "the root service that starts hooks, and its client in the daemon",
     "spool": "the jobs, and which of them runs next",
     "output": "log records and metrics",
+    "machine_ids": "the names and ids of this machine, for match records",
     "acceptance": "how loaded rules become the accepted ones, whose snapshot root alone can write",
     "subscription": "what is asked of the kernel for the rules in force and for hooks",
     "recovery": "what the pipeline does after an overrun",
@@ -64,7 +65,7 @@ connector/decode connector/event connector/filter connector/gathering connector/
 connector/status connector/taskrecord connector/uapi
 control/protocol
 launch/render launch/request
-output/console output/fields output/record
+output/console output/fields output/match_id output/record
 process/cgroup_path process/completion process/deaths process/family process/files process/model process/oom
 process/stat process/table process/thread_count process/tracker process/tracking
 rules/compile rules/needs rules/plan rules/predicate rules/ruleset rules/unresolved rules/values rules/written

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from cnprocd.cli.ending import end_after
+from cnprocd.cli.following import PAGE, Following
 from cnprocd.cli.grammar import Options
 from cnprocd.cli.quantities import window_ns
 from cnprocd.cli.rule_names import is_glob, known_names, no_such_rule, wanted
@@ -38,6 +39,7 @@ class _Filter:
     since_ns: int
     until_ns: int | None
     limit: int
+    after: str | None = None
 
 
 def history(options: Options) -> int:
@@ -46,7 +48,7 @@ def history(options: Options) -> int:
     if options.follow:
         return _follow(options, wanted_ones)
     found = _past(options, wanted_ones)
-    if not found:
+    if not found and options.after is None:
         _require_rule(options)
     if options.json:
         print_json(found)
@@ -65,7 +67,10 @@ def _filter(options: Options) -> _Filter:
         raise error
     uid = int(options.user) if options.user is not None and options.user.isdecimal() else None
     user = options.user if uid is None else None
-    return _Filter(options.rule, options.comm, options.unit, options.pid, uid, user, since_ns, until_ns, options.limit)
+    return _Filter(
+        options.rule, options.comm, options.unit, options.pid, uid, user, since_ns, until_ns, options.limit,
+        options.after,
+    )  # fmt: skip
 
 
 def _past(options: Options, wanted_ones: _Filter) -> list[JsonObject]:
@@ -77,7 +82,8 @@ def _past(options: Options, wanted_ones: _Filter) -> list[JsonObject]:
 
         return [match_value(match) for match in store.matches(MatchFilter(**asdict(wanted_ones)))]
 
-    return _objects(ask_or_read(options, "history", asdict(wanted_ones), read))[::-1]
+    found = _objects(ask_or_read(options, "history", asdict(wanted_ones), read))
+    return found if wanted_ones.after is not None else found[::-1]
 
 
 def _require_rule(options: Options) -> None:
@@ -109,36 +115,32 @@ def _row(match: JsonObject) -> list[str]:
 def _follow(options: Options, wanted_ones: _Filter) -> int:
     """Print the past matches, then the next ones as the daemon reports them. A signal ends it."""
     widths: list[int] = []
-    seen: set[tuple[JsonValue, ...]] = set()
+    following = Following(lambda known: past_page(options, known), options.after or "")
     with Client(options.runtime_dir) as client:
         stream = client.stream("watch")
         next(stream)  # subscribed: what comes from now on is queued for this client
-        for match in _past(options, wanted_ones):
-            seen.add(_key(match))
-            _print_followed(match, options, widths)
+        if options.after is None:
+            following.after = _last_id(options)
+            for match in _past(options, wanted_ones):
+                following.note(match)
+                _print_followed(match, options, widths)
         print("following matches, Ctrl-C ends", file=sys.stderr, flush=True)
         end_after(None)
-        for match in _live(stream):
-            if _fits(match, wanted_ones) and _key(match) not in seen:
-                _print_followed({**match, "job_state": "waiting" if match.get("job_id") else None}, options, widths)
+        for match in chain(following.past(), following.live(stream)):
+            if match.get("held_by") is None and _fits(match, wanted_ones):  # held ones are not in the history
+                _print_followed(match, options, widths)
     return EX_OK
 
 
-def _live(stream: Iterator[object]) -> Iterator[JsonObject]:
-    from cnprocd.control.protocol import Item
-
-    for item in stream:
-        if isinstance(item, Item):
-            if item.skipped:
-                print(f"... {item.skipped} skipped: this command read too slowly", file=sys.stderr, flush=True)
-            match = as_dict(item.data)
-            if match.get("held_by") is None:  # history has only the matches that passed the throttles
-                yield match
+def past_page(options: Options, after: str) -> list[JsonObject]:
+    """Return the first matches of the history after a known one, in order."""
+    return _past(options, _Filter(None, None, None, None, None, None, 0, None, PAGE, after))
 
 
-def _key(match: JsonObject) -> tuple[JsonValue, ...]:
-    """Return what two reports of one match have in common."""
-    return tuple(match.get(name) for name in ("rule", "kind", "pid", "tid", "kernel_time_ns", "job_id"))
+def _last_id(options: Options) -> str:
+    """Return the id of the newest match, or "" if the history is empty."""
+    newest = _past(options, _Filter(None, None, None, None, None, None, 0, None, 1))
+    return (get_str_or_none(newest[0], "match_id") if newest else None) or ""
 
 
 def _fits(match: JsonObject, wanted_ones: _Filter) -> bool:
@@ -156,7 +158,7 @@ def _print_followed(match: JsonObject, options: Options, widths: list[int]) -> N
     if options.json:
         print_json(match, line=True)
         return
-    row = _row(match)
+    row = _row({"job_state": "waiting" if match.get("job_id") else None, **match})
     widths[:] = [
         max(len(cell), *old) for cell, old in zip(row, [[one] for one in widths] or [[0]] * len(row), strict=True)
     ]

@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from cnprocd.cli.ending import TimeIsUpError, end_after
@@ -37,6 +38,8 @@ class _EnoughError(Exception):
 
 def watch(options: Options) -> int:
     """Print lines until the time, the count or a signal ends it."""
+    if options.after is not None and options.events:
+        raise _wrong("--after conflicts with --events", "only matches of the daemon have an id")
     if options.kinds and not options.events:
         raise _wrong("--kinds needs --events", "the daemon reports matches; give --rule or --match to select some")
     require_rule(options.rule, lambda: known_names(options))
@@ -88,6 +91,9 @@ class _Printer:
 
 def _watch_matches(options: Options, printer: _Printer) -> None:
     fits = _fits(options)
+    if options.after is not None:
+        _watch_after(options, printer, fits)
+        return
     with Client(options.runtime_dir) as client, contextlib.suppress(TimeIsUpError):
         for item in client.stream("watch"):
             if item is None:
@@ -97,6 +103,21 @@ def _watch_matches(options: Options, printer: _Printer) -> None:
             if item.skipped:
                 printer.skipped(item.skipped, "this command read too slowly")
             record = as_dict(item.data)
+            if fits(record):
+                printer.show(record, get_int(record, "time_ns") / 1e9)
+
+
+def _watch_after(options: Options, printer: _Printer, fits: Fits) -> None:
+    from cnprocd.cli.following import Following
+    from cnprocd.cli.verbs.history import past_page
+
+    following = Following(lambda known: past_page(options, known), options.after)
+    with Client(options.runtime_dir) as client, contextlib.suppress(TimeIsUpError):
+        stream = client.stream("watch")
+        next(stream)
+        print("watching for matches, Ctrl-C ends", file=sys.stderr, flush=True)
+        end_after(options.duration)
+        for record in chain(following.past(), following.live(stream)):
             if fits(record):
                 printer.show(record, get_int(record, "time_ns") / 1e9)
 
@@ -144,7 +165,8 @@ def _watch_events(options: Options, printer: _Printer) -> None:
             for occurrence in occurrences:
                 for match in matcher.match(occurrence):
                     record = match_record(match, user_name)
-                    del record["rule"], record["job_id"]
+                    for name in ("rule", "job_id", "match_id", "host", "machine_id", "boot_id"):
+                        del record[name]
                     printer.show(record, time.time())
             printer.tick()
             lost_now = listening.lost()

@@ -11,7 +11,7 @@ from unit.hookkit import Records, request, searched
 from cnprocd.launch.request import AttemptResult
 from cnprocd.spool import database, history
 from cnprocd.spool.job import State
-from cnprocd.spool.rows import MatchFilter, PastMatch, Rows, RuleHits
+from cnprocd.spool.rows import MatchFilter, NotInHistoryError, PastMatch, Rows, RuleHits
 from cnprocd.spool.spool import FILE_NAME, Spool
 from cnprocd.spool.store import Store
 
@@ -143,6 +143,68 @@ def test_a_step_from_version_2_that_fails_changes_nothing(tmp_path):
         assert db.execute("PRAGMA user_version").fetchone() == (2,)
         assert "unit" not in [row[1] for row in db.execute("PRAGMA table_info(matches)")]
     db.close()
+
+
+def test_a_database_of_version_4_gets_match_ids(tmp_path):
+    path = tmp_path / FILE_NAME
+    database.in_file(path).close()
+    with sqlite3.connect(path) as db:
+        db.executescript(
+            "DROP INDEX match_ids; ALTER TABLE matches DROP COLUMN match_id;"
+            "ALTER TABLE matches RENAME COLUMN row_id TO match_id; PRAGMA user_version = 4;"
+        )
+        for pid in (1, 2):
+            db.execute("INSERT INTO matches(time_ns, rule, comm, pid, record) VALUES (5, 'r', 'c', ?, '{}')", (pid,))
+    db.close()
+    records = Records()
+    spool = Spool.open(tmp_path, log=records)
+    assert (records.all, spool.durable) == ([], True)
+    add(spool, 3, match_id="m3")
+    assert [match.pid for match in searched(spool.find_matches(MatchFilter())).value] == [3, 2, 1]
+    spool.close()
+
+
+# -- after a match -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def identified(spool):
+    for number in range(1, 6):
+        add(spool, number, match_id=f"m{number}", rule="core" if number == 4 else "oracle-died")
+    return spool
+
+
+@pytest.mark.parametrize(
+    ("wanted", "pids"),
+    [
+        ({"after": "m2"}, [3, 4, 5]),
+        ({"after": "m2", "limit": 2}, [3, 4]),
+        ({"after": "m2", "rule": "core"}, [4]),
+        ({"after": "m5"}, []),
+        ({"after": ""}, [1, 2, 3, 4, 5]),
+    ],
+)
+def test_history_goes_on_after_a_match_in_order(identified, wanted, pids):
+    assert [match.pid for match in searched(identified.find_matches(MatchFilter(**wanted))).value] == pids
+
+
+def test_pages_after_a_match_join_without_gap_or_double(spool):
+    for number in range(1, 251):
+        add(spool, number, match_id=f"m{number}")
+    found = searched(spool.find_matches(MatchFilter(after="m3", limit=1000))).value
+    assert [match.pid for match in found] == list(range(4, 251))
+
+
+def test_a_match_that_is_reported_again_is_one_row(identified):
+    add(identified, 2, match_id="m2")
+    assert [match.pid for match in searched(identified.find_matches(MatchFilter(after="m1"))).value] == [2, 3, 4, 5]
+
+
+def test_going_on_after_a_forgotten_match_is_refused(identified, store):
+    with pytest.raises(NotInHistoryError, match="cannot go on after match m9"):
+        searched(identified.find_matches(MatchFilter(after="m9")))
+    with pytest.raises(NotInHistoryError):
+        store.matches(MatchFilter(after="m9"))
 
 
 # -- matches -----------------------------------------------------------------------------------------------------
