@@ -1,12 +1,19 @@
-"""While the daemon is behind, count the matches of rules that flood it instead of reporting each. PURE.
+"""During a flood, count the matches beyond a budget instead of reporting each. PURE.
 
-An unprivileged user can make 16,000 processes fail in a second, and each match costs ten times what an event costs. If
-events wait for longer than BEHIND_S, and for no shorter time after PATIENCE_S, a rule may have MOST_A_SECOND matches a
-second reported, and as many of root's processes; further ones are counted by rule. So one rule's flood delays no other
-rule's matches, and the sum is exact. It ends when events wait for less than CAUGHT_UP_S.
+An unprivileged user can make 30,000 processes fail in a second, and to report a match costs ten times what its event
+costs. A flood begins when events have waited for longer than BEHIND_S. During it these matches are reported, and others
+are counted by rule:
 
-A backlog that becomes shorter is no flood: after a standstill (a restart, SIGSTOP) everything is reported. A match that
-runs a hook is always reported, so the caller does not ask about it.
+    of each rule                          SHARE a second
+    of root's processes, of each rule     SHARE a second
+    of all rules together, beyond these   COMMON a second; half of it after each PATIENCE_S in which this was too many
+
+So a flood of one rule delays no other rule's matches, and the sum is exact. A match that runs a hook is always
+reported, so the caller does not ask about it.
+
+The budgets are of the kernel's time of the events. So a backlog is not a flood: after a standstill (a restart, SIGSTOP)
+everything is reported, unless more happened in each second than could be reported. For the same reason the flood ends
+only after CALM_S without a counted match: while matches are counted no events wait, however many come.
 
 The caller passes the clock.
 """
@@ -15,44 +22,86 @@ from __future__ import annotations
 
 from collections import Counter
 
-BEHIND_S = 0.25
+BEHIND_S = 0.1
+LATE_S = 0.1
 CAUGHT_UP_S = 0.05
-PATIENCE_S = 0.5
-MOST_A_SECOND = 100
+PATIENCE_S = 0.25
+CALM_S = 1.0
+SHARE = 100.0
+COMMON = 2000.0
+LEAST_COMMON = 100.0
+COMMON_BURST_S = 0.25  # of the common budget may be used at once
+
+
+class _Budget:
+    """So many matches a second, and at most `burst` at once."""
+
+    __slots__ = ("_at_s", "_left")
+
+    def __init__(self, burst: float) -> None:
+        self._left = burst
+        self._at_s: float | None = None
+
+    def take(self, now_s: float, a_second: float, burst: float) -> bool:
+        """Return whether one more match is within the budget. The times of two CPUs may be out of order."""
+        if self._at_s is None:
+            self._at_s = now_s
+        elif now_s > self._at_s:
+            self._left = min(burst, self._left + (now_s - self._at_s) * a_second)
+            self._at_s = now_s
+        if self._left < 1.0:
+            return False
+        self._left -= 1.0
+        return True
 
 
 class Flood:
     """Decides which matches are reported, and counts the others."""
 
     def __init__(self) -> None:
-        self.behind = False
-        self._late_since: tuple[float, float] | None = None  # the time, and the lag then
+        self.active = False
         self.counted: Counter[str] = Counter()  # matches that were not reported, by rule, since start
         self._unreported: Counter[str] = Counter()
-        self._passed: Counter[tuple[str, bool]] = Counter()  # in this second
-        self._second = 0
+        self._shares: dict[tuple[str, bool], _Budget] = {}
+        self._common = _Budget(COMMON * COMMON_BURST_S)
+        self._common_a_second = COMMON
+        self._counted_at_s = 0.0
+        self._counts = False  # since the last batch
+        self._compared = (0.0, 0.0)  # when the lag was last compared, and the lag then
+        self._seen_s = 0.0  # the time of the latest event
 
-    def note_lag(self, lag_s: float, now_s: float) -> None:
-        """Note for how long the events of a batch have waited."""
-        if lag_s <= (BEHIND_S if self._late_since is None else CAUGHT_UP_S):
-            self._late_since, self.behind = None, False
-        elif self._late_since is None:
-            self._late_since = now_s, lag_s
-        elif now_s - self._late_since[0] >= PATIENCE_S:
-            self.behind = self.behind or lag_s >= self._late_since[1]
-            self._late_since = now_s, lag_s
-        if int(now_s) != self._second:
-            self._second = int(now_s)
-            self._passed.clear()
+    def note_batch(self, first_s: float, last_s: float, now_s: float) -> None:
+        """Note the times of the first and the last event of a batch, and when it was read."""
+        self._seen_s = max(self._seen_s, last_s)
+        lag_s = now_s - first_s
+        if not self.active:
+            if lag_s > BEHIND_S:
+                self._begin(lag_s, now_s)
+            return
+        if self._counts:
+            self._counts, self._counted_at_s = False, now_s
+        if now_s - self._compared[0] >= PATIENCE_S:
+            self._adapt(lag_s, now_s)
+        if lag_s <= CAUGHT_UP_S and now_s - self._counted_at_s >= CALM_S:
+            self.active = False
 
-    def admits(self, rule: str, uid: int | None) -> bool:
-        """Return whether to report a match of a process of this user. If not, it is counted."""
-        if not self.behind:
+    def admits(self, rule: str, uid: int | None, at_s: float | None) -> bool:
+        """Return whether to report a match of a process of this user. If not, it is counted.
+
+        `at_s`: the time of the event; None if it was lost.
+        """
+        if not self.active:
             return True
+        at_s = self._seen_s if at_s is None else at_s
         key = rule, uid == 0
-        self._passed[key] += 1
-        if self._passed[key] <= MOST_A_SECOND:
+        share = self._shares.get(key)
+        if share is None:
+            share = self._shares[key] = _Budget(SHARE)
+        if share.take(at_s, SHARE, SHARE):
             return True
+        if self._common.take(at_s, self._common_a_second, self._common_a_second * COMMON_BURST_S):
+            return True
+        self._counts = True
         self.counted[rule] += 1
         self._unreported[rule] += 1
         return False
@@ -61,3 +110,20 @@ class Flood:
         """Return the matches that were counted since the last call, by rule."""
         taken, self._unreported = self._unreported, Counter()
         return taken
+
+    def _begin(self, lag_s: float, now_s: float) -> None:
+        self.active = True
+        self._counts = False
+        self._counted_at_s = now_s
+        self._compared = now_s, lag_s
+        self._common_a_second = COMMON
+        self._common = _Budget(COMMON * COMMON_BURST_S)
+        self._shares.clear()
+
+    def _adapt(self, lag_s: float, now_s: float) -> None:
+        """Report less if events wait no shorter time than before, and more if they do not wait."""
+        if lag_s > LATE_S and lag_s >= self._compared[1]:
+            self._common_a_second = max(LEAST_COMMON, self._common_a_second / 2)
+        elif lag_s <= CAUGHT_UP_S:
+            self._common_a_second = min(COMMON, self._common_a_second + LEAST_COMMON)
+        self._compared = now_s, lag_s

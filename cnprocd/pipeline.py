@@ -37,6 +37,7 @@ from cnprocd.rules.plan import Plan
 TURN_S = 0.008  # that one batch may take
 LEAST_EVENTS = 16  # of a batch, however long it takes
 DRAIN_S = 0.05  # of one drain: a storm must not delay a reload, and the loop has others to serve
+PARENTS_S = 0.05  # for which parents that were read from /proc are kept during a flood
 RESYNC_BUDGET_S = 0.005  # of a turn, for a comparison with /proc that is under way
 _REPORT_EVERY_S = 10.0  # records of one class about rejected datagrams and unnamed exits
 
@@ -112,6 +113,8 @@ class Pipeline:
         self._rejects_reported = 0
         self.flood = Flood()
         self._most = EVENT_SLOTS  # events of one batch
+        self._known_parents: dict[int, Process | None] = {}
+        self._parents_until_s = 0.0
         self._drained_ns = 0  # when the last batch was read (CLOCK_MONOTONIC)
 
     # The hot line.
@@ -148,7 +151,8 @@ class Pipeline:
         if self._files is not None and batch.records:
             self._files.refresh()
         if batch.events:
-            self.flood.note_lag((self._drained_ns - batch.events[0].timestamp_ns) / 1e9, self._drained_ns / 1e9)
+            first, last = batch.events[0], batch.events[-1]
+            self.flood.note_batch(first.timestamp_ns / 1e9, last.timestamp_ns / 1e9, self._drained_ns / 1e9)
         self._evaluate(tracker.take(batch.events, batch.records, self._drained_ns))
         self.source.blank_slots(tracker.deaths.incomplete_tids)
         if self._files is not None and batch.records and not batch.more:
@@ -157,6 +161,7 @@ class Pipeline:
     def _evaluate(self, occurrences: Iterable[Occurrence]) -> None:
         """Match the rules. Every match is delivered, and its job durable, before this returns."""
         matches: list[RecordedMatch] = []
+        parents = self._parents()
         for occurrence in occurrences:
             self.counts.occurrences += 1
             self.counts.kinds[occurrence.kind] += 1
@@ -169,7 +174,7 @@ class Pipeline:
                 if found:
                     found = self._counted(found, occurrence)
                 if found:
-                    complete(occurrence, self._procfs)
+                    complete(occurrence, self._procfs, parents)
                     provenance = occurrence.process.provenance() if self.logs_provenance else None
                     matches += [RecordedMatch(match, self._record(match), provenance) for match in found]
             except Exception:
@@ -180,6 +185,16 @@ class Pipeline:
     def _record(self, match: Match) -> JsonDict:
         return match_record(match, self._procfs.user_name, self._machine, f"{self._life} {self.counts.matches}")
 
+    def _parents(self) -> dict[int, Process | None]:
+        """Return the parents that were read for other matches of this batch, or during a flood of the last PARENTS_S.
+
+        A flood takes many times as long to use up all PIDs, so none of them has a new owner.
+        """
+        now_s = self._clock()
+        if not self.flood.active or now_s >= self._parents_until_s:
+            self._known_parents, self._parents_until_s = {}, now_s + PARENTS_S
+        return self._known_parents
+
     def _counted(self, found: list[Match], occurrence: Occurrence) -> list[Match]:
         """Count matches, and return those that are to be reported."""
         now_ns = time.time_ns()
@@ -187,10 +202,12 @@ class Pipeline:
         for match in found:
             self.counts.rules[match.rule.name] += 1
             self.counts.rule_last_ns[match.rule.name] = now_ns
-        if not self.flood.behind:
+        flood = self.flood
+        if not flood.active:
             return found
-        uid = occurrence.process.uid
-        return [match for match in found if match.runs_hook or self.flood.admits(match.rule.name, uid)]
+        uid, at_ns = occurrence.process.uid, occurrence.kernel_time_ns
+        at_s = None if at_ns is None else at_ns / 1e9
+        return [match for match in found if match.runs_hook or flood.admits(match.rule.name, uid, at_s)]
 
     def _note_exit(self, occurrence: Occurrence) -> None:
         self.recovery.release(occurrence.process.tgid)

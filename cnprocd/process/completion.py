@@ -12,14 +12,17 @@ from cnprocd.process.table import START_TOLERANCE_NS
 _NAME_AND_PARENT = Wanted()
 
 
-def complete(occurrence: Occurrence, procfs: ProcLookup) -> None:
+def complete(occurrence: Occurrence, procfs: ProcLookup, parents: dict[int, Process | None]) -> None:
     """Fill the attributes of a record that are still unknown, as far as /proc still has them.
 
-    A recovered or reaped process is not looked for: it is known to be gone.
+    A recovered or reaped process is not looked for: it is known to be gone. `parents`: those that were read for other
+    matches of the same batch, which is read within milliseconds. In a storm all processes have the same parent.
     """
     process = occurrence.process
     if occurrence.ancestors is None and process.ppid:
-        parent = procfs.read(process.ppid, _NAME_AND_PARENT, "procfs")
+        if process.ppid not in parents:
+            parents[process.ppid] = procfs.read(process.ppid, _NAME_AND_PARENT, "procfs")
+        parent = parents[process.ppid]
         latest_ns = (process.start_ns or occurrence.kernel_time_ns or 0) + START_TOLERANCE_NS
         if parent is not None and (parent.start_ns or 0) <= latest_ns:
             occurrence.ancestors = (parent,)

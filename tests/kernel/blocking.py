@@ -334,7 +334,7 @@ def stopped(pid: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def fork_storm(directory: Path, loops: int = 2, comm: str = "cnptest-storm") -> Iterator[list[int]]:
-    """Loops of vfork and _exit(1) by an unprivileged user. Yields a list that holds their counts at the end."""
+    """Loops of vfork and _exit(1) by an unprivileged user. Yields a list that holds their counts after the end."""
     with tempfile.TemporaryDirectory(prefix="cnptest-") as public:  # the user may not enter the test's own directory
         os.chmod(public, 0o755)
         program = compiled(Path(public), "fork_storm.c")
@@ -348,11 +348,14 @@ def fork_storm(directory: Path, loops: int = 2, comm: str = "cnptest-storm") -> 
     counts: list[int] = []
     try:
         yield counts
+        for process in processes:
+            process.terminate()
+            process.wait(PATIENCE_S)
+        counts += [int(output.read_bytes()) for output in outputs]
     finally:
         for process in processes:
             process.kill()
             process.wait()
-        counts += [int((output.read_bytes().split() or [b"0"])[-1]) for output in outputs]
 
 
 # -- what must hold ----------------------------------------------------------------------------------------------
@@ -457,33 +460,53 @@ class Endurance:
 
     def assert_reported(self, records: list[dict[str, object]]) -> float:
         """Each death so far was reported within the promised time. `records` have `written`. Returns the slowest."""
+        after_s = self.reported_after_s(records)
+        missing = len(self.died_at) - len(after_s)
+        assert not missing, f"{missing} of {len(self.died_at)} deaths are not reported"
+        assert max(after_s) < PROMISE_S, f"a death was reported after {max(after_s):.1f} s"
+        return max(after_s)
+
+    def reported_after_s(self, records: list[dict[str, object]]) -> list[float]:
+        """How long after each death its match was reported."""
         written = {record["pid"]: record["written"] for record in records if record.get("rule") == "seen"}
-        missing = [pid for pid in self.died_at if pid not in written]
-        assert not missing, f"{len(missing)} of {len(self.died_at)} deaths are not reported"
-        slowest = max(float(str(written[pid])) - at for pid, at in self.died_at.items())
-        assert slowest < PROMISE_S, f"a death was reported after {slowest:.1f} s"
-        return slowest
+        return [float(str(written[pid])) - at for pid, at in self.died_at.items() if pid in written]
+
+    def figures(self, records: list[dict[str, object]]) -> str:
+        """The figures of what must hold, for the long forms."""
+        after_s = sorted(self.reported_after_s(records)) or [float("nan")]
+        return (
+            f"{len(after_s)} of {len(self.died_at)} deaths reported, after {after_s[-1]:.2f} s at most and"
+            f" {after_s[len(after_s) // 2]:.2f} s in the median; {len(self.hooks_ran())} hooks ran;"
+            f" status within {self.slowest_status_s:.2f} s"
+        )
 
     def hooks_ran(self) -> Counter[int]:
         return Counter(map(int, self.ran.read_text().split()))
 
     def assert_hooks_ran(self, patience_s: float = PROMISE_S) -> None:
         """Each hook has run, at most so long after now."""
+        missing = self.wait_for_hooks(patience_s)
+        assert not missing, f"the hooks of {len(missing)} of {len(self.died_at)} deaths did not run"
+
+    def wait_for_hooks(self, patience_s: float = PROMISE_S) -> set[int]:
+        """Wait until each hook has run, at most so long. Return the PIDs whose hook has not."""
         deadline = time.monotonic() + patience_s
         while (missing := set(self.died_at) - set(self.hooks_ran())) and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert not missing, f"the hooks of {len(missing)} of {len(self.died_at)} deaths did not run"
+        return missing
 
     def assert_nothing_doubled(self) -> None:
         doubled = {pid: count for pid, count in self.hooks_ran().items() if count > 1}
         assert not doubled, f"hooks ran more than once: {doubled}"
 
-    def assert_stops(self, process: subprocess.Popen[bytes]) -> None:
-        """SIGTERM ends the daemon within its bound."""
+    def assert_stops(self, process: subprocess.Popen[bytes]) -> float:
+        """SIGTERM ends the daemon within its bound. Returns how long it took."""
         began = time.monotonic()
         process.send_signal(signal.SIGTERM)
         try:
             status = process.wait(STOP_BOUND_S)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"SIGTERM did not end the daemon within {STOP_BOUND_S:g} s") from None
-        assert status == 0, f"exit status {status} after {time.monotonic() - began:.1f} s"
+        took_s = time.monotonic() - began
+        assert status == 0, f"exit status {status} after {took_s:.1f} s"
+        return took_s

@@ -1,74 +1,151 @@
-"""What is reported and what is counted while the daemon is behind."""
+"""What is reported and what is counted during a flood."""
 
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnprocd.flood import BEHIND_S, CAUGHT_UP_S, MOST_A_SECOND, PATIENCE_S, Flood
+from cnprocd.flood import (
+    BEHIND_S,
+    CALM_S,
+    CAUGHT_UP_S,
+    COMMON,
+    COMMON_BURST_S,
+    LEAST_COMMON,
+    PATIENCE_S,
+    SHARE,
+    Flood,
+)
 
 ROOT, USER = 0, 1000
+STORM = 20_000  # matches a second
 
 
-def behind(now_s=100.0):
-    flood = Flood()
-    flood.note_lag(BEHIND_S + 1, now_s - PATIENCE_S)
-    flood.note_lag(BEHIND_S + 1, now_s)
-    return flood
+class Clock:
+    """A flood, and a daemon that reads batches of 10 ms `lag_s` after they happened."""
+
+    def __init__(self, lag_s: float = 0.0) -> None:
+        self.flood, self.now_s, self.lag_s = Flood(), 100.0, lag_s
+
+    def batch(self, matches: int, rule: str = "a", uid: int | None = USER) -> int:
+        """Read one batch with so many matches. Return how many were reported."""
+        self.now_s += 0.01
+        at_s = self.now_s - self.lag_s
+        self.flood.note_batch(at_s, at_s, self.now_s)
+        return sum(self.flood.admits(rule, uid, at_s) for _ in range(matches))
+
+    def seconds(self, seconds: float, matches: int, rule: str = "a") -> int:
+        return sum(self.batch(matches // 100, rule) for _ in range(round(100 * seconds)))
+
+
+def flooded() -> Clock:
+    clock = Clock(BEHIND_S + 0.1)
+    clock.batch(0)
+    clock.lag_s = CAUGHT_UP_S / 2
+    assert clock.flood.active
+    return clock
 
 
 def test_a_daemon_that_keeps_up_reports_everything():
-    flood = Flood()
-    flood.note_lag(BEHIND_S / 2, 100.0)
-    assert all(flood.admits("a", USER) for _ in range(10 * MOST_A_SECOND))
-    assert not flood.counted
+    clock = Clock(BEHIND_S / 2)
+    assert clock.seconds(2, STORM) == 2 * STORM
+    assert not clock.flood.counted
 
 
 def test_a_backlog_after_a_standstill_is_reported():
     """After SIGSTOP for two seconds, 2,150 of 2,251 failures were counted instead of reported."""
-    flood = Flood()
-    for step in range(20):
-        flood.note_lag(4.0 - step / 10, 100.0 + step / 10)
-        assert all(flood.admits("a", USER) for _ in range(MOST_A_SECOND + 1))
-    assert not flood.counted
+    clock = Clock(4.0)
+    for _ in range(400):
+        clock.lag_s -= 0.01  # a batch of 20 ms of the backlog in every 10 ms
+        assert clock.batch(22) == 22
+    assert not clock.flood.counted
+
+
+def test_each_second_has_its_budget():
+    clock = flooded()
+    clock.seconds(1, STORM)
+    reported = clock.seconds(5, STORM)
+    assert 0.95 < reported / (5 * (COMMON + SHARE)) < 1.05
+    assert clock.flood.counted.total() + reported > 5 * STORM
+
+
+def test_matches_at_once_are_bounded():
+    """The report of a match delays the matches of other rules."""
+    assert flooded().batch(STORM) <= COMMON * COMMON_BURST_S + SHARE
 
 
 def test_a_rule_that_floods_costs_no_other_rule():
-    flood = behind()
-    assert sum(flood.admits("flood", USER) for _ in range(10_000)) == MOST_A_SECOND
-    assert all(flood.admits("quiet", USER) for _ in range(MOST_A_SECOND))
-    assert flood.counted == {"flood": 10_000 - MOST_A_SECOND}
+    clock = flooded()
+    clock.seconds(3, STORM, "flood")
+    assert clock.batch(int(SHARE), "quiet") == SHARE
+    assert clock.flood.counted.keys() == {"flood"}
 
 
 def test_a_user_floods_no_match_of_root():
-    flood = behind()
-    assert sum(flood.admits("a", USER) for _ in range(10_000)) == MOST_A_SECOND
-    assert all(flood.admits("a", ROOT) for _ in range(MOST_A_SECOND))
+    clock = flooded()
+    clock.seconds(3, STORM)
+    assert clock.batch(int(SHARE), uid=ROOT) == SHARE
+    assert clock.batch(int(SHARE), uid=ROOT) < SHARE
 
 
-def test_each_second_has_its_share():
-    flood = behind()
-    for second in range(5):
-        flood.note_lag(1.0, 100.0 + second)
-        assert sum(flood.admits("a", None) for _ in range(1000)) == MOST_A_SECOND
+def test_a_flood_goes_on_though_no_event_waits():
+    """While matches are counted the daemon keeps up. It used to report again, until it was behind again."""
+    clock = flooded()
+    for _ in range(20):
+        clock.seconds(CALM_S, STORM)
+        assert clock.flood.active
 
 
-def test_it_ends_when_the_daemon_has_caught_up():
-    flood = behind()
-    flood.note_lag((BEHIND_S + CAUGHT_UP_S) / 2, 100.0)
-    assert flood.behind
-    flood.note_lag(CAUGHT_UP_S / 2, 100.0)
-    assert not flood.behind and flood.admits("a", USER)
+def test_it_ends_when_nothing_was_counted_for_a_while():
+    clock = flooded()
+    clock.seconds(1, STORM)
+    clock.seconds(CALM_S / 2, 100)
+    assert clock.flood.active
+    clock.seconds(CALM_S, 100)
+    assert not clock.flood.active
+    assert clock.seconds(1, STORM) == STORM
 
 
-@given(st.lists(st.tuples(st.sampled_from("ab"), st.floats(0, 1), st.sampled_from([ROOT, USER, None])), max_size=500))
+def test_it_does_not_end_while_events_wait():
+    clock = flooded()
+    clock.lag_s = (BEHIND_S + CAUGHT_UP_S) / 2
+    clock.seconds(3 * CALM_S, 100)
+    assert clock.flood.active
+
+
+def test_a_slow_machine_reports_less():
+    """If events wait longer and longer, the common budget is halved; the rules' own shares stay."""
+    clock = flooded()
+    for step in range(20):
+        clock.lag_s = 0.5 + step / 10
+        clock.seconds(PATIENCE_S, STORM)
+    reported = clock.seconds(PATIENCE_S, STORM)
+    assert reported <= 1.1 * PATIENCE_S * (LEAST_COMMON + SHARE)
+    clock.lag_s = 0.0
+    for _ in range(20):
+        clock.seconds(PATIENCE_S, STORM)
+    assert clock.seconds(1, STORM) > 0.95 * COMMON
+
+
+def test_a_match_without_a_time_counts_at_the_latest_event():
+    """Recovered exits have none. Two matches at one moment must not refill the budget."""
+    clock = flooded()
+    reported = sum(clock.flood.admits("a", USER, None) for _ in range(STORM))
+    assert reported <= COMMON * COMMON_BURST_S + SHARE
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("ab"), st.floats(0, 1), st.sampled_from([ROOT, USER, None]), st.booleans())),
+)
 def test_reported_and_counted_add_up(matches):
     flood = Flood()
     reported, taken = 0, 0
-    for number, (rule, lag_s, uid) in enumerate(matches):
-        flood.note_lag(lag_s, number / 50)
-        reported += flood.admits(rule, uid)
+    for number, (rule, lag_s, uid, has_time) in enumerate(matches):
+        now_s = number / 50
+        flood.note_batch(now_s - lag_s, now_s, now_s)
+        for _ in range(300):
+            reported += flood.admits(rule, uid, now_s - lag_s if has_time else None)
         if number % 7 == 0:
             taken += flood.take_unreported().total()
-    assert reported + taken + flood.take_unreported().total() == len(matches)
-    assert reported + flood.counted.total() == len(matches)
+    assert reported + taken + flood.take_unreported().total() == 300 * len(matches)
+    assert reported + flood.counted.total() == 300 * len(matches)

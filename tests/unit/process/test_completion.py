@@ -39,7 +39,7 @@ class Proc:
 
 def completed(process: Process, kind="exec", *, proc=None, **fields) -> Process:
     occurrence = Occurrence(kind, process, process.tgid, kernel_time_ns=AT_NS, ancestors=(), **fields)
-    complete(occurrence, proc or Proc(FULL))
+    complete(occurrence, proc or Proc(FULL), {})
     return process
 
 
@@ -100,5 +100,17 @@ def test_a_thread_does_not_take_its_process_s_comm():
 def test_a_parent_is_older_than_its_child(start_ns, taken):
     proc = Proc(replace(FULL, tgid=10, ppid=1, comm="bash", start_ns=start_ns))
     occurrence = Occurrence("exec", Process(60, 10, 50 * SECOND), 60, kernel_time_ns=AT_NS)
-    complete(occurrence, proc)
+    complete(occurrence, proc, {})
     assert (occurrence.ancestors is not None) is taken
+
+
+def test_a_parent_is_read_once_for_the_matches_of_a_batch():
+    """In a storm all processes have one parent, and a read costs more than all else of a match."""
+    proc = Proc(replace(FULL, tgid=10, ppid=1, comm="bash"))
+    parents: dict[int, Process | None] = {}
+    occurrences = [Occurrence("exit", Process(pid, 10, 60 * SECOND), pid, kernel_time_ns=AT_NS) for pid in (60, 61)]
+    for occurrence in occurrences:
+        occurrence.reaped = True
+        complete(occurrence, proc, parents)
+        assert occurrence.ancestors is not None and occurrence.ancestors[0].comm == "bash"
+    assert proc.reads == [10]
