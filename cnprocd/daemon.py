@@ -76,7 +76,8 @@ async def start(parts: Parts, outside: Outside) -> None:
     gc.freeze()
     gc.set_threshold(*COLLECTOR)
     status = parts.rules.status_line()
-    outside.log("notice", "started", **parts.rules.summary(), message=status)
+    reload_ok = parts.rules.state.failed_load is None
+    outside.log("notice", "started", **parts.rules.summary(), reload_ok=reload_ok, message=status)
     outside.manager.ready(status)
     outside.stalls.count()
 

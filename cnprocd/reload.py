@@ -117,6 +117,7 @@ class RulesInForce:
                         "error",
                         "rules_rejected",
                         problems=len(error.problems),
+                        rules_hash=self.loaded.rules_hash,
                         retry_in_s=retry_in_s,
                         message=f"reload failed; keeping the current rules{again}\n{error.render()}",
                     )
@@ -207,6 +208,7 @@ class RulesInForce:
         return {
             "rules": len(self._pipeline.matcher.rules),
             "files": [str(path) for path in self.loaded.files],
+            "rules_hash": self.loaded.rules_hash,
             "event_mask": features.event_mask,
             "taskstats": features.taskstats,
             "table": self._subscription.plan.tracking.table,

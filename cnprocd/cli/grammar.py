@@ -166,7 +166,8 @@ VERBS = (
         description="Show every error of every file with its line and column. Warn of rules that are valid but "
         "probably not intended, of hooks that cannot run, and of files that the daemon's user cannot read. Without "
         "FILE, check the files that the daemon would load. Needs no daemon. The exit status is 0, or 78 if a file is "
-        "invalid.",
+        "invalid. With --json, rules_hash is the hash that `status` and the metrics of a daemon show that has "
+        "loaded these files, wherever they stand.",
         examples=("cnprocctl check", "cnprocctl check rules.yaml rules.d/*.yaml", "cnprocctl check - < rules.yaml"),
     ),
     Verb(

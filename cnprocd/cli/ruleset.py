@@ -32,6 +32,7 @@ class Checked:
     rules: int
     problems: tuple[Problem, ...]
     warnings: tuple[tuple[str, Problem], ...]
+    rules_hash: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +85,11 @@ def check(rules: Path | None, files: Sequence[Path], *, other_host: bool = False
             copy.write_bytes(_content(file))
         copy_of = {file: copy for copy, file in copies.items()}
         found = _check(lambda: read([copy_of.get(file, file) for file in files]), other_host)
-    return Checked(
-        tuple(copies.get(file, file) for file in found.files),
-        found.rules,
-        tuple(_renamed(problem, copies) for problem in found.problems),
-        tuple((kind, _renamed(problem, copies)) for kind, problem in found.warnings),
+    return replace(
+        found,
+        files=tuple(copies.get(file, file) for file in found.files),
+        problems=tuple(_renamed(problem, copies) for problem in found.problems),
+        warnings=tuple((kind, _renamed(problem, copies)) for kind, problem in found.warnings),
     )
 
 
@@ -109,7 +110,8 @@ def _check(read: Callable[[], LoadedRules], other_host: bool) -> Checked:
         loaded = read()
     except RulesError as error:
         return Checked((), 0, error.problems, ())
-    return Checked(loaded.files, len(loaded.rules), (), tuple(warnings(loaded, other_host=other_host)))
+    found = tuple(warnings(loaded, other_host=other_host))
+    return Checked(loaded.files, len(loaded.rules), (), found, loaded.rules_hash)
 
 
 def _any_name() -> Callable[[str], int | None]:

@@ -95,6 +95,7 @@ async def _reload(daemon: view.DaemonView, args: Args) -> JsonValue:
     return {
         "rules": len(daemon.pipeline.matcher.rules),
         "files": [str(path) for path in daemon.loaded.files],
+        "rules_hash": daemon.loaded.rules_hash,
         "warnings": [problem_value(warning) for warning in daemon.loaded.warnings],
     }
 

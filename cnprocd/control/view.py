@@ -65,6 +65,7 @@ def status(daemon: DaemonView) -> JsonDict:
         "started_ns": daemon.started_ns,
         "uptime_s": (time.time_ns() - daemon.started_ns) / NS,
         "files": [str(path) for path in daemon.loaded.files],
+        "rules_hash": daemon.loaded.rules_hash,
         "reload": _reload(daemon.load_state),
         "hits_since_ns": daemon.hits.since_ns,
         "rules": rules(daemon),

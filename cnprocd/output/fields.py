@@ -144,6 +144,8 @@ OTHER: Mapping[str, str] = {
     "reason": "Cause of a failure.",
     "retry_in_s": "Time until the next attempt.",
     "records": "Number of log records.",
+    "reload_ok": "False if the daemon started with the rules accepted last, because the rule files are invalid.",
+    "rules_hash": "Hash of the rules in force: the same on every host with the same rules.",
     "rules": "Number or names of rules; in log_lost the number of matches of each.",
     "sequence_gaps_total": "Events missing from the per-CPU sequence since the start.",
     "shed": "Jobs dropped since the last such record.",

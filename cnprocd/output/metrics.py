@@ -108,6 +108,13 @@ def _of_events(status: JsonObject) -> Iterable[_Metric]:
             if (last_hit_ns := get_int_or_none(rule, "last_hit_ns"))
         ],
     )
+    yield _one(
+        "cnprocd_rules_info",
+        "gauge",
+        "Hash of the rules in force: the same on every host with the same rules.",
+        1,
+        hash=get_str(status, "rules_hash"),
+    )
     yield _one("cnprocd_rules", "gauge", "Rules in force.", sum(get_bool(rule, "enabled") for rule in rules))
 
 
@@ -124,6 +131,12 @@ def _of_reload(status: JsonObject) -> Iterable[_Metric]:
         "gauge",
         "Time of the last load of the rule files, successful or not, seconds since 1970.",
         get_int(reload, "time_ns") / 1e9,
+    )
+    yield _one(
+        "cnprocd_rules_loaded_timestamp_seconds",
+        "gauge",
+        "Since when the rules are in force, seconds since 1970.",
+        get_int(reload, "loaded_ns") / 1e9,
     )
     if reload["changed_files"] is not None:  # else it is unknown
         yield _one(

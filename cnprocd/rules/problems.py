@@ -5,7 +5,8 @@ A problem is shown as `file:line:column: message`, then the line, a caret, the a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -36,6 +37,22 @@ class LoadedRules:
     disabled: Mapping[str, int | None] = field(default_factory=dict)
     snapshot: str = ""
     snapshot_text: str = ""
+    files_hash: str = ""  # of the contents of the files, in order
+
+    @property
+    def rules_hash(self) -> str:
+        """Return the hash of what is in force: 64 hexadecimal digits that are the same on every host with these rules.
+
+        It is of the contents of the files in order, wherever they stand, and of the names in `disabled`.
+        """
+        if not self.disabled:
+            return self.files_hash
+        return hash_of([self.files_hash.encode(), *(name.encode() for name in sorted(self.disabled))])
+
+
+def hash_of(contents: Iterable[bytes]) -> str:
+    """Return one hash of several contents. No content can be taken for the end of another one."""
+    return hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in contents)).hexdigest()
 
 
 def next_end_ns(loaded: LoadedRules) -> int | None:

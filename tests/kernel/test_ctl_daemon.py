@@ -101,8 +101,12 @@ def test_status_and_metrics_show_the_stalls(tmp_path):
 def test_reload_returns_when_the_rules_are_in_force(tmp_path):
     with running(tmp_path, rules()) as daemon:
         daemon.write_rules(rules(more="  - {name: new, events: [nonzero_exit], match: {comm: cnpctl-new}}\n"))
+        checked = ctl_json(daemon, "check", str(daemon.rules))["rules_hash"]
+        assert ctl_json(daemon, "status")["rules_hash"] != checked
         status, out, _ = ctl(daemon, "reload")
         assert (status, "4 rules in force" in out) == (0, True)
+        assert ctl_json(daemon, "status")["rules_hash"] == daemon.wait_for("rules_loaded")["rules_hash"] == checked
+        assert f'cnprocd_rules_info{{hash="{checked}"}} 1\n' in ctl(daemon, "metrics")[1]
         pid = fail("cnpctl-new")
         daemon.mark()
         assert [match["pid"] for match in daemon.matches("new")] == [pid]

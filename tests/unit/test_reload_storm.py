@@ -26,7 +26,7 @@ class Scene:
         self.gate = asyncio.Event()
         self.log = Records()
         settings = SimpleNamespace(log_level="info")
-        loaded: Any = SimpleNamespace(settings=settings, file_digests={}, files=(FILE,))
+        loaded: Any = SimpleNamespace(rules_hash="0", settings=settings, file_digests={}, files=(FILE,))
         self.loaded: LoadedRules = loaded
         manager: Any = SimpleNamespace(reloading=lambda: None, ready=lambda line: None, status=lambda line: None)
         parts: Any = SimpleNamespace(snapshots=list)

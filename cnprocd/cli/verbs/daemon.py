@@ -95,6 +95,7 @@ def _head(found: JsonObject, style: Style) -> list[str]:
     lines = [
         ("daemon", f"cnprocd {version}, PID {pid}, up {duration(uptime_s)}"),
         ("rules", ", ".join(get_list(found, "files", as_str))),
+        ("hash", f"{get_str(found, 'rules_hash')}, loaded {ago(get_int(get_dict(found, 'reload'), 'loaded_ns'))}"),
         *_reload(get_dict(found, "reload"), style),
         ("requested", " ".join(get_list(events, "asked", as_str)) or "nothing"),
         (

@@ -34,6 +34,7 @@ def check(options: Options) -> int:
                 "ok": ok,
                 "files": [str(file) for file in found.files],
                 "rules": found.rules,
+                "rules_hash": found.rules_hash,
                 "problems": [problem_value(problem) for problem in found.problems],
                 "warnings": [{"kind": kind, **problem_value(problem)} for kind, problem in found.warnings],
             }

@@ -30,7 +30,7 @@ from cnprocd.rules.language.report import problems_in
 from cnprocd.rules.language.schema import RuleFileModel
 from cnprocd.rules.language.value_problem import InvalidValueError, ValueProblem
 from cnprocd.rules.language.yaml12 import Mark
-from cnprocd.rules.problems import LoadedRules, Problem, RulesError
+from cnprocd.rules.problems import LoadedRules, Problem, RulesError, hash_of
 from cnprocd.rules.rule_files import DROPIN_DIRS, LARGEST, MAIN_FILE, find_dropins
 from cnprocd.rules.ruleset import Rule
 from cnprocd.rules.written import digest
@@ -89,8 +89,14 @@ def load(
     sources = [_Source(path or main_file, is_dropin=False), *(_Source(one, is_dropin=True) for one in also)]
     if path is None:
         sources += _dropins(dropin_dirs, warnings)
+    contents: dict[Path, bytes] = {}
+
+    def read_and_keep(file: Path) -> bytes:
+        contents[file] = read(file)
+        return contents[file]
+
     for source in sources:
-        _read(source, read)
+        _read(source, read_and_keep)
     sources = [source for source in sources if source.root is not None or source.problems]
     names = _BoundedLookups()
     context = Context(
@@ -110,6 +116,7 @@ def load(
         files=tuple(source.file for source in sources),
         warnings=(*warnings, *_warnings(valid, context.missing)),
         digests={rule.name: digest(rule) for rule in rules},
+        files_hash=hash_of(contents.get(source.file, b"") for source in sources),
     )
 
 

@@ -18,7 +18,13 @@ def status(**changes):
     found = {
         "version": "1.0",
         "started_ns": 1_700_000_000_500_000_000,
-        "reload": {"ok": True, "time_ns": 1_700_000_000_500_000_000, "changed_files": []},
+        "rules_hash": "0123abcd",
+        "reload": {
+            "ok": True,
+            "time_ns": 1_700_000_000_500_000_000,
+            "loaded_ns": 1_700_000_000_500_000_000,
+            "changed_files": [],
+        },
         "rules": [
             {"name": "a", "hook": True, "enabled": True, "hits": 3, "last_hit_ns": 1_700_000_100_000_000_000},
             {"name": 'b"\\\n', "hook": True, "enabled": False, "hits": 0, "last_hit_ns": None},
@@ -69,11 +75,13 @@ def test_every_rule_with_a_hook_has_the_metrics_of_its_queue():
 
 def test_the_last_reload_is_a_metric():
     assert samples(render(status())).items() >= {
+        ('cnprocd_rules_info{hash="0123abcd"}', "1"),
+        ("cnprocd_rules_loaded_timestamp_seconds", "1700000000.5"),
         ("cnprocd_last_reload_successful", "1"),
         ("cnprocd_last_reload_timestamp_seconds", "1700000000.5"),
         ("cnprocd_rule_files_changed", "0"),
     }
-    failed = {"ok": False, "time_ns": 5_000_000_000, "changed_files": ["a", "b"]}
+    failed = {"ok": False, "time_ns": 5_000_000_000, "loaded_ns": 4_000_000_000, "changed_files": ["a", "b"]}
     found = samples(render(status(reload=failed)))
     assert (found["cnprocd_last_reload_successful"], found["cnprocd_rule_files_changed"]) == ("0", "2")
     assert found["cnprocd_last_reload_timestamp_seconds"] == "5"
