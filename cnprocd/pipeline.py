@@ -27,6 +27,7 @@ from cnprocd.output.match_id import Machine
 from cnprocd.output.record import match_record
 from cnprocd.process.completion import complete
 from cnprocd.process.file_names import FileNames
+from cnprocd.process.kernel_log import KernelLog
 from cnprocd.process.model import Occurrence, Process, ProcScan, Wanted
 from cnprocd.process.tracker import Tracker
 from cnprocd.recovery import Recovery
@@ -91,12 +92,14 @@ class Pipeline:
         log: Log,
         machine: Machine,
         files: FileNames | None = None,
+        kernel_log: KernelLog | None = None,
         clock: Callable[[], float] = time.monotonic,
         failures: Failures | None = None,
     ) -> None:
         """`files`: the paths that rules name, kept up to date here; None: no rule names one."""
         self._machine = machine
         self._life = os.urandom(8).hex()  # of this daemon, for matches whose time is unknown
+        self.kernel_log = kernel_log or KernelLog(None, "the kernel log is not read")
         self.source = source
         self.tracker = tracker
         self.matcher = matcher
@@ -168,6 +171,8 @@ class Pipeline:
             if occurrence.kind == "exit" and not occurrence.of_thread:
                 self._note_exit(occurrence)
             try:
+                if self.matcher.asks_for_oom and occurrence.kind == "exit":
+                    self.kernel_log.explain(occurrence, self._drained_ns)
                 found = self.matcher.match(occurrence)
                 if self.matcher.undecided:
                     self._report_undecided(occurrence)
@@ -175,6 +180,8 @@ class Pipeline:
                     found = self._counted(found, occurrence)
                 if found:
                     complete(occurrence, self._procfs, parents)
+                    if occurrence.kind == "exit" and not self.matcher.asks_for_oom:
+                        self.kernel_log.explain(occurrence, self._drained_ns)
                     provenance = occurrence.process.provenance() if self.logs_provenance else None
                     matches += [RecordedMatch(match, self._record(match), provenance) for match in found]
             except Exception:
@@ -260,6 +267,7 @@ class Pipeline:
         """Do the housekeeping, about once a second while there is something to do."""
         if self._files is not None:
             self._files.tick()
+        self.kernel_log.tick(self._procfs.is_alive)
         missed = self.tracker.sweep(time.monotonic_ns())
         self.recovery.report_silent(missed)
         self._evaluate(missed)

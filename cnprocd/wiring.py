@@ -33,6 +33,7 @@ from cnprocd.output.log import LogOutput
 from cnprocd.pipeline import Pipeline
 from cnprocd.process.file_names import FileNames
 from cnprocd.process.holder import Holder, kernel_reports_exit_status
+from cnprocd.process.kernel_log import KernelLog
 from cnprocd.process.lookups import Lookups
 from cnprocd.process.procfs import boot_id
 from cnprocd.process.tracker import Tracker
@@ -153,7 +154,10 @@ def connect(options: Options, loaded: LoadedRules, outside: Outside) -> Parts:
     tap = Tap(dispatcher)
     holder = Holder() if "pidfd_info" not in options.refused and kernel_reports_exit_status() else None
     recovery = Recovery(source, tracker, lookups, holder, log)
-    pipeline = Pipeline(source, tracker, matcher, tap, recovery, lookups, log, this_machine(), files, failures=failures)
+    kernel_log = _open_kernel_log(options, manager)
+    pipeline = Pipeline(
+        source, tracker, matcher, tap, recovery, lookups, log, this_machine(), files, kernel_log, failures=failures
+    )
     rules = RulesInForce(
         loaded,
         outside.load,
@@ -180,6 +184,12 @@ def connect(options: Options, loaded: LoadedRules, outside: Outside) -> Parts:
     return Parts(
         rules, names, resolution, lookups, pipeline, dispatcher, hits, control, event_loop, stopping, kept_by_manager
     )
+
+
+def _open_kernel_log(options: Options, manager: ServiceManager) -> KernelLog:
+    if "kernel_log" in options.refused:
+        return KernelLog(None, "refused on request")
+    return KernelLog.open(manager.adopted("kmsg"))
 
 
 def open_source(options: Options, loaded: LoadedRules, manager: ServiceManager) -> tuple[Source, bool]:

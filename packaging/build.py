@@ -48,7 +48,10 @@ YAML rules. For each match it logs how the process ended, and runs a cleanup
 hook for exactly that process, at least once, without polling and without
 being the parent process."""
 
-UNITS = ("cnprocd.service", "cnprocd-connector.socket", "cnprocd-runner.socket", "cnprocd-runner.service")
+UNITS = (
+    "cnprocd.service", "cnprocd-connector.socket", "cnprocd-kmsg.socket", "cnprocd-runner.socket",
+    "cnprocd-runner.service",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

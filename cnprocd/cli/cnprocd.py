@@ -21,7 +21,7 @@ from cnprocd.rules.problems import LoadedRules, RulesError
 from cnprocd.rules.rule_files import MAIN_FILE
 from cnprocd.rules.snapshot_files import DIRECTORY_NAME, RUNNER_DIRECTORY
 
-_FEATURES = ("event_mask", "taskstats", "socket_filter", "pidfd_info")
+_FEATURES = ("event_mask", "taskstats", "socket_filter", "pidfd_info", "kernel_log")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -2,8 +2,8 @@
 
 A description is a flat JSON object with the field names of log records. The options of a command line are turned into
 one, a log record or the event of a job is one, and a live process is read into one. So a description means the same
-everywhere, and a log record can be pasted. A field that is not given is unknown. There are two defaults: the kind is
-exit, and an exit without a status succeeded.
+everywhere, and a log record can be pasted. A field that is not given is unknown. The defaults: the kind is exit, an
+exit without a status succeeded, and the OOM killer had no part in it.
 
 Users and groups are looked up by the functions given; all else is pure.
 """
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
-from cnprocd.connector.status import CORE_FLAG, SIGNAL_NAMES
+from cnprocd.connector.status import CORE_FLAG, SIGNAL_NAMES, term_signal
 from cnprocd.connector.taskrecord import TaskRecord
 from cnprocd.errors import CnprocdError
 from cnprocd.json_value import (
@@ -28,14 +28,16 @@ from cnprocd.json_value import (
 )
 from cnprocd.launch.render import exact
 from cnprocd.output.record import MATCH_FIELDS
-from cnprocd.process.cgroup_path import Container, Placement
+from cnprocd.process.cgroup_path import Container, Placement, placement_of
 from cnprocd.process.model import Image, Kind, Occurrence, Process
+from cnprocd.process.oom import SIGKILL
 from cnprocd.rules.language.syntax import signal_numbers
 from cnprocd.rules.language.value_problem import did_you_mean
 
 FIELDS = (
-    *MATCH_FIELDS, "status", "wait_status", "exe_claimed", "exe_deleted", "cmdline_truncated", "user", "group",
-    "cgroup", "user_unit", "container", "containers", "runtime", "pod_uid", "parent_comm", "ancestors", "lifetime_ms",
+    *MATCH_FIELDS, "status", "wait_status", "oom_killed", "exe_claimed", "exe_deleted", "cmdline_truncated", "user",
+    "group", "cgroup", "user_unit", "container", "containers", "runtime", "pod_uid", "parent_comm", "ancestors",
+    "lifetime_ms",
     "cpu_time_ms", "max_rss_kib", "read_bytes", "write_bytes", "from_hook", "thread", "ruid", "euid", "rgid", "egid",
     "tracer_pid", "tracer_tid", "time_ns", "timestamp", "level", "event", "message", "held_by", "job_state",
     "job_reason",
@@ -48,6 +50,17 @@ class DescriptionError(CnprocdError):
     """The description contradicts itself or has an unknown field or value."""
 
     exit_status = 2
+
+
+@dataclass(slots=True)
+class _DescribedProcess(Process):
+    """A process whose unit, container and pod may be given without a cgroup."""
+
+    described: Placement | None = None
+
+    @property
+    def placement(self) -> Placement | None:
+        return placement_of(self.cgroup) if self.cgroup is not None else self.described
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +102,7 @@ def _occurrence(event: JsonObject, accounts: Accounts) -> Occurrence:
         usage=_usage(event, process, status),
         ancestors=_ancestors(event, process),
         from_hook=_flag(event, "from_hook"),
+        oom=_oom_killed(event, status),
     )
 
 
@@ -131,6 +145,16 @@ def _status(event: JsonObject, kind: str) -> int | None:
     return 0
 
 
+def _oom_killed(event: JsonObject, status: int | None) -> bool | None:
+    """Return whether the OOM killer ended the process; None if that is given as null, or the status is unknown."""
+    if "oom_killed" not in event:
+        return None if status is None else False
+    given = event["oom_killed"]
+    if given and (status is None or term_signal(status) != SIGKILL):
+        raise DescriptionError("oom_killed is only valid for an exit by SIGKILL", "add --signal KILL")
+    return None if given is None else get_bool(event, "oom_killed")
+
+
 def _signal_number(name: JsonValue) -> int:
     if isinstance(name, str) and name.upper() in _SIGNALS:
         return _SIGNALS[name.upper()]
@@ -144,12 +168,12 @@ def _signal_number(name: JsonValue) -> int:
 
 
 def _process(event: JsonObject, accounts: Accounts) -> Process:
-    process = Process(get_int_or_none(event, "pid") or 0, get_int_or_none(event, "ppid"))
+    process = _DescribedProcess(get_int_or_none(event, "pid") or 0, get_int_or_none(event, "ppid"))
     process.comm, process.exe = _text(event, "comm"), _text(event, "exe")
     is_cut = bool(event.get("cmdline_truncated"))
     process.image = Image(_text(event, "exe_claimed") or process.exe, cmdline_is_cut=is_cut)
     process.cmdline, process.cgroup = _text(event, "cmdline"), _text(event, "cgroup")
-    process.described = None if process.cgroup is not None else _placement(event)
+    process.described = _placement(event)
     process.uid = _identity(event, "uid", "user", accounts.user)
     process.gid = _identity(event, "gid", "group", accounts.group)
     process.set_provenance("event")

@@ -94,6 +94,7 @@ EVENT = (
         help="Wait status as waitpid(2) returns it: 256 times the exit code, or the number of the signal",
     ),
     arg("--core", action="store_true", help="The process dumped core"),
+    arg("--oom-killed", action="store_true", help="The kernel's OOM killer ended the process (with SIGKILL)"),
     arg("--lost", action="store_true", help="The exit event was lost, so the status is unknown (recovered)"),
     arg("--user", metavar="NAME", help="User of the process: name or uid"),
     arg("--group", metavar="NAME", help="Group of the process: name or gid"),

@@ -48,6 +48,7 @@ class WholePlan:
     deaths_detected_by: str
     loss_accounting: str
     costliest_rules: list[str]
+    kernel_log: bool  # asked at each exit by SIGKILL that a rule with oom_killed could match
     unwatched: dict[str, str]  # path of a program -> why its exit records do not identify it here
 
 
@@ -99,6 +100,7 @@ def whole_plan(plan: Plan, matcher: Matcher, features: Features, unwatched: Mapp
         deaths_detected_by=_deaths(plan),
         loss_accounting=_loss(plan),
         costliest_rules=_most_expensive(matcher, features, frozenset(unwatched)),
+        kernel_log=any("oom" in rule.needs for rule in matcher.rules),
         unwatched=dict(unwatched),
     )
 

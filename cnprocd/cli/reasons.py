@@ -21,6 +21,7 @@ from cnprocd.rules.predicate import Verdict, compile_condition, compile_process
 from cnprocd.rules.ruleset import Condition, ProcessCondition, given_keys
 from cnprocd.rules.values import Comparison, IntSet, Pattern
 
+_ENDINGS = ("status", "core_dumped", "exit_status", "lifetime", "max_rss", "cpu_time", "oom_killed")
 _AFTERWARDS = ("rate_limit", "cooldown", "after", "coalesce")
 
 
@@ -165,7 +166,7 @@ def _bytes(value: float) -> str:
 def _actual(key: str, occurrence: Occurrence) -> str:
     """Return the actual value of a key as text; `unknown` if it is not known."""
     usage, status = occurrence.usage, occurrence.status
-    if occurrence.kind != "exit" and key in ("status", "core_dumped", "exit_status", "lifetime", "max_rss", "cpu_time"):
+    if occurrence.kind != "exit" and key in _ENDINGS:
         return f"not an exit ({occurrence.kind})"
     endings: dict[str, Callable[[], str]] = {
         "status": lambda: describe(status),
@@ -173,6 +174,7 @@ def _actual(key: str, occurrence: Occurrence) -> str:
         "exit_status": lambda: "unknown" if status is None else "known",
         "lifetime": lambda: "unknown" if occurrence.lifetime_s is None else f"{occurrence.lifetime_s:.3g}s",
         "max_rss": lambda: _bytes(usage.max_rss_kib * 1024) if usage else "unknown",
+        "oom_killed": lambda: _shown(occurrence.oom_killed).lower(),
         "cpu_time": lambda: f"{usage.cpu_time_us / 1e6:.3g}s" if usage else "unknown",
     }
     return endings[key]() if key in endings else _process_value(key, occurrence.process)

@@ -2,15 +2,17 @@
 
     magic     b"CNPROCD RECORDING 1\\n"
     then      one zlib stream of chunks: type (1 byte), length (4 bytes, big-endian), payload
-    H         header, JSON: kernel, byte order, whether there are exit records, the family id of taskstats
+    H         header, JSON: kernel, byte order, whether there are exit records, the family id of taskstats,
+              whether the kernel's log was read
     S         /proc at the start: JSON list of processes, after LISTEN
     D         datagrams of one drain of the connector, 76 bytes each
     T         exit records of the same drain: each a 2-byte length and the netlink message
     P         what was read from /proc right after that drain, of the processes that had called exec: JSON list
+    K         PIDs of victims of the OOM killer that the kernel's log named since the drain before: JSON list
     N         names of the users of all these processes: JSON object uid -> name
     E         end, JSON: how many events the kernel dropped, and why the recording ended
 
-D, T and P of one drain follow each other; a D (which may be empty) begins the next. The stream is flushed once a
+D, T, P and K of one drain follow each other; a D (which may be empty) begins the next. The stream is flushed once a
 second, so all but the last second of a truncated recording can be read; `Recording.cut_short` marks one. Every value is
 checked, because the file may come from another machine: a damaged file raises RecordingError and nothing else.
 """
@@ -32,6 +34,7 @@ from cnprocd.json_value import (
     JsonObject,
     JsonValue,
     as_dict,
+    as_int,
     as_str,
     get_int,
     get_int_or_none,
@@ -65,6 +68,7 @@ class Drain:
     datagrams: bytes = b""
     messages: list[bytes] = field(default_factory=list)
     facts: list[Process] = field(default_factory=list)
+    victims: list[int] = field(default_factory=list)  # of the OOM killer
 
 
 class Writer:
@@ -85,12 +89,14 @@ class Writer:
         self.chunk(kind, json.dumps(value, separators=(",", ":")).encode())
 
     def drain(self, drain: Drain) -> None:
-        """Write the chunks D, T and P of one drain."""
+        """Write the chunks of one drain."""
         self.chunk(b"D", drain.datagrams)
         if drain.messages:
             self.chunk(b"T", b"".join(_LENGTH.pack(len(one)) + one for one in drain.messages))
         if drain.facts:
             self.values(b"P", [facts_of(one) for one in drain.facts])
+        if drain.victims:
+            self.values(b"K", list(drain.victims))
 
     def flush(self) -> None:
         """Make all that was written so far readable."""
@@ -135,6 +141,7 @@ def process_of(value: JsonValue) -> Process:
 
 
 _PROCESSES = list_of(process_of)
+_PIDS = list_of(as_int)
 
 
 def _number(facts: JsonObject, key: str, default: int | None = None) -> int:
@@ -193,7 +200,7 @@ def _take(kind: bytes, payload: bytes, found: Recording) -> None:
         found.drains.append(Drain(_whole(payload)))
     elif kind == b"T" and found.drains:
         found.drains[-1].messages = list(_messages(payload))
-    elif kind in (b"S", b"P", b"H", b"N", b"E"):
+    elif kind in (b"S", b"P", b"K", b"H", b"N", b"E"):
         _take_json(kind, parse_json(payload), found)
     else:
         raise RecordingError(f"damaged recording: unknown chunk {kind!r}")
@@ -208,6 +215,8 @@ def _take_json(kind: bytes, value: JsonValue, found: Recording) -> None:
         found.end = as_dict(value)
     elif kind == b"S":
         found.start = _PROCESSES(value)
+    elif found.drains and kind == b"K":
+        found.drains[-1].victims = _PIDS(value)
     elif found.drains:
         found.drains[-1].facts = _PROCESSES(value)
     else:

@@ -25,6 +25,7 @@ from cnprocd.dispatch import throttle_of
 from cnprocd.json_value import JsonDict, get_int_or_none
 from cnprocd.output.record import match_record
 from cnprocd.process.model import EVERYTHING, Occurrence, Process, Provenance, Wanted
+from cnprocd.process.oom import OomKill, OomKills
 from cnprocd.process.tracker import Tracker
 from cnprocd.rules.compile import Matcher
 from cnprocd.rules.plan import make_plan
@@ -32,6 +33,7 @@ from cnprocd.spool.throttle import Throttle
 
 _PAD = b"\0" * (SLOT_SIZE - DATAGRAM_SIZE)
 _NO_PROCESS = -1  # no process of the recording is a child of this one
+_NEVER_NS = 1 << 63
 _AFTER_NS = 10_000_000_000
 
 
@@ -119,7 +121,10 @@ def replay(recording: Recording, matcher: Matcher) -> Replayed:
     plan = make_plan(matcher, Features(taskstats=has_records))
     tracker = Tracker(replace(plan.tracking, table=True, wanted=EVERYTHING), proc, _NO_PROCESS)
     tracker.adopt([replace(process) for process in recording.start])
-    evaluate = _Evaluator(matcher, recording, found)
+    kills = OomKills()
+    if recording.header.get("kernel_log") is not True:
+        kills.overran(_NEVER_NS)
+    evaluate = _Evaluator(matcher, recording, kills, found)
     first = last = None
     for drain in recording.drains:
         events = _events(drain, found)
@@ -129,6 +134,8 @@ def replay(recording: Recording, matcher: Matcher) -> Replayed:
             first = min(stamps) if first is None else first
             last = max(stamps)
         proc.begin(drain)
+        for tgid in drain.victims:
+            kills.add(OomKill(tgid, last or 0))
         evaluate(tracker.take(list(events), records))
         proc.note(events, records)
     evaluate(tracker.take([], []))
@@ -162,8 +169,9 @@ def _records(drain: Drain, recording: Recording, found: Replayed) -> Iterator[Ta
 class _Evaluator:
     """Turn occurrences into matches, through the throttle of each rule."""
 
-    def __init__(self, matcher: Matcher, recording: Recording, found: Replayed) -> None:
+    def __init__(self, matcher: Matcher, recording: Recording, kills: OomKills, found: Replayed) -> None:
         self._matcher = matcher
+        self._kills = kills
         self._names = recording.names
         self._found = found
         self._throttles: dict[str, Throttle] = {}
@@ -174,6 +182,8 @@ class _Evaluator:
             self._found.occurrences += 1
             # Time never goes back: a batch may hold events of two CPUs out of order, and a recovered exit has no time.
             self._now_ns = max(self._now_ns, occurrence.kernel_time_ns or 0)
+            if occurrence.kind == "exit":
+                self._kills.explain(occurrence)
             for match in self._matcher.match(occurrence):
                 record = match_record(match, lambda uid: self._names.get(uid, str(uid)))
                 throttle = self._throttles.setdefault(match.rule.name, throttle_of(match.rule.rule))

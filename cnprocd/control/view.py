@@ -236,6 +236,8 @@ def _kernel(daemon: DaemonView) -> JsonDict:
         "socket_filter": features.socket_filter,
         "receive_buffer_bytes": source.granted_buffer_bytes,
         "receive_buffer_events": source.granted_buffer_bytes // uapi.QUEUED_EVENT_BYTES,
+        "kernel_log": not daemon.pipeline.kernel_log.why_unreadable,
+        "no_kernel_log_because": daemon.pipeline.kernel_log.why_unreadable or None,
         "socket_kept_by_manager": daemon.kept_by_manager,
     }
 

@@ -40,6 +40,7 @@ MATCH: Mapping[str, str] = {
     "exit_code": "Exit code, if the process called exit(3).",
     "signal": "Name of the signal that killed the process, such as SIGKILL.",
     "core_dumped": "Whether the process dumped core.",
+    "oom_killed": "Whether the kernel's OOM killer ended the process. Null if the kernel's log cannot be read.",
     "status": "exit_code, signal and core_dumped as text, such as SIGSEGV (core dumped).",
     "kernel_time_ns": "Time of the event in nanoseconds of CLOCK_MONOTONIC.",
     "cpu": "CPU on which the event happened.",

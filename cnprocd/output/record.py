@@ -71,7 +71,7 @@ def match_record(
     }
     texts = {"comm": process.comm, "exe": process.exe, "cmdline": process.cmdline}
     if occurrence.kind == "exit":
-        record["status"] = describe(status)
+        record |= {"status": describe(status), "oom_killed": occurrence.oom_killed}
     parent = occurrence.ancestors[0] if occurrence.ancestors else None
     if parent is not None:
         texts["parent_comm"] = parent.comm
@@ -85,7 +85,7 @@ def match_record(
     for name, text in texts.items():
         if text is not None and text != record[name]:
             record[f"{name}_hex"] = text.encode("utf-8", "surrogateescape").hex()
-    record |= {**_image(process), **occurrence.details, **_usage(occurrence)}
+    record |= {**_image(process), **(occurrence.details or {}), **_usage(occurrence)}
     return record
 
 

@@ -8,7 +8,7 @@ undecodable bytes as lone surrogates (PEP 383). A process chooses its comm itsel
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 from cnprocd.connector.taskrecord import TaskRecord
@@ -19,6 +19,8 @@ Provenance = Literal["taskstats", "event", "exec", "procfs", "zombie", "unknown"
 Kind = Literal["fork", "exec", "uid", "gid", "sid", "ptrace", "comm", "coredump", "exit"]
 KINDS_OF_LASTING_COMM: frozenset[Kind] = frozenset({"exec", "comm", "coredump", "exit"})
 """Events after which /proc still shows the comm of that moment. After the others an exec often follows."""
+OomUnknown = Literal["lost", "unreadable"]
+"""Lines of the kernel's log were lost, or it cannot be read."""
 TICK_NS = 10_000_000
 """Start times from /proc are in ticks of 1/100 s (USER_HZ is 100 on every architecture Linux runs on today)."""
 
@@ -76,7 +78,6 @@ class Process:
     counted_ns: int = 0  # events before this time are already counted in `threads`
     ended_ns: int | None = None
     exe_is_unnamed: bool = False  # the file is known, and no rule names its path literally
-    described: Placement | None = None  # instead of what `cgroup` shows, for an event that a person describes
 
     def child(self, tgid: int, start_ns: int) -> Process:
         """Return the process after fork: all of its parent but PID and threads. (A third of replace()'s cost.)"""
@@ -103,8 +104,6 @@ class Process:
     @property
     def placement(self) -> Placement | None:
         """The unit, container and pod; None if the cgroup is unknown."""
-        if self.described is not None:
-            return self.described
         return None if self.cgroup is None else placement_of(self.cgroup)
 
     def take_identity(self, other: Process) -> None:
@@ -279,7 +278,13 @@ class Occurrence:
     ancestors: tuple[Process, ...] | None = None  # parent first; None: unknown
     from_hook: bool = False
     reaped: bool = False  # the process had left /proc when the kernel sent the exit
-    details: dict[str, int] = field(default_factory=dict)  # fields that only this kind of event carries
+    oom: bool | OomUnknown | None = None  # whether the kernel's OOM killer ended the process, or why it is unknown
+    details: dict[str, int] | None = None  # fields that only this kind of event carries
+
+    @property
+    def oom_killed(self) -> bool | None:
+        """Whether the kernel's OOM killer ended the process; None: unknown, or not an exit."""
+        return self.oom if isinstance(self.oom, bool) else None
 
     @property
     def lifetime_s(self) -> float | None:

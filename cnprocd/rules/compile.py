@@ -19,6 +19,7 @@ from typing import Literal
 
 from cnprocd.connector.status import ALL_SIGNALS, EVERY_STATUS, FAILURES, NO_STATUS, StatusSet
 from cnprocd.process.model import Kind, Occurrence
+from cnprocd.process.oom import SIGKILL
 from cnprocd.rules.needs import Need, Needs, exe_directories, literal_exe_paths, needs_of
 from cnprocd.rules.predicate import Test, compile_condition, text_test
 from cnprocd.rules.ruleset import EXIT_EVENTS, Condition, EventName, Rule
@@ -102,6 +103,8 @@ def possible_statuses(condition: Condition | None) -> StatusSet:
         result = StatusSet.of(codes, condition.signal or ())
     if condition.core_dumped:
         result &= StatusSet((), ALL_SIGNALS)
+    if condition.oom_killed:
+        result &= StatusSet((), frozenset({SIGKILL}))
     if condition.exit_status == "unknown":
         result = NO_STATUS
     for part in condition.all:
@@ -129,6 +132,7 @@ class Matcher:
         self.rules = tuple(compile_rule(rule, order) for order, rule in enumerate(rules) if rule.enabled)
         self.undecided: list[CompiledRule] = []  # rules that an unknown attribute decided; the caller takes them
         self.asks_for_comm = any("comm" in rule.match_needs for rule in self.rules if "exit" in rule.kinds)
+        self.asks_for_oom = any("oom" in rule.match_needs for rule in self.rules)
         self._indices = {
             (kind, threads): _CommIndex([r for r in self.rules if kind in r.kinds and r.rule.threads is threads])
             for kind in {kind for rule in self.rules for kind in rule.kinds}

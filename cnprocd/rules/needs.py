@@ -14,7 +14,9 @@ from cnprocd.process.model import Occurrence
 from cnprocd.rules.ruleset import Condition, ProcessCondition, Rule
 from cnprocd.rules.values import Template
 
-Need = Literal["comm", "ids", "exe", "exe_file", "exe_claimed", "cmdline", "cgroup", "ancestors", "usage", "lifetime"]
+Need = Literal[
+    "comm", "ids", "exe", "exe_file", "exe_claimed", "cmdline", "cgroup", "ancestors", "usage", "lifetime", "oom"
+]
 """`exe`: the path of any program. `exe_file`: which of the paths that rules name literally it is, if any."""
 
 NEED_OF_KEY: Mapping[str, Need] = {
@@ -34,6 +36,7 @@ NEED_OF_KEY: Mapping[str, Need] = {
     "lifetime": "lifetime",
     "max_rss": "usage",
     "cpu_time": "usage",
+    "oom_killed": "oom",
 }
 """Match keys whose attribute must be gathered. The others come with the event."""
 
@@ -53,6 +56,7 @@ NEED_OF_FIELD: Mapping[str, Need] = {
     "containers": "cgroup",
     "runtime": "cgroup",
     "pod_uid": "cgroup",
+    "oom_killed": "oom",
 }
 """Fields of a record whose attribute must be gathered. parent_comm is looked up for a match only."""
 
@@ -86,6 +90,7 @@ _UNKNOWN: Mapping[Need, tuple[str, Callable[[Occurrence], bool]]] = {
     "ancestors": ("parent", lambda one: not one.ancestors),
     "usage": ("usage", lambda one: one.usage is None),
     "lifetime": ("lifetime", lambda one: one.lifetime_s is None),
+    "oom": ("oom_killed", lambda one: one.kind == "exit" and one.oom_killed is None),
 }
 """The attribute of each need, and whether it is unknown."""
 
@@ -93,7 +98,8 @@ _UNKNOWN: Mapping[Need, tuple[str, Callable[[Occurrence], bool]]] = {
 def unknown_attributes(needs: Iterable[Need], occurrence: Occurrence) -> Iterator[tuple[str, str]]:
     """Return each attribute of these needs that is unknown of an occurrence, and why.
 
-    The reasons: `gone` before it could be read, `lost` with its event, `unverified` (see exe_claimed), `truncated`.
+    The reasons: `gone` before it could be read, `lost` with its event, `unverified` (see exe_claimed), `truncated`,
+    `unreadable` (the kernel log).
     """
     for need in needs:
         attribute, is_unknown = _UNKNOWN[need]
@@ -107,6 +113,8 @@ def _why_unknown(attribute: str, occurrence: Occurrence) -> str:
         return "unverified"
     if attribute == "cmdline" and process.cmdline is not None:
         return "truncated"
+    if attribute == "oom_killed":
+        return str(occurrence.oom or "lost")
     return "lost" if occurrence.recovered else "gone"
 
 

@@ -53,6 +53,7 @@ _TABLE_BITS = (
 _EVERY_BIT = uapi.PROC_EVENT_ALL & ~uapi.PROC_EVENT_NONZERO_EXIT
 _IN_RECORDS: frozenset[Need] = frozenset({"comm", "ids", "usage", "lifetime", "exe_file"})
 _IN_PROC: frozenset[Need] = frozenset({"comm", "ids", "exe", "exe_file", "exe_claimed", "cmdline", "cgroup"})
+_KNOWN_ANYWAY: frozenset[Need] = frozenset({"oom"})  # read at the exit, whatever the plan is
 _EXE_NEEDS: frozenset[Need] = frozenset({"exe", "exe_file", "exe_claimed"})
 _NOT_NAMED: frozenset[str] = frozenset()
 _MAX_RANGES = 16  # more tests per message than this cost more than the message that they save
@@ -127,7 +128,7 @@ def make_plan(
 
 def identity_of(rule: CompiledRule, features: Features, unwatched: frozenset[str] = _NOT_NAMED) -> Identity:
     """Return the cheapest source that has every attribute that the rule needs, at each of its events."""
-    needs: Set[Need] = rule.needs.keys()
+    needs: Set[Need] = rule.needs.keys() - _KNOWN_ANYWAY
     if "exe_file" in needs and not unwatched.isdisjoint(rule.exe_paths):
         needs = needs | {"exe"}
     return max((_identity_at(kind, needs, features) for kind in rule.kinds), key=_LADDER.index)

@@ -236,6 +236,8 @@ def _ending_tests(condition: Condition, unknown: Verdict) -> list[Test]:
         tests.append(_number_test(condition.max_rss, lambda o: o.usage.max_rss_kib * 1024 if o.usage else None))
     if condition.cpu_time is not None:
         tests.append(_number_test(condition.cpu_time, lambda o: o.usage.cpu_time_us / 1e6 if o.usage else None))
+    if condition.oom_killed is not None:
+        tests.append(_oom_test(condition.oom_killed))
     # A key about the end of a process does not hold for other events.
     return [lambda o, test=test: test(o) if o.kind == "exit" else False for test in tests]  # type: ignore[misc]
 
@@ -260,6 +262,10 @@ def _core_test(wanted: bool, unknown: Verdict) -> Test:
         return unknown if occurrence.status is None else core_dumped(occurrence.status) == wanted
 
     return verdict
+
+
+def _oom_test(wanted: bool) -> Test:
+    return lambda occurrence: None if occurrence.oom_killed is None else occurrence.oom_killed is wanted
 
 
 def _number_test(comparison: Comparison, measure: Callable[[Occurrence], float | None]) -> Test:

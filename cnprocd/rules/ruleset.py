@@ -65,6 +65,7 @@ class Condition(_Identity):
     lifetime: Comparison | None = None
     max_rss: Comparison | None = None
     cpu_time: Comparison | None = None
+    oom_killed: bool | None = None
     not_: tuple[Condition, ...] = ()
     any: tuple[Condition, ...] = ()
     all: tuple[Condition, ...] = ()

@@ -113,6 +113,7 @@ FIELD_NAMES = (
     "signal",
     "status",
     "core_dumped",
+    "oom_killed",
     "recovered",
     "job_id",
     "kernel_time_ns",

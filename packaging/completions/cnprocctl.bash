@@ -75,11 +75,11 @@ _cnprocctl() {
             [[ $cur != -* ]] && COMPREPLY=($(compgen -f -- "$cur"))
             ;;
         "explain")
-            COMPREPLY=($(compgen -W "--job --without --pid --kind --comm --exit-code --signal --status --core --lost --user --group --exe --exe-claimed --cmdline --unit --user-unit --container --pod-uid --cgroup --parent --ancestor --lifetime --max-rss --cpu-time --from-hook --thread --event --rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--job --without --pid --kind --comm --exit-code --signal --status --core --oom-killed --lost --user --group --exe --exe-claimed --cmdline --unit --user-unit --container --pod-uid --cgroup --parent --ancestor --lifetime --max-rss --cpu-time --from-hook --thread --event --rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
             [[ $cur != -* ]] && COMPREPLY=($(compgen -W "$(_cnprocctl_rules)" -- "$cur"))
             ;;
         "test")
-            COMPREPLY=($(compgen -W "--pid --kind --comm --exit-code --signal --status --core --lost --user --group --exe --exe-claimed --cmdline --unit --user-unit --container --pod-uid --cgroup --parent --ancestor --lifetime --max-rss --cpu-time --from-hook --thread --event --rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--pid --kind --comm --exit-code --signal --status --core --oom-killed --lost --user --group --exe --exe-claimed --cmdline --unit --user-unit --container --pod-uid --cgroup --parent --ancestor --lifetime --max-rss --cpu-time --from-hook --thread --event --rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
             ;;
         "schema")
             COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --output --json" -- "$cur"))

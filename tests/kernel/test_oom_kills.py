@@ -10,14 +10,30 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from kernel.harness import running
 
 from cnprocd.connector.decode import decode
 from cnprocd.connector.event import Exit
 from cnprocd.connector.listener import Listener
+from cnprocd.control.client import Client
 from cnprocd.process.kernel_log import KernelLog
+from cnprocd.process.model import Occurrence, Process
 
+RULES = """
+rules:
+  - name: starved
+    events: [nonzero_exit]
+    match: {comm: cnptest-oom, oom_killed: true}
+    log: {message: "{comm} oom_killed {oom_killed}"}
+  - name: by-hand
+    events: [nonzero_exit]
+    match: {comm: cnptest-oom, signal: SIGKILL, oom_killed: false}
+  - {name: any, events: [exit, nonzero_exit], match: {comm: cnptest-oom}}
+$MARKER
+"""
 GREEDY = "a = []\nwhile True: a.append(bytearray(1 << 20))"
 THREADED = f"import threading\nfor _ in range(20): threading.Thread(target=threading.Event().wait).start()\n{GREEDY}"
 PATIENT = "import sys; print(flush=True); sys.stdin.read()"
@@ -45,8 +61,9 @@ def in_group(group, code):
     def join():
         (group / "cgroup.procs").write_text(str(os.getpid()))
 
+    named = f"import ctypes; ctypes.CDLL(None).prctl(15, b'cnptest-oom', 0, 0, 0)\n{code}"
     return subprocess.Popen(
-        [sys.executable, "-IS", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=join
+        [sys.executable, "-IS", "-c", named], stdin=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=join
     )
 
 
@@ -60,16 +77,22 @@ def end_of(pid, listener):
                     return event
 
 
+def verdict(log, pid, status, end_ns):
+    occurrence = Occurrence("exit", Process(pid), pid, status, end_ns)
+    log.explain(occurrence, time.monotonic_ns())
+    return occurrence.oom_killed
+
+
 @pytest.mark.parametrize("code", [GREEDY, THREADED], ids=["one-thread", "many-threads"])
 def test_the_line_is_there_when_the_exit_event_is_read(group, code):
     listener = Listener.open(8 << 20)
     listener.subscribe(0.5)
-    log = KernelLog()
+    log = KernelLog.open()
     try:
         for _ in range(20):
             process = in_group(group, code)
             end = end_of(process.pid, listener)
-            assert log.was_oom_victim(process.pid, end.exit_code, None, end.timestamp_ns) is True
+            assert verdict(log, process.pid, end.exit_code, end.timestamp_ns) is True
             assert process.wait() == -signal.SIGKILL
     finally:
         listener.unsubscribe()
@@ -77,7 +100,7 @@ def test_the_line_is_there_when_the_exit_event_is_read(group, code):
 
 
 def test_a_kill_by_hand_in_the_same_group_is_none(group):
-    log = KernelLog()
+    log = KernelLog.open()
     try:
         patient = in_group(group, PATIENT)
         patient.stdout.readline()
@@ -86,7 +109,77 @@ def test_a_kill_by_hand_in_the_same_group_is_none(group):
         assert patient.poll() is None
         patient.kill()
         status = -patient.wait()
-        assert log.was_oom_victim(patient.pid, status, None, time.monotonic_ns()) is False
-        assert log.was_oom_victim(greedy.pid, signal.SIGKILL, None, time.monotonic_ns()) is True
+        assert verdict(log, patient.pid, status, time.monotonic_ns()) is False
+        assert verdict(log, greedy.pid, signal.SIGKILL, time.monotonic_ns()) is True
     finally:
         log.close()
+
+
+def ended(daemon, rule):
+    daemon.mark()
+    return {record["pid"]: record["oom_killed"] for record in daemon.matches(rule)}
+
+
+def test_an_oom_kill_and_a_kill_by_hand_in_one_group_differ(group, tmp_path):
+    """One container: its greedy processes are killed for want of memory, another one by hand; one fails."""
+    with running(tmp_path, RULES) as daemon:
+        patient = in_group(group, PATIENT)
+        patient.stdout.readline()
+        greedy = [in_group(group, code) for code in (GREEDY, THREADED, GREEDY)]
+        for process in greedy:
+            assert process.wait() == -signal.SIGKILL
+        assert patient.poll() is None
+        patient.kill()
+        patient.wait()
+        failed = in_group(group, "raise SystemExit(3)")
+        assert failed.wait() == 3
+        victims = {process.pid: True for process in greedy}
+        assert ended(daemon, "starved") == victims
+        assert ended(daemon, "by-hand") == {patient.pid: False}
+        assert ended(daemon, "any") == {**victims, patient.pid: False, failed.pid: False}
+        assert {record["message"] for record in daemon.matches("starved")} == {"cnptest-oom oom_killed true"}
+
+
+def test_a_process_cannot_forge_a_line_of_the_kernel(group, tmp_path):
+    """Even root's line has another facility; the name of a process that segfaults stands at the start of a line."""
+    with running(tmp_path, RULES) as daemon:
+        patient = in_group(group, PATIENT)
+        patient.stdout.readline()
+        line = f"Out of memory: Killed process {patient.pid} (python3) total-vm:1kB"
+        for prefix in ("", "<0>", "<3>", "<4>x\n<3>"):
+            Path("/dev/kmsg").write_text(prefix + line + "\n")
+        patient.kill()
+        patient.wait()
+        assert ended(daemon, "by-hand") == {patient.pid: False}
+        assert ended(daemon, "starved") == {}
+
+
+def test_without_the_kernels_log_an_oom_kill_is_unknown(group, tmp_path):
+    """It matches neither of the rules, is null in the record, and is counted with its reason."""
+    with running(tmp_path, RULES, "--refuse", "kernel_log") as daemon:
+        greedy = in_group(group, GREEDY)
+        failed = in_group(group, "raise SystemExit(3)")
+        greedy.wait(), failed.wait()
+        everything = ended(daemon, "any")
+        assert (everything[greedy.pid], everything[failed.pid]) == (None, False)
+        assert ended(daemon, "starved") == ended(daemon, "by-hand") == {}
+        daemon.wait_for("identity_unknown", rule="starved", pid=greedy.pid)
+        with Client(tmp_path / "run") as client:
+            status: Any = client.ask("status")
+        expected = {"attribute": "oom_killed", "reason": "unreadable", "count": 2}
+        assert expected in status["events"]["identity_unknown"]
+        assert status["kernel"]["no_kernel_log_because"] == "refused on request"
+
+
+def test_a_flooded_kernel_log_costs_at_most_what_it_hides(group, tmp_path):
+    """More lines than the log holds: the kill is known if its line is there, else unknown; never a kill by hand."""
+    with running(tmp_path, RULES) as daemon:
+        for _ in range(3):
+            greedy = in_group(group, GREEDY)
+            os.waitid(os.P_PID, greedy.pid, os.WEXITED | os.WNOWAIT)
+            for _ in range(30):
+                with open("/dev/kmsg", "w", buffering=1) as kmsg:  # the kernel takes ten lines of each opening
+                    kmsg.writelines(f"cnptest {'x' * 800}\n" for _ in range(10))
+            greedy.wait()
+        assert set(ended(daemon, "any").values()) <= {True, None}
+        assert ended(daemon, "by-hand") == {}

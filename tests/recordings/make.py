@@ -170,7 +170,7 @@ END
         ./in_unit search.service ./in_600M ./indexer
         ./in_unit search.service ./in_600M ./searchd          # the service itself
         ./in_unit other.service ./in_600M ./indexer
-        ./in_unit search.service ./indexer -f /dev/null & sleep 0.3; kill -KILL $!; wait $!     # small: by hand
+        ./in_unit search.service ./indexer -f /dev/null & sleep 0.3; kill -KILL $!; wait $!     # by hand
         rmdir "$memory"
         leave_units search.service other.service
     """,
@@ -266,7 +266,7 @@ def write(file, recording: Recording, root: int) -> None:
     for drain in recording.drains:
         kept = trimmed(drain, get_int(recording.header, "family"), ours)
         uids |= {one.uid for one in kept.facts}
-        if kept.datagrams or kept.messages:
+        if kept.datagrams or kept.messages or kept.victims:
             writer.drain(kept)
     writer.values(b"N", {str(uid): name for uid, name in recording.names.items() if uid in uids})
     writer.end(recording.end)
@@ -289,6 +289,7 @@ def trimmed(drain: Drain, family: int, ours: set[int]) -> Drain:
         b"".join(raw for raw, event in events(drain) if is_ours(event)),
         [one for one in drain.messages if decode_record(one, family).tgid in ours],
         [one for one in drain.facts if one.tgid in ours],
+        [tgid for tgid in drain.victims if tgid in ours],
     )
 
 

@@ -117,6 +117,9 @@ def _head(found: JsonObject, style: Style) -> list[str]:
         ("stalls", _stalls(get_dict_or_none(found, "stalls"))),
         ("kernel", _kernel(get_dict(found, "kernel"))),
     ]
+    unknown = get_list(events, "identity_unknown", as_dict)
+    if unknown:
+        lines.append(("unknown", style("yellow", ", ".join(map(_unknown, unknown)))))
     if failed := get_int(events, "failed", 0):
         lines.append(("failed", style("red", f"{failed} events or matches, by unexpected exceptions: see the log")))
     rejected = sum(get_map(events, "rejected", as_int).values())
@@ -146,6 +149,11 @@ def _lost(lost: dict[str, int], recovered: int, style: Style) -> str:
         return style("green", "nothing")
     known = ", ".join(f"{count} {key.replace('_', ' ')}" for key, count in lost.items() if key != "overruns" and count)
     return style("red", f"{total} events ({known}), {recovered} processes recovered")
+
+
+def _unknown(one: JsonObject) -> str:
+    """Return an attribute that rules needed and could not have."""
+    return f"{get_int(one, 'count')} {get_str(one, 'attribute')} ({get_str(one, 'reason')})"
 
 
 def _jobs(jobs: JsonObject) -> str:
@@ -197,8 +205,10 @@ def _kernel(kernel: JsonObject) -> str:
     buffer = (
         f"buffer {size(get_int(kernel, 'receive_buffer_bytes'))} = {get_int(kernel, 'receive_buffer_events')} events"
     )
+    kernel_log = get_str_or_none(kernel, "no_kernel_log_because")
+    oom = f"; oom_killed is unknown ({kernel_log})" if kernel_log is not None else ""
     kept = "; socket kept by systemd" if get_bool(kernel, "socket_kept_by_manager") else ""
-    return f"{get_str(kernel, 'release')}: {mask}, {taskstats}; {buffer}{kept}"
+    return f"{get_str(kernel, 'release')}: {mask}, {taskstats}; {buffer}{oom}{kept}"
 
 
 def _rules(found: JsonObject, style: Style) -> list[str]:

@@ -25,6 +25,7 @@ from cnprocd.control.client import Client, NotRunningError
 from cnprocd.errors import EX_OK, CnprocdError
 from cnprocd.json_value import as_dict, get_bool, get_dict, get_int, get_number, get_str, get_str_or_none
 from cnprocd.owner_lock import holder_of
+from cnprocd.process.kernel_log import DEVICE
 from cnprocd.process.procfs import read_stat
 from cnprocd.rules.problems import RulesError
 
@@ -277,13 +278,33 @@ def _systemd(options: Options) -> Iterator[Finding]:
     if not Path("/run/systemd/system").is_dir():
         yield Finding("pass", "this machine does not run systemd; cnprocd can run in the foreground")
         return
-    state = subprocess.run(
-        ["systemctl", "is-enabled", "cnprocd.service"], capture_output=True, text=True, timeout=10, check=False
-    ).stdout.strip()
+    state = _output("systemctl", "is-enabled", "cnprocd.service")
     if state == "enabled":
         yield Finding("pass", "cnprocd.service starts with the machine")
     else:
         yield Finding("warn", f"cnprocd.service is {state or 'not installed'}", "systemctl enable --now cnprocd")
+
+
+def _kernel_log(options: Options) -> Iterator[Finding]:
+    try:
+        os.close(os.open(DEVICE, os.O_RDONLY | os.O_NONBLOCK))
+    except FileNotFoundError:
+        yield Finding("warn", f"there is no {DEVICE}: oom_killed is unknown", "use a kernel built with CONFIG_PRINTK")
+    except PermissionError:
+        yield Finding("warn", f"cannot open {DEVICE}", "run it as root")
+    else:
+        yield Finding("pass", f"{DEVICE} shows OOM kills")
+    unit = Path("/usr/lib/systemd/system/cnprocd-kmsg.socket")
+    if unit.exists() and Path("/run/systemd/system").is_dir():
+        state = _output("systemctl", "is-active", "cnprocd-kmsg.socket")
+        daemon = _output("systemctl", "is-active", "cnprocd.service")
+        if daemon == "active" and state != "active":
+            fix = "systemctl unmask cnprocd-kmsg.socket; systemctl restart cnprocd"
+            yield Finding("warn", f"cnprocd-kmsg.socket is {state}: oom_killed is unknown", fix)
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout.strip()
 
 
 CHECKS: dict[str, Check] = {
@@ -292,6 +313,7 @@ CHECKS: dict[str, Check] = {
     "kernel": _kernel,
     "round trip": _round_trip,
     "listeners": _listeners,
+    "kernel log": _kernel_log,
     "rules": _rules,
     "state": _places,
     "owner": _owner,

@@ -138,6 +138,8 @@ def _show_whole(whole: WholePlan, known_from: str, style: Style) -> None:
     print(
         f"    table      {'kept' if whole.table else 'not needed'}; deaths are detected by {whole.deaths_detected_by}"
     )
+    if whole.kernel_log:
+        print("    kernel log read to its end at exits by SIGKILL; costs nothing otherwise")
     for path, reason in whole.unwatched.items():
         print(f"    exe        {path} is known from the table only: {reason}")
     print(f"    loss       {whole.loss_accounting}")

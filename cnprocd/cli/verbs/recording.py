@@ -32,6 +32,7 @@ from cnprocd.connector.uapi import DATAGRAM_SIZE
 from cnprocd.errors import EX_OK, CnprocdError
 from cnprocd.json_value import JsonDict
 from cnprocd.process import procfs
+from cnprocd.process.kernel_log import KernelLog
 from cnprocd.process.model import EVERYTHING
 from cnprocd.rules.compile import Matcher
 
@@ -100,6 +101,7 @@ class _Recorder:
         self._most_bytes = most_bytes
         self._listener = Listener.open(BUFFER_BYTES)
         self._taskstats: _RawTaskstats | None = None
+        self._kernel_log = KernelLog.open()
         self._rejects = Rejects()
         self._uids: set[int] = set()
         self._why = ""
@@ -138,6 +140,7 @@ class _Recorder:
                 "recorded_ns": time.time_ns(),
                 "taskstats": self._taskstats is not None,
                 "family": self._taskstats.family if self._taskstats is not None else None,
+                "kernel_log": not self._kernel_log.why_unreadable,
             },
         )
         self.writer.values(b"S", [facts_of(process) for process in start])
@@ -173,7 +176,7 @@ class _Recorder:
         facts = [one for tgid in sorted(execs) if (one := procfs.read_process(tgid)) is not None]
         starts = range(0, len(slots), SLOT_SIZE)
         datagrams = b"".join(slots[at : at + DATAGRAM_SIZE] for at in starts)
-        self.writer.drain(Drain(datagrams, messages, facts))
+        self.writer.drain(Drain(datagrams, messages, facts, self._kernel_log.read()))
         self._uids.update(one.uid for one in facts if one.uid is not None)
         self.events += len(events)
         self.exit_records += len(messages)
@@ -184,6 +187,7 @@ class _Recorder:
         self._listener.unsubscribe()
         if self._taskstats is not None:
             self._taskstats.close()
+        self._kernel_log.close()
         self.writer.values(b"N", {str(uid): procfs.user_name(uid) for uid in sorted(self._uids)})
         self.writer.end({"ended": self._why, "lost": self.lost, "events": self.events})
 

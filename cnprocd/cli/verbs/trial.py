@@ -63,6 +63,7 @@ def described(options: Options) -> JsonDict:
         "signal": options.signal,
         "wait_status": options.status,
         "core_dumped": options.core or None,
+        "oom_killed": options.oom_killed or None,
         "recovered": options.lost or None,
         "user": options.user,
         "group": options.group,

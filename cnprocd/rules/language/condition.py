@@ -34,7 +34,7 @@ from cnprocd.rules.ruleset import EXIT_EVENTS, EventName
 ExitStatus = Annotated[Literal["unknown", "known"], *words("unknown", "known")]
 
 # The keys about the end of a process, by their YAML names (which are also their attribute names).
-EXIT_KEYS = ("exit_code", "signal", "core_dumped", "exit_status", "lifetime", "max_rss", "cpu_time")
+EXIT_KEYS = ("exit_code", "signal", "core_dumped", "exit_status", "lifetime", "max_rss", "cpu_time", "oom_killed")
 
 
 class _Identity(Model):
@@ -132,6 +132,9 @@ class ConditionModel(_Identity):
     )
     max_rss: SizeComparison | None = Field(default=None, description='Peak resident memory: "> 500M".')
     cpu_time: TimeComparison | None = Field(default=None, description='User and system CPU time together: "> 10s".')
+    oom_killed: Flag | None = Field(
+        default=None, description="Whether the kernel's OOM killer ended the process, according to the kernel's log."
+    )
     not_: Annotated[tuple[ConditionModel, ...], OneAsList, OneOrListOf()] = Field(
         default=(), alias="not", min_length=1, description="None of these may hold: one condition or a list."
     )

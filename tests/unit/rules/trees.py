@@ -61,6 +61,7 @@ ENDING_KEYS = {
     "exit_code": st.lists(_spans, min_size=1, max_size=3, unique=True),
     "signal": st.lists(st.sampled_from(SIGNALS), min_size=1, max_size=3, unique=True),
     "core_dumped": st.booleans(),
+    "oom_killed": st.booleans(),
     "exit_status": st.sampled_from(["known", "unknown"]),
     **{name: st.sampled_from(values) for name, values in NUMBERS.items()},
 }
@@ -109,12 +110,13 @@ usages = st.builds(
 occurrences = st.builds(
     Occurrence, kind=st.sampled_from(["exit", "exit", "exit", "exec", "comm"]), process=processes, tid=st.just(100),
     status=maybe(STATUSES), kernel_time_ns=maybe([3 * 10**9]), usage=st.none() | usages,
-    ancestors=st.none() | st.lists(processes, max_size=3).map(tuple),
+    ancestors=st.none() | st.lists(processes, max_size=3).map(tuple), oom=st.sampled_from([True, False, "lost", None]),
 )  # fmt: skip
 
 PROCESS_FIELDS = ("comm", "uid", "gid", "exe", "cmdline", "cgroup")
 hidings = st.tuples(
-    st.frozensets(st.sampled_from([*PROCESS_FIELDS, "status", "usage", "ancestors", "start"])), st.booleans()
+    st.frozensets(st.sampled_from([*PROCESS_FIELDS, "status", "usage", "ancestors", "start", "oom_killed"])),
+    st.booleans(),
 )
 
 
@@ -130,6 +132,7 @@ def hide(occurrence: Occurrence, hiding) -> Occurrence:
     return replace(
         occurrence, process=replace(occurrence.process, **gone), ancestors=None if "ancestors" in what else above,
         status=None if "status" in what else occurrence.status, usage=None if "usage" in what else occurrence.usage,
+        oom=None if "oom_killed" in what else occurrence.oom,
     )  # fmt: skip
 
 
@@ -217,6 +220,8 @@ def _ending(data, occurrence: Occurrence):
         yield UNKNOWN if status is None else _ended_so(data, status)
     if "core_dumped" in data:
         yield UNKNOWN if status is None else (os.WIFSIGNALED(status) and os.WCOREDUMP(status)) == data["core_dumped"]
+    if "oom_killed" in data:
+        yield UNKNOWN if occurrence.oom_killed is None else occurrence.oom_killed == data["oom_killed"]
     if "exit_status" in data:
         yield (status is None) == (data["exit_status"] == "unknown")
     usage, process = occurrence.usage, occurrence.process

@@ -106,7 +106,8 @@ def write_rules(text: str) -> None:
 
 def diagnose() -> str:
     """Return the output of the commands that help most after a failed step."""
-    units = ("cnprocd.service", "cnprocd-connector.socket", "cnprocd-runner.socket", "cnprocd-runner.service")
+    sockets = ("cnprocd-connector.socket", "cnprocd-kmsg.socket", "cnprocd-runner.socket")
+    units = ("cnprocd.service", *sockets, "cnprocd-runner.service")
     commands = (
         ("systemctl", "--no-pager", "--full", "status", *units),
         ("cnprocctl", "status"),
