@@ -134,6 +134,7 @@ class Pipeline:
             # Only an empty batch shows that the queue is empty: an overrun meanwhile ends recvmmsg(2) early.
             seen_ns = batch.events[-1].timestamp_ns if batch.events else self._drained_ns
             self._evaluate(recovery.go_on(seen_ns, RESYNC_BUDGET_S))
+            self.source.blank_slots(self.tracker.deaths.incomplete_tids)  # as after a tick
         if self.source.rejects.total() != self._rejects_reported:
             self._report_rejects()
         return Turn(len(batch.events) + len(batch.records), batch.more)
@@ -271,6 +272,8 @@ class Pipeline:
         missed = self.tracker.sweep(time.monotonic_ns())
         self.recovery.report_silent(missed)
         self._evaluate(missed)
+        if missed:  # the next daemon may know another start time from their records, and so another key
+            self.source.blank_slots(self.tracker.deaths.incomplete_tids)
         newcomers, self.tracker.newcomers = self.tracker.newcomers, set()
         known = (self.tracker.table.get(tgid) for tgid in newcomers)
         self.recovery.hold((process for process in known if process and process.ended_ns is None), self.matcher)

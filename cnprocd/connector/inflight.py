@@ -71,13 +71,14 @@ class InFlight:
     def blank(self, event_slots: int, record_slots: int, keep: Collection[int] = ()) -> tuple[int, int]:
         """Blank the first `event_slots` and `record_slots`, except those about exits of the threads in `keep`.
 
-        Return how many slots of each kind are kept. They are moved to the front.
+        Return how many slots of each kind are kept. They are moved to the front. Records go first: if the daemon is
+        killed in between, the next one finds an event alone, whose job has the same key, and no record alone.
         """
         if not keep:
-            if event_slots:
-                self.events[: event_slots * SLOT_SIZE] = bytes(event_slots * SLOT_SIZE)
             for i in range(record_slots):
                 _LENGTH.pack_into(self.records, i * RECORD_SLOT_SIZE, 0)
+            if event_slots:
+                self.events[: event_slots * SLOT_SIZE] = bytes(event_slots * SLOT_SIZE)
             return 0, 0
         exits = [
             i
@@ -87,10 +88,8 @@ class InFlight:
         records = [
             i for i in range(record_slots) if _RECORDED.unpack_from(self.records, i * RECORD_SLOT_SIZE)[0] in keep
         ]
-        return (
-            _keep(self.events, SLOT_SIZE, event_slots, exits[-EVENT_SLOTS // 2 :]),
-            _keep(self.records, RECORD_SLOT_SIZE, record_slots, records[-RECORD_SLOTS // 2 :]),
-        )
+        kept_records = _keep(self.records, RECORD_SLOT_SIZE, record_slots, records[-RECORD_SLOTS // 2 :])
+        return _keep(self.events, SLOT_SIZE, event_slots, exits[-EVENT_SLOTS // 2 :]), kept_records
 
     def _find_leftover(self, file: bytes) -> None:
         events: list[bytes] = []

@@ -50,11 +50,13 @@ class Line:
         self.dispatcher: Any = Dispatcher(directory, loaded, self.log, NoHooks(), failures=failures)
         scheduler: Any = self.dispatcher.scheduler
         scheduler.wake = lambda: None
+        self.matched_at_blanking: list[list[Any]] = []
         source = SimpleNamespace(
             drain=self.drain,
             losses=Losses(),
+            count_losses=lambda: None,
             rejects=SimpleNamespace(total=lambda: 0),
-            blank_slots=lambda tids: None,
+            blank_slots=lambda tids: self.matched_at_blanking.append(self.matched("hooked")),
         )
         recovery = Recovery(source, self.tracker, procfs, None, self.log)
         self.pipeline = Pipeline(

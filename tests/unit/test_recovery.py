@@ -4,11 +4,12 @@ import time
 from types import SimpleNamespace
 
 from unit.process.machine import INIT, Machine, MachineProcFs
+from unit.test_failures import Line
 
 from cnprocd.connector.source import Losses
 from cnprocd.connector.status import EVERY_STATUS
 from cnprocd.process.holder import Ended
-from cnprocd.process.model import EVERYTHING, Process
+from cnprocd.process.model import EVERYTHING, Occurrence, Process
 from cnprocd.process.tracker import Tracker
 from cnprocd.process.tracking import Tracking
 from cnprocd.recovery import Recovery
@@ -174,3 +175,19 @@ def test_silent_losses_are_counted_and_logged():
     scene.recovery.report_silent([SimpleNamespace(recovered=False)])
     assert scene.logged("recovered", "count") == [1]
     assert scene.recovery.recovered == 1
+
+
+# -- in flight ---------------------------------------------------------------------------------------------------
+
+
+def test_slots_are_blanked_after_the_jobs_of_a_tick(tmp_path, monkeypatch):
+    """The event of a death was lost, and a tick finds its exit record. The next daemon must not find it again.
+
+    It might know another start time of the process, and so make another job of the same death.
+    """
+    line = Line(tmp_path)
+    missed = [Occurrence("exit", line.tracker.table.get(60), 60, 256, None, None, recovered=True)]
+    monkeypatch.setattr(line.tracker, "sweep", lambda now_ns: missed)
+    line.pipeline.tick()
+    assert line.matched_at_blanking == [[60]]
+    line.dispatcher.spool.close()

@@ -1,13 +1,16 @@
 """The next daemon finds the datagrams of a killed one, until they are committed, and only in the same boot."""
 
 import struct
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from hypothesis import given
 from hypothesis import strategies as st
+from pytest import MonkeyPatch
 from unit.connector.wire import datagram, proc_event
 
+from cnprocd.connector import inflight
 from cnprocd.connector.inflight import EVENT_SLOTS, RECORD_SLOT_SIZE, InFlight
 
 
@@ -107,3 +110,39 @@ def test_of_too_many_halves_the_newest_stay(tmp_path):
     assert slots.leftover_slots == (0, 0)
     left = InFlight(tmp_path / "in-flight", "boot").leftover.events
     assert left == b"".join(exited(i + 1) for i in range(EVENT_SLOTS // 2, EVENT_SLOTS))
+
+
+class KilledError(Exception):
+    """The daemon is killed here."""
+
+
+@given(st.integers(0, 12), st.sets(st.integers(1, 4)))
+def test_a_kill_never_leaves_a_record_without_its_event(step, unsettled):
+    """Of an event alone the next daemon makes the same job. Of a record alone it would make another one.
+
+    The four deaths have been handled. The daemon is killed at some step of blanking their slots.
+    """
+    with TemporaryDirectory() as directory:
+        path = Path(directory) / "in-flight"
+        slots = InFlight(path, "boot")
+        for i in range(4):
+            slots.events[i * 80 : (i + 1) * 80] = exited(i + 1)
+            slots.records[i * RECORD_SLOT_SIZE : i * RECORD_SLOT_SIZE + 596] = recorded(i + 1)
+        with MonkeyPatch.context() as patch, suppress(KilledError):
+            patch.setattr(inflight, "_LENGTH", KilledAt(step, inflight._LENGTH))
+            slots.blank(4, 4, unsettled)
+        left = InFlight(path, "boot").leftover
+        assert all(exited(tid) in left.events for tid in range(1, 5) if recorded(tid) in left.records)
+
+
+class KilledAt:
+    """A struct that packs only so often."""
+
+    def __init__(self, steps, real):
+        self.steps, self.size, self.unpack_from, self.real = steps, real.size, real.unpack_from, real
+
+    def pack_into(self, *args):
+        if not self.steps:
+            raise KilledError
+        self.steps -= 1
+        self.real.pack_into(*args)
