@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 from cnprocd.rules.problems import LoadedRules, RulesError
 from cnprocd.rules.rule_files import changed
@@ -22,16 +23,27 @@ PAUSE_S = 0.1  # between two checks, each of which starts a process: later reque
 WAIT_S = 2.0  # for a check that was requested; a stuck disk must not delay `status` for longer
 LONGEST_ERROR = 200  # characters of an error in the status line
 
+FailedStep = Literal["reload", "start", "acceptance"]
+_PHRASES: Mapping[FailedStep, str] = {
+    "reload": "RELOAD FAILED",
+    "start": "STARTED WITH THE RULES ACCEPTED LAST",
+    "acceptance": "RULES NOT ACCEPTED",
+}
 ReadDigests = Callable[[], Awaitable[Mapping[Path, str]]]
 
 
 @dataclass(frozen=True, slots=True)
 class FailedLoad:
-    """A reload that was rejected, and its time in nanoseconds since 1970."""
+    """Rules that were rejected, and the time in nanoseconds since 1970.
+
+    reload      a reload failed, and the rules before it are in force
+    start       the files were invalid at the start, and the rules that were accepted last are in force
+    acceptance  the rules that were loaded at the start are in force, but the runner has no snapshot of them yet
+    """
 
     time_ns: int
     error: RulesError
-    at_start: bool = False  # the rules in force are those that were accepted last, before this start
+    step: FailedStep = "reload"
 
 
 class LoadState:
@@ -52,9 +64,9 @@ class LoadState:
         self.failed_load: FailedLoad | None = None
         self.changed_files: tuple[Path, ...] | None = ()  # None: unknown
 
-    def failed(self, error: RulesError, *, at_start: bool = False) -> None:
-        """Note that a reload was rejected, or the rule files at the start of the daemon."""
-        self.failed_load = FailedLoad(time.time_ns(), error, at_start)
+    def failed(self, error: RulesError, step: FailedStep = "reload") -> None:
+        """Note that rules were rejected."""
+        self.failed_load = FailedLoad(time.time_ns(), error, step)
 
     @property
     def time_ns(self) -> int:
@@ -67,8 +79,7 @@ class LoadState:
             moment = datetime.fromtimestamp(self.failed_load.time_ns / 1e9, UTC)
             error = self.failed_load.error.what
             error = error if len(error) <= LONGEST_ERROR else f"{error[:LONGEST_ERROR]}..."
-            what = "STARTED WITH THE RULES ACCEPTED LAST" if self.failed_load.at_start else "RELOAD FAILED"
-            return f"; {what} at {moment:%Y-%m-%dT%H:%M:%SZ}: {error}"
+            return f"; {_PHRASES[self.failed_load.step]} at {moment:%Y-%m-%dT%H:%M:%SZ}: {error}"
         if self.changed_files:
             return f"; NOT LOADED: {', '.join(map(str, self.changed_files))}"
         return ""

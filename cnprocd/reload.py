@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 
 from cnprocd.acceptance import Accept, FilesChangedError
 from cnprocd.connector.source import Source
@@ -63,7 +63,7 @@ class RulesInForce:
         self._accept = accept
         self._broken = broken
         if broken is not None:
-            self.state.failed(broken, at_start=True)
+            self.state.failed(broken, "start")
         self._turn = asyncio.Lock()
         self._next: asyncio.Task[RulesError | None] | None = None  # the reload that waits for its turn
         self._tasks: set[asyncio.Task[RulesError | None]] = set()
@@ -87,10 +87,14 @@ class RulesInForce:
     def _next_reload(self) -> asyncio.Task[RulesError | None]:
         """Return the reload that waits for its turn. So any number of requests cost one reload beside the current."""
         if self._next is None:
-            self._next = asyncio.get_running_loop().create_task(self._reload_in_turn())
-            self._tasks.add(self._next)
-            self._next.add_done_callback(self._tasks.discard)
+            self._next = self._keep(self._reload_in_turn())
         return self._next
+
+    def _keep(self, work: Coroutine[None, None, RulesError | None]) -> asyncio.Task[RulesError | None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _reload_in_turn(self) -> RulesError | None:
         async with self._turn:
@@ -149,8 +153,29 @@ class RulesInForce:
         except FilesChangedError:
             await self.reload()
         except RulesError as error:
-            self.state.failed(error, at_start=True)
+            self.state.failed(error, "acceptance")
             self._log("error", "rules_rejected", problems=len(error.problems), message=error.render())
+            self._accept_later(self.loaded.snapshot, RETRY_FIRST_S)
+
+    def _accept_later(self, snapshot: str, after_s: float) -> None:
+        """Ask the runner again to accept the rules of the start, until it does or a reload replaces them."""
+
+        async def accept() -> RulesError | None:
+            async with self._turn:
+                if self._stopping.is_set() or self.loaded.snapshot != snapshot:
+                    return None
+                try:
+                    await self._accept(self.loaded, self._dispatcher.snapshots())
+                except RulesError as error:
+                    self._accept_later(snapshot, min(2 * after_s, RETRY_MOST_S))
+                    return error
+                if self.state.failed_load is not None and self.state.failed_load.step == "acceptance":
+                    self.state.succeeded(self.loaded)
+                    self._log("notice", "rules_loaded", **self.summary())
+                    self._show_state()
+                return None
+
+        asyncio.get_running_loop().call_later(after_s, lambda: self._keep(accept()))
 
     async def _load_and_accept(self) -> LoadedRules:
         """Load the rules until the snapshot of the files is the one that was loaded, at most MOST_LOADS times."""

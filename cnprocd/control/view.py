@@ -87,7 +87,8 @@ def _reload(state: LoadState) -> JsonDict:
     failed, changed = state.failed_load, state.changed_files
     return {
         "ok": failed is None,
-        "at_start": failed is not None and failed.at_start,
+        "at_start": failed is not None and failed.step == "start",
+        "accepted": failed is None or failed.step != "acceptance",
         "time_ns": state.time_ns,
         "error": None if failed is None else failed.error.what,
         "loaded_ns": state.loaded_ns,

@@ -36,9 +36,19 @@ class Daemon:
     """A running cnprocd with JSON records on a pipe."""
 
     def __init__(
-        self, directory: Path, rules: str, *options: str, env: dict[str, str] | None = None, under: Sequence[str] = ()
+        self,
+        directory: Path,
+        rules: str,
+        *options: str,
+        env: dict[str, str] | None = None,
+        under: Sequence[str] = (),
+        standard_files: bool = False,
     ) -> None:
-        """`under`: a command that execs its arguments (unshare, prlimit, ...), so that the PID stays."""
+        """`under`: a command that execs its arguments (unshare, prlimit, ...), so that the PID stays.
+
+        `standard_files`: the daemon reads the standard rule files, which `under` may have replaced.
+        """
+        files = () if standard_files else ("--rules", str(directory / "rules.yaml"))
         self.directory = directory
         self.rules = directory / "rules.yaml"
         self.write_rules(rules)
@@ -49,7 +59,7 @@ class Daemon:
         self._markers = itertools.count()
         self.process = subprocess.Popen(
             [
-                *under, sys.executable, "-m", "cnprocd.cli.cnprocd", "--rules", str(self.rules), "--log-format", "json",
+                *under, sys.executable, "-m", "cnprocd.cli.cnprocd", *files, "--log-format", "json",
                 "--state-dir", str(self.state_dir), "--runtime-dir", str(directory / "run"), *options,
             ],
             stdout=subprocess.PIPE,

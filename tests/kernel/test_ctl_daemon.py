@@ -128,7 +128,8 @@ def test_a_bad_reload_shows_the_mistakes_and_changes_nothing(tmp_path):
 def test_a_failed_reload_is_shown_until_one_succeeds(tmp_path):
     with running(tmp_path, rules()) as daemon:
         assert ctl_json(daemon, "status")["reload"] | {"time_ns": 0, "loaded_ns": 0} == {
-            "ok": True, "at_start": False, "time_ns": 0, "error": None, "loaded_ns": 0, "changed_files": [],
+            "ok": True, "at_start": False, "accepted": True, "time_ns": 0, "error": None, "loaded_ns": 0,
+            "changed_files": [],
         }  # fmt: skip
         good = daemon.rules.read_text()
         daemon.write_rules(rules(more="  - {name: new, events: [died]}\n"))

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -36,9 +36,13 @@ class Gate:
 
 
 class Place:
-    """Daemons one after the other in one directory, and a runner that outlives them."""
+    """Daemons one after the other in one directory, and a runner that outlives them.
 
-    def __init__(self, directory: Path, mode: str) -> None:
+    `standard_files`: a command under which both run and read /etc/cnprocd, instead of --rules.
+    """
+
+    def __init__(self, directory: Path, mode: str, standard_files: Sequence[str] = ()) -> None:
+        self._under = standard_files
         self.directory = directory
         self.mode = mode
         self.log = directory / "log"
@@ -47,31 +51,45 @@ class Place:
         self.runner: subprocess.Popen[bytes] | None = None
         self._daemons: list[Daemon] = []
         self._path = directory / "runner.sock"
-        self._listener = socket.socket(socket.AF_UNIX)
+        self.listen()
         if mode == "apart":
-            self._listener.bind(str(self._path))
-            self._listener.listen(64)
             self.start_runner()
+
+    def listen(self) -> None:
+        """Make the socket, as the socket unit does."""
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(self._path))
+        self._listener.listen(64)
+
+    def stop_listening(self) -> None:
+        """End the runner and its socket."""
+        if self.runner is not None:
+            self.runner.kill()
+            self.runner.wait()
+        self._listener.close()
+        self._path.unlink()
 
     def start_runner(self) -> None:
         """Start a runner on the same socket, as the socket unit does."""
-        runner = f"-m cnprocd.cli.runner --rules {self.directory}/rules.yaml --state-dir {self.directory}/runner"
-        runner += " --user nobody --idle 600"
+        files = "" if self._under else f"--rules {self.directory}/rules.yaml"
+        runner = f"-m cnprocd.cli.runner {files} --state-dir {self.directory}/runner --user nobody --idle 600"
         command = f"exec 3<&{self._listener.fileno()}; LISTEN_PID=$$ exec {sys.executable} {runner}"
         with (self.directory / "runner.log").open("ab") as log:
             self.runner = subprocess.Popen(
-                ["bash", "-c", command],
+                [*self._under, "bash", "-c", command],
                 pass_fds=[self._listener.fileno()],
                 env={**os.environ, "LISTEN_FDS": "1", "LISTEN_FDNAMES": "runner"},
                 stdout=log,
                 stderr=log,
             )
 
-    def daemon(self, rules: str) -> Daemon:
+    def daemon(self, rules: str, env: dict[str, str] | None = None) -> Daemon:
         """Start a daemon that is ready. It must be stopped before the next one is started."""
         snapshots = ("--snapshot-dir", str(self.directory / "runner" / "rules"))
         options = ("--runner", str(self._path), *snapshots) if self.mode == "apart" else ()
-        self._daemons.append(Daemon(self.directory, rules, *options))
+        self._daemons.append(
+            Daemon(self.directory, rules, *options, env=env, under=self._under, standard_files=bool(self._under))
+        )
         return self._daemons[-1].ready()
 
     def rule(self, name: str = "clean", word: str = "hook", comm: str = "cnptest-snap", more: str = "") -> str:

@@ -135,6 +135,8 @@ def _reload(reload: JsonObject, style: Style) -> list[tuple[str, str]]:
         text = f"FAILED {ago(get_int(reload, 'time_ns'))}: {get_str(reload, 'error')}; these rules are from {loaded}"
         if get_bool(reload, "at_start"):
             text = f"the rule files are INVALID, and the rules accepted last are in force: {get_str(reload, 'error')}"
+        if not get_bool(reload, "accepted", True):
+            text = f"the rules are in force and NOT ACCEPTED: {get_str(reload, 'error')}; this is tried again"
         return [("reload", style("red", text))]
     if reload["changed_files"] is None:
         return [("reload", style("yellow", "unknown: the daemon cannot read the rule files at present"))]
