@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 RUN := /run/cnprocd-make
 
-.PHONY: run demo test lint unit kernel fuzz clean package test-vm bench bench-full soak
+.PHONY: run demo test lint unit kernel fuzz clean package test-vm bench bench-full soak test-jobs
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -70,6 +70,10 @@ fuzz: $(STAMP)
 # Generate storms for an hour, with a reload every second. To run less: SOAK="--seconds 60".
 soak: $(STAMP)
 	$(BIN)/python tests/soak/soak.py $(SOAK)
+
+# 50 random runs of 1,000 jobs with kills, reloads, full disks and clock steps. To run less: JOBS="--runs 2". About an hour.
+test-jobs: $(STAMP)
+	cd tests && ../$(BIN)/python -m kernel.jobs.run $(JOBS)
 
 clean:
 	rm -rf $(VENV) .bench .fuzz build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -18,10 +18,19 @@ class Chooser:
         self.last_old_job = 0
         self._spool = spool
         self._turns = Turns()
+        self._held: dict[str, int] = {}  # serialize keys whose next job waits -> until when
 
     def note_start(self, job: Job) -> None:
         """Note that the hook of a job starts."""
         self._turns.note_start(job, self._spool.last_job_id())
+
+    def hold(self, job: Job, due_ns: int) -> None:
+        """Let no job with the serialize key of this one pass it. It waits until `due_ns`, and its hook has not failed.
+
+        A job that waits for its next attempt after a failure is not held: its pause may be hours.
+        """
+        if job.serialize_key is not None:
+            self._held[job.serialize_key] = due_ns
 
     def next_job(
         self, limit_of: Callable[[str], int | None], slots: int, busy: Sequence[Job], ending: Collection[Job]
@@ -32,7 +41,9 @@ class Chooser:
         is still being ended.
         """
         running = Counter(job.rule for job in (*busy, *ending))
-        skip_keys = [job.serialize_key for job in (*busy, *ending) if job.serialize_key is not None]
+        now_ns = self._spool.clock()
+        self._held = {key: due_ns for key, due_ns in self._held.items() if due_ns > now_ns}
+        skip_keys = [job.serialize_key for job in (*busy, *ending) if job.serialize_key is not None] + list(self._held)
         skip_jobs = [job.job_id for job in ending]
         oldest = {
             rule: job_id
@@ -63,4 +74,8 @@ class Chooser:
             if not jobs or jobs[0].serialize_key is None or self._turns.is_first(jobs[0]):
                 break
             skipped.append(jobs[0].serialize_key)
-        return min(found, key=self._turns.of_key, default=None)
+        chosen = min(found, key=self._turns.of_key, default=None)
+        if chosen is None or not after_id or chosen.serialize_key is None:
+            return chosen
+        # A new job does not pass one of the backlog with its key.
+        return self._spool.due(1, rule=rule, key=chosen.serialize_key, skip_jobs=skip_jobs)[0]

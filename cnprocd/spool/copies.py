@@ -174,12 +174,19 @@ def merge(db: sqlite3.Connection, memory: Rows, ended: Iterable[Ended]) -> Merge
 
 
 def _due_by(db: sqlite3.Connection, clock: ClockReading | None) -> None:
-    """Let the waiting jobs of this file be due by this clock: their times are of that of an earlier daemon."""
+    """Let the waiting jobs of this file be due by this clock: their times are of that of an earlier daemon.
+
+    A job that has not failed and gathers no events is due now: what its attempt lacked may be there again.
+    """
     if clock is not None:
         theirs = clock_of(db)
         rows = db.execute("SELECT due_ns, job_id FROM jobs WHERE state = 'waiting'").fetchall()
         times = [(due_again_ns(due_ns, theirs, clock), job_id) for due_ns, job_id in rows]
         db.executemany("UPDATE jobs SET due_ns = ? WHERE job_id = ?", times)
+        db.execute(
+            "UPDATE jobs SET due_ns = min(due_ns, ?) WHERE state = 'waiting' AND failures = 0 AND gather_key IS NULL",
+            (clock.now_ns,),
+        )
 
 
 def _renumber_others(db: sqlite3.Connection, mine: dict[int, Row], last: int) -> None:

@@ -4,8 +4,8 @@ The spool is the queue; the scheduler keeps only the running attempts. wake() st
 the others in later iterations of the loop, so a burst does not hold it. job.py decides what follows an attempt.
 
 Rules take turns (choosing.py, turns.py). The jobs of one rule start in the order of their age, as far as the rule's
-slots and their serialize keys allow. The backlog (jobs from before this start) takes at most half of the slots. With a
-single slot, new jobs go first.
+slots and their serialize keys allow. With one key, only a job that waits for a retry is passed by younger ones. The
+backlog (jobs from before this start) takes at most half of the slots. With a single slot, new jobs go first.
 
 The hook of a job that was running when the daemon ended may still be running. If the runner started it, the attempt is
 resumed. Else it is ended first, so that two attempts of one job never run at once.
@@ -351,7 +351,9 @@ class Scheduler:
         reason = self._interruptions.note(job.job_id, self.totals.succeeded + self.totals.failed)
         self._record("warning", "hook_failed", job, hook_pid, result, will_retry=reason is None)
         if reason is None:
-            self._spool.interrupt(job.job_id, self._interruptions.pause_s(job.job_id, self._chance()))
+            pause_s = self._interruptions.pause_s(job.job_id, self._chance())
+            self._spool.interrupt(job.job_id, pause_s)
+            self._chooser.hold(job, self._spool.clock() + int(pause_s * NS))
         else:
             self._bury(job, result, reason)
 
@@ -368,7 +370,9 @@ class Scheduler:
         self.totals.postponed += 1
         self._postponements += 1
         pause_s = min(LONGEST_POSTPONEMENT_S, 0.5 * 2.0 ** min(self._postponements, 10))
-        self._spool.postpone(job.job_id, self._spool.clock() + int(pause_s * NS))
+        due_ns = self._spool.clock() + int(pause_s * NS)
+        self._spool.postpone(job.job_id, due_ns)
+        self._chooser.hold(job, due_ns)
         self._record("warning", "hook_failed", job, None, AttemptResult(reason), will_retry=True, retry_in_s=pause_s)
 
     def _record(

@@ -167,12 +167,14 @@ class Spool:
         *,
         rule: str | None = None,
         after_id: int = 0,
+        key: str | None = None,
         skip_keys: Sequence[str] = (),
         skip_jobs: Sequence[int] = (),
     ) -> list[Job]:
         """Return the oldest jobs of a rule, or of all rules, that may start now, without those that `skip_*` name."""
-        now_ns = self.clock()
-        return self._store.due(now_ns, limit, rule=rule, after_id=after_id, skip_keys=skip_keys, skip_jobs=skip_jobs)
+        return self._store.due(
+            self.clock(), limit, rule=rule, after_id=after_id, key=key, skip_keys=skip_keys, skip_jobs=skip_jobs
+        )
 
     def waiting_rules(self) -> dict[str, int]:
         """Return the rules with waiting jobs, and the oldest job of each."""

@@ -132,17 +132,22 @@ class Store:
         *,
         rule: str | None = None,
         after_id: int = 0,
+        key: str | None = None,
         skip_keys: Sequence[str] = (),
         skip_jobs: Sequence[int] = (),
     ) -> list[Job]:
-        """Return the oldest jobs of a rule, or of all rules, that may start now, without their events."""
+        """Return the oldest jobs of a rule, or of all rules, that may start now, without their events.
+
+        `key`: only those with this serialize key.
+        """
         index, of_rule = ("waiting", "") if rule is None else ("queues", " AND rule = ?")
+        of_key = "" if key is None else " AND serialize_key = ?"
         rows = self._db.execute(
-            f"SELECT {copies.JOB} FROM jobs INDEXED BY {index} WHERE state = 'waiting'{of_rule} AND job_id > ?"  # noqa: S608
-            f" AND due_ns <= ? AND job_id NOT IN ({copies.marks(skip_jobs)})"
+            f"SELECT {copies.JOB} FROM jobs INDEXED BY {index} WHERE state = 'waiting'{of_rule}{of_key}"  # noqa: S608
+            f" AND job_id > ? AND due_ns <= ? AND job_id NOT IN ({copies.marks(skip_jobs)})"
             f" AND (serialize_key IS NULL OR serialize_key NOT IN ({copies.marks(skip_keys)}))"
             " ORDER BY job_id LIMIT ?",
-            (*([] if rule is None else [rule]), after_id, now_ns, *skip_jobs, *skip_keys, limit),
+            (*(one for one in (rule, key) if one is not None), after_id, now_ns, *skip_jobs, *skip_keys, limit),
         )
         found = [_job(row) for row in rows]
         # SQLite takes the state from the index. If the index is damaged, a job that is done would be returned for ever.

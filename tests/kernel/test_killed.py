@@ -10,87 +10,23 @@ Every event that the sockets delivered became a job. Events that were read and n
 
 from __future__ import annotations
 
-import array
 import json
 import os
 import random
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
-import threading
 from collections import Counter, defaultdict
 from pathlib import Path
 
 from kernel.harness import PATIENCE_S, hook_rules
+from kernel.manager import Manager
 
 from cnprocd.control.client import Client
 
 KILLS = int(os.environ.get("CNPROCD_KILLS", "10"))
 FAILURES = 40 * KILLS
-
-
-class Manager:
-    """The part of systemd that a service needs: NOTIFY_SOCKET, a descriptor store, restarts."""
-
-    def __init__(self, directory: Path, rules: Path) -> None:
-        self.directory, self.rules = directory, rules
-        self.stored: dict[str, int] = {}
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.bind(str(directory / "notify"))
-        self._ready = threading.Event()
-        self._log = (directory / "log").open("ab")
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    def _listen(self) -> None:
-        while True:
-            message, ancillary, _, _ = self._socket.recvmsg(65536, socket.CMSG_LEN(4 * 16))
-            fields = dict(line.split("=", 1) for line in message.decode().splitlines() if "=" in line)
-            for level, kind, data in ancillary:
-                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                    fds = array.array("i", data[: len(data) - len(data) % 4])
-                    if fields.get("FDSTORE") == "1":
-                        self._replace(fields["FDNAME"], fds[0])
-            if fields.get("FDSTOREREMOVE") == "1":
-                os.close(self.stored.pop(fields["FDNAME"]))
-            if fields.get("READY") == "1":
-                self._ready.set()
-
-    def _replace(self, name: str, fd: int) -> None:
-        former = self.stored.get(name)
-        if former is not None and os.fstat(former).st_ino == os.fstat(fd).st_ino:
-            os.close(fd)  # systemd drops duplicates as well
-            return
-        self.stored[name] = fd
-
-    def drops(self) -> int:
-        """Return the kernel's count of drops at the stored sockets."""
-        inodes = {str(os.fstat(fd).st_ino) for fd in self.stored.values()}
-        rows = [line.split() for line in Path("/proc/net/netlink").read_text().splitlines()[1:]]
-        return sum(int(row[8]) for row in rows if row[9] in inodes)
-
-    def start(self) -> subprocess.Popen[bytes]:
-        """Start the daemon with all stored descriptors, and wait for READY=1."""
-        self._ready.clear()
-        names = list(self.stored)
-        # The shell moves the descriptors to 3 and up and knows its own pid, which exec keeps.
-        moves = " ".join(f"{3 + i}<&{self.stored[name]}" for i, name in enumerate(names))
-        environment = {
-            **os.environ,
-            "NOTIFY_SOCKET": str(self.directory / "notify"),
-            "LISTEN_FDS": str(len(names)),
-            "LISTEN_FDNAMES": ":".join(names),
-        }
-        command = (
-            f"exec {moves}; LISTEN_PID=$$ exec {sys.executable} -m cnprocd.cli.cnprocd --log-format json"
-            f" --rules {self.rules} --state-dir {self.directory}/state --runtime-dir {self.directory}/run"
-        )
-        process = subprocess.Popen(
-            ["bash", "-c", command], env=environment, pass_fds=list(self.stored.values()), stdout=self._log
-        )
-        assert self._ready.wait(PATIENCE_S), "the daemon did not become ready"
-        return process
 
 
 def test_kill_9_at_random_instants(tmp_path):
@@ -101,7 +37,8 @@ def test_kill_9_at_random_instants(tmp_path):
     seed = random.randrange(1 << 30)
     chance = random.Random(seed)
     manager = Manager(tmp_path, rules)
-    daemon = manager.start()
+    log = (tmp_path / "log").open("ab")
+    daemon = manager.start(log)
     storm = subprocess.Popen(
         [sys.executable, "-IS", "-c", STORM, str(FAILURES)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -115,7 +52,7 @@ def test_kill_9_at_random_instants(tmp_path):
                 daemon.send_signal(signal.SIGKILL)
             truth.append(int(storm.stdout.readline()))
         daemon.wait()
-        daemon = manager.start()
+        daemon = manager.start(log)
     storm.stdin.close()
     storm.wait()
 

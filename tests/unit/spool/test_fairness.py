@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from unit.hookkit import Clock, Records, aio, hook, request, running, shell
 
-from cnprocd.spool.job import State
+from cnprocd.launch.request import AttemptResult
+from cnprocd.spool.job import Gather, State
 from cnprocd.spool.queues import FULL
 from cnprocd.spool.rows import Keep, RuleQueue
 from cnprocd.spool.spool import Spool
@@ -180,3 +181,57 @@ async def test_keys_of_one_rule_take_turns(tmp_path):
             assert xs == sorted(xs), "jobs of one key keep their order"
     finally:
         os.close(end)
+
+
+# -- order within a serialize key --------------------------------------------------------------------------------
+
+
+def started_jobs(records):
+    return [fields["job_id"] for fields in records.of("hook_started")]
+
+
+@aio
+async def test_a_postponed_job_is_not_passed_within_its_key(tmp_path, monkeypatch):
+    """Its attempt could not be started. Younger jobs of its key wait for it, another key does not."""
+    async with running(tmp_path, {"r": hook("/bin/true")}) as (spool, scheduler, records):
+        launch, missing = scheduler.launcher.launch, [True]
+
+        def lacking(one, announce):
+            if one.job_id == 1 and missing:
+                raise OSError(missing.pop(), "no process")
+            return launch(one, announce)
+
+        monkeypatch.setattr(scheduler.launcher, "launch", lacking)
+        spool.enqueue(batch("r", 2, serialize_key="r/a") + batch("r", 1, serialize_key="r/b"))
+        scheduler.wake()
+        await records.ended(1, 2, 3)
+        assert scheduler.totals.postponed == 1
+        assert started_jobs(records) == [3, 1, 2]
+
+
+@aio
+async def test_a_new_job_does_not_pass_the_backlog_of_its_key(tmp_path):
+    """With one slot new jobs go first, but not before an older one of their key."""
+    spool = Spool.open(tmp_path, log=Records())
+    spool.enqueue(batch("r", 2, serialize_key="r/a") + batch("r", 1))
+    spool.close()
+    async with running(tmp_path, {"r": hook("/bin/true")}, slots=1) as (spool, scheduler, records):
+        spool.enqueue(batch("r", 1, serialize_key="r/a") + batch("r", 1))
+        scheduler.wake()
+        await records.ended(1, 2, 3, 4, 5)
+        keyed = [job for job in started_jobs(records) if job in (1, 2, 4)]
+        assert keyed == [1, 2, 4]
+
+
+def test_a_postponed_job_is_due_after_a_restart(spool_of):
+    """It has not failed, and gathers nothing. A job that waits for a retry or gathers events waits on."""
+    spool = spool_of(30)
+    spool.enqueue([*batch("r", 2), *batch("r", 1, gather=Gather("r", 60.0))])
+    for job_id in (1, 2):
+        spool.start(job_id, "a" * 32)
+    far_ns = spool.clock() + 60 * 10**9
+    spool.postpone(1, far_ns)
+    spool.retry(2, AttemptResult("exit code 1"), far_ns)
+    spool.close()
+    again = spool_of(30)
+    assert [job.job_id for job in again.due(9)] == [1]

@@ -114,8 +114,8 @@ def test_waiting_times_of_version_3_survive_the_step(tmp_path):
             (now_ns - NS, now_ns + 1000 * NS, None),
         ):
             db.execute(
-                "INSERT INTO jobs(rule, state, boot_id, created_ns, due_ns, first_started_ns, event_count)"
-                " VALUES ('r', 'waiting', 'b', ?, ?, ?, 1)",
+                "INSERT INTO jobs(rule, state, boot_id, created_ns, due_ns, first_started_ns, event_count, failures)"
+                " VALUES ('r', 'waiting', 'b', ?, ?, ?, 1, 1)",
                 (created_ns, due_ns, started_ns),
             )
             db.execute("INSERT INTO events(key, job_id, record) SELECT max(job_id), max(job_id), '{}' FROM jobs")
