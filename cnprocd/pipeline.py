@@ -132,7 +132,7 @@ class Pipeline:
         recovery.begin_if_due()
         if recovery.active:
             # Only an empty batch shows that the queue is empty: an overrun meanwhile ends recvmmsg(2) early.
-            seen_ns = batch.events[-1].timestamp_ns if batch.events else self._drained_ns
+            seen_ns = batch.events[-1][2] if batch.events else self._drained_ns
             self._evaluate(recovery.go_on(seen_ns, RESYNC_BUDGET_S))
             self.source.blank_slots(self.tracker.deaths.incomplete_tids)  # as after a tick
         if self.source.rejects.total() != self._rejects_reported:
@@ -156,8 +156,9 @@ class Pipeline:
             self._files.refresh()
         if batch.events:
             first, last = batch.events[0], batch.events[-1]
-            self.flood.note_batch(first.timestamp_ns / 1e9, last.timestamp_ns / 1e9, self._drained_ns / 1e9)
-        self._evaluate(tracker.take(batch.events, batch.records, self._drained_ns))
+            self.flood.note_batch(first[2] / 1e9, last[2] / 1e9, self._drained_ns / 1e9)
+        records, passed = batch.records.records, batch.records.passed
+        self._evaluate(tracker.take(batch.events, records, self._drained_ns, passed))
         self.source.blank_slots(tracker.deaths.incomplete_tids)
         if self._files is not None and batch.records and not batch.more:
             self._files.let_go()
@@ -226,6 +227,7 @@ class Pipeline:
 
     def start(self) -> None:
         """Scan /proc, then read what came meanwhile. Call it after LISTEN was acknowledged. The scan makes no match."""
+        self.source.pass_over(self.tracker.unasked.asks_for)
         snapshot = self._scan(self.tracker.tracking.wanted_anew)
         for process in snapshot:
             if self._procfs.is_hook(process.tgid):  # a hook of the last daemon, or started by one
@@ -253,6 +255,7 @@ class Pipeline:
         self.matcher = matcher
         snapshot = self._scan(plan.tracking.wanted_anew)
         self.tracker.change(plan.tracking, matcher.cares, snapshot)
+        self.source.pass_over(self.tracker.unasked.asks_for)
         self.recovery.hold(snapshot, matcher)
 
     def _scan(self, wanted: Wanted) -> list[Process]:
@@ -274,8 +277,8 @@ class Pipeline:
         self._evaluate(missed)
         if missed:  # the next daemon may know another start time from their records, and so another key
             self.source.blank_slots(self.tracker.deaths.incomplete_tids)
-        newcomers, self.tracker.newcomers = self.tracker.newcomers, set()
-        known = (self.tracker.table.get(tgid) for tgid in newcomers)
+        known = [self.tracker.table.get(tgid) for tgid in self.tracker.newcomers]
+        self.tracker.newcomers.clear()
         self.recovery.hold((process for process in known if process and process.ended_ns is None), self.matcher)
         if self.recovery.check_losses():
             self.recovery.begin()

@@ -167,7 +167,9 @@ class Recovery:
             return
         if self._holder.crowded:  # the exits of some were filtered in the kernel, so no event released them
             for ended in self._holder.ended():
-                if ended.status not in self._source.wanted_exits or not _cares_for(matcher, ended.process):
+                # An exit that no rule asks for may have been passed over.
+                cares = matcher.cares("exit", False, ended.process.comm, ended.status)
+                if not cares or ended.status not in self._source.wanted_exits:
                     self._holder.release(ended.process.tgid)
             self._holder.thinned()
         for process in processes:

@@ -11,7 +11,7 @@ import select
 import time
 from dataclasses import dataclass
 
-from cnprocd.connector.event import Exit
+from cnprocd.connector.event import Exit, named
 from cnprocd.connector.filter import ConnectorFilter, TaskstatsFilter
 from cnprocd.connector.listener import Listener
 from cnprocd.connector.request import Features, Request
@@ -76,7 +76,7 @@ def _listen(source: Source, pid: int, found: RoundTrip) -> None:
     while found.event is None and (left := began + TIMEOUT_S - time.monotonic()) > 0:
         poller.poll(left * 1000)
         batch = source.drain()
-        for event in batch.events:
+        for event in map(named, batch.events):
             if isinstance(event, Exit) and event.process_tgid == pid:
                 found.event, found.after_s = event, time.monotonic() - began
-        found.record = next((record for record in batch.records if record.pid == pid), found.record)
+        found.record = next((record for record in batch.records.records if record.pid == pid), found.record)

@@ -68,7 +68,7 @@ class Listening:
         while True:
             poller.poll(2 if self.tracker.deaths.has_held else wait_s * 1000)
             batch = self.source.drain()
-            yield self.tracker.take(batch.events, batch.records)
+            yield self.tracker.take(batch.events, batch.records.records)
 
     def lost(self) -> int:
         """Return the number of events that the kernel dropped for this socket."""

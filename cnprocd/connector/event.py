@@ -1,7 +1,9 @@
 """The ten event types of cn_proc.h and the acknowledgement, in the header's own terms. PURE.
 
-Events are NamedTuples because the hot path makes one per datagram: the decoder builds them straight from the tuple
-that struct.iter_unpack yields, at a third of the cost of a dataclass. Every type starts with the same three fields:
+The hot path handles rows: what struct.iter_unpack yields for a datagram, a plain tuple of nine numbers. `named` makes
+an event of a row where its fields are needed by name. An event is a tuple too, with the fields of its row in the same
+places, so code that reads a row by number takes an event as well. The exception is Comm, whose text is four numbers of
+a row. Every event starts with the same three fields:
 
     what          the PROC_EVENT_* bit
     cpu           the CPU the event was sent from
@@ -13,7 +15,10 @@ Source: include/uapi/linux/cn_proc.h, drivers/connector/cn_proc.c.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import struct
+from typing import Any, NamedTuple
+
+from cnprocd.connector import uapi
 
 
 class Ack(NamedTuple):
@@ -140,3 +145,37 @@ class Exit(NamedTuple):
 
 
 Event = Ack | Fork | Exec | Uid | Gid | Sid | Ptrace | Comm | Coredump | Exit
+
+Row = tuple[Any, ...]
+"""what, cpu, timestamp_ns, and the six words of the event's union, all int (uapi.py); or an event."""
+
+_UNION = 3  # the first word of the union in a row
+_WORDS4 = struct.Struct("=4I")
+
+_SHAPES: dict[int, tuple[type[Any], int]] = {
+    uapi.PROC_EVENT_FORK: (Fork, _UNION + 4),
+    uapi.PROC_EVENT_EXEC: (Exec, _UNION + 2),
+    uapi.PROC_EVENT_UID: (Uid, _UNION + 4),
+    uapi.PROC_EVENT_GID: (Gid, _UNION + 4),
+    uapi.PROC_EVENT_SID: (Sid, _UNION + 2),
+    uapi.PROC_EVENT_PTRACE: (Ptrace, _UNION + 4),
+    uapi.PROC_EVENT_COREDUMP: (Coredump, _UNION + 4),
+    uapi.PROC_EVENT_EXIT: (Exit, _UNION + 6),
+}
+"""The type of each event, and how many numbers of a row it has."""
+
+KNOWN = frozenset({*_SHAPES, uapi.PROC_EVENT_COMM})
+"""The event types (`what`) that `named` knows."""
+
+
+def named(row: Row) -> Event:
+    """Return a row of a KNOWN type as an event. An event is returned as it is."""
+    if isinstance(row, Event):
+        return row
+    what = row[0]
+    if what == uapi.PROC_EVENT_COMM:
+        comm = _WORDS4.pack(*row[_UNION + 2 : _UNION + 6]).partition(b"\0")[0]
+        return Comm(what, row[1], row[2], row[_UNION], row[_UNION + 1], comm)
+    kind, end = _SHAPES[what]
+    event: Event = tuple.__new__(kind, row[:end])
+    return event

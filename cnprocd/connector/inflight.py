@@ -20,23 +20,27 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from collections.abc import Collection
+from array import array
+from collections.abc import Set
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 
 from cnprocd.connector import uapi
 from cnprocd.connector.decode import SLOT_SIZE
+from cnprocd.connector.taskrecord import RECORD_SLOT_SIZE
 
 EVENT_SLOTS = 512  # at 40 bytes an event in Python a batch's list stays in cache, and 512 need one system call
 RECORD_SLOTS = 512
-RECORD_SLOT_SIZE = 2048  # a record of version 16 with its group struct is 1172 bytes
 _HEAD_SIZE = 64  # "cnprocd1" and the boot id
 _MAGIC = b"cnprocd1"
 _EVENTS_SIZE = EVENT_SLOTS * SLOT_SIZE
 _SIZE = _HEAD_SIZE + _EVENTS_SIZE + RECORD_SLOTS * RECORD_SLOT_SIZE
 _LENGTH = struct.Struct("=I")  # nlmsg_len, the first word of a slot; 0 where the slot is blank
-_EXITED_SLOT = struct.Struct("=36xI12xI24x")  # what, and for an exit the thread id (uapi.py)
-_RECORDED = struct.Struct("=164xI")  # ac_pid (taskrecord.py)
+_WORD = 4
+_BLANK = memoryview(array("I", [0] * RECORD_SLOTS))
+_EXITED_TID_AT = uapi.OFFSET_DATA  # in a slot of an exit event
+_RECORDED_TID_AT = 164  # ac_pid in a slot of a record (taskrecord.py)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,28 +72,28 @@ class InFlight:
         self.events = view[_HEAD_SIZE : _HEAD_SIZE + _EVENTS_SIZE]
         self.records = view[_HEAD_SIZE + _EVENTS_SIZE :]
 
-    def blank(self, event_slots: int, record_slots: int, keep: Collection[int] = ()) -> tuple[int, int]:
+    def blank(self, event_slots: int, record_slots: int, keep: Set[int] = frozenset()) -> tuple[int, int]:
         """Blank the first `event_slots` and `record_slots`, except those about exits of the threads in `keep`.
 
         Return how many slots of each kind are kept. They are moved to the front. Records go first: if the daemon is
         killed in between, the next one finds an event alone, whose job has the same key, and no record alone.
         """
-        if not keep:
-            for i in range(record_slots):
-                _LENGTH.pack_into(self.records, i * RECORD_SLOT_SIZE, 0)
-            if event_slots:
-                self.events[: event_slots * SLOT_SIZE] = bytes(event_slots * SLOT_SIZE)
-            return 0, 0
-        exits = [
-            i
-            for i, (what, tid) in enumerate(_EXITED_SLOT.iter_unpack(self.events[: event_slots * SLOT_SIZE]))
-            if what == uapi.PROC_EVENT_EXIT and tid in keep
-        ]
-        records = [
-            i for i in range(record_slots) if _RECORDED.unpack_from(self.records, i * RECORD_SLOT_SIZE)[0] in keep
-        ]
-        kept_records = _keep(self.records, RECORD_SLOT_SIZE, record_slots, records[-RECORD_SLOTS // 2 :])
-        return _keep(self.events, SLOT_SIZE, event_slots, exits[-EVENT_SLOTS // 2 :]), kept_records
+        events, records = self.events[: event_slots * SLOT_SIZE], self.records[: record_slots * RECORD_SLOT_SIZE]
+        kept_events = kept_records = 0
+        if keep and record_slots:
+            tids = _numbers(records, _RECORDED_TID_AT, RECORD_SLOT_SIZE).tolist()
+            wanted = [i for i, tid in enumerate(tids) if tid in keep]
+            kept_records = _move_to_front(records, RECORD_SLOT_SIZE, wanted[-RECORD_SLOTS // 2 :])
+        _blank(records, RECORD_SLOT_SIZE, kept_records)
+        if keep and event_slots:
+            tids = _numbers(events, _EXITED_TID_AT, SLOT_SIZE).tolist()
+            if not keep.isdisjoint(tids):
+                whats = _numbers(events, uapi.OFFSET_WHAT, SLOT_SIZE).tolist()
+                is_kept = [what == uapi.PROC_EVENT_EXIT and tid in keep for what, tid in zip(whats, tids, strict=True)]
+                wanted = list(compress(range(event_slots), is_kept))
+                kept_events = _move_to_front(events, SLOT_SIZE, wanted[-EVENT_SLOTS // 2 :])
+        _blank(events, SLOT_SIZE, kept_events)
+        return kept_events, kept_records
 
     def _find_leftover(self, file: bytes) -> None:
         events: list[bytes] = []
@@ -109,8 +113,20 @@ class InFlight:
         self.leftover_slots = event_slots, record_slots
 
 
-def _keep(slots: memoryview, size: int, used: int, wanted: list[int]) -> int:
-    """Move the wanted slots to the front, in order, and blank the other used ones. Return how many are kept.
+def _numbers(slots: memoryview, at: int, size: int) -> memoryview:
+    """Return the 32-bit number at `at` of each slot."""
+    return slots.cast("I")[at // _WORD :: size // _WORD]
+
+
+def _blank(slots: memoryview, size: int, first: int) -> None:
+    """Clear the lengths of the slots from the `first` on."""
+    lengths = _numbers(slots, 0, size)[first:]
+    if len(lengths):
+        lengths[:] = _BLANK[: len(lengths)]
+
+
+def _move_to_front(slots: memoryview, size: int, wanted: list[int]) -> int:
+    """Move the wanted slots to the front, in order. Return how many these are.
 
     A kill at any instruction leaves a slot whole, twice or blank, because its length is cleared first and set last.
     """
@@ -120,8 +136,6 @@ def _keep(slots: memoryview, size: int, used: int, wanted: list[int]) -> int:
             _LENGTH.pack_into(slots, to * size, 0)
             slots[to * size + head : (to + 1) * size] = slots[at * size + head : (at + 1) * size]
             slots[to * size : to * size + head] = slots[at * size : at * size + head]
-    for i in range(len(wanted), used):
-        _LENGTH.pack_into(slots, i * size, 0)
     return len(wanted)
 
 

@@ -11,9 +11,9 @@ import errno
 import os
 import socket
 import struct
+from array import array
 
 SOCKADDR_NL = struct.Struct("=HHII")  # family, pad, nl_pid, nl_groups (netlink(7))
-_SENDER = struct.Struct("=4xI4x")
 _MSG_TRUNC = 0x20
 
 
@@ -39,7 +39,8 @@ class _Mmsghdr(ctypes.Structure):
 
 HEADER_SIZE = ctypes.sizeof(_Mmsghdr)
 _FLAGS_AT, _LENGTH_AT = _Msghdr.flags.offset, _Mmsghdr.len.offset
-_FLAGS_AND_LENGTH = struct.Struct(f"={_FLAGS_AT}xi{_LENGTH_AT - _FLAGS_AT - 4}xI{HEADER_SIZE - _LENGTH_AT - 4}x")
+_SENDER_AT = 4  # nl_pid
+_NOTHING = memoryview(array("I", [0] * 1024))  # no flag, and the kernel as sender
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -96,14 +97,29 @@ class Slots:
         """Return nl_pid of the sender; 0 is the kernel."""
         return int(SOCKADDR_NL.unpack_from(self.names, i * SOCKADDR_NL.size)[2])
 
+    def lengths(self, received: int, first: int = 0) -> list[int]:
+        """Return the lengths of the datagrams of the last `receive`; 0 for those that the kernel did not send whole."""
+        last = first + received
+        lengths = _strided(self.headers, first * HEADER_SIZE + _LENGTH_AT, HEADER_SIZE, received).tolist()
+        flags = _strided(self.headers, first * HEADER_SIZE + _FLAGS_AT, HEADER_SIZE, received)
+        senders = _strided(memoryview(self.names), first * SOCKADDR_NL.size + _SENDER_AT, SOCKADDR_NL.size, received)
+        if flags == senders == _NOTHING[:received]:
+            return lengths
+        return [
+            0 if self.sender(i) or self.truncated(i) else length
+            for i, length in zip(range(first, last), lengths, strict=True)
+        ]
+
     def datagrams(self, received: int, first: int = 0) -> list[memoryview]:
         """Return the whole datagrams of the last `receive` that the kernel sent; others are skipped."""
-        last = first + received
-        senders = _SENDER.iter_unpack(self.names[first * SOCKADDR_NL.size : last * SOCKADDR_NL.size])
-        headers = _FLAGS_AND_LENGTH.iter_unpack(self.headers[first * HEADER_SIZE : last * HEADER_SIZE])
-        view, at, size, found = self.view, first * self.size, self.size, []
-        for (flags, length), (sender,) in zip(headers, senders, strict=True):
-            if sender == 0 and not flags & _MSG_TRUNC:
-                found.append(view[at : at + length])
-            at += size
-        return found
+        lengths = self.lengths(received, first)
+        return [
+            self.view[i * self.size :][:length]
+            for i, length in zip(range(first, first + received), lengths, strict=True)
+            if length
+        ]
+
+
+def _strided(memory: memoryview, at: int, apart: int, count: int) -> memoryview:
+    """Return the 32-bit numbers of memory that begin at `at` and are `apart` bytes apart."""
+    return memory.cast("I")[at // 4 : (at + apart * count) // 4 : apart // 4]

@@ -13,20 +13,21 @@ the per-CPU sequence also show the events that the kernel could not queue. Nothi
 from __future__ import annotations
 
 import select
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from cnprocd.connector.decode import SLOT_SIZE, Rejects, decode, sequences
-from cnprocd.connector.event import Event, Exit
+from cnprocd.connector.decode import SLOT_SIZE, Rejects, rows, sequences
+from cnprocd.connector.event import Row
 from cnprocd.connector.filter import NOTHING, connector_program, taskstats_program
 from cnprocd.connector.inflight import EVENT_SLOTS, RECORD_SLOTS, InFlight, Leftover
 from cnprocd.connector.listener import Listener
 from cnprocd.connector.request import Features, Request
 from cnprocd.connector.sequence import SequenceTracker
 from cnprocd.connector.status import EVERY_STATUS, StatusSet
-from cnprocd.connector.taskrecord import TaskRecord
+from cnprocd.connector.taskrecord import AsksFor, ReadRecords
 from cnprocd.connector.taskstats import Taskstats, TaskstatsAbsent
+from cnprocd.connector.uapi import PROC_EVENT_EXIT
 
 _RECORD_IN_EVENTS = 3  # a queued record takes up to 2,304 bytes of buffer and an event 832: room for as many of both
 
@@ -37,8 +38,8 @@ class Batch(NamedTuple):
     Without `more` the queue was empty after the batch; an event that comes later wakes the loop again.
     """
 
-    events: list[Event]
-    records: list[TaskRecord]
+    events: list[Row]
+    records: ReadRecords
     more: bool
     overrun: bool
 
@@ -92,6 +93,7 @@ class Source:
         self._request: Request | None = None
         self._features = Features()
         self._overruns_before = 0
+        self._asks_for: AsksFor | None = None
         self._record_losses = select.epoll()
         self._ahead: set[int] = set()  # threads whose record was read before the batch that has their exit
         self._closed_taskstats_drops = 0
@@ -117,6 +119,12 @@ class Source:
         self.granted_buffer_bytes = self.listener.set_receive_buffer(receive_buffer_bytes)
         if self.taskstats is not None:
             self.taskstats.set_receive_buffer(receive_buffer_bytes * _RECORD_IN_EVENTS)
+
+    def pass_over(self, asks_for: AsksFor | None) -> None:
+        """Pass over the records of whole processes for which this returns False. None: read every record."""
+        self._asks_for = asks_for
+        if self.taskstats is not None:
+            self.taskstats.reader.pass_over(asks_for)
 
     @property
     def wanted_exits(self) -> StatusSet:
@@ -172,38 +180,38 @@ class Source:
         self.listener.slots.most = most
         slots = self.listener.receive() if leftover is None else memoryview(leftover.events)
         more = leftover is not None or self.listener.slots.filled
-        events: list[Event] = []
+        events: list[Row] = []
         if slots is not None:
-            events = decode(slots, self.listener.rejects)
+            events = rows(slots, self.listener.rejects)
             self._events_seen += len(events)
             # The request at the time of the leftover is unknown, so gaps in its numbers may not be losses.
             if leftover is None:
                 self._event_slots_used = self.listener.slots.first + len(slots) // SLOT_SIZE
                 if self._request is not None and self._request.sequence:
                     self.losses.missing += self._sequence.note(sequences(slots))
-        records: list[TaskRecord] = []
+        records = ReadRecords()
         if self.taskstats is not None:
-            records = self._drain_records(events, everything=all_records or not more or leftover is not None)
             if leftover is not None:
-                records = self.taskstats.decode(leftover.records) + records
+                records = self.taskstats.reader.decode(leftover.records)
+            records.add(self._drain_records(events, everything=all_records or not more or leftover is not None))
         self.records_seen += len(records)
         overruns = self.listener.overruns + (self.taskstats.overruns if self.taskstats else 0)
         overrun, self._overruns_before = overruns > self._overruns_before, overruns
         self.losses.overruns = overruns
         return Batch(events, records, more, overrun)
 
-    def _drain_records(self, events: list[Event], everything: bool) -> list[TaskRecord]:
+    def _drain_records(self, events: list[Row], everything: bool) -> ReadRecords:
         assert self.taskstats is not None
-        exited = {event.process_pid for event in events if isinstance(event, Exit)}
-        records = self.taskstats.drain(None if everything else exited - self._ahead)
         if everything:
             self._ahead.clear()
-        else:
-            self._ahead.update(record.pid for record in records)
-            self._ahead -= exited
+            return self.taskstats.drain()
+        exited = {row[3] for row in events if row[0] == PROC_EVENT_EXIT}
+        records = self.taskstats.drain(exited - self._ahead)
+        self._ahead.update(records.passed, [record.pid for record in records.records])
+        self._ahead -= exited
         return records
 
-    def blank_slots(self, keep: Collection[int] = ()) -> None:
+    def blank_slots(self, keep: Set[int] = frozenset()) -> None:
         """Blank the slots of what was drained: it is durable or needs no action, so the next daemon need not read it.
 
         The exits of the threads in `keep` stay, because one half of each is still to come.
@@ -254,6 +262,7 @@ class Source:
         except TaskstatsAbsent as reason:
             self.no_taskstats_because = str(reason)
             return False
+        self.taskstats.reader.pass_over(self._asks_for)
         if self._leftover is not None:
             self.taskstats.first = self.taskstats.used = self._in_flight.leftover_slots[1]
         self._record_losses.register(self.taskstats.fileno(), 0)  # EPOLLERR is always reported (epoll_ctl(2))

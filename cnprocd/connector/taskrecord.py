@@ -13,11 +13,16 @@ Facts that this decoder relies on (include/uapi/linux/taskstats.h; measured on 6
 - CPU time is the scheduler's count in nanoseconds (cpu_run_virtual_total). utime and stime are sampled by ticks, so
   they may be 0 for a short process; they are used if the kernel lacks delay accounting.
 - If a process with threads dumps core, the core flag may be on another thread's status than the last one's.
+
+Most records are of whole processes whose name no rule asks for. RecordReader looks at a few fields of a record first
+and passes over such a record: only its process id is returned, so that its exit event is known to need no answer.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 TASKSTATS_CMD_NEW = 2
@@ -39,6 +44,12 @@ _GROUP_STRUCT = 16  # AGGR_TGID 4, TGID 4 + 4, STATS 4
 _CPU_RUN_VIRTUAL_TOTAL = 72
 _GROUP_MINIMUM = _GROUP_STRUCT + _CPU_RUN_VIRTUAL_TOTAL + 8
 assert _MESSAGE.size == STRUCT_OFFSET + 400
+RECORD_SLOT_SIZE = 2048  # a record of version 16 with its group struct is 1172 bytes
+# Of every slot: nlmsg type and flags | command and heads of AGGR_PID and PID | PID | head of STATS and version |
+# ac_exitcode | ac_flag | ac_comm | pid | tgid
+_LOOK = struct.Struct("=4x4s8x12sI6s2xIB71x32s16xI236xI1640x")
+assert _LOOK.size == RECORD_SLOT_SIZE
+_REMEMBERED_COMMS = 4096
 
 
 class TaskRecord(NamedTuple):
@@ -105,6 +116,94 @@ def decode_record(message: memoryview | bytes, family: int) -> TaskRecord:
             cpu_time_us, max_rss_kib, read_bytes, write_bytes, minor_faults, major_faults, exe_device, exe_inode,
         ),
     )  # fmt: skip
+
+
+@dataclass(slots=True)
+class ReadRecords:
+    """The exit records of some messages."""
+
+    records: list[TaskRecord] = field(default_factory=list)
+    passed: list[int] = field(default_factory=list)  # PIDs of whole processes that ended and that no rule asks for
+    unreadable: int = 0
+
+    def __len__(self) -> int:
+        return len(self.records) + len(self.passed)
+
+    def add(self, other: ReadRecords) -> None:
+        """Add later ones."""
+        self.records += other.records
+        self.passed += other.passed
+        self.unreadable += other.unreadable
+
+
+AsksFor = Callable[[str, int], bool]
+"""Whether the record of a whole process with this comm and wait status is needed."""
+
+
+class RecordReader:
+    """Reads exit records, and passes over those of whole processes whose name no rule asks for."""
+
+    def __init__(self, family: int) -> None:
+        self._family = family
+        self._asks_for: AsksFor | None = None
+        self._unasked: set[bytes] = set()  # comms as records have them
+        self._unasked_successes: set[bytes] = set()  # comms of processes that are asked for only if they fail
+        self._frame: tuple[bytes, bytes, bytes, int] | None = None  # heads and length of a single-threaded process's
+
+    def pass_over(self, asks_for: AsksFor | None) -> None:
+        """Pass over processes for whose comm and status this returns False. None: read every record."""
+        self._asks_for = asks_for
+        self._unasked.clear()
+        self._unasked_successes.clear()
+
+    def read(self, slots: memoryview, lengths: Sequence[int]) -> ReadRecords:
+        """Return the records in slots of RECORD_SLOT_SIZE bytes. A length of 0 marks a slot without one."""
+        found = ReadRecords()
+        at, frame, pass_over = 0, self._frame, found.passed.append
+        unasked, unasked_successes = self._unasked, self._unasked_successes
+        for (kind, heads, named, stats, status, flag, comm, pid, tgid), length in zip(
+            _LOOK.iter_unpack(slots), lengths, strict=True
+        ):
+            is_unasked = comm in unasked or (status == 0 and comm in unasked_successes)
+            # A leader that was the last thread, of such a name, in a record laid out as a valid one was.
+            if is_unasked and named == pid == tgid and flag & _AGROUP and (kind, heads, stats, length) == frame:
+                pass_over(pid)
+            elif length:
+                self._decode(slots[at : at + length], found)
+                frame = self._frame
+            at += RECORD_SLOT_SIZE
+        if found.passed and _is_repeated(found):
+            return self.decode([slots[i * RECORD_SLOT_SIZE :][:length] for i, length in enumerate(lengths) if length])
+        return found
+
+    def decode(self, messages: Iterable[memoryview | bytes]) -> ReadRecords:
+        """Return every record of these messages, in order."""
+        found = ReadRecords()
+        for message in messages:
+            self._decode(message, found)
+        return found
+
+    def _decode(self, message: memoryview | bytes, found: ReadRecords) -> None:
+        try:
+            record = decode_record(message, self._family)
+        except UnreadableRecordError:
+            found.unreadable += 1
+            return
+        found.records.append(record)
+        asks_for = self._asks_for
+        if record.last and not record.threaded and asks_for is not None and not asks_for(record.comm, record.status):
+            kind, heads, _, stats, _, _, comm, _, _ = _LOOK.unpack_from(bytes(message).ljust(RECORD_SLOT_SIZE, b"\0"))
+            self._frame = kind, heads, stats, len(message)
+            if len(self._unasked) + len(self._unasked_successes) >= _REMEMBERED_COMMS:
+                self._unasked.clear()
+                self._unasked_successes.clear()
+            (self._unasked_successes if record.status == 0 else self._unasked).add(comm)
+
+
+def _is_repeated(found: ReadRecords) -> bool:
+    """Return whether a PID was reused within a batch: then the order of its records counts."""
+    passed = set(found.passed)
+    return len(passed) < len(found.passed) or not passed.isdisjoint([record.pid for record in found.records])
 
 
 def _group_offset(heads: _Heads) -> int:

@@ -13,20 +13,19 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterable
 from pathlib import Path
 
 from cnprocd.connector.filter import Instruction
-from cnprocd.connector.inflight import RECORD_SLOT_SIZE, RECORD_SLOTS
+from cnprocd.connector.inflight import RECORD_SLOTS
 from cnprocd.connector.netlink import attach_filter, read_drops, set_receive_buffer
 from cnprocd.connector.recvmmsg import Slots
 from cnprocd.connector.taskrecord import (
     BROKEN_VERSIONS,
     MINIMUM_VERSION,
+    RECORD_SLOT_SIZE,
     STRUCT_OFFSET,
-    TaskRecord,
-    UnreadableRecordError,
-    decode_record,
+    ReadRecords,
+    RecordReader,
 )
 
 _NETLINK_GENERIC = 16
@@ -70,6 +69,7 @@ class Taskstats:
             with _open() as asking:  # on an adopted socket the answers would be queued behind records
                 self._family = _find_family(asking)
                 self.version = _ask_version(asking, self._family)
+            self.reader = RecordReader(self._family)
             if adopted_fd is None:
                 _ask(self._socket, self._family, _TASKSTATS_CMD_GET, _ATTR_REGISTER_CPUMASK, self._cpus, _NLM_F_ACK)
         except OSError as error:
@@ -90,25 +90,28 @@ class Taskstats:
     def attach(self, program: tuple[Instruction, ...]) -> None:
         attach_filter(self._socket, program)
 
-    def drain(self, until: set[int] | None = None) -> list[TaskRecord]:
+    def drain(self, until: set[int] | None = None) -> ReadRecords:
         """Return every record that is queued now, or those until each thread in `until` has one.
 
         Unreadable ones and overruns are counted.
         """
-        records: list[TaskRecord] = []
+        found = ReadRecords()
         while True:
             if self.first == self._slots.count:
                 self.first = 0  # more records than slots: the oldest are in memory only from here on
             received = self._receive()
             if received:
-                decoded = self.decode(self._slots.datagrams(received, self.first))
-                records += decoded
+                lengths = self._slots.lengths(received, self.first)
+                slots = slice(self.first * RECORD_SLOT_SIZE, (self.first + received) * RECORD_SLOT_SIZE)
+                read = self.reader.read(self._slots.view[slots], lengths)
+                self.unreadable += read.unreadable
+                found.add(read)
                 if until is not None:
-                    until.difference_update(record.pid for record in decoded)
+                    until.difference_update(read.passed, [record.pid for record in read.records])
                 self.first += received
                 self.used = max(self.used, self.first)
             if self.first < self._slots.count or (until is not None and not until):
-                return records
+                return found
 
     def _receive(self) -> int:
         """Receive one batch into the slots from `first` on. Return how many; overruns are counted."""
@@ -119,16 +122,6 @@ class Taskstats:
                 if error.errno != errno.ENOBUFS:
                     raise
                 self.overruns += 1
-
-    def decode(self, messages: Iterable[memoryview | bytes]) -> list[TaskRecord]:
-        """Return the records in these messages; unreadable ones are counted."""
-        records = []
-        for message in messages:
-            try:
-                records.append(decode_record(message, self._family))
-            except UnreadableRecordError:
-                self.unreadable += 1
-        return records
 
     def drops(self) -> int:
         """Return the records that this socket lost since it was opened or adopted."""

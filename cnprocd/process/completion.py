@@ -6,6 +6,8 @@ only if it can be the process that is meant.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from cnprocd.process.model import KINDS_OF_LASTING_COMM, Occurrence, Process, ProcLookup, Wanted
 from cnprocd.process.table import START_TOLERANCE_NS
 
@@ -31,6 +33,8 @@ def complete(occurrence: Occurrence, procfs: ProcLookup, parents: dict[int, Proc
         return
     fresh = procfs.read(process.tgid, _missing(occurrence), "procfs")
     if fresh is not None and _is_same(process, fresh, occurrence):
+        if process.is_shared:  # its children were born without these attributes
+            process = occurrence.process = replace(process, is_shared=False)
         lasting = occurrence.kind in KINDS_OF_LASTING_COMM
         process.fill_unknown(fresh, comm=lasting and not occurrence.of_thread)
 

@@ -17,11 +17,14 @@ Both come once per thread. The facts that make the join exact (measured on 6.18,
   leader's record shows 0 is held as well: it may be the old leader's record, and the new leader's may be about to come.
 
 A death whose event was lost is reported without its time; one whose record was lost is reported without its identity.
+
+Most records are of whole processes that no rule asks for. Such a record is passed over (connector/taskrecord.py): only
+its process id comes here, and waits for the exit event as PASSED, so that the event needs no answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable, Set
 from typing import NamedTuple
 
 from cnprocd.connector.event import Exit
@@ -45,9 +48,18 @@ class Death(NamedTuple):
     record: TaskRecord | None  # of the last thread: usage of the whole process
     leader: TaskRecord | None  # identity of the process
 
+    @property
+    def is_passed_over(self) -> bool:
+        """Whether no rule asks for the process; its event was lost."""
+        return self.record is _PASSED_OVER
+
 
 Waiting = dict[int, tuple[TaskRecord, ...]]
 """Thread id -> records whose exit event has not come yet."""
+
+_PASSED_OVER = TaskRecord(0, 0, 0, 0, True, False, "", *[0] * 12)
+PASSED = (_PASSED_OVER,)
+"""In Waiting: the record of a single-threaded process that no rule asks for."""
 
 
 class Deaths:
@@ -101,6 +113,29 @@ class Deaths:
         else:
             self._leader_of[last] = leader
 
+    def pass_over(self, tgids: list[int]) -> None:
+        """Take the records of single-threaded processes that no rule asks for."""
+        waiting = self._waiting
+        if waiting.keys().isdisjoint(tgids):
+            waiting.update(dict.fromkeys(tgids, PASSED))
+        else:
+            waiting.update({tgid: (*waiting.get(tgid, ()), *PASSED) for tgid in tgids})
+
+    def take_passed(self, tid: int) -> bool:
+        """Return whether this exit is of a process that was passed over; it is forgotten."""
+        if self._waiting.get(tid) is not PASSED:
+            return False
+        del self._waiting[tid]
+        return True
+
+    def forget_passed(self) -> None:
+        """Forget the processes that were passed over and whose exit has not come: other rules may ask for them."""
+        self._waiting = {tid: records for tid, records in self._waiting.items() if _PASSED_OVER not in records}
+
+    def is_early_leader(self, tgid: int) -> bool:
+        """Return whether the leader of a process ended, and other threads of it go on."""
+        return tgid in self._leaders
+
     def exit(self, event: Exit) -> tuple[TaskRecord | None, Death | None]:
         """Take one exit event. Return the thread's record, and the death if it was the last thread and is complete."""
         tid = event.process_pid
@@ -114,7 +149,7 @@ class Deaths:
         record = self._joined(event)
         if record is None:
             return None, self._death_without_record(event)
-        if not record.last:
+        if not record.last or record is _PASSED_OVER:
             return record, None
         death = self._death(record, event)
         if record.threaded and self._is_incomplete(death):
@@ -134,10 +169,10 @@ class Deaths:
         return bool(self._waiting)
 
     @property
-    def incomplete_tids(self) -> Collection[int]:
+    def incomplete_tids(self) -> Set[int]:
         """The thread ids of deaths of which one half has been read and the other has not."""
         if not self._held:
-            return self._waiting
+            return self._waiting.keys()
         held = {tid for death in self._held if death.event for tid in (death.event.process_pid, death.tgid)}
         return held | self._waiting.keys()
 
@@ -165,7 +200,9 @@ class Deaths:
     def waiting_of(self, processes: Iterable[Process]) -> Waiting:
         """Return the records of these processes that wait for their event now."""
         tgids = {process.tgid for process in processes}
-        return {tid: records for tid, records in self._waiting.items() if any(r.tgid in tgids for r in records)}
+        return {
+            tid: records for tid, records in self._waiting.items() if any((r.tgid or tid) in tgids for r in records)
+        }
 
     def without_event(self, waited: Waiting) -> list[Death]:
         """Return the deaths of `waited` whose event was lost: it has not come, and the process is gone.
@@ -176,18 +213,20 @@ class Deaths:
         """
         lost: list[Death] = []
         for tid, records in waited.items():
-            if self._waiting.get(tid) is not records or self._is_under_way(records):
+            if self._waiting.get(tid) is not records or self._is_under_way(tid, records):
                 continue
             del self._waiting[tid]
             for record in records:
-                if record.last:
+                if record is _PASSED_OVER:
+                    lost.append(Death(tid, 0, None, record, None))
+                elif record.last:
                     self._eventless[record.tgid] = record.status
                     lost.append(self._death(record, None))
                     self._forget(record)
         return lost
 
-    def _is_under_way(self, records: tuple[TaskRecord, ...]) -> bool:
-        return any(record.last and self._is_alive(record.tgid) for record in records)
+    def _is_under_way(self, tid: int, records: tuple[TaskRecord, ...]) -> bool:
+        return any(record.last and self._is_alive(record.tgid or tid) for record in records)
 
     def caught_up(self) -> None:
         """Note that the queue of events was found empty."""
@@ -205,7 +244,7 @@ class Deaths:
         gone: Waiting = {}
         if self._caught_up:  # else the daemon is behind: thousands of records may wait and none is abandoned
             lost = self.without_event(self._gone)
-            gone = {tid: records for tid, records in self._waiting.items() if not self._is_under_way(records)}
+            gone = {tid: records for tid, records in self._waiting.items() if not self._is_under_way(tid, records)}
         self._gone, self._caught_up = gone, False
         if len(self._leaders) > self._prune_at:
             self._leaders = {tgid: r for tgid, r in self._leaders.items() if self._is_alive(tgid)}
@@ -220,7 +259,7 @@ class Deaths:
         tid, tgid, status = event.process_pid, event.process_tgid, event.exit_code
         waiting = self._waiting.get(tid, ())
         for number, record in enumerate(waiting, start=1):
-            if record.tgid == tgid and record.status == status:
+            if record is _PASSED_OVER or (record.tgid == tgid and record.status == status):
                 for dropped in waiting[: number - 1]:
                     self._forget(dropped)
                 if number < len(waiting):

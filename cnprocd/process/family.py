@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cnprocd.connector.event import Fork
-
 
 class HookFamily:
     """The PIDs of hooks and of their descendants."""
@@ -46,18 +44,17 @@ class HookFamily:
         """Whether this PID belongs to a root that still runs: a runner ends when idle, and its PID is reused."""
         return tgid == self._own_tgid or (tgid is not None and tgid in self.roots and self.roots[tgid]())
 
-    def fork(self, event: Fork) -> None:
+    def fork(self, parent_tgid: int, tgid: int) -> None:
         """Add a new process whose parent is a root or in the family; remove a reused PID otherwise."""
-        tgid = event.child_tgid
         if self._dead:
             self._dead.discard(tgid)  # the PID has a new owner
         if tgid in self.roots:
             del self.roots[tgid]  # a new owner of a dead root's PID
-        if event.parent_tgid in self.roots:  # dead or not: the fork may have been queued before its death
+        if parent_tgid in self.roots:  # dead or not: the fork may have been queued before its death
             if tgid not in self.hooks:
                 self.hooks.add(tgid)
                 self._spares.add(tgid)
-        elif event.parent_tgid in self.hooks:
+        elif parent_tgid in self.hooks:
             self.hooks.add(tgid)
         else:
             self.hooks.discard(tgid)  # a new owner of a dead hook's PID

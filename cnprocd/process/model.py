@@ -8,7 +8,7 @@ undecodable bytes as lone surrogates (PEP 383). A process chooses its comm itsel
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
 from cnprocd.connector.taskrecord import TaskRecord
@@ -78,6 +78,7 @@ class Process:
     counted_ns: int = 0  # events before this time are already counted in `threads`
     ended_ns: int | None = None
     exe_is_unnamed: bool = False  # the file is known, and no rule names its path literally
+    is_shared: bool = field(default=False, compare=False)  # births in the table refer to it: change a copy instead
 
     def child(self, tgid: int, start_ns: int) -> Process:
         """Return the process after fork: all of its parent but PID and threads. (A third of replace()'s cost.)"""

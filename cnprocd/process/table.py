@@ -10,6 +10,9 @@ records. Facts and rules that keep it correct:
 - An ended process stays for a moment, as its children's parent and for late events. Its entry is marked, not removed.
 - A leader that ends before its other threads looks like an ended process. `sweep` checks /proc before it removes an
   entry, and again until the other threads have ended, because no event may report that.
+- Most processes are forked and exit without any rule asking for them. Until something asks, such a process is a birth:
+  the time of its fork, and its parent's entry as it was then. So an entry that births refer to is never changed: a
+  changed copy replaces it.
 - FORK of a PID that is in the table and not ended means that its exit was lost. The former process is returned as
   vanished, unless it is the forked process itself, which a scan or an event of another CPU entered before its FORK.
 """
@@ -17,9 +20,10 @@ records. Facts and rules that keep it correct:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Set
+from dataclasses import replace
 
-from cnprocd.connector.event import Comm, Exit, Fork, Gid, Uid
+from cnprocd.connector.event import Comm, Exit, Fork, Gid, Row, Uid
 from cnprocd.process.model import TICK_NS, Process
 
 _MAX_DEPTH = 64  # of ancestry; beyond it a chain is unknown
@@ -32,28 +36,78 @@ class Table:
 
     def __init__(self) -> None:
         self._processes: dict[int, Process] = {}
+        self._births: dict[int, tuple[int, Process]] = {}  # tgid -> time of the fork, and the parent at that time
         self._ended: deque[tuple[int, int, int, bool]] = deque()  # (due_ns, ended_ns, tgid, certain), first due first
         self._leaderless: set[int] = set()  # tgids of processes whose leader ended before other threads
 
     def __len__(self) -> int:
-        return sum(process.ended_ns is None for process in self._processes.values())
+        return len(self._births) + sum(process.ended_ns is None for process in self._processes.values())
 
     def get(self, tgid: int, at_ns: int | None = None) -> Process | None:
         """Return the process that had this PID at `at_ns` (default: now), if the table still has it."""
-        process = self._processes.get(tgid)
+        process = self._entry(tgid)
         if process is None or (at_ns is not None and process.start_ns is not None and at_ns < process.start_ns):
             return None
         return process
 
+    def _entry(self, tgid: int) -> Process | None:
+        """Return the process with this PID. A birth becomes an entry."""
+        process = self._processes.get(tgid)
+        if process is None and tgid in self._births:
+            fork_ns, parent = self._births.pop(tgid)
+            process = self._processes[tgid] = parent.child(tgid, fork_ns)
+        return process
+
+    def own(self, process: Process) -> Process:
+        """Return the entry of a process to change what children inherit: a copy of it if births refer to it."""
+        if not process.is_shared:
+            return process
+        copy = replace(process, is_shared=False)
+        if self._processes.get(process.tgid) is process:
+            self._processes[process.tgid] = copy
+        return copy
+
+    # Births.
+
+    def birth(self, fork: Row, comms: Set[str]) -> Process | None:
+        """Enter a new process as a birth, if its parent is known and has one of these comms. Return the parent then."""
+        _, _, at_ns, parent_pid, parent_tgid, child_pid, tgid = fork[:7]
+        parent = self._processes.get(parent_tgid)
+        if (
+            parent is None
+            or parent.comm not in comms
+            or parent_pid != parent_tgid  # the child has the comm of the thread that forked it
+            or child_pid != tgid
+            or tgid in self._processes
+            or tgid in self._births
+            or parent.start_ns is None
+            or parent.start_ns > at_ns
+        ):
+            return None
+        parent.is_shared = True
+        self._births[tgid] = at_ns, parent
+        return parent
+
+    def end_birth(self, tgid: int, at_ns: int) -> bool:
+        """Remove a birth whose process ended. Return whether there was one."""
+        birth = self._births.get(tgid)
+        if birth is None or birth[0] > at_ns:
+            return False
+        del self._births[tgid]
+        return True
+
+    def enter_births(self) -> None:
+        """Make an entry of every birth: other names count from now on."""
+        for tgid in list(self._births):
+            self._entry(tgid)
+
     def fork(self, event: Fork) -> tuple[Process, Process | None]:
         """Enter a new process. Return its entry, and the former owner of the PID if its exit event never came."""
-        former = self._processes.get(event.child_tgid)
+        former = self._entry(event.child_tgid)
         if former is not None and former.ended_ns is None and _began_at(former, event.timestamp_ns):
             former.start_ns = event.timestamp_ns
             return former, None
-        parent = self._processes.get(event.parent_tgid)
-        if parent is not None and parent.start_ns is not None and parent.start_ns > event.timestamp_ns:
-            parent = None
+        parent = self.get(event.parent_tgid, event.timestamp_ns)
         if parent is None:
             child = Process(event.child_tgid, event.parent_tgid, event.timestamp_ns)
         else:
@@ -71,7 +125,7 @@ class Table:
 
     def enter(self, process: Process) -> Process:
         """Enter a process that was read from /proc without an event. Return the entry that the table has now."""
-        return self._processes.setdefault(process.tgid, process)
+        return self._entry(process.tgid) or self._processes.setdefault(process.tgid, process)
 
     def thread(self, event: Fork) -> None:
         """Count a new thread of a process."""
@@ -94,6 +148,7 @@ class Table:
         process = self.get(tgid, at_ns)
         if process is None:
             process = self._processes[tgid] = fresh or Process(tgid)
+        process = self.own(process)
         process.ended_ns = None
         process.threads, process.threaded = 1, False  # exec ends every other thread; their exits came before this event
         process.counted_ns = at_ns
@@ -113,16 +168,19 @@ class Table:
         """Take a new comm. Only the leader's comm is the process's."""
         process = self.get(event.process_tgid, event.timestamp_ns)
         if process is not None and event.process_pid == event.process_tgid:
+            process = self.own(process)
             process.comm, process.comm_source = comm, "event"
 
     def uid(self, event: Uid) -> None:
         process = self.get(event.process_tgid, event.timestamp_ns)
         if process is not None and event.process_pid == event.process_tgid:
+            process = self.own(process)
             process.uid, process.ids_source = event.ruid, "event"
 
     def gid(self, event: Gid) -> None:
         process = self.get(event.process_tgid, event.timestamp_ns)
         if process is not None and event.process_pid == event.process_tgid:
+            process = self.own(process)
             process.gid, process.ids_source = event.rgid, "event"
 
     def ancestors(
@@ -186,10 +244,11 @@ class Table:
         """Enter a /proc scan (first half of a resync). Return former owners of reused PIDs, whose exit was lost."""
         vanished = []
         for found in snapshot:
-            known = self._processes.get(found.tgid)
+            known = self._entry(found.tgid)
             if known is None:
                 self._processes[found.tgid] = found
             elif same_process(known, found):
+                known = self.own(known)
                 known.threads, known.counted_ns, known.ppid = found.threads, found.counted_ns, found.ppid
                 known.threaded = known.threaded or found.threaded
                 known.ended_ns = None  # its leader may have ended before it
@@ -213,6 +272,8 @@ class Table:
 
     def unseen(self, living: Container[int], scan_began_ns: int) -> list[Process]:
         """Return what `missing` would."""
+        for tgid in [tgid for tgid in self._births if tgid not in living]:
+            self._entry(tgid)
         return [
             process
             for process in self._processes.values()
@@ -221,6 +282,7 @@ class Table:
 
     def clear(self) -> None:
         self._processes.clear()
+        self._births.clear()
         self._ended.clear()
         self._leaderless.clear()
 

@@ -2,6 +2,8 @@
 
 /proc is read through `ProcLookup`, so that a test can play any machine. One `take` handles the events and records of
 one drain. It sorts the events by their timestamps, because the kernel orders them per CPU only.
+
+Most events are forks and exits of processes that no rule asks for. They are handled as rows (unasked.py).
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from dataclasses import replace
 from operator import itemgetter
 from typing import Any
 
-from cnprocd.connector.event import Comm, Coredump, Event, Exec, Exit, Fork, Gid, Ptrace, Sid, Uid
+from cnprocd.connector.event import Comm, Coredump, Event, Exec, Exit, Fork, Gid, Ptrace, Row, Sid, Uid, named
 from cnprocd.connector.taskrecord import TaskRecord
 from cnprocd.failures import Failures
 from cnprocd.process.deaths import Death, Deaths, Waiting
@@ -21,16 +23,9 @@ from cnprocd.process.model import KINDS_OF_LASTING_COMM, FileLookup, Kind, Occur
 from cnprocd.process.table import Table
 from cnprocd.process.thread_count import ThreadCount
 from cnprocd.process.tracking import Tracking
+from cnprocd.process.unasked import Cares, Unasked, about_everything
 
 _by_time = itemgetter(2)
-
-
-Cares = Callable[[Kind, bool, "str | None"], bool]
-"""Whether any rule could match this kind of event, of a thread or of a process, with this comm."""
-
-
-def _about_everything(kind: Kind, of_thread: bool, comm: str | None) -> bool:
-    return True
 
 
 class Tracker:
@@ -41,7 +36,7 @@ class Tracker:
         tracking: Tracking,
         procfs: ProcLookup,
         own_tgid: int,
-        cares: Cares = _about_everything,
+        cares: Cares = about_everything,
         files: FileLookup | None = None,
         failures: Failures | None = None,
     ) -> None:
@@ -51,28 +46,24 @@ class Tracker:
         self.table = Table()
         self._thread_count = ThreadCount(self.table, procfs)
         self.deaths = Deaths(procfs.is_alive)
+        self.family = HookFamily(own_tgid)
+        self.newcomers: set[int] = set()  # tgids that started or changed their comm since the last tick, with a table
         self.use(tracking, cares)
         self._procfs = procfs
-        self.newcomers: set[int] = set()  # tgids that started or changed their comm since the last tick, with a table
-        self.family = HookFamily(own_tgid)
         self._cores: dict[int, int] = {}  # tgid -> time of its coredump event: one dump is one occurrence
         self._handlers: dict[type, Callable[[Any], Iterable[Occurrence]]] = {
-            Fork: self._fork,
-            Exec: self._exec,
-            Uid: self._uid,
-            Gid: self._gid,
-            Sid: self._sid,
-            Ptrace: self._ptrace,
-            Comm: self._comm,
-            Coredump: self._coredump,
-            Exit: self._exit,
-        }
+            Fork: self._fork, Exec: self._exec, Uid: self._uid, Gid: self._gid, Sid: self._sid, Ptrace: self._ptrace,
+            Comm: self._comm, Coredump: self._coredump, Exit: self._exit,
+        }  # fmt: skip
 
-    def use(self, tracking: Tracking, cares: Cares = _about_everything) -> None:
+    def use(self, tracking: Tracking, cares: Cares = about_everything) -> None:
         """Use another plan from the next event on."""
         self.tracking, self._cares = tracking, cares
         self._of_thread_forks = "fork" in tracking.thread_kinds
         self.deaths.wanted = tracking.statuses.wait_statuses()
+        self.deaths.forget_passed()
+        self.table.enter_births()
+        self.unasked = Unasked(self.table, self.deaths, self.family, self.newcomers, tracking, cares)
 
     def change(self, tracking: Tracking, cares: Cares, snapshot: Iterable[Process]) -> None:
         """Use another plan from the next event on, and know what a tracker that starts now with it would know.
@@ -86,17 +77,24 @@ class Tracker:
             self.table.clear()
 
     def take(
-        self, events: list[Event], records: Iterable[TaskRecord], now_ns: int | None = None
+        self,
+        events: list[Row],
+        records: Iterable[TaskRecord],
+        now_ns: int | None = None,
+        passed: list[int] | None = None,
     ) -> Iterator[Occurrence]:
         """Yield the occurrences in order. `records` must have been drained after `events`.
 
-        `now_ns` (CLOCK_MONOTONIC) bounds how long an incomplete death is held; None: until this call.
+        `now_ns` (CLOCK_MONOTONIC) bounds how long an incomplete death is held; None: until this call. `passed`: the
+        processes whose record was passed over.
 
         Evaluate each occurrence at once. It shows the state at the time of its event, and only until the next one is
         taken, because its processes are the table's own, not copies.
         """
         if not events:
             self.deaths.caught_up()
+        if passed:
+            self.deaths.pass_over(passed)
         for record in records:
             self.deaths.record(record)
         for death in self.deaths.release_held(now_ns):
@@ -105,19 +103,21 @@ class Tracker:
             except Exception:
                 self._failed(death)
         events.sort(key=_by_time)
-        handlers = self._handlers
-        for event in events:
-            handler = handlers.get(type(event))
+        handlers, takes = self._handlers, self.unasked.takes
+        for row in events:
             try:
-                if handler is not None and (found := handler(event)):
+                if takes(row):
+                    continue  # the most frequent case
+                event = named(row)
+                if found := handlers[type(event)](event):
                     yield from found
             except Exception:
-                self._failed(event)
+                self._failed(row)
 
     def _failed(self, subject: object) -> None:
         if self._failures is None:
             raise  # noqa: PLE0704  # the exception that is being handled
-        self._failures.note("identify", subject)
+        self._failures.note("identify", named(subject) if isinstance(subject, tuple) else subject)
 
     def sweep(self, now_ns: int) -> list[Occurrence]:
         """Remove dead processes, about once a second. Return the deaths that were missed until now.
@@ -162,7 +162,7 @@ class Tracker:
         tgid = event.child_tgid
         is_process = event.child_pid == tgid
         if is_process and (self.family.hooks or event.parent_tgid in self.family.roots):
-            self.family.fork(event)
+            self.family.fork(event.parent_tgid, tgid)
         vanished: list[Occurrence] = []
         child = None
         if self.tracking.table:
@@ -176,7 +176,8 @@ class Tracker:
                 if child.comm is None:
                     self._fill(child)
                 elif not (vanished or self._of_thread_forks or self._cares("fork", False, child.comm)):
-                    return ()  # the most frequent case
+                    self.unasked.remember(child.comm)
+                    return ()
         found = self._occurrences(
             "fork", tgid, event.child_pid, event, is_process, {}, known=child, parent_tgid=event.parent_tgid
         )
@@ -235,15 +236,9 @@ class Tracker:
         tgid = event.process_tgid
         first = event.timestamp_ns - self._cores.get(tgid, -(1 << 62)) > 1_000_000_000
         self._cores[tgid] = event.timestamp_ns
+        of_process = True if first else None
         return self._occurrences(
-            "coredump",
-            tgid,
-            event.process_pid,
-            event,
-            True if first else None,
-            {},
-            only_threads=not first,
-            parent_tgid=event.parent_tgid,
+            "coredump", tgid, event.process_pid, event, of_process, {}, not first, parent_tgid=event.parent_tgid
         )
 
     def _exit(self, event: Exit) -> Iterable[Occurrence]:
@@ -281,6 +276,9 @@ class Tracker:
 
     def _died(self, death: Death) -> list[Occurrence]:
         """Return the exit of a process from its exit record or, if that was lost, from its event alone."""
+        if death.is_passed_over:
+            self.unasked.ended(death.tgid, None)
+            return []
         event, record, leader = death.event, death.record, death.leader
         at_ns = event.timestamp_ns if event is not None else None
         known = self.table.get(death.tgid, at_ns) if self.tracking.table else None
@@ -288,11 +286,11 @@ class Tracker:
             # Without an event the time is unknown: the next sweep removes it.
             self.table.end(known, at_ns or known.start_ns or 0, certain=record is not None)
         comm = leader.comm if leader is not None else known.comm if known is not None else None
-        if "exit" not in self.tracking.kinds or not self._cares("exit", False, comm):
+        if "exit" not in self.tracking.kinds or not self._cares("exit", False, comm, death.status):
             if known is not None and leader is not None:
-                known.take_comm(leader, "taskstats")  # it may be the parent of the next process to end
+                self.table.own(known).take_comm(leader, "taskstats")  # it may be the parent of the next process to end
             return []
-        process = known or Process(death.tgid)
+        process = self.table.own(known) if known is not None else Process(death.tgid)
         process.take_exit_records(record, leader, at_ns)
         tid = event.process_pid if event is not None else record.pid if record is not None else death.tgid
         occurrence = Occurrence(

@@ -22,6 +22,7 @@ class Tracking:
     thread_kinds: frozenset[Kind]
     exe_files: bool = False  # some rule needs the path of the file that an exit record names
     statuses: StatusSet = EVERY_STATUS  # of exits that a rule could match; others come only for the table
+    passes_over: bool = False  # the exit record of a process whose name no rule asks for is not needed
 
     @property
     def looks_up(self) -> bool:

@@ -156,13 +156,18 @@ class Matcher:
         index = self._indices.get((kind, threads))
         return index is not None and index.used
 
-    def cares(self, kind: Kind, of_thread: bool, comm: str | None) -> bool:
-        """Return whether any rule could match such an event. An unknown comm always could."""
+    def cares(self, kind: Kind, of_thread: bool, comm: str | None, status: int | None = None) -> bool:
+        """Return whether any rule could match such an event. An unknown comm always could.
+
+        `status`: the wait status of an exit, if it is known.
+        """
         index = self._indices.get((kind, of_thread))
         if index is None or comm is None:
             return index is not None
         found = index.remembered.get(comm)
-        return bool(index.find(comm) if found is None else found)
+        if found is None:
+            found = index.find(comm)
+        return any(rule.any_exit for rule in found) if status == 0 else bool(found)
 
     def candidates(self, occurrence: Occurrence) -> tuple[CompiledRule, ...]:
         """Return the rules whose events and comm fit, in file order."""

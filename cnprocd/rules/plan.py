@@ -122,6 +122,8 @@ def make_plan(
             kinds=kinds,
             thread_kinds=thread_kinds,
             statuses=statuses,
+            # A record may bring the comm that a parent had at its end, if its exec came too late to be read.
+            passes_over=deaths == "records" and "exit" not in thread_kinds and "ancestors" not in needs,
         ),
     )
 

@@ -19,8 +19,7 @@ from typing import Any, TypeVar
 
 import stream
 
-from cnprocd.connector.decode import Rejects, decode
-from cnprocd.connector.taskrecord import decode_record
+from cnprocd.connector.decode import Rejects, rows
 
 T = TypeVar("T")
 
@@ -44,22 +43,21 @@ def stages(processes: int, rules: tuple[dict[str, Any], ...], records: bool, pro
     if profile:
         tracker = stream.tracker_for(found, records)
         profiler = cProfile.Profile(time.thread_time)
-        profiler.runcall(stream.match_all, batches, tracker, found)
+        profiler.runcall(stream.match_all, batches, tracker, found, stream.reader_for(tracker))
         pstats.Stats(profiler).sort_stats("tottime").print_stats(18)
         return
     gc.collect()
     rejects = Rejects()
-    _measured("decode events", events, lambda: [decode(batch.slots, rejects) for batch in batches])
-    if records:
-        _measured(
-            "decode exit records",
-            events,
-            lambda: [decode_record(m, stream.FAMILY) for b in batches for m in b.messages],
-        )
-    whole = list(stream.decoded(batches))
+    _measured("decode events", events, lambda: [rows(batch.slots, rejects) for batch in batches])
     tracker = stream.tracker_for(found, records)
+    reader = stream.reader_for(tracker)
+    if records:
+        _measured("read exit records", events, lambda: [reader.read(b.messages, b.lengths) for b in batches])
+    whole = list(stream.decoded(batches, reader))
     occurrences = _measured(
-        "tracker (table, deaths)", events, lambda: [o for e, r in whole for o in tracker.take(e, r, None)]
+        "tracker (table, deaths)",
+        events,
+        lambda: [o for rows, read in whole for o in tracker.take(rows, read.records, None, read.passed)],
     )
     fired = _measured("matcher", events, lambda: [found.match(one) for one in occurrences])
     print(f"  {events} events, {len(occurrences)} occurrences, {sum(map(len, fired))} matches")
@@ -67,7 +65,7 @@ def stages(processes: int, rules: tuple[dict[str, Any], ...], records: bool, pro
         tracker = stream.tracker_for(found, records)
         if work:
             gc.disable()
-        _measured(title, events, partial(stream.match_all, batches, tracker, found))
+        _measured(title, events, partial(stream.match_all, batches, tracker, found, stream.reader_for(tracker)))
         gc.enable()
 
 

@@ -16,10 +16,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from unit.connector import wire
 
-from cnprocd.connector.decode import SLOT_SIZE, Rejects, decode
-from cnprocd.connector.event import Event
+from cnprocd.connector.decode import SLOT_SIZE, Rejects, rows
+from cnprocd.connector.event import Row
 from cnprocd.connector.request import Features
-from cnprocd.connector.taskrecord import TaskRecord, decode_record
+from cnprocd.connector.taskrecord import RECORD_SLOT_SIZE, ReadRecords, RecordReader
 from cnprocd.process.model import Process, Provenance, Wanted
 from cnprocd.process.tracker import Tracker
 from cnprocd.rules.compile import Matcher
@@ -39,8 +39,9 @@ _BEGAN_NS = 1_000_000_000_000
 class Batch:
     """One drain: connector slots and exit records, as bytes."""
 
-    slots: bytes
-    messages: list[bytes]
+    slots: memoryview
+    messages: memoryview  # in slots of RECORD_SLOT_SIZE
+    lengths: list[int]  # of the messages
 
 
 def stream(processes: int, records: bool = True) -> tuple[list[Batch], int]:
@@ -68,7 +69,8 @@ def stream(processes: int, records: bool = True) -> tuple[list[Batch], int]:
             )  # fmt: skip
             messages.append(wire.exit_record(stats, family=FAMILY))
         if len(slots) >= BATCH_EVENTS - 3 or i == processes - 1:
-            batches.append(Batch(b"".join(slots), messages))
+            padded = b"".join(message.ljust(RECORD_SLOT_SIZE, b"\0") for message in messages)
+            batches.append(Batch(memoryview(b"".join(slots)), memoryview(padded), list(map(len, messages))))
             slots, messages = [], []
     return batches, events
 
@@ -106,17 +108,24 @@ def tracker_for(found: Matcher, taskstats: bool = True) -> Tracker:
     return tracker
 
 
-def decoded(batches: list[Batch]) -> Iterator[tuple[list[Event], list[TaskRecord]]]:
+def reader_for(tracker: Tracker) -> RecordReader:
+    """Return a reader of exit records that passes over what the tracker does not need."""
+    reader = RecordReader(FAMILY)
+    reader.pass_over(tracker.unasked.asks_for)
+    return reader
+
+
+def decoded(batches: list[Batch], reader: RecordReader) -> Iterator[tuple[list[Row], ReadRecords]]:
     """Return every batch as events and records."""
     rejects = Rejects()
     for batch in batches:
-        yield decode(batch.slots, rejects), [decode_record(one, FAMILY) for one in batch.messages]
+        yield rows(batch.slots, rejects), reader.read(batch.messages, batch.lengths)
 
 
-def match_all(batches: list[Batch], tracker: Tracker, found: Matcher) -> int:
+def match_all(batches: list[Batch], tracker: Tracker, found: Matcher, reader: RecordReader) -> int:
     """Decode and match all batches. Return the number of matches."""
     fired = 0
-    for events, records in decoded(batches):
-        for occurrence in tracker.take(events, records, None):
+    for events, records in decoded(batches, reader):
+        for occurrence in tracker.take(events, records.records, None, records.passed):
             fired += len(found.match(occurrence))
     return fired

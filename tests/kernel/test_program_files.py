@@ -30,7 +30,7 @@ FAILING = ("false", "test", "expr", "sleep")
 @pytest.fixture
 def records():
     taskstats = Taskstats(8 << 20)
-    yield lambda: {record.pid: FileId(record.exe_device, record.exe_inode) for record in taskstats.drain()}
+    yield lambda: {record.pid: FileId(record.exe_device, record.exe_inode) for record in taskstats.drain().records}
     taskstats.close()
 
 

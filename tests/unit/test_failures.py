@@ -10,6 +10,7 @@ from unit.test_dispatch import NoHooks
 
 from cnprocd.connector.event import Exit
 from cnprocd.connector.source import Batch, Losses
+from cnprocd.connector.taskrecord import ReadRecords
 from cnprocd.dispatch import Dispatcher
 from cnprocd.failures import Failures
 from cnprocd.output.match_id import UNKNOWN_MACHINE
@@ -64,7 +65,7 @@ class Line:
         )
 
     def drain(self, most, all_records):
-        return Batch([failure_of(pid) for pid in VICTIMS], [], False, False)
+        return Batch([failure_of(pid) for pid in VICTIMS], ReadRecords(), False, False)
 
     def matched(self, rule):
         return [fields["pid"] for fields in self.log.of("rule_matched", rule=rule)]

@@ -27,19 +27,19 @@ WITHIN = 0.05
 # (bytecode instructions, calls into C) per 1,000 events.
 STORED: dict[tuple[int, int], dict[str, tuple[int, int]]] = {
     (3, 11): {
-        "all": (462780, 14675),
-        "all, no exit records": (471019, 13675),
-        "failures": (195292, 7457),
+        "all": (182926, 3057),
+        "all, no exit records": (271786, 5163),
+        "failures": (180698, 3101),
     },
     (3, 12): {
-        "all": (443523, 14675),
-        "all, no exit records": (447095, 13675),
-        "failures": (187876, 7457),
+        "all": (175509, 3057),
+        "all, no exit records": (258863, 5163),
+        "failures": (174677, 3101),
     },
     (3, 13): {
-        "all": (429428, 14675),
-        "all, no exit records": (434285, 13675),
-        "failures": (187025, 7457),
+        "all": (171238, 3057),
+        "all, no exit records": (252389, 5163),
+        "failures": (177628, 3101),
     },
 }
 
@@ -55,7 +55,9 @@ def count(case: str) -> tuple[int, int]:
     rules, records = CASES[case]
     batches, events = stream.stream(PROCESSES, records)
     found = stream.matcher(*rules)
-    stream.match_all(batches, stream.tracker_for(found, records), found)  # what is remembered is remembered by now
+    tracker = stream.tracker_for(found, records)
+    reader = stream.reader_for(tracker)
+    stream.match_all(batches, tracker, found, reader)  # what is remembered is remembered by now
     counts: Counter[str] = Counter()
 
     def instruction(frame, event, arg):
@@ -81,7 +83,7 @@ def count(case: str) -> tuple[int, int]:
         counts["instructions" if install is sys.settrace else "calls"] = 0
         install(hook)
         try:
-            stream.match_all(batches, tracker, found)
+            stream.match_all(batches, tracker, found, reader)
         finally:
             install(former)
             gc.enable()

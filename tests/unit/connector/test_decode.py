@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from unit.connector.wire import MEMBERS, WHAT, datagram, proc_event
 
 from cnprocd.connector import uapi
-from cnprocd.connector.decode import SLOT_SIZE, Rejects, decode, sequences
-from cnprocd.connector.event import Ack, Comm, Coredump, Exec, Exit, Fork, Gid, Ptrace, Sid, Uid
+from cnprocd.connector.decode import SLOT_SIZE, Rejects, decode, rows, sequences
+from cnprocd.connector.event import Ack, Comm, Coredump, Exec, Exit, Fork, Gid, Ptrace, Sid, Uid, named
 
 TYPES: dict[str, Any] = {
     "ack": Ack, "fork": Fork, "exec": Exec, "uid": Uid, "gid": Gid, "sid": Sid, "ptrace": Ptrace, "comm": Comm,
@@ -174,3 +174,35 @@ def test_a_subscription_is_laid_out_as_the_kernel_reads_it(op, name, mask, ack):
     assert getattr(uapi, name) == op
     payload = struct.pack("=I", op) if mask is None else struct.pack("=II", op, mask)
     assert uapi.pack_subscription(op, mask, ack) == datagram(payload, ack=ack)
+
+
+# --- rows
+
+
+@given(members=st.lists(st.sampled_from(sorted(set(TYPES) - {"ack"})), max_size=40), data=st.data())
+def test_rows_of_a_whole_batch_are_its_events(members, data):
+    """A clean batch gives plain tuples, of which `named` makes what `decode` returns."""
+    batch = b"".join(
+        slot(datagram(proc_event(m, data.draw(cpus), data.draw(times), **data.draw(values_of(m)))), b"\xee")
+        for m in members
+    )
+    read = rows(batch, Rejects())
+    assert all(type(row) is tuple for row in read)
+    assert list(map(named, read)) == decode(batch, Rejects())
+
+
+@given(members=st.lists(st.sampled_from([*TYPES, *WRONG, "unknown"]), max_size=20))
+def test_rows_of_a_mixed_batch_are_checked_one_by_one(members):
+    """One datagram that does not fit, and the whole batch goes the careful way: the same events, the same counts."""
+    batch = b""
+    for member in members:
+        if member in WRONG:
+            batch += slot(datagram(GOOD, **WRONG[member]))
+        elif member == "unknown":
+            batch += slot(datagram(proc_event("fork", what=0x10)))
+        else:
+            batch += slot(datagram(proc_event(member)))
+    rejects, careful = Rejects(), Rejects()
+    read = [named(row) for row in rows(memoryview(batch), rejects)]
+    assert read == [event for event in decode(batch, careful) if not isinstance(event, Ack)]
+    assert rejects == careful

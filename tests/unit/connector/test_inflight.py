@@ -11,7 +11,8 @@ from pytest import MonkeyPatch
 from unit.connector.wire import datagram, proc_event
 
 from cnprocd.connector import inflight
-from cnprocd.connector.inflight import EVENT_SLOTS, RECORD_SLOT_SIZE, InFlight
+from cnprocd.connector.inflight import EVENT_SLOTS, InFlight
+from cnprocd.connector.taskrecord import RECORD_SLOT_SIZE
 
 
 def event(i):
@@ -106,7 +107,7 @@ def test_of_too_many_halves_the_newest_stay(tmp_path):
     slots = InFlight(tmp_path / "in-flight", "boot")
     for i in range(EVENT_SLOTS):
         slots.events[i * 80 : (i + 1) * 80] = exited(i + 1)
-    assert slots.blank(EVENT_SLOTS, 0, range(1, EVENT_SLOTS + 1)) == (EVENT_SLOTS // 2, 0)
+    assert slots.blank(EVENT_SLOTS, 0, set(range(1, EVENT_SLOTS + 1))) == (EVENT_SLOTS // 2, 0)
     assert slots.leftover_slots == (0, 0)
     left = InFlight(tmp_path / "in-flight", "boot").leftover.events
     assert left == b"".join(exited(i + 1) for i in range(EVENT_SLOTS // 2, EVENT_SLOTS))
@@ -129,20 +130,32 @@ def test_a_kill_never_leaves_a_record_without_its_event(step, unsettled):
             slots.events[i * 80 : (i + 1) * 80] = exited(i + 1)
             slots.records[i * RECORD_SLOT_SIZE : i * RECORD_SLOT_SIZE + 596] = recorded(i + 1)
         with MonkeyPatch.context() as patch, suppress(KilledError):
-            patch.setattr(inflight, "_LENGTH", KilledAt(step, inflight._LENGTH))
+            killed = KilledAt(step, inflight._LENGTH)
+            patch.setattr(inflight, "_LENGTH", killed)
+            patch.setattr(inflight, "_blank", killed.before(inflight._blank))
             slots.blank(4, 4, unsettled)
         left = InFlight(path, "boot").leftover
         assert all(exited(tid) in left.events for tid in range(1, 5) if recorded(tid) in left.records)
 
 
 class KilledAt:
-    """A struct that packs only so often."""
+    """A struct and other work, done only so often."""
 
     def __init__(self, steps, real):
         self.steps, self.size, self.unpack_from, self.real = steps, real.size, real.unpack_from, real
 
     def pack_into(self, *args):
+        self._step()
+        self.real.pack_into(*args)
+
+    def before(self, work):
+        def killed_or_done(*args):
+            self._step()
+            work(*args)
+
+        return killed_or_done
+
+    def _step(self):
         if not self.steps:
             raise KilledError
         self.steps -= 1
-        self.real.pack_into(*args)

@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from unit.connector.wire import exit_record, taskstats
 
-from cnprocd.connector.taskrecord import TaskRecord, UnreadableRecordError, decode_record
+from cnprocd.connector.taskrecord import (
+    RECORD_SLOT_SIZE,
+    RecordReader,
+    TaskRecord,
+    UnreadableRecordError,
+    decode_record,
+)
 
 FAMILY = 27
 READABLE = [12, 13, 14, 16]
@@ -125,3 +131,87 @@ def test_a_spoiled_record_is_a_record_or_refused(changes, version):
 def test_comm_is_kept_whatever_it_holds(comm):
     record = decode_record(exit_record(taskstats(13, ac_pid=5, ac_comm=comm), family=FAMILY), FAMILY)
     assert record.comm.encode("utf-8", "surrogateescape") == comm.split(b"\0")[0]
+
+
+# --- records that are passed over
+
+
+def read(reader, *messages):
+    slots = b"".join(message.ljust(RECORD_SLOT_SIZE, b"\xff") for message in messages)
+    return reader.read(memoryview(slots), list(map(len, messages)))
+
+
+def death(pid, comm=b"sh", status=0, last=True, threaded=False, tgid=None, version=16):
+    stats = taskstats(
+        version, ac_pid=pid, ac_tgid=tgid or pid, ac_comm=comm, ac_exitcode=status, ac_flag=0x20 if last else 0
+    )
+    return exit_record(stats, taskstats(version) if threaded else None, FAMILY)
+
+
+def asks(comm, status):
+    return comm == "java" or (comm == "cron" and status != 0)
+
+
+def test_a_process_that_no_rule_asks_for_is_passed_over():
+    reader = RecordReader(FAMILY)
+    reader.pass_over(asks)
+    read(reader, death(1), death(2, b"cron"))  # names that are new are decoded once
+    found = read(reader, death(3), death(4, b"java"), death(5, b"cron"), death(6, b"cron", 256), death(7, b"sh", 9))
+    assert [record.pid for record in found.records] == [4, 6, 7], "the status of `sh` has not been seen before"
+    assert found.passed == [3, 5]
+    assert read(reader, death(8, b"sh", 9)).passed == [8]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        death(9, last=False), death(9, last=False, tgid=8), death(9, tgid=8), death(9, threaded=True),
+        death(9, version=13), death(9)[:-1],
+    ],
+    ids=["early leader", "thread", "last thread", "last of several", "another version", "another length"],
+)  # fmt: skip
+def test_only_the_record_of_a_whole_process_is_passed_over(message):
+    reader = RecordReader(FAMILY)
+    reader.pass_over(asks)
+    assert read(reader, death(1)).passed == []
+    assert read(reader, death(2), message).passed == [2]
+
+
+@given(st.integers(0, 407), st.integers(1, 255))
+def test_a_spoiled_record_is_decoded_like_any_other(place, by):
+    """Whatever the reader does not compare, passing over does not depend on."""
+    reader = RecordReader(FAMILY)
+    reader.pass_over(asks)
+    read(reader, death(1))
+    message = bytearray(death(2))
+    message[place] ^= by
+    found = read(reader, bytes(message))
+    try:
+        record = decode_record(bytes(message), FAMILY)
+    except UnreadableRecordError:
+        assert (found.records, found.passed, found.unreadable) == ([], [], 1)
+    else:
+        assert len(found) == 1
+        assert not found.passed or (record.last and record.pid == record.tgid and not asks(record.comm, record.status))
+
+
+def test_a_pid_that_is_reused_in_a_batch_is_not_passed_over():
+    reader = RecordReader(FAMILY)
+    reader.pass_over(asks)
+    read(reader, death(1))
+    found = read(reader, death(2), death(2, b"java"), death(2))
+    assert ([record.comm for record in found.records], found.passed) == (["sh", "java", "sh"], [])
+
+
+def test_other_rules_ask_for_other_names():
+    reader = RecordReader(FAMILY)
+    reader.pass_over(asks)
+    read(reader, death(1))
+    reader.pass_over(lambda comm, status: True)
+    assert read(reader, death(2)).passed == []
+    reader.pass_over(None)
+    assert read(reader, death(2)).passed == []
+
+
+def test_a_slot_without_a_datagram_is_not_read():
+    assert len(RecordReader(FAMILY).read(memoryview(death(1).ljust(RECORD_SLOT_SIZE, b"\0")), [0])) == 0

@@ -378,7 +378,7 @@ class Unfolding(list):
 
     def __iter__(self):
         for event in super().__iter__():
-            self._reader.proc = self._views[event.timestamp_ns]
+            self._reader.proc = self._views[event[2]]
             yield event
 
 

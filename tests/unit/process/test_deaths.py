@@ -361,3 +361,39 @@ def test_a_record_is_owed_its_event_until_it_comes():
     assert deaths.has_waiting
     deaths.exit(event(end, 1))
     assert not deaths.has_waiting
+
+
+# --- processes that were passed over
+
+
+def test_the_exit_of_a_passed_process_is_taken_once():
+    deaths = Deaths(lambda tgid: False)
+    deaths.pass_over([P, 200])
+    assert deaths.incomplete_tids == {P, 200}, "the next daemon reads their records"
+    assert [deaths.take_passed(P), deaths.take_passed(P), deaths.take_passed(300)] == [True, False, False]
+    deaths.forget_passed()
+    assert not deaths.take_passed(200)
+
+
+@pytest.mark.parametrize("passed_first", [True, False])
+def test_a_reused_pid_keeps_the_order_of_its_records(passed_first):
+    """One that no rule asks for, and one that a rule asks for, both with this PID and still without their events."""
+    deaths = Deaths(lambda tgid: False)
+    asked = End(P, 256, last=True, threaded=False)
+    steps = [lambda: deaths.pass_over([P]), lambda: deaths.record(record(asked))]
+    for step in steps if passed_first else reversed(steps):
+        step()
+    ends = [deaths.take_passed(P) or deaths.exit(event(asked, at))[1] for at in (1, 2)]
+    found = [end for end in ends if isinstance(end, Death)]
+    assert [(death.event.timestamp_ns, death.record.comm) for death in found] == [(2 if passed_first else 1, "leader")]
+    assert not deaths.has_waiting
+
+
+def test_a_lost_event_of_a_passed_process_ends_it():
+    deaths = Deaths(lambda tgid: False)
+    deaths.pass_over([P])
+    for _ in range(2):
+        deaths.caught_up()
+        found = deaths.prune()
+    assert [(death.tgid, death.is_passed_over) for death in found] == [(P, True)]
+    assert not deaths.has_waiting

@@ -3,6 +3,8 @@
 Times are in seconds here; processes are named by their PID.
 """
 
+from dataclasses import replace
+
 import pytest
 from unit.process.machine import living
 
@@ -349,3 +351,74 @@ def test_one_process_is_known_by_its_start_within_a_tick():
     assert same_process(known(1, 10.00), known(1, 10.03))
     assert not same_process(known(1, 10.00), known(1, 10.05))
     assert same_process(known(1, None), known(1, 10))
+
+
+# --- births
+
+
+SH = {"sh"}
+
+
+def birth(table: Table, parent: int, child: int, when: float, comms=SH, by: int | None = None, tid: int | None = None):
+    return table.birth((1, 0, at(when), by or parent, parent, tid or child, child, 0, 0), comms)
+
+
+def test_a_birth_is_what_a_fork_would_have_entered(table):
+    assert birth(table, 100, 200, 5) is table.get(100)
+    assert len(table) == 3
+    born = table.get(200)
+    fork(table, 100, 201, 5)
+    assert replace(born, tgid=201) == table.get(201)
+
+
+def test_a_birth_ends_with_its_exit_and_not_with_an_older_one(table):
+    birth(table, 100, 200, 5)
+    assert not table.end_birth(200, at(4)), "of the former owner of the PID"
+    assert table.end_birth(200, at(6))
+    assert table.get(200) is None
+    assert not table.end_birth(200, at(6))
+    assert not table.end_birth(100, at(6)), "an entry"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"comms": {"bash"}}, {"parent": 999}, {"by": 101}, {"tid": 201}, {"when": 0.5}, {"child": 100}, {"child": 300},
+    ],
+    ids=["another name", "unknown parent", "by a thread", "of a thread", "older than its parent", "an entry", "twice"],
+)  # fmt: skip
+def test_what_is_no_plain_fork_is_no_birth(table, given):
+    birth(table, 100, 300, 5)
+    assert birth(table, **{"parent": 100, "child": 200, "when": 5} | given) is None
+
+
+CHANGES = {
+    "rename": lambda table: table.rename(Comm(0x200, 0, at(6), 100, 100, b"new"), "new"),
+    "uid": lambda table: table.uid(Uid(4, 0, at(6), 100, 100, 7, 7)),
+    "gid": lambda table: table.gid(Gid(0x40, 0, at(6), 100, 100, 7, 7)),
+    "exec": lambda table: table.exec(100, at(6), known(100, comm="new", exe="/bin/new")),
+    "exec unread": lambda table: table.exec(100, at(6), None),
+    "scan": lambda table: table.adopt([known(100, comm="new", exe="/bin/new", uid=7, cgroup="/new")]),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_birth_has_what_its_parent_was_at_that_moment(table, change):
+    birth(table, 100, 200, 5)
+    before = replace(table.get(100), tgid=200, ppid=100, start_ns=at(5))
+    CHANGES[change](table)
+    assert table.get(200) == before
+    fork(table, 100, 201, 7)
+    assert replace(table.get(201), tgid=200, start_ns=at(5)) != before
+
+
+def test_births_are_entered_where_entries_are_needed(table):
+    for child in (200, 201, 202):
+        birth(table, 100, child, 5)
+    assert [process.tgid for process in table.unseen({1, 100, 201}, at(9))] == [200, 202]
+    assert fork(table, 100, 201, 6)[1] is not None, "its exit was lost"
+    table.enter_births()
+    assert not table.end_birth(202, at(9))
+    birth(table, 100, 203, 5)
+    table.clear()
+    assert table.get(203) is None

@@ -6,11 +6,11 @@ unit/connector/bpf.py over messages laid out by unit/connector/wire.py. cnprocd 
 
 from unit.connector import bpf, wire
 
-from cnprocd.connector.decode import SLOT_SIZE, Rejects, decode
-from cnprocd.connector.event import Event, Exit
+from cnprocd.connector.decode import SLOT_SIZE, Rejects, rows
+from cnprocd.connector.event import Event, Exit, Row
 from cnprocd.connector.filter import connector_program, taskstats_program
 from cnprocd.connector.request import Features, Request
-from cnprocd.connector.taskrecord import TaskRecord, decode_record
+from cnprocd.connector.taskrecord import RECORD_SLOT_SIZE, ReadRecords, RecordReader, TaskRecord
 
 FAMILY = 27
 EVENT_ALL, NONZERO_EXIT, EXIT = 0xE00003C7, 0x20000000, 0x80000000
@@ -43,21 +43,22 @@ class Kernel:
         assert not self._connector or bpf.check(self._connector) is None
         self._taskstats = None if request.taskstats is None else taskstats_program(request.taskstats)
         assert features.taskstats or self._taskstats is None, "exit records were asked for where there are none"
+        self.reader = RecordReader(FAMILY)
         self.delivered = 0
 
-    def event(self, event: Event, message: bytes) -> Event | None:
+    def event(self, event: Event, message: bytes) -> Row | None:
         """Return what the daemon gets of an event."""
         if not self._wants(event) or not bpf.run(self._connector, message):
             return None
         self.delivered += 1
-        (got,) = decode(message + b"\0" * (SLOT_SIZE - len(message)), Rejects())
+        (got,) = rows(message + b"\0" * (SLOT_SIZE - len(message)), Rejects())
         return got
 
-    def record(self, message: bytes) -> TaskRecord | None:
-        """Return what the daemon gets of an exit record."""
-        if self._taskstats is None or not bpf.run(self._taskstats, message):
-            return None
-        return decode_record(message, FAMILY)
+    def records(self, messages: list[bytes]) -> ReadRecords:
+        """Return what the daemon gets of exit records, read in one batch."""
+        passed = [one for one in messages if self._taskstats is not None and bpf.run(self._taskstats, one)]
+        slots = b"".join(one.ljust(RECORD_SLOT_SIZE, b"\0") for one in passed)
+        return self.reader.read(memoryview(slots), list(map(len, passed)))
 
     def _wants(self, event: Event) -> bool:
         if self._mask == EVENT_ALL:

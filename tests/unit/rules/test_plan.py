@@ -125,6 +125,7 @@ class History:
         kernel, reader = Kernel(plan.request, features), MachineProcFs(self.before)
         files = MachineFiles(matcher.exe_paths, matcher.exe_directories is not None)
         tracker = Tracker(plan.tracking, reader, OWN, matcher.cares, files)
+        kernel.reader.pass_over(tracker.unasked.asks_for)
         if plan.tracking.table:
             tracker.adopt(reader.scan(plan.tracking.wanted_anew))
         found = Counter()
@@ -139,11 +140,12 @@ class History:
         for n, (events, records, late, now_ns) in enumerate(self.drains):
             reader.late = late
             events_seen = [got for event in events if (got := kernel.event(*event)) is not None]
-            records_seen = [record for message in records if (record := kernel.record(message)) is not None]
-            came_ns = [message.timestamp_ns for message in events_seen]
+            read = kernel.records(records)
+            came_ns = [row[2] for row in events_seen]
             if held_until is not None and min(came_ns, default=0) > held_until:
                 evaluate(tracker.take([], [], held_until))  # as the loop does for held deaths
-            evaluate(tracker.take(Unfolding(events_seen, reader, self.views), records_seen, now_ns))
+            seen = Unfolding(events_seen, reader, self.views)
+            evaluate(tracker.take(seen, read.records, now_ns, read.passed))
             held_until = now_ns + HOLD_NS if tracker.deaths.has_held else None
             if n in self.sweeps and now_ns - swept_ns > SECOND:
                 reader.proc, swept_ns = late, now_ns

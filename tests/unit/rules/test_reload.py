@@ -18,6 +18,7 @@ from cnprocd.rules.plan import Plan, make_plan
 def feed(tracker, matcher, plan: Plan, features: Features, entries, reader, cut, ahead) -> Counter:
     """Let a daemon read what happened; its matches."""
     kernel, found = Kernel(plan.request, features), Counter()
+    kernel.reader.pass_over(tracker.unasked.asks_for)
     views = {entry.at_ns: entry.proc for entry in entries}
 
     def evaluate(occurrences) -> None:
@@ -32,8 +33,8 @@ def feed(tracker, matcher, plan: Plan, features: Features, entries, reader, cut,
         now_ns = max([now_ns, *(entry.at_ns for entry in (*events, *records))])
         reader.late = late
         seen = [got for entry in events if (got := kernel.event(entry.said, event_message(entry.said))) is not None]
-        told = [record for entry in records if (record := kernel.record(record_message(entry.said)))]
-        evaluate(tracker.take(Unfolding(seen, reader, views), told, now_ns))
+        read = kernel.records([record_message(entry.said) for entry in records])
+        evaluate(tracker.take(Unfolding(seen, reader, views), read.records, now_ns, read.passed))
     evaluate(tracker.take([], [], now_ns + 2 * HOLD_NS))
     for seconds in (3, 6):
         evaluate(tracker.sweep(now_ns + seconds * SECOND))
