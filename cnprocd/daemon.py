@@ -15,6 +15,7 @@ from cnprocd.errors import CnprocdError, StateError
 from cnprocd.log import Log
 from cnprocd.output.log import LOG_BOUND_S
 from cnprocd.owner_lock import OwnedError, OwnerLock
+from cnprocd.process.handed_on import HandedOn
 from cnprocd.reload import log_receive_buffer
 from cnprocd.rules.problems import LoadedRules
 from cnprocd.wiring import Options, Outside, Parts, connect
@@ -62,7 +63,9 @@ async def start(parts: Parts, outside: Outside) -> None:
     log_receive_buffer(parts.pipeline.source, parts.rules.loaded.settings.receive_buffer_bytes, outside.log)
     former = set(parts.dispatcher.snapshots()) - {parts.rules.loaded.snapshot}
     parts.dispatcher.scheduler.promises.remember(await outside.load_former(former))
-    parts.pipeline.start()
+    known, hooks = parts.handover.take_processes(), parts.handover.take_hooks()
+    known = known if parts.sockets_adopted else HandedOn()
+    parts.pipeline.start(known, lambda scan: parts.follower.take_over(hooks, scan), parts.has_runner)
     loop.add_signal_handler(signal.SIGHUP, parts.rules.reload_soon)
     parts.dispatcher.start()
     parts.event_loop.start()
@@ -86,7 +89,9 @@ async def stop(parts: Parts, outside: Outside) -> None:
     """Read what is queued, let running hooks finish within a bound, and unsubscribe unless the sockets are kept."""
     outside.manager.stopping()
     unread = await parts.event_loop.stop(parts.kept_by_manager)
-    if not parts.kept_by_manager:
+    if parts.kept_by_manager:
+        parts.handover.hand_on_processes(parts.pipeline.tracker)
+    else:
         parts.pipeline.finish()
     parts.pipeline.flush_log()
     outside.stalls.flush()
@@ -94,6 +99,7 @@ async def stop(parts: Parts, outside: Outside) -> None:
     await parts.control.close()
     parts.hits.store_all()
     await parts.dispatcher.stop(STOP_BOUND_S)
+    parts.handover.keep_hooks(parts.pipeline.tracker.family)
     parts.lookups.close()
     parts.resolution.stop()
     parts.names.close()

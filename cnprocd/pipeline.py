@@ -27,6 +27,7 @@ from cnprocd.output.match_id import Machine
 from cnprocd.output.record import match_record
 from cnprocd.process.completion import complete
 from cnprocd.process.file_names import FileNames
+from cnprocd.process.handed_on import HandedOn
 from cnprocd.process.kernel_log import KernelLog
 from cnprocd.process.model import Occurrence, Process, ProcScan, Wanted
 from cnprocd.process.tracker import Tracker
@@ -225,17 +226,28 @@ class Pipeline:
 
     # Around it.
 
-    def start(self) -> None:
-        """Scan /proc, then read what came meanwhile. Call it after LISTEN was acknowledged. The scan makes no match."""
+    def start(self, former: HandedOn, take_over: Callable[[list[Process]], None], reads_cgroups: bool = False) -> None:
+        """Scan /proc, then read what came meanwhile. Call it after LISTEN was acknowledged. The scan makes no match.
+
+        `former`: what the daemon before knew, if the events since then are queued. `take_over` gets every process
+        before an event is read, each with its cgroup if `reads_cgroups`.
+        """
         self.source.pass_over(self.tracker.unasked.asks_for)
-        snapshot = self._scan(self.tracker.tracking.wanted_anew)
-        for process in snapshot:
-            if self._procfs.is_hook(process.tgid):  # a hook of the last daemon, or started by one
-                self.tracker.family.add(process.tgid)
+        wanted, began_ns = self.tracker.tracking.wanted_anew, time.monotonic_ns()
+        snapshot = self._scan(replace(wanted, cgroup=True) if reads_cgroups else wanted)
+        take_over(snapshot)
+        if not wanted.cgroup:  # it would not be kept up to date
+            for process in snapshot:
+                process.cgroup, process.cgroup_source = None, "unknown"
+        self.tracker.deaths.adopt(former.leaders)
         if self.tracker.tracking.table:
+            self.tracker.table.take_over(former.processes)
             self.tracker.adopt(snapshot)
         self.recovery.hold(snapshot, self.matcher)
         self.drain()
+        living = {process.tgid for process in snapshot}
+        if former.processes and self.tracker.table.unseen(living, began_ns):
+            self.recovery.begin()  # some ended without an event
 
     def drain(self, budget_s: float = DRAIN_S) -> bool:
         """Turn until the queue is empty, or for so long. Return whether it may hold more."""

@@ -6,12 +6,15 @@ import contextlib
 import os
 import select
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from cnprocd.connector.request import Features
 from cnprocd.connector.source import Source
-from cnprocd.process.family import HookFamily
+from cnprocd.process.family import HookFamily, left_by_hooks
 from cnprocd.process.file_names import FileNames
+from cnprocd.process.handed_on import FormerHooks
+from cnprocd.process.model import Process
+from cnprocd.process.table import START_TOLERANCE_NS
 from cnprocd.rules.compile import Matcher
 from cnprocd.rules.plan import Plan, make_plan
 
@@ -112,6 +115,20 @@ class HookFollower:
             self._subscription.follow_hooks(True)
             self._on_follow()
         self._last_start_s = self._clock()
+
+    def take_over(self, former: FormerHooks, scan: Sequence[Process]) -> None:
+        """Follow what the hooks of an earlier daemon left. Call it before the events that are queued are read.
+
+        `scan`: every process, with its cgroup if there is a runner service.
+        """
+        starts = {process.tgid: process.start_ns for process in scan}
+        for runner in former.runners:
+            if abs((starts.get(runner.tgid) or 0) - runner.start_ns) <= START_TOLERANCE_NS:
+                self.register_runner(runner.tgid)
+        for tgid in left_by_hooks(former, scan):
+            self._family.add(tgid)
+        if self._family.alive:
+            self.follow()
 
     def register_hook(self, hook_pid: int) -> None:
         """Take this process for a hook. It has not done anything yet."""

@@ -23,6 +23,7 @@ from cnprocd.control.tap import Tap
 from cnprocd.dispatch import Dispatcher
 from cnprocd.event_loop import EventLoop, Ticker
 from cnprocd.failures import Failures
+from cnprocd.handover import Handover
 from cnprocd.hits import Hits
 from cnprocd.load_state import LoadState, ReadDigests
 from cnprocd.log import Log
@@ -129,6 +130,10 @@ class Parts:
     event_loop: EventLoop
     stopping: asyncio.Event
     kept_by_manager: bool  # the sockets stay subscribed after a stop, and a later daemon reads what is queued in them
+    sockets_adopted: bool  # from an earlier daemon, perhaps with what is queued in them
+    has_runner: bool  # hooks are started by the runner service
+    follower: HookFollower
+    handover: Handover
 
 
 def connect(options: Options, loaded: LoadedRules, outside: Outside) -> Parts:
@@ -180,10 +185,17 @@ def connect(options: Options, loaded: LoadedRules, outside: Outside) -> Parts:
     resolution = NameResolution(rules, names.id_of, log)
     rules.on_swap += [control.reloaded, names.expire]
     event_loop = EventLoop(loop, ticker, rules, pipeline, dispatcher, follower, manager, log, stopping, outside.stalls)
-    ticker.handlers += [hits.store, lambda: lookups.tick(time.monotonic()), lambda: names.tick(time.monotonic())]
+    handover = Handover(options.runtime_dir, boot_id(), lookups, log)
+    ticker.handlers += [
+        lambda: handover.keep_hooks(tracker.family),
+        hits.store,
+        lambda: lookups.tick(time.monotonic()),
+        lambda: names.tick(time.monotonic()),
+    ]
     return Parts(
-        rules, names, resolution, lookups, pipeline, dispatcher, hits, control, event_loop, stopping, kept_by_manager
-    )
+        rules, names, resolution, lookups, pipeline, dispatcher, hits, control, event_loop, stopping, kept_by_manager,
+        bool(manager.adopted("connector")), client is not None, follower, handover,
+    )  # fmt: skip
 
 
 def _open_kernel_log(options: Options, manager: ServiceManager) -> KernelLog:

@@ -79,6 +79,7 @@ CLASSES: Mapping[str, str] = {
     "throttle_keys_discarded": "A throttle discarded counts of some values, because there were too many values.",
     "identity_sources": "Where the attributes of a match came from; only with log_level debug.",
     "identity_unknown": "Rules could not be decided because an attribute of the process is unknown.",
+    "handover_incomplete": "What one daemon knew of processes could not be handed on to the next in full.",
     "names_resolved": "Users or groups that rules name are known now.",
     "names_unavailable": "The name service does not answer; names of users are unknown for now.",
     "hook_started": "A hook was started.",

@@ -228,6 +228,14 @@ class Deaths:
     def _is_under_way(self, tid: int, records: tuple[TaskRecord, ...]) -> bool:
         return any(record.last and self._is_alive(record.tgid or tid) for record in records)
 
+    def early_leaders(self) -> list[TaskRecord]:
+        """Return the records of leaders whose processes go on."""
+        return list(self._leaders.values())
+
+    def adopt(self, leaders: Iterable[TaskRecord]) -> None:
+        """Take the early leaders that an earlier daemon knew."""
+        self._leaders |= {leader.tgid: leader for leader in leaders}
+
     def caught_up(self) -> None:
         """Note that the queue of events was found empty."""
         self._caught_up = True

@@ -8,7 +8,14 @@ are asked for while hooks run (subscription.HookFollower). A descendant that dae
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+from cnprocd.process.handed_on import FormerHooks
+from cnprocd.process.model import Process
+from cnprocd.process.table import START_TOLERANCE_NS
+
+RUNNER_UNIT = "cnprocd-runner.service"
+RUNNER_LEAF = f"/{RUNNER_UNIT}/runner"  # where the runner itself is (runner/service.py delegated_cgroup)
 
 
 class HookFamily:
@@ -37,6 +44,7 @@ class HookFamily:
 
     def add_root(self, tgid: int, is_alive: Callable[[], bool]) -> None:
         """Add a process whose children are hooks, for as long as `is_alive` says that it runs."""
+        self.hooks.discard(tgid)
         self.roots[tgid] = is_alive
         self._dead_roots.discard(tgid)
 
@@ -69,3 +77,35 @@ class HookFamily:
         for tgid in dead_roots & self._dead_roots:
             del self.roots[tgid]
         self._dead_roots = dead_roots
+
+
+def left_by_hooks(former: FormerHooks, scan: Sequence[Process]) -> set[int]:
+    """Return the processes of hooks of an earlier daemon: those that it knew, and what they have become.
+
+    Root alone decides which they are: by the daemon's own file, and by the cgroup of the runner's service. What has
+    ended is among them as long as no other process has its PID: its events may still be queued.
+    """
+    starts = {process.tgid: process.start_ns for process in scan}
+    found = {
+        hook.tgid
+        for hook in former.hooks
+        if abs((starts.get(hook.tgid) or hook.start_ns) - hook.start_ns) <= START_TOLERANCE_NS
+    }
+    runners = {runner.tgid for runner in former.runners}
+    found |= {process.tgid for process in scan if _is_in_runner(process) and process.tgid not in runners}
+    children: dict[int, list[int]] = {}
+    for process in scan:
+        children.setdefault(process.ppid or 0, []).append(process.tgid)
+    left = list(found)
+    while left:
+        for child in children.get(left.pop(), ()):
+            if child not in found:
+                found.add(child)
+                left.append(child)
+    return found
+
+
+def _is_in_runner(process: Process) -> bool:
+    placement = process.placement
+    in_unit = placement is not None and placement.unit == RUNNER_UNIT
+    return in_unit and not (process.cgroup or "").endswith(RUNNER_LEAF)

@@ -14,13 +14,12 @@ the kernel shows the path of a program without them.
 import os
 import struct
 
-FILES = ("stat", "status", "exe", "exefile", "cmdline", "cgroup", "environ")
+FILES = ("stat", "status", "exe", "exefile", "cmdline", "cgroup")
 PATHS = 0
 MOST_PIDS = 6  # of one request: the answer must be shorter than worker.MOST_MESSAGE_BYTES
 LONGEST = 4096
 LONGEST_CGROUP = 8192  # a path of 4096 bytes, and the lines of the v1 hierarchies before it
 ABSENT = 0xFFFF
-JOB_ID = b"\0CNPROCD_JOB_ID="
 DELETED = b" (deleted)"  # fs/d_path.c
 AT_TEXT, AT_PATH, HOST_MOUNTS = 1, 2, 4
 _LENGTH = struct.Struct("=H")
@@ -61,7 +60,7 @@ def executed_file(pid: int) -> bytes:
 
 
 def read(pid: int, name: str) -> bytes | None:
-    """Return the content of a file of a process, or None. Of the environment, whether it has a job id."""
+    """Return the content of a file of a process, or None."""
     path = f"/proc/{pid}/{name}"
     try:
         if name == "exefile":
@@ -70,12 +69,7 @@ def read(pid: int, name: str) -> bytes | None:
             return os.readlink(path.encode())
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            if name != "environ":
-                return os.read(fd, LONGEST_CGROUP if name == "cgroup" else LONGEST)
-            content = b"\0"
-            while chunk := os.read(fd, 1 << 16):
-                content += chunk
-            return b"1" if JOB_ID in content else b"0"
+            return os.read(fd, LONGEST_CGROUP if name == "cgroup" else LONGEST)
         finally:
             os.close(fd)
     except OSError:  # gone, or not permitted

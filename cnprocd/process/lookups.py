@@ -3,9 +3,9 @@
 Which files a process can make wait for as long as it wishes, tried on Linux 6.18 (tests/kernel/test_edges.py) and read
 in the kernel:
 
-    stat exe environ   its exec_update_lock is held while execve(2) closes descriptors (fs/exec.c begin_new_exec), and
+    stat exe           its exec_update_lock is held while execve(2) closes descriptors (fs/exec.c begin_new_exec), and
                        a FUSE server of its own may never answer FLUSH. Only newer kernels take it for stat and exe
-    cmdline environ    its mmap_lock is held while mmap(2) of a FUSE file waits for a page (__access_remote_vm)
+    cmdline            its mmap_lock is held while mmap(2) of a FUSE file waits for a page (__access_remote_vm)
     status cgroup      take neither; pidfd_open(2) and PIDFD_GET_INFO likewise. These the daemon reads itself
 
 A read that does not return within its deadline costs that process its attributes. Its PID is set aside: it is not read
@@ -44,7 +44,7 @@ _LIMITS = Limits(deadline_s=DEADLINE_S, replacements=4, spares=1)
 _LENGTH = struct.Struct("=H")
 _FILE = struct.Struct("=QQ")
 _MOST_REQUEST_BYTES = 64 * 1024
-_STAT, _STATUS, _EXE, _EXEFILE, _CMDLINE, _CGROUP, _ENVIRON = (1 << bit for bit in range(len(lookup_child.FILES)))
+_STAT, _STATUS, _EXE, _EXEFILE, _CMDLINE, _CGROUP = (1 << bit for bit in range(len(lookup_child.FILES)))
 
 
 class Lookups:
@@ -110,7 +110,7 @@ class Lookups:
             self.skipped += 1
             return None
         found = self._ask([tgid], _bits(wanted))
-        return None if found is None else to_process(tgid, found[0][0], source)
+        return None if found is None else to_process(tgid, found[0], source)
 
     def is_alive(self, tgid: int) -> bool:
         """Return whether any thread of the process still runs. Read by the loop: `status` does not wait."""
@@ -146,14 +146,6 @@ class Lookups:
                 message=f"{len(unread)} processes do not let their files in /proc be read; exe and cmdline are unknown",
             )
 
-    def is_hook(self, tgid: int) -> bool:
-        """Return whether a process was started by a hook: every hook has its job id in the environment.
-
-        False if that cannot be read (another user's, without CAP_SYS_PTRACE) or was wiped by the process.
-        """
-        found = None if self._is_set_aside(tgid) else self._ask([tgid], _STAT | _ENVIRON)
-        return found is not None and found[0][1]
-
     def file_ids(self, paths: Sequence[str]) -> list[FileId | None] | None:
         """Return the file of each path of the host, None for one that is not there; None if the answer is late."""
         found: list[FileId | None] = []
@@ -178,7 +170,7 @@ class Lookups:
         began_s = time.monotonic()
         found = self._edge.ask(_request(allowed, bits))
         if isinstance(found, bytes):
-            yield from zip(allowed, (files for files, _ in _parse(found)), strict=True)
+            yield from zip(allowed, _parse(found), strict=True)
             return
         self._scan_wait_s += time.monotonic() - began_s
         for tgid in allowed:
@@ -187,9 +179,9 @@ class Lookups:
             alone = self._ask([tgid], bits) if self._scan_wait_s < SCAN_S else None
             if alone is None:
                 self._scan_wait_s += time.monotonic() - began_s
-            yield tgid, None if alone is None else alone[0][0]
+            yield tgid, None if alone is None else alone[0]
 
-    def _ask(self, tgids: list[int], bits: int) -> list[tuple[Files, bool]] | None:
+    def _ask(self, tgids: list[int], bits: int) -> list[Files] | None:
         """Read one process; if it is late, set it aside."""
         began_s = time.monotonic()
         answer = self._edge.ask(_request(tgids, bits), self._patience.wait_s(began_s))
@@ -269,8 +261,8 @@ def _path_requests(paths: Sequence[str]) -> Iterator[bytes]:
         yield bytes([lookup_child.PATHS]) + request
 
 
-def _parse(answer: bytes) -> list[tuple[Files, bool]]:
-    """Return the files of each process, and whether its environment has a job id."""
+def _parse(answer: bytes) -> list[Files]:
+    """Return the files of each process."""
     parts: list[bytes | None] = []
     at = 0
     while at < len(answer):
@@ -278,11 +270,8 @@ def _parse(answer: bytes) -> list[tuple[Files, bool]]:
         at += _LENGTH.size
         parts.append(None if length == lookup_child.ABSENT else answer[at : at + length])
         at += 0 if length == lookup_child.ABSENT else length
-    found = []
-    for first in range(0, len(parts), len(lookup_child.FILES)):
-        *files, environ = parts[first : first + len(lookup_child.FILES)]
-        found.append((Files(*files), environ == b"1"))
-    return found
+    each = len(lookup_child.FILES)
+    return [Files(*parts[first : first + each]) for first in range(0, len(parts), each)]
 
 
 def _uid(tgid: int) -> int:

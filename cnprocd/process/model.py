@@ -252,9 +252,6 @@ class ProcScan(ProcLookup, Protocol):
     def scan(self, wanted: Wanted) -> Iterable[Process]:
         """Return every process that is alive now."""
 
-    def is_hook(self, tgid: int) -> bool:
-        """Return whether the process was started by a hook, according to its environment."""
-
     def user_name(self, uid: int) -> str | None:
         """Return the name of a user, the number of one without a name, or None if no answer came in time."""
 

@@ -210,18 +210,6 @@ class ProcFs:
     def user_name(uid: int) -> str:
         return user_name(uid)
 
-    @staticmethod
-    def is_hook(tgid: int) -> bool:
-        """Return whether a hook started this process: every hook has its job id in the environment.
-
-        False if the environment cannot be read (another user's, without CAP_SYS_PTRACE) or the process cleared it.
-        """
-        try:
-            with open(f"/proc/{tgid}/environ", "rb") as environ:
-                return b"\0CNPROCD_JOB_ID=" in b"\0" + environ.read()
-        except OSError:
-            return False
-
 
 @lru_cache(maxsize=256)
 def user_name(uid: int) -> str:

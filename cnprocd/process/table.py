@@ -43,6 +43,18 @@ class Table:
     def __len__(self) -> int:
         return len(self._births) + sum(process.ended_ns is None for process in self._processes.values())
 
+    def known(self) -> tuple[Process, ...]:
+        """Return every entry, also those of processes that ended a moment ago."""
+        self.enter_births()
+        return tuple(self._processes.values())
+
+    def take_over(self, known: Iterable[Process]) -> None:
+        """Enter what an earlier table had. Call it before a scan is adopted."""
+        for process in sorted(known, key=lambda one: one.ended_ns or 0):
+            self._processes[process.tgid] = process
+            if process.ended_ns is not None:
+                self._ended.append((process.ended_ns + KEEP_NS, process.ended_ns, process.tgid, False))
+
     def get(self, tgid: int, at_ns: int | None = None) -> Process | None:
         """Return the process that had this PID at `at_ns` (default: now), if the table still has it."""
         process = self._entry(tgid)

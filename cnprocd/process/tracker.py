@@ -17,8 +17,8 @@ from cnprocd.connector.event import Comm, Coredump, Event, Exec, Exit, Fork, Gid
 from cnprocd.connector.taskrecord import TaskRecord
 from cnprocd.failures import Failures
 from cnprocd.process.deaths import Death, Deaths, Waiting
+from cnprocd.process.executed_file import take_executed_file
 from cnprocd.process.family import HookFamily
-from cnprocd.process.files import FileId
 from cnprocd.process.model import KINDS_OF_LASTING_COMM, FileLookup, Kind, Occurrence, Process, ProcLookup, Wanted
 from cnprocd.process.table import Table
 from cnprocd.process.thread_count import ThreadCount
@@ -299,26 +299,13 @@ class Tracker:
         occurrence.recovered = event is None
         # cn_proc.c names no parent of a released task. A thread is always released; its process may be a zombie.
         occurrence.reaped = event is not None and event.parent_tgid == 0 and event.process_pid == death.tgid
-        if self.tracking.exe_files and record is not None:
-            self._take_executed_file(process, record)
+        if self.tracking.exe_files and record is not None and self._files is not None:
+            take_executed_file(process, record, self._files)
         self._read_cgroup_at_death(occurrence)
-        return [self._placed(occurrence, event.parent_tgid if event is not None else 0)]
-
-    def _take_executed_file(self, process: Process, record: TaskRecord) -> None:
-        """Take the file that the exit record names. If it is not the one that /proc showed, an exec was missed."""
-        if self._files is None or not record.exe_inode:
-            return
-        file = FileId(record.exe_device, record.exe_inode)
-        if process.exe_file is not None:
-            is_same = self._files.is_same(process.exe_file, file)
-            if is_same is False:
-                process.forget_image()
-            elif process.exe is not None and is_same is None:
-                return
-        found = self._files.find(file, process.comm)
-        if process.exe is None or (found is not None and found.is_named):
-            process.take_executed_file(file, found)
-        process.exe_is_unnamed = self._files.knows_all_named and not (found is not None and found.is_named)
+        self._placed(occurrence, event.parent_tgid if event is not None else 0)
+        if record is not None and record.ppid in self.family:  # its fork event may have been lost with a daemon
+            occurrence.from_hook = True
+        return [occurrence]
 
     def _read_cgroup_at_death(self, occurrence: Occurrence) -> None:
         """If a rule needs it: the process may have been moved since its exec, as desktop sessions and cgclassify do."""

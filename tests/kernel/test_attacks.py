@@ -343,29 +343,3 @@ def test_a_reused_pid_does_not_change_the_hooks_event(tmp_path, when):
             assert (one["comm"], one["uid"], one["exit_code"], one["cmdline"]) == ("cnptest-old", 0, 5, None), one
         os.write(gate[1], b"x")
         wait_status(pid)
-
-
-def test_a_claimed_hook_is_accepted_only_if_it_predates_daemon(tmp_path):
-    """A limit in the threat model: hooks that survive a daemon are known by their environment alone."""
-    gate = os.pipe()
-
-    def disguised():
-        code = "import os, sys; os.read(int(sys.argv[1]), 1); os._exit(3)"
-        os.set_inheritable(gate[0], True)
-        os.execve("/usr/bin/python3", ["cnptest-hook", "-IS", "-c", code, str(gate[0])], {"CNPROCD_JOB_ID": "1"})
-
-    def started():
-        pid = child(disguised)
-        while b"cnptest-hook" not in Path(f"/proc/{pid}/cmdline").read_bytes():
-            pass
-        return pid
-
-    rules = 'rules:\n  - {name: failed, events: [nonzero_exit], match: {comm: "python3*", exit_code: 3}}\n$MARKER'
-    older = started()
-    with running(tmp_path, rules) as daemon:
-        younger = started()
-        os.write(gate[1], b"xx")
-        wait_status(older)
-        wait_status(younger)
-        daemon.mark()
-        assert [match["pid"] for match in daemon.matches("failed")] == [younger]

@@ -309,12 +309,15 @@ def test_a_catch_all_rule_with_a_failing_hook_does_not_loop(tmp_path):
         assert hooks and not hooks & matched and not hooks & parents
 
 
-def test_after_its_hooks_it_asks_for_no_more_than_before(tmp_path):
+def test_after_its_hooks_it_asks_for_no_more_than_before(tmp_path, request):
     """Forks are needed to follow hooks only, so they are requested only while a hook may run."""
 
     def asked(client):
         return client.ask("status")["events"]["asked"]
 
+    # A process that claims to be one of a hook is none: any user can start it.
+    claims = subprocess.Popen(["sleep", "600"], env={"PATH": os.environ["PATH"], "CNPROCD_JOB_ID": "1"})
+    request.addfinalizer(lambda: (claims.kill(), claims.wait()))
     with running(tmp_path, hook_rules(tmp_path, "(sleep 0.2 &) ")) as daemon, Client(tmp_path / "run") as client:
         before = asked(client)
         assert before == ["nonzero_exit"]

@@ -44,6 +44,7 @@ FLOORS = {
     "machine_ids": "the names and ids of this machine, for match records",
     "acceptance": "how loaded rules become the accepted ones, whose snapshot root alone can write",
     "subscription": "what is asked of the kernel for the rules in force and for hooks",
+    "handover": "the files by which one daemon hands on what it knows of processes",
     "recovery": "what the pipeline does after an overrun",
     "flood": "which matches are reported while the daemon is behind",
     "pipeline": "the only room that joins connector, process, rules and output",
@@ -66,8 +67,9 @@ connector/status connector/taskrecord connector/uapi
 control/protocol
 launch/render launch/request
 output/console output/fields output/match_id output/record
-process/cgroup_path process/completion process/deaths process/family process/files process/model process/oom
-process/stat process/table process/thread_count process/tracker process/tracking process/unasked
+process/cgroup_path process/completion process/deaths process/executed_file process/family process/files
+process/handed_on process/model process/oom process/stat process/table process/thread_count process/tracker
+process/tracking process/unasked
 rules/compile rules/needs rules/plan rules/predicate rules/ruleset rules/unresolved rules/values rules/written
 rules/language/actions rules/language/advice rules/language/condition rules/language/fields rules/language/lint
 rules/language/names rules/language/plain rules/language/regex_cost rules/language/schema rules/language/syntax

@@ -169,15 +169,6 @@ def test_a_scan_lacks_only_exe_and_cmdline_of_hanging_ones(loop, records, sleepe
     made.close()
 
 
-def test_a_hook_is_known_by_its_environment(loop, records):
-    hook = subprocess.Popen(["sleep", "1000"], env={"A": "b", "CNPROCD_JOB_ID": "7"})
-    made = lookups(loop, records)
-    assert made.is_hook(hook.pid) and not made.is_hook(os.getpid())
-    hook.kill()
-    hook.wait()
-    made.close()
-
-
 def test_without_a_worker_nothing_is_known_and_that_is_logged(loop, records):
     def none():
         raise BlockingIOError("fork")

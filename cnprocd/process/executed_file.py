@@ -1,0 +1,24 @@
+"""Which program a process executed, by the file that its exit record names. PURE."""
+
+from __future__ import annotations
+
+from cnprocd.connector.taskrecord import TaskRecord
+from cnprocd.process.files import FileId
+from cnprocd.process.model import FileLookup, Process
+
+
+def take_executed_file(process: Process, record: TaskRecord, files: FileLookup) -> None:
+    """Take the file that the exit record names. If it is not the one that /proc showed, an exec was missed."""
+    if not record.exe_inode:
+        return
+    file = FileId(record.exe_device, record.exe_inode)
+    if process.exe_file is not None:
+        is_same = files.is_same(process.exe_file, file)
+        if is_same is False:
+            process.forget_image()
+        elif process.exe is not None and is_same is None:
+            return
+    found = files.find(file, process.comm)
+    if process.exe is None or (found is not None and found.is_named):
+        process.take_executed_file(file, found)
+    process.exe_is_unnamed = files.knows_all_named and not (found is not None and found.is_named)
