@@ -11,6 +11,7 @@ from cnprocd.json_value import JsonObject
 from cnprocd.spool.job import Job
 
 T = TypeVar("T")
+LONGEST_PAUSE_NS = 10 * 366 * 86_400 * 1_000_000_000  # longer than any duration of the rule language
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +115,16 @@ def due_again_ns(due_ns: int, theirs: ClockReading | None, ours: ClockReading) -
     """Return by our clock when a job is due that is due at `due_ns` by the clock of an earlier daemon.
 
     Within a boot this is exact, whatever the wall clock did. After a boot the job waits for as long as it had to wait
-    still at their last write. If their clock is unknown, the job is due now.
+    still at their last write. If their clock is unknown, the job is due now. A pause that is longer than any is of a
+    damaged file, and is none.
     """
     if theirs is None:
         return ours.now_ns
     if theirs.boot_id == ours.boot_id:
-        return due_ns - theirs.offset_ns + ours.offset_ns
-    return ours.now_ns + max(0, due_ns - theirs.now_ns)
+        pause_ns = due_ns - theirs.offset_ns + ours.offset_ns - ours.now_ns
+    else:
+        pause_ns = max(0, due_ns - theirs.now_ns)
+    return ours.now_ns + (pause_ns if abs(pause_ns) <= LONGEST_PAUSE_NS else 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -178,6 +178,9 @@ _BYTES = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _COMPARISON = re.compile(r"(<=|>=|==|!=|<|>)\s*(.+)")
 
 
+LONGEST_S = 3650 * 86400  # ten years: sums of times in nanoseconds stay within 64 bits
+
+
 def duration(value: object) -> float:
     """Return a time above zero, in seconds."""
     seconds = duration_or_zero(value)
@@ -194,7 +197,10 @@ def duration_or_zero(value: object) -> float:
         hint = f'add the unit: "{value}s"' if unitless else ""
         raise invalid(f"invalid duration: {shown(value)}", ACCEPT_DURATION, hint)
     # Division keeps "5ms" at exactly 0.005, which multiplication by 0.001 does not for every number.
-    return float(parts[1]) / 1000 if parts[2] == "ms" else float(parts[1]) * _SECONDS[parts[2]]
+    seconds = float(parts[1]) / 1000 if parts[2] == "ms" else float(parts[1]) * _SECONDS[parts[2]]
+    if seconds > LONGEST_S:
+        raise invalid(f"{shown(value)} is longer than {LONGEST_S // 86400} days", ACCEPT_DURATION)
+    return seconds
 
 
 def size(value: object) -> int:

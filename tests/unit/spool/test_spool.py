@@ -17,7 +17,7 @@ from cnprocd.launch.request import AttemptResult
 from cnprocd.rules.ruleset import Backoff
 from cnprocd.spool import database
 from cnprocd.spool.job import MOST_INTERRUPTIONS, NS, Gather, State, after_attempt, time_left_s
-from cnprocd.spool.rows import Keep, MatchFilter, PastMatch
+from cnprocd.spool.rows import LONGEST_PAUSE_NS, ClockReading, Keep, MatchFilter, PastMatch, due_again_ns
 from cnprocd.spool.spool import FILE_NAME, Spool
 
 DAY_NS = 86400 * NS
@@ -740,6 +740,16 @@ def test_a_pause_goes_on_exactly_whatever_the_clock_says(open_spool, clock, boot
     assert again.next_due_in_s() == 5
     clock.now_ns += 5 * NS
     assert ids(again.due(9)) == [1, 2, 3]
+
+
+@given(st.integers(-(2**63), 2**63 - 1), st.integers(-(2**63), 2**63 - 1), st.integers(-(2**63), 2**63 - 1))
+def test_a_damaged_time_makes_no_job_wait_for_ever(due_ns, offset_ns, now_ns):
+    """Any bits in the file: the job is due within ten years, in a number that SQLite takes."""
+    ours = ClockReading("this boot", 5 * NS, 1_800_000_000 * NS)
+    for boot in ("this boot", "another"):
+        again_ns = due_again_ns(due_ns, ClockReading(boot, offset_ns, now_ns), ours)
+        assert abs(again_ns - ours.now_ns) <= LONGEST_PAUSE_NS
+        assert again_ns < 2**63
 
 
 def test_a_pause_goes_on_while_the_daemon_is_down(open_spool, clock):
