@@ -20,10 +20,11 @@ Matches held back by cooldown and rate_limit are counted and reported once per w
 `after` are not reported.
 
 Memory is bounded although processes choose the keys. A limit of n needs the last n times of each key, so it has at most
-MOST_TIMES / n keys, and at most MOST_KEYS. The key used longest ago is discarded first: its count begins again, and its
-budget is full again. Discarded keys that still counted are reported (Discarded). Refusing new keys instead would let
-the first process that makes many names disable the rule for all others. Counts for more keys than that are reported
-under OTHER_KEYS. After a restart every budget is full.
+MOST_TIMES / n keys, and at most MOST_KEYS. Of the user with the most keys, the one used longest ago is discarded first:
+its count begins again, and its budget is full again. Thousands of names of one user discard counts of processes of that
+user, and none of others. Discarded keys that still counted are reported (Discarded). Refusing new keys instead would
+let the first process that makes many names disable the rule for all others. Counts for more keys than that are
+reported under OTHER_KEYS. After a restart every budget is full.
 """
 
 from __future__ import annotations
@@ -81,11 +82,18 @@ def key_of(by: ByField, record: JsonObject) -> str | None:
     return str(value) if exact is None else f"{value}\0{exact}"
 
 
+def owner_of(record: JsonObject) -> int | None:
+    """Return the user of the process that a record is about."""
+    uid = record.get("uid")
+    return uid if isinstance(uid, int) else None
+
+
 @dataclass(slots=True)
 class _Times:
     """The times of the latest matches of one key, in order."""
 
     times: deque[int]
+    owner: int | None  # the user of the process that made the key
     fired: bool = False
 
     def add(self, now_ns: int) -> None:
@@ -113,6 +121,7 @@ class _Keys:
         self._window_ns = window_ns
         self._first_discard_ns: int | None = None
         self._times: OrderedDict[str, _Times] = OrderedDict()
+        self._owned: dict[int | None, OrderedDict[str, None]] = {}  # the keys of each user, that used last at the end
 
     def __len__(self) -> int:
         return len(self._times)
@@ -120,18 +129,26 @@ class _Keys:
     def find(self, key: str) -> _Times | None:
         return self._times.get(key)
 
-    def use(self, key: str, now_ns: int) -> _Times:
-        """Return the times of a key, which becomes the one used last."""
+    def use(self, key: str, now_ns: int, owner: int | None) -> _Times:
+        """Return the times of a key, which becomes the one used last. `owner`: the user of the process."""
         found = self._times.get(key)
         if found is None:
             if len(self._times) >= self.most:
                 self._discard(now_ns)
-            found = self._times[key] = _Times(deque(maxlen=self._count))
+            found = self._times[key] = _Times(deque(maxlen=self._count), owner)
+            self._owned.setdefault(owner, OrderedDict())[key] = None
         self._times.move_to_end(key)
+        self._owned[found.owner].move_to_end(key)
         return found
 
     def _discard(self, now_ns: int) -> None:
-        _, oldest = self._times.popitem(last=False)
+        one_each = len(self._owned) == len(self._times)
+        key = next(iter(self._times if one_each else max(self._owned.values(), key=len)))
+        oldest = self._times.pop(key)
+        of_owner = self._owned[oldest.owner]
+        del of_owner[key]
+        if not of_owner:
+            del self._owned[oldest.owner]
         if oldest.times and now_ns - oldest.times[-1] < self._window_ns:
             self.discarded += 1
             self._first_discard_ns = now_ns if self._first_discard_ns is None else self._first_discard_ns
@@ -165,7 +182,7 @@ class _Escalation:
         key = key_of(self.by, record)
         if key is None:
             return self._after.count == 1
-        seen = self.keys.use(key, now_ns)
+        seen = self.keys.use(key, now_ns, owner_of(record))
         if seen.times and now_ns - seen.times[-1] >= self._resets_ns:
             seen.times.clear()
             seen.fired = False
@@ -252,7 +269,7 @@ class Throttle:
                 limit.note_held(key, now_ns)
                 return limit.held_by
         for limit, key in keyed:
-            limit.keys.use(key, now_ns).add(now_ns)
+            limit.keys.use(key, now_ns, owner_of(record)).add(now_ns)
         return None
 
     def reports(self, now_ns: int) -> list[HeldBack]:

@@ -203,6 +203,18 @@ def test_keys_of_after_are_bounded_and_discards_reported():
     assert throttle.next_report_ns() is None
 
 
+def test_a_users_names_discard_no_count_of_another_user():
+    """A loop of zeta, a process of root, is detected although user 1000 makes far more names than are counted."""
+    throttle = Throttle("r", after=After(3, 60.0, "comm"))
+    held = []
+    for second in range(3):
+        held.append(throttle.admit({"comm": "zeta", "uid": 0}, second * NS))
+        for number in range(2 * MOST_KEYS):
+            throttle.admit({"comm": f"name-{second}-{number}", "uid": 1000}, second * NS + number)
+    assert held == ["after", "after", None]
+    assert len(throttle._after.keys) == MOST_KEYS
+
+
 def test_a_key_whose_time_is_over_is_discarded_silently():
     throttle = Throttle("r", after=After(2, 1, "comm"))
     for number in range(2 * MOST_KEYS):
