@@ -7,9 +7,10 @@ The runner's hooks outlive a connection and this daemon. If the connection break
 is resumed by its id. If that fails for RESUME_S, the attempts count as interrupted: their jobs are still in the spool
 and run again (at least once).
 
-The runner owes an answer within ANSWER_S of a launch, and within END_MARGIN_S of an attempt's time limit. If it is
-late, the attempt takes no slot any more and is resumed: the runner answers how it ended, or that it was interrupted. If
-the runner sends nothing at all, no hook is sent to it until it does. So no hook runs twice when it comes back.
+The runner owes its hello within ANSWER_S of a launch, an answer within ANSWER_S of each hook that is sent, and the end
+within END_MARGIN_S of an attempt's time limit. If it is late, the attempt takes no slot any more and is resumed: the
+runner answers how it ended, or that it was interrupted. If the runner sends nothing at all, no hook is sent to it until
+it does. So no hook runs twice when it comes back.
 
 Loop prevention: the runner sends its PID before it gets any hook, so `on_runner` can register it and its children as
 hooks. Each hook's own PID is announced before the hook does anything.
@@ -169,8 +170,9 @@ class RunnerClient:
         if self._socket is None:
             self._connect()
         attempt = self._attempts[request.attempt_id] = RemoteAttempt(request, announce, self._send, self._note_overdue)
-        attempt.expect_answer(ANSWER_S)
         self._send(message)
+        if not attempt.sent:
+            attempt.expect_answer(ANSWER_S)  # to the daemon's hello
         return attempt
 
     def resume(self, request: LaunchRequest, announce: Announce) -> RemoteAttempt:
@@ -266,7 +268,9 @@ class RunnerClient:
             self._unsent.append(message)
             return
         if isinstance(message, wire.Run):
-            self._attempts[message.attempt_id].sent = True
+            attempt = self._attempts[message.attempt_id]
+            attempt.sent = True
+            attempt.expect_answer(ANSWER_S)
         self._outgoing += wire.frame(message)
         self._flush()
 
