@@ -9,20 +9,22 @@ A job's key is the id of its match (output/match_id.py), so an event that is see
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from cnprocd.escape import printable
 from cnprocd.failures import Failures
-from cnprocd.json_value import JsonObject, get_str
+from cnprocd.json_value import JsonDict, JsonObject, get_str
 from cnprocd.launch.attempt import Launcher
 from cnprocd.launch.user import ResolveUser, resolve_user
 from cnprocd.log import Log
-from cnprocd.output.record import message
-from cnprocd.pipeline import RecordedMatch
+from cnprocd.output.record import early_fields, message
+from cnprocd.pipeline import Fate, RecordedMatch
+from cnprocd.rules.compile import Match
 from cnprocd.rules.problems import LoadedRules
-from cnprocd.rules.ruleset import Rule, Settings, hooks_of
+from cnprocd.rules.ruleset import ByField, Rule, Settings, hooks_of
 from cnprocd.spool.disk import Disk
 from cnprocd.spool.job import Gather, JobRequest, serialize_key
 from cnprocd.spool.rows import Keep, PastMatch
@@ -31,6 +33,7 @@ from cnprocd.spool.spool import Spool
 from cnprocd.spool.throttle import Throttle, key_of
 from cnprocd.spool.turns import guaranteed_slots
 
+FULL_S = 0.1  # for which a rule whose jobs were dropped gets no further ones, in a flood
 MOST_PAST = 1000  # matches between two ticks that are kept for the history
 
 
@@ -66,6 +69,10 @@ class Dispatcher:
         self.not_remembered = 0  # matches that are not in the history, because there were too many
         self._past: list[PastMatch] = []
         self._throttles: dict[str, Throttle] = {}
+        self._throttled_by: dict[str, frozenset[ByField]] = {}  # the fields that a rule's throttle needs
+        self._passed: dict[int, Match] = {}  # by id(): matches that a throttle has let pass already
+        self._full_until_s: dict[str, float] = {}  # by rule
+        self._dropped: Counter[str] = Counter()  # jobs that were not added since the last tick, by rule
         self._limits: dict[str, object] = {}
         self._use_throttles(loaded.rules)
         self.spool = Spool.open(state_dir, log=log, keep=keep_of(loaded.settings), disk=disk)
@@ -82,9 +89,28 @@ class Dispatcher:
             guaranteed=guaranteed_slots(loaded.rules, loaded.settings.hook_slots),
         )
 
+    def decide(self, match: Match) -> Fate:
+        """Decide about a match of a flood before its record is made: to make it costs more than all else."""
+        name = match.rule.name
+        throttle = self._throttles.get(name)
+        if throttle is not None:
+            fields = early_fields(match.occurrence.process)
+            if any(fields.get(by) is None for by in self._throttled_by[name]):
+                return Fate.OPEN
+            if self._held_by(throttle, match, fields, match.occurrence) is not None:
+                return Fate.HELD
+            self._passed[id(match)] = match
+        if match.runs_hook and name in self._full_until_s:
+            if time.monotonic() < self._full_until_s[name]:
+                self._dropped[name] += 1
+                return Fate.DROPPED
+            del self._full_until_s[name]
+        return Fate.PASSES
+
     def deliver(self, matches: list[RecordedMatch]) -> None:
         """Hold back matches that the throttles refuse, commit the jobs of the others, then log those."""
         matches = [recorded for recorded in matches if self._admits(recorded)]
+        self._passed.clear()
         hooked = [recorded for recorded in matches if recorded.match.runs_hook]
         if hooked:
             self._submit(hooked)
@@ -100,17 +126,22 @@ class Dispatcher:
             self.scheduler.wake()
 
     def _admits(self, recorded: RecordedMatch) -> bool:
+        if id(recorded.match) in self._passed:
+            return True
         throttle = self._throttles.get(recorded.match.rule.name)
-        at_ns = recorded.match.occurrence.kernel_time_ns  # of CLOCK_MONOTONIC; a recovered match has none
-        now_ns = time.monotonic_ns() if at_ns is None else at_ns
-        try:
-            held_by = None if throttle is None else throttle.admit(recorded.record, now_ns)
-        except Exception:  # without its throttle, the match still has its job
-            self._failures.note("dispatch", recorded.record, recorded.match.rule.name)
-            held_by = None
+        held_by = (
+            None if throttle is None else self._held_by(throttle, recorded.match, recorded.record, recorded.record)
+        )
         if held_by is not None:
             recorded.record["held_by"] = held_by  # shown by `cnprocctl watch` only
         return held_by is None
+
+    def _held_by(self, throttle: Throttle, match: Match, record: JsonDict, subject: object) -> str | None:
+        try:
+            return throttle.admit(record, _time_ns(match))
+        except Exception:  # without its throttle, the match still has its job
+            self._failures.note("dispatch", subject, match.rule.name)
+            return None
 
     def start(self) -> None:
         """Recover the jobs of the last run, then run hooks. Needs a running event loop."""
@@ -120,6 +151,7 @@ class Dispatcher:
         """Let running hooks finish within the bound. The jobs of the others wait in the spool."""
         await self.scheduler.stop(bound_s)
         self.store_past_matches()
+        self._note_dropped()
         self.spool.close()
 
     @property
@@ -136,7 +168,12 @@ class Dispatcher:
         """Housekeeping, about once a second while there is something to do."""
         self._log_held_back()
         self.store_past_matches()
+        self._note_dropped()
         self.spool.sync()
+
+    def _note_dropped(self) -> None:
+        dropped, self._dropped = self._dropped, Counter()
+        self.spool.note_dropped(dropped)
 
     def _log_held_back(self) -> None:
         now_ns = time.monotonic_ns()
@@ -198,7 +235,8 @@ class Dispatcher:
             limits = (rule.rate_limit, rule.cooldown, rule.after, rule.resets_s)
             if limits != (None, None, None, None):
                 kept = former.get(rule.name) if self._limits.get(rule.name) == limits else None
-                self._throttles[rule.name] = kept or throttle_of(rule)
+                throttle = self._throttles[rule.name] = kept or throttle_of(rule)
+                self._throttled_by[rule.name] = throttle.by
             self._limits[rule.name] = limits
 
     def _submit(self, hooked: Sequence[RecordedMatch]) -> None:
@@ -211,7 +249,11 @@ class Dispatcher:
                 self._failures.note("dispatch", recorded.record, recorded.match.rule.name)
             else:
                 requested.append(recorded)
-        for recorded, job_id in zip(requested, self.spool.enqueue(requests).job_ids, strict=True):
+        enqueued = self.spool.enqueue(requests)
+        if enqueued.shed_by_rule:
+            full_until_s = time.monotonic() + FULL_S
+            self._full_until_s.update(dict.fromkeys(enqueued.shed_by_rule, full_until_s))
+        for recorded, job_id in zip(requested, enqueued.job_ids, strict=True):
             recorded.record["job_id"] = job_id
 
     def _request(self, recorded: RecordedMatch) -> JobRequest:
@@ -235,6 +277,12 @@ class Dispatcher:
             if recorded.provenance is not None:
                 record = recorded.record
                 self._log("debug", "identity_sources", rule=record["rule"], pid=record["pid"], **recorded.provenance)
+
+
+def _time_ns(match: Match) -> int:
+    """Return the time of a match (CLOCK_MONOTONIC). A recovered one has none: then it is now."""
+    at_ns = match.occurrence.kernel_time_ns
+    return time.monotonic_ns() if at_ns is None else at_ns
 
 
 def gather_of(rule: Rule, record: JsonObject) -> Gather | None:

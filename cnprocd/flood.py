@@ -7,9 +7,10 @@ are counted by rule:
     of each rule                          SHARE a second
     of root's processes, of each rule     SHARE a second
     of all rules together, beyond these   COMMON a second; half of it after each PATIENCE_S in which this was too many
+    of each rule that gathers its hooks   HOOKS a second, and HOOKS_AT_ONCE at once
 
-So a flood of one rule delays no other rule's matches, and the sum is exact. A match that runs a hook is always
-reported, so the caller does not ask about it.
+So a flood of one rule delays no other rule's matches, and the sum is exact. Other matches that run a hook are always
+reported, as long as their job has room in the spool (dispatch.py decides that).
 
 The budgets are of the kernel's time of the events. So a backlog is not a flood: after a standstill (a restart, SIGSTOP)
 everything is reported, unless more happened in each second than could be reported. For the same reason the flood ends
@@ -31,6 +32,7 @@ SHARE = 100.0
 COMMON = 2000.0
 LEAST_COMMON = 100.0
 COMMON_BURST_S = 0.25  # of the common budget may be used at once
+HOOKS, HOOKS_AT_ONCE = 500.0, 5000.0
 
 
 class _Budget:
@@ -62,6 +64,7 @@ class Flood:
         self.active = False
         self.counted: Counter[str] = Counter()  # matches that were not reported, by rule, since start
         self._unreported: Counter[str] = Counter()
+        self._hooks: dict[str, _Budget] = {}
         self._shares: dict[tuple[str, bool], _Budget] = {}
         self._common = _Budget(COMMON * COMMON_BURST_S)
         self._common_a_second = COMMON
@@ -101,10 +104,24 @@ class Flood:
             return True
         if self._common.take(at_s, self._common_a_second, self._common_a_second * COMMON_BURST_S):
             return True
+        self.count(rule)
+        return False
+
+    def admits_hook(self, rule: str, at_s: float | None) -> bool:
+        """Return whether to report a match whose hook needs no room in the spool. If not, it is counted."""
+        budget = self._hooks.get(rule)
+        if budget is None:
+            budget = self._hooks[rule] = _Budget(HOOKS_AT_ONCE)
+        if budget.take(self._seen_s if at_s is None else at_s, HOOKS, HOOKS_AT_ONCE):
+            return True
+        self.count(rule)
+        return False
+
+    def count(self, rule: str) -> None:
+        """Count a match that is not reported."""
         self._counts = True
         self.counted[rule] += 1
         self._unreported[rule] += 1
-        return False
 
     def take_unreported(self) -> Counter[str]:
         """Return the matches that were counted since the last call, by rule."""
@@ -119,6 +136,7 @@ class Flood:
         self._common_a_second = COMMON
         self._common = _Budget(COMMON * COMMON_BURST_S)
         self._shares.clear()
+        self._hooks.clear()
 
     def _adapt(self, lag_s: float, now_s: float) -> None:
         """Report less if events wait no shorter time than before, and more if they do not wait."""

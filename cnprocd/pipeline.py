@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from enum import Enum, auto
 from typing import NamedTuple, Protocol
 
 from cnprocd.connector.inflight import EVENT_SLOTS
@@ -40,6 +41,7 @@ TURN_S = 0.008  # that one batch may take
 LEAST_EVENTS = 16  # of a batch, however long it takes
 DRAIN_S = 0.05  # of one drain: a storm must not delay a reload, and the loop has others to serve
 PARENTS_S = 0.05  # for which parents that were read from /proc are kept during a flood
+MOST_RECOVERED = 64  # exits of one delivery: it shows whether the queue of jobs has room for more
 RESYNC_BUDGET_S = 0.005  # of a turn, for a comparison with /proc that is under way
 _REPORT_EVERY_S = 10.0  # records of one class about rejected datagrams and unnamed exits
 
@@ -60,10 +62,22 @@ class Turn(NamedTuple):
     more: bool
 
 
+class Fate(Enum):
+    """What is decided about a match before its record is made."""
+
+    OPEN = auto()  # a throttle needs the record
+    PASSES = auto()
+    HELD = auto()  # a throttle has counted it
+    DROPPED = auto()  # its job has no room in the spool, and is counted
+
+
 class Delivery(Protocol):
     """Where matches go: throttles, the spool, the log. Every job is durable when `deliver` returns."""
 
     def deliver(self, matches: list[RecordedMatch]) -> None: ...
+
+    def decide(self, match: Match) -> Fate:
+        """Decide about a match as far as its record is not needed, in a flood."""
 
 
 @dataclass(slots=True)
@@ -134,7 +148,9 @@ class Pipeline:
         if recovery.active:
             # Only an empty batch shows that the queue is empty: an overrun meanwhile ends recvmmsg(2) early.
             seen_ns = batch.events[-1][2] if batch.events else self._drained_ns
-            self._evaluate(recovery.go_on(seen_ns, RESYNC_BUDGET_S))
+            found = recovery.go_on(seen_ns, RESYNC_BUDGET_S)
+            for begin in range(0, len(found), MOST_RECOVERED):
+                self._evaluate(found[begin : begin + MOST_RECOVERED])
             self.source.blank_slots(self.tracker.deaths.incomplete_tids)  # as after a tick
         if self.source.rejects.total() != self._rejects_reported:
             self._report_rejects()
@@ -212,12 +228,23 @@ class Pipeline:
         for match in found:
             self.counts.rules[match.rule.name] += 1
             self.counts.rule_last_ns[match.rule.name] = now_ns
-        flood = self.flood
-        if not flood.active:
-            return found
-        uid, at_ns = occurrence.process.uid, occurrence.kernel_time_ns
+        return [match for match in found if self._is_reported(match)] if self.flood.active else found
+
+    def _is_reported(self, match: Match) -> bool:
+        """Return whether to report a match of a flood. If not, it is counted, without a look at /proc or a record."""
+        name, at_ns = match.rule.name, match.occurrence.kernel_time_ns
         at_s = None if at_ns is None else at_ns / 1e9
-        return [match for match in found if match.runs_hook or flood.admits(match.rule.name, uid, at_s)]
+        fate = self._delivery.decide(match)
+        if fate is Fate.HELD:
+            return False
+        if fate is Fate.DROPPED:
+            self.flood.count(name)
+            return False
+        if not match.runs_hook:
+            return self.flood.admits(name, match.occurrence.process.uid, at_s)
+        if fate is Fate.OPEN or match.rule.rule.coalesce is not None:
+            return self.flood.admits_hook(name, at_s)
+        return True
 
     def _note_exit(self, occurrence: Occurrence) -> None:
         self.recovery.release(occurrence.process.tgid)
@@ -323,7 +350,7 @@ class Pipeline:
                 "matches_counted",
                 rule=rule,
                 count=count,
-                message=f"{rule}: {count} matches were counted and not reported, because the daemon was behind",
+                message=f"{rule}: {count} matches of a flood were counted and not reported",
             )
 
     def _report_nameless(self, occurrence: Occurrence) -> None:

@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable
 
 from cnprocd.json_value import JsonValue
-from cnprocd.pipeline import Delivery, RecordedMatch
+from cnprocd.pipeline import Delivery, Fate, RecordedMatch
+from cnprocd.rules.compile import Match
 
 MATCHES = "matches"
 
@@ -25,6 +26,10 @@ class Tap:
     def observe(self, publish: Callable[[str, JsonValue], None], wanted: Callable[[str], bool]) -> None:
         """Publish every match from now on, while `wanted` returns true for the topic MATCHES."""
         self._observers.append((publish, wanted))
+
+    def decide(self, match: Match) -> Fate:
+        """Let the other delivery decide. What it holds back in a flood is not published."""
+        return self._inner.decide(match)
 
     def deliver(self, matches: list[RecordedMatch]) -> None:
         """Deliver the matches, then publish them."""

@@ -98,7 +98,7 @@ CLASSES: Mapping[str, str] = {
     "proc_unavailable": "/proc is not read for now, or is read again.",
     "log_lost": "Log records were dropped, because the output had no room for them.",
     "loop_stalled": "The event loop did not wait for events for more than 0.1 s.",
-    "matches_counted": "Matches were counted instead of being reported, because the daemon was behind.",
+    "matches_counted": "Matches of a flood were counted instead of being reported.",
     "muted": "The kernel had stopped sending events.",
     "directory_not_locked": "The state or runtime directory cannot be locked, so a second daemon would not be noticed.",
     "spool_damaged": "The spool's database was damaged. It was renamed, and a new one was made.",

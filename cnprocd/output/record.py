@@ -102,6 +102,17 @@ def _placement(placement: Placement) -> JsonDict:
     return record
 
 
+def early_fields(process: Process) -> JsonDict:
+    """Return the fields of a record that need no look at /proc, without those that are still unknown."""
+    record: JsonDict = {
+        "pid": process.tgid, "ppid": process.ppid, "uid": process.uid, "gid": process.gid,
+        "comm": _escaped(process.comm),
+    }  # fmt: skip
+    if process.comm is not None and process.comm != record["comm"]:
+        record["comm_hex"] = process.comm.encode("utf-8", "surrogateescape").hex()
+    return record
+
+
 def _image(process: Process) -> JsonDict:
     """Return what is to be said of the program beside its path and arguments."""
     record: JsonDict = {}

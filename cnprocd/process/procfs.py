@@ -48,6 +48,11 @@ def _read(tgid: int, name: str) -> bytes | None:
         os.close(fd)
 
 
+def exists(tgid: int) -> bool:
+    """Return whether /proc shows the process, alive or not reaped. It cannot make this wait."""
+    return os.access(f"/proc/{tgid}", os.F_OK)
+
+
 def read_stat(tgid: int) -> Stat | None:
     """Return /proc/PID/stat, or None if there is no such process."""
     raw = _read(tgid, "stat")

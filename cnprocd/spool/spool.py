@@ -142,6 +142,10 @@ class Spool:
         self.shedding.add(result.shed_by_rule, limit, self.clock() / NS)
         return result
 
+    def note_dropped(self, dropped: Mapping[str, int]) -> None:
+        """Count and log jobs, by rule, that were not added because the queue is full."""
+        self.shedding.add(dropped, self.keep.queue_limit, self.clock() / NS)
+
     def record_matches(self, matches: Sequence[PastMatch]) -> None:
         """Store matches for `cnprocctl history`, some time soon."""
         self._since_prune += len(matches)

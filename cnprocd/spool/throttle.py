@@ -259,6 +259,12 @@ class Throttle:
             keys = _Keys(rate_limit.count, per_ns)
             self._limits.append(_Sliding("rate_limit", rate_limit.by, keys, per_ns))
 
+    @property
+    def by(self) -> frozenset[ByField]:
+        """The fields of a record that admit() needs."""
+        after = () if self._after is None else (self._after.by,)
+        return frozenset((*after, *(limit.by for limit in self._limits))) - {"rule"}
+
     def admit(self, record: JsonObject, now_ns: int) -> Holder | None:
         """Return None if the match passes, else the limit that held it back. `now_ns` is the time of the event."""
         if self._after is not None and not self._after.reaches(record, now_ns):

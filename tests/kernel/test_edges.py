@@ -317,6 +317,11 @@ def test_a_second_daemon_ends_with_75_and_names_the_first(tmp_path, endurance):
 STORM = """
   - {name: every-failure, events: [nonzero_exit]}
   - {name: storm, events: [nonzero_exit], match: {comm: cnptest-storm}}
+  - name: limited
+    events: [nonzero_exit]
+    match: {comm: cnptest-storm}
+    rate_limit: {count: 2, per: 1h, by: comm}
+    run: {command: [/bin/true]}
 """
 
 
@@ -341,6 +346,7 @@ def test_a_storm_by_a_user_costs_no_other_process(tmp_path):
         assert sum(counts) - storm.lost <= storm.total <= sum(counts)
         assert hits["storm"] <= storm.total
         assert Sums(daemon.records, "every-failure").total >= hits["every-failure"] >= hits["storm"]
+        assert Sums(daemon.records, "limited").reported == 2, "its throttle held back the others"
         endurance.assert_reported(records)
         endurance.assert_hooks_ran(0.0)
         endurance.assert_answered()
@@ -351,7 +357,9 @@ class Sums:
     """What became of the matches of a rule."""
 
     def __init__(self, records, rule):
-        self.reported = len([record for record in records if record.get("rule") == rule and "pid" in record])
+        self.reported = len(
+            [record for record in records if record.get("rule") == rule and record["event"] == "rule_matched"]
+        )
         self.counted = sum(
             record["count"] for record in records if record["event"] == "matches_counted" and record["rule"] == rule
         )

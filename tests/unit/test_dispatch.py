@@ -8,7 +8,7 @@ from unit.hookkit import Records
 from cnprocd.dispatch import Dispatcher, gather_of
 from cnprocd.output.match_id import Machine
 from cnprocd.output.record import match_record
-from cnprocd.pipeline import RecordedMatch
+from cnprocd.pipeline import Fate, RecordedMatch
 from cnprocd.process.model import Occurrence, Process
 from cnprocd.rules.compile import Matcher
 from cnprocd.rules.language.load import load
@@ -131,3 +131,68 @@ def test_deaths_of_one_pid_at_unknown_times_have_their_own_keys(dispatcher_of):
     assert len(set(unknown)) == 3
     started = [death(matcher, None, tgid=77, start_ns=5)[0].record["match_id"] for _ in range(2)]
     assert len(set(started)) == 1, "seen twice"
+
+
+# -- before the record is made, in a flood ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by", ["rule", "comm", "uid"])
+def test_a_throttle_decides_without_a_record(dispatcher_of, by):
+    """And once for each match: what it let pass is not counted again when the match is delivered."""
+    rule = f"rules: [{{name: r, events: [nonzero_exit], rate_limit: {{count: 2, per: 1m, by: {by}}}}}]"
+    dispatcher, matcher = dispatcher_of(rule)
+    matches = [match for second in range(5) for match in death(matcher, 100 + second, uid=7)]
+    fates = [dispatcher.decide(recorded.match) for recorded in matches]
+    assert fates == [Fate.PASSES, Fate.PASSES, Fate.HELD, Fate.HELD, Fate.HELD]
+    passed = matches[:2]
+    dispatcher.deliver(passed)
+    assert held(passed) == [None, None]
+    (further,) = death(matcher, 106, uid=7)
+    dispatcher.deliver([further])
+    assert held([further]) == ["rate_limit"]
+
+
+def test_a_throttle_by_a_strange_comm_has_one_key(dispatcher_of):
+    """The early key equals the key of the record, also if the comm must be escaped."""
+    rule = "rules: [{name: r, events: [nonzero_exit], rate_limit: {count: 1, per: 1m, by: comm}}]"
+    dispatcher, matcher = dispatcher_of(rule)
+    (first,) = death(matcher, 100, comm="a\udcff\n")
+    dispatcher.deliver([first])
+    (second,) = death(matcher, 101, comm="a\udcff\n")
+    assert dispatcher.decide(second.match) is Fate.HELD
+
+
+@pytest.mark.parametrize(("by", "known"), [("exe", {"exe": "/bin/x"}), ("comm", {"comm": None}), ("uid", {})])
+def test_a_throttle_that_needs_the_record_is_left_open(dispatcher_of, by, known):
+    rule = f"rules: [{{name: r, events: [nonzero_exit], cooldown: {{for: 1m, by: {by}}}}}]"
+    dispatcher, matcher = dispatcher_of(rule)
+    (recorded,) = death(matcher, 100, **known)
+    assert dispatcher.decide(recorded.match) is Fate.OPEN
+
+
+def test_a_full_queue_drops_without_a_record(dispatcher_of, monkeypatch):
+    """Only while it is full, and only of the rule that has filled it. Each is counted as a dropped job."""
+    monkeypatch.setattr("cnprocd.dispatch.time.monotonic", lambda: now_s)
+    now_s = 50.0
+    rules = """
+settings: {queue_limit: 3}
+rules:
+  - {name: a, events: [nonzero_exit], match: {comm: a}, run: {command: [/bin/true]}}
+  - {name: b, events: [nonzero_exit], match: {comm: b}, run: {command: [/bin/true]}}
+"""
+    dispatcher, matcher = dispatcher_of(rules)
+    dispatcher.scheduler.wake = lambda: None
+    for second in range(3):
+        (match,) = death(matcher, second, comm="a")
+        assert dispatcher.decide(match.match) is Fate.PASSES
+        dispatcher.deliver([match])
+    (fourth,) = death(matcher, 4, comm="a")
+    assert dispatcher.decide(fourth.match) is Fate.PASSES, "nothing was dropped yet"
+    dispatcher.deliver([fourth])
+    (fifth,), (other,) = death(matcher, 5, comm="a"), death(matcher, 5, comm="b")
+    assert dispatcher.decide(fifth.match) is Fate.DROPPED
+    assert dispatcher.decide(other.match) is Fate.PASSES
+    now_s += 1
+    assert dispatcher.decide(fifth.match) is Fate.PASSES
+    dispatcher.tick()
+    assert dispatcher.spool.counts().shed == 2

@@ -11,6 +11,8 @@ from cnprocd.flood import (
     CAUGHT_UP_S,
     COMMON,
     COMMON_BURST_S,
+    HOOKS,
+    HOOKS_AT_ONCE,
     LEAST_COMMON,
     PATIENCE_S,
     SHARE,
@@ -125,6 +127,15 @@ def test_a_slow_machine_reports_less():
     for _ in range(20):
         clock.seconds(PATIENCE_S, STORM)
     assert clock.seconds(1, STORM) > 0.95 * COMMON
+
+
+def test_a_rule_that_gathers_hooks_has_a_budget_of_its_own():
+    """Its matches need no room in the spool, so nothing else bounds them. A crowd that ends at once is not a flood."""
+    clock = flooded()
+    assert sum(clock.flood.admits_hook("a", clock.now_s) for _ in range(STORM)) == HOOKS_AT_ONCE
+    assert sum(clock.flood.admits_hook("b", clock.now_s) for _ in range(100)) == 100
+    assert sum(clock.flood.admits_hook("a", clock.now_s + 1) for _ in range(STORM)) == HOOKS
+    assert clock.flood.counted == {"a": 2 * STORM - HOOKS_AT_ONCE - HOOKS}
 
 
 def test_a_match_without_a_time_counts_at_the_latest_event():
