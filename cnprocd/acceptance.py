@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection
 
 from cnprocd.log import Log
-from cnprocd.rules.problems import LoadedRules, Problem, RulesError
+from cnprocd.rules.problems import LoadedRules, Problem, RetryableError, RulesError
 from cnprocd.rules.ruleset import hooks_of
 from cnprocd.runner.client import RunnerClient, SnapshotRefusedError
 
@@ -20,8 +20,12 @@ Accept = Callable[[LoadedRules, Collection[str]], Awaitable[None]]
 """Accept rules, and keep the snapshots with these digests, too. Raises RulesError: they must not be put in force."""
 
 
-class FilesChangedError(RulesError):
+class FilesChangedError(RetryableError):
     """The rule files changed while they were loaded. Load them again."""
+
+
+class RunnerUnreachableError(RetryableError):
+    """The runner has no snapshot of the rules, because it did not answer or is not there."""
 
 
 def accepted_by_runner(client: RunnerClient, log: Log) -> Accept:
@@ -31,11 +35,13 @@ def accepted_by_runner(client: RunnerClient, log: Log) -> Accept:
         try:
             digest = await asyncio.wait_for(client.take_snapshot(loaded.snapshot, keep), ANSWER_S)
         except SnapshotRefusedError as error:
-            raise _refused(loaded, f"the runner refused the rules: {error.what}") from error
+            raise RulesError([_problem(loaded, f"the runner refused the rules: {error.what}")]) from error
         except (OSError, TimeoutError) as error:
             cause = str(error) or f"no answer within {ANSWER_S:g} s"
             if hooks_of(loaded.rules):
-                raise _refused(loaded, f"the runner has no snapshot of the rules: {cause}") from error
+                what = f"the runner has no snapshot of the rules: {cause}"
+                hint = "see `systemctl status cnprocd-runner.socket`; the rules are loaded again when it answers"
+                raise RunnerUnreachableError([_problem(loaded, what, hint)]) from error
             log("warning", "snapshot_not_stored", message=f"the runner has no snapshot of the rules: {cause}")
             return
         if digest != loaded.snapshot:
@@ -59,9 +65,5 @@ def accepted_here(store: Accept, log: Log) -> Accept:
     return accept
 
 
-def _refused(loaded: LoadedRules, message: str) -> RulesError:
-    return RulesError([_problem(loaded, message)])
-
-
-def _problem(loaded: LoadedRules, message: str) -> Problem:
-    return Problem(loaded.files[0], 0, 0, message, hint="run `cnprocctl reload` again")
+def _problem(loaded: LoadedRules, message: str, hint: str = "run `cnprocctl reload` again") -> Problem:
+    return Problem(loaded.files[0], 0, 0, message, hint=hint)

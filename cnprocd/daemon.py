@@ -20,6 +20,7 @@ from cnprocd.reload import log_receive_buffer
 from cnprocd.rules.problems import LoadedRules
 from cnprocd.wiring import Options, Outside, Parts, connect
 
+ACCEPT_S = 2.0  # of a start, for the snapshot of the rules; 0 if the spool has waited that long for the same disk
 STOP_BOUND_S = 10.0  # how long running hooks may go on after SIGTERM
 COLLECTOR = (20_000, 20, 20)  # see gc.set_threshold
 
@@ -72,7 +73,7 @@ async def start(parts: Parts, outside: Outside) -> None:
     parts.rules.enable_expired()
     parts.resolution.start()
     await parts.control.open()
-    await parts.rules.accept_at_start()
+    await parts.rules.accept_at_start(ACCEPT_S if parts.dispatcher.spool.durable else 0.0)
     # What start-up made stays, so the collector need not look at it again. It also runs less often, because reference
     # counts free what an event makes; 700 new objects are three milliseconds of a storm.
     gc.collect()

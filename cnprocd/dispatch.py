@@ -32,6 +32,7 @@ from cnprocd.spool.scheduler import MOST_SNAPSHOTS, Scheduler
 from cnprocd.spool.spool import Spool
 from cnprocd.spool.throttle import Throttle, key_of
 from cnprocd.spool.turns import guaranteed_slots
+from cnprocd.stalls import Stalls
 
 FULL_S = 0.1  # for which a rule whose jobs were dropped gets no further ones, in a flood
 MOST_PAST = 1000  # matches between two ticks that are kept for the history
@@ -63,6 +64,7 @@ class Dispatcher:
         resolve_user: ResolveUser = resolve_user,
         disk: Disk | None = None,
         failures: Failures | None = None,
+        stalls: Stalls | None = None,
     ) -> None:
         self._log = log
         self._failures = failures or Failures(log, time.monotonic)
@@ -87,6 +89,7 @@ class Dispatcher:
             resolve_user=resolve_user,
             snapshot=loaded.snapshot,
             guaranteed=guaranteed_slots(loaded.rules, loaded.settings.hook_slots),
+            stalls=stalls,
         )
 
     def decide(self, match: Match) -> Fate:

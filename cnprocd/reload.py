@@ -16,14 +16,13 @@ from cnprocd.load_state import LoadState, ReadDigests
 from cnprocd.log import Level, Log
 from cnprocd.pipeline import Pipeline
 from cnprocd.rules.compile import Matcher
-from cnprocd.rules.loader_process import LoaderFailedError
-from cnprocd.rules.problems import LoadedRules, RulesError, next_end_ns, with_expired_enabled
+from cnprocd.rules.problems import LoadedRules, RetryableError, RulesError, next_end_ns, with_expired_enabled
 from cnprocd.service import ServiceManager
 from cnprocd.stalls import Stalls
 from cnprocd.subscription import Subscription
 
 MOST_LOADS = 3  # of one reload, while the files change
-RETRY_FIRST_S = 1.0  # after a reload that could not read the files; doubled each time, up to RETRY_MOST_S
+RETRY_FIRST_S = 1.0  # after a reload that failed for a cause that may pass; doubled each time, up to RETRY_MOST_S
 RETRY_MOST_S = 60.0
 MOST_WAIT_S = 60.0  # until the clock is looked at again: it may be set while a rule is disabled for a time
 
@@ -131,8 +130,8 @@ class RulesInForce:
             return problem
 
     def _retry_later(self, error: RulesError) -> float | None:
-        """Reload again later if the files could not be read, and return in how many seconds. None: they are invalid."""
-        if not isinstance(error, LoaderFailedError):
+        """Reload again later if the cause may pass, and return in how many seconds. None: the files are invalid."""
+        if not isinstance(error, RetryableError):
             self._retry_s = RETRY_FIRST_S
             return None
         after_s, self._retry_s = self._retry_s, min(2 * self._retry_s, RETRY_MOST_S)
@@ -144,18 +143,26 @@ class RulesInForce:
         if not self._stopping.is_set():
             self.reload_soon()
 
-    async def accept_at_start(self) -> None:
-        """Let the rules that were loaded at start become the accepted ones. If the files changed since, reload them."""
-        if self._broken is not None:
-            return
-        try:
-            await self._accept(self.loaded, self._dispatcher.snapshots())
-        except FilesChangedError:
-            await self.reload()
-        except RulesError as error:
-            self.state.failed(error, "acceptance")
-            self._log("error", "rules_rejected", problems=len(error.problems), message=error.render())
-            self._accept_later(self.loaded.snapshot, RETRY_FIRST_S)
+    async def accept_at_start(self, within_s: float) -> None:
+        """Let the rules that were loaded at start become the accepted ones. If the files changed since, reload them.
+
+        Wait for the runner or the disk at most so long; what is left of it is done beside the loop.
+        """
+        if self._broken is None:
+            task = self._keep(self._accept_loaded())
+            await asyncio.wait({task}, timeout=within_s)
+
+    async def _accept_loaded(self) -> RulesError | None:
+        async with self._turn:
+            try:
+                await self._accept(self.loaded, self._dispatcher.snapshots())
+            except FilesChangedError:
+                self.reload_soon()
+            except RulesError as error:
+                self.state.failed(error, "acceptance")
+                self._log("error", "rules_rejected", problems=len(error.problems), message=error.render())
+                self._accept_later(self.loaded.snapshot, RETRY_FIRST_S)
+        return None
 
     def _accept_later(self, snapshot: str, after_s: float) -> None:
         """Ask the runner again to accept the rules of the start, until it does or a reload replaces them."""
@@ -166,6 +173,9 @@ class RulesInForce:
                     return None
                 try:
                     await self._accept(self.loaded, self._dispatcher.snapshots())
+                except FilesChangedError:
+                    self.reload_soon()
+                    return None
                 except RulesError as error:
                     self._accept_later(snapshot, min(2 * after_s, RETRY_MOST_S))
                     return error

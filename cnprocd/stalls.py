@@ -30,6 +30,7 @@ class Stalls:
         self._clock = clock
         self._began_s: float | None = None  # when the loop last had events
         self._counts = False
+        self._inner_s = 0.0  # of the block that runs: what blocks and edges within it account for
 
     def make_loop(self) -> asyncio.AbstractEventLoop:
         """Return a new event loop that is measured."""
@@ -61,12 +62,19 @@ class Stalls:
 
     @contextlib.contextmanager
     def running(self, edge: str) -> Iterator[None]:
-        """Add the time of the block to what `edge` has of the stall."""
-        began_s = self._clock()
+        """Add the time of the block, without that of blocks and edges within it, to what `edge` has of the stall."""
+        outer_s, self._inner_s, began_s = self._inner_s, 0.0, self._clock()
         try:
             yield
         finally:
-            self._meter.blame(edge, self._clock() - began_s)
+            took_s = self._clock() - began_s
+            self._meter.blame(edge, took_s - self._inner_s)
+            self._inner_s = outer_s + took_s
+
+    def blame(self, edge: str, seconds: float) -> None:
+        """Add a time for which the loop has just waited for `edge`."""
+        self._meter.blame(edge, seconds)
+        self._inner_s += seconds
 
     async def steps(self, edge: str, work: Coroutine[Any, Any, _T]) -> _T:
         """Run a coroutine, and add the time of each of its steps to what `edge` has of the stall."""

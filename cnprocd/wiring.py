@@ -146,16 +146,26 @@ def connect(options: Options, loaded: LoadedRules, outside: Outside) -> Parts:
     source, kept_by_manager = open_source(options, loaded, manager)
     features = source.subscribe()
     matcher = Matcher(loaded.rules)
-    names = Names(loop, log)
-    lookups = Lookups(loop, log, names.user_name)
+    blame = outside.stalls.blame
+    names = Names(loop, log, blame)
+    lookups = Lookups(loop, log, names.user_name, blame)
     lookups.prepare()
     files = FileNames(lookups.file_ids)
     subscription = Subscription(source, features, matcher, files)
     tracker = Tracker(subscription.plan.tracking, lookups, outside.own_tgid, matcher.cares, files, failures)
     follower = HookFollower(subscription, tracker.family, ticker.arm)
     client = None if options.runner is None else RunnerClient(options.runner, log, follower.register_runner)
-    disk = ChildDisk(loop)
-    dispatcher = Dispatcher(options.state_dir, loaded, log, follower, client, names.hook_user, disk, failures)
+    dispatcher = Dispatcher(
+        options.state_dir,
+        loaded,
+        log,
+        follower,
+        client,
+        names.hook_user,
+        ChildDisk(loop, blame),
+        failures,
+        outside.stalls,
+    )
     tap = Tap(dispatcher)
     holder = Holder() if "pidfd_info" not in options.refused and kernel_reports_exit_status() else None
     recovery = Recovery(source, tracker, lookups, holder, log)

@@ -30,6 +30,7 @@ from cnprocd.json_value import (
 )
 from cnprocd.output import metrics
 from cnprocd.rules.written import written_rule
+from cnprocd.spool.disk_messages import FindJobs
 from cnprocd.spool.job import Job, State
 from cnprocd.spool.rows import Found, MatchFilter
 from cnprocd.stalls import Stalls
@@ -110,12 +111,12 @@ def _rule(daemon: view.DaemonView, args: Args) -> JsonValue:
 
 async def _jobs(daemon: view.DaemonView, args: Args) -> EncodedAnswer:
     state = get_choice_or_none(args, "state", list(State))
-    found = await daemon.dispatcher.spool.find_jobs(
-        state=State(state) if state is not None else None, rule=get_str_or_none(args, "rule"), limit=_limit(args)
-    )
-    encoded = EncodedValues()
-    await encoded.add(job_value(job) for job in found.value)
-    return EncodedAnswer(tuple(encoded.texts), _note(found.why))
+    wanted = FindJobs(State(state) if state is not None else None, get_str_or_none(args, "rule"), _limit(args))
+    encoded, why = EncodedValues(), None
+    async for page in daemon.dispatcher.spool.job_pages(wanted):
+        await encoded.add(job_value(job) for job in page.value)
+        why = page.why
+    return EncodedAnswer(tuple(encoded.texts), _note(why))
 
 
 async def _job(daemon: view.DaemonView, args: Args) -> JsonValue:

@@ -25,8 +25,7 @@ from pathlib import Path
 from typing import Generic, TypeVar, cast
 
 from cnprocd.connector.status import describe
-from cnprocd.errors import EX_OSERR
-from cnprocd.rules.problems import Problem, RulesError
+from cnprocd.rules.problems import Problem, RetryableError, RulesError
 
 LIMIT_S = 60.0  # for files on a disk that does not respond; systemd allows 90 s for a start or reload
 END_S = 0.05  # that the loop waits for a killed child, which needs far less
@@ -35,10 +34,8 @@ _CHUNK = 1 << 18
 T = TypeVar("T")
 
 
-class LoaderFailedError(RulesError):
+class LoaderFailedError(RetryableError):
     """The loader process failed. The rules may be valid, so a new start may succeed: the status is not EX_CONFIG."""
-
-    exit_status = EX_OSERR
 
 
 class LoaderProcess(Generic[T]):

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cnprocd.errors import ConfigError
+from cnprocd.errors import EX_OSERR, ConfigError
 from cnprocd.rules.ruleset import Rule, Settings
 from cnprocd.rules.values import Pattern
 
@@ -118,6 +118,12 @@ class RulesError(ConfigError):
     def render(self, prefix: str = "") -> str:
         """Return all problems with their lines and carets. Each begins with its file instead of `prefix`."""
         return "\n".join(problem.render() for problem in self.problems)
+
+
+class RetryableError(RulesError):
+    """The rules were not read or not accepted for a reason that may pass: loading them again may succeed."""
+
+    exit_status = EX_OSERR
 
 
 def _printable(text: str) -> str:

@@ -58,11 +58,12 @@ class Close:
 
 @dataclass(frozen=True, slots=True)
 class FindJobs:
-    """Find the newest jobs, without their events. `rule` is a glob."""
+    """Find the newest jobs before the job `before`, which is 0 for the first page, without events. `rule` is a glob."""
 
     state: State | None
     rule: str | None
     limit: int
+    before: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,14 +138,15 @@ class Pruned:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page of matches, bounded in number and bytes. `following` names the next page; 0: there is none.
+    """A page of matches or jobs, bounded in number and bytes. `following` names the next page; 0: there is none.
 
     `knows_after`: whether the match after which the page begins is kept.
     """
 
-    matches: tuple[PastMatch, ...]
-    following: int
+    matches: tuple[PastMatch, ...] = ()
+    following: int = 0
     knows_after: bool = True
+    jobs: tuple[Job, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +158,7 @@ class Failed:
     rows: Rows | None = None
 
 
-FoundJobs = tuple[Job, ...]
-Answer = Opened | Done | Pruned | Page | Failed | FoundJobs | Job | str | Rows | None
+Answer = Opened | Done | Pruned | Page | Failed | Job | str | Rows | None
 
 
 def reason_of(answer: Answer) -> str | None:

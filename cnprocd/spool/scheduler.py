@@ -39,6 +39,7 @@ from cnprocd.spool.promises import Promises, request_of
 from cnprocd.spool.rows import Leftover
 from cnprocd.spool.running import Interruptions, KeptOutput, RunningHook, Totals, record_of_attempt, record_of_death
 from cnprocd.spool.spool import Spool
+from cnprocd.stalls import Stalls
 
 HOUSEKEEPING_S = 1.0  # how long a commit may wait for its fsync: see spool.py
 DURABLE_RETRY_S = 30.0
@@ -47,10 +48,6 @@ LONGEST_POSTPONEMENT_S = 30.0
 KILLED = "killed by an operator"
 MOST_SNAPSHOTS = 60  # of former rules that are kept for jobs; the runner keeps at most 64 in total
 NO_RULE = "its rule does not exist any more, and the rules that promised its hook are not kept"
-
-
-def _nothing(*_: object) -> None:
-    """The default of a callback."""
 
 
 class Scheduler:
@@ -68,15 +65,16 @@ class Scheduler:
         *,
         slots: int,
         log: Log,
-        before_start: Callable[[], None] = _nothing,
-        on_started: Callable[[int, int], None] = _nothing,
-        on_finished: Callable[[int, int], None] = _nothing,
+        before_start: Callable[[], None] = lambda: None,
+        on_started: Callable[[int, int], None] = lambda pid, job_id: None,
+        on_finished: Callable[[int, int], None] = lambda pid, job_id: None,
         cgroup_dir: Path | None = None,
         launcher: Launcher | None = None,
         chance: Callable[[], float] = random.random,
         resolve_user: ResolveUser = resolve_user,
         snapshot: str = "",
         guaranteed: Mapping[str, int] | None = None,
+        stalls: Stalls | None = None,
     ) -> None:
         self.totals = Totals()
         self.latency = Histogram()
@@ -91,6 +89,7 @@ class Scheduler:
         self._cgroup_dir = cgroup_dir
         self._chance = chance
         self._resolve_user = resolve_user
+        self._stalls = stalls or Stalls(log)
         self.launcher = launcher or LocalLauncher(log, cgroup_dir)
         self._active: dict[int, tuple[Job, RunningAttempt]] = {}
         self._outputs: dict[int, KeptOutput] = {}  # of the active attempts
@@ -190,6 +189,10 @@ class Scheduler:
 
     def _fill(self, in_a_row: bool = False) -> None:
         """Start the next job that may run, and schedule the next call."""
+        with self._stalls.running("scheduler"):
+            self._start_next(in_a_row)
+
+    def _start_next(self, in_a_row: bool) -> None:
         self._next_fill = None
         if not (self._accepting and self.launcher.ready) or self._slots_taken() >= self.slots:
             return
@@ -410,6 +413,6 @@ class Scheduler:
             self._schedule_housekeeping()
 
     def _keep(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+        task = asyncio.get_running_loop().create_task(self._stalls.steps("scheduler", work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

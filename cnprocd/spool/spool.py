@@ -28,16 +28,15 @@ with what was left of it (rows.due_again_ns).
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from cnprocd.json_value import JsonObject
 from cnprocd.launch.request import AttemptResult
 from cnprocd.log import Log
-from cnprocd.spool import database, history, salvage
+from cnprocd.spool import database, history, paging, salvage
 from cnprocd.spool.copy_on_disk import CopyOnDisk, TakenIn
 from cnprocd.spool.disk import DirectDisk, Disk
-from cnprocd.spool.disk_messages import FindDead, FindJob, FindJobs, FindMatches, FindOutput, Page, Pruned, reason_of
+from cnprocd.spool.disk_messages import FindDead, FindJob, FindJobs, FindMatches, FindOutput, Pruned, reason_of
 from cnprocd.spool.job import NS, Job, JobRequest, State, after_interruption
 from cnprocd.spool.rows import (
     ClockReading,
@@ -47,7 +46,6 @@ from cnprocd.spool.rows import (
     Keep,
     Leftover,
     MatchFilter,
-    NotInHistoryError,
     PastMatch,
     Rows,
     RuleHits,
@@ -375,10 +373,13 @@ class Spool:
         self, *, state: State | None = None, rule: str | None = None, limit: int = 100
     ) -> Found[list[Job]]:
         """Return jobs, newest first, without their events. `rule` is a glob."""
-        found = await self._copy.find(FindJobs(state, rule, limit))
-        if isinstance(found, tuple):
-            return Found(list(found))
-        return Found(self._store.jobs(state, rule, limit), reason_of(found))
+        pages = [page async for page in self.job_pages(FindJobs(state, rule, limit))]
+        return Found([job for page in pages for job in page.value], pages[-1].why)
+
+    def job_pages(self, query: FindJobs) -> AsyncIterator[Found[list[Job]]]:
+        """Yield jobs, newest first, without their events, in pages that are read one after the other."""
+        in_memory = self._store.jobs
+        return paging.job_pages(self._copy.find, query, lambda: in_memory(query.state, query.rule, query.limit))
 
     async def find_job(self, job_id: int) -> Found[Job | None]:
         """Return one job with its events."""
@@ -401,19 +402,10 @@ class Spool:
         pages = [page async for page in self.match_pages(wanted)]
         return Found([match for page in pages for match in page.value], pages[-1].why)
 
-    async def match_pages(self, wanted: MatchFilter) -> AsyncIterator[Found[list[PastMatch]]]:
-        """Yield pages of past matches, read one after the other; the last may be empty. Raises NotInHistoryError."""
-        found = following = 0
-        while True:
-            page = await self._copy.find(FindMatches(replace(wanted, limit=wanted.limit - found), following))
-            if not isinstance(page, Page):
-                break
-            if not page.knows_after:
-                raise NotInHistoryError(wanted.after)
-            found, following = found + len(page.matches), page.following
-            yield Found(list(page.matches))
-            if not following or found >= wanted.limit:
-                return
-        if not found:
-            self._store.replace_matches(self._copy.recent)
-        yield Found([] if found else self._store.matches(wanted), reason_of(page))
+    def match_pages(self, wanted: MatchFilter) -> AsyncIterator[Found[list[PastMatch]]]:
+        """Yield past matches, newest first, in pages; the last may be empty. Raises NotInHistoryError."""
+        return paging.match_pages(self._copy.find, FindMatches(wanted), lambda: self._remembered(wanted))
+
+    def _remembered(self, wanted: MatchFilter) -> list[PastMatch]:
+        self._store.replace_matches(self._copy.recent)
+        return self._store.matches(wanted)

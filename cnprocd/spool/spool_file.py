@@ -18,7 +18,7 @@ from cnprocd.spool.store import Store
 
 MOST_WAL_BYTES = 4 << 20
 MOST_KEYS = 20_000  # only the events of the last moments can be seen twice
-PAGE_MATCHES = 100
+PAGE_MATCHES = PAGE_JOBS = 100
 PAGE_BYTES = 128 << 10  # of records: the daemon decodes a page in about a millisecond
 MOST_SNAPSHOTS = 1000
 
@@ -140,7 +140,9 @@ class SpoolFile:
 def _found(store: Store, query: m.Query) -> m.Answer:
     match query:
         case m.FindJobs():
-            return tuple(store.jobs(query.state, query.rule, query.limit))
+            most = min(query.limit, PAGE_JOBS)
+            jobs = store.jobs(query.state, query.rule, most, query.before)
+            return m.Page(jobs=tuple(jobs), following=jobs[-1].job_id if len(jobs) == most else 0)
         case m.FindJob():
             return store.job(query.job_id)
         case m.FindOutput():

@@ -253,12 +253,12 @@ class Store:
     def last_job_id(self) -> int:
         return copies.last_job_id(self._db)
 
-    def jobs(self, state: State | None, rule: str | None, limit: int) -> list[Job]:
-        """Return the newest jobs, newest first, without their events. `rule` is a glob."""
+    def jobs(self, state: State | None, rule: str | None, limit: int, before: int = 0) -> list[Job]:
+        """Return the newest jobs before the job `before`, if it is not 0, without their events. `rule` is a glob."""
         rows = self._db.execute(
             f"SELECT {copies.JOB} FROM jobs WHERE (?1 IS NULL OR state = ?1) AND (?2 IS NULL OR rule GLOB ?2)"  # noqa: S608
-            " ORDER BY job_id DESC LIMIT ?3",
-            (state, None if rule is None else history.glob(rule), limit),
+            " AND (?4 = 0 OR job_id < ?4) ORDER BY job_id DESC LIMIT ?3",
+            (state, None if rule is None else history.glob(rule), limit, before),
         )
         return [_job(row) for row in rows]
 

@@ -12,7 +12,7 @@ import pytest
 from kernel.blocking import Endurance, FrozenDisk
 from kernel.harness import PATIENCE_S, running
 
-READY_WITHIN_S = 25.0  # the daemon waits 2 s for the spool and 10 s for the snapshot of the rules (acceptance.py)
+READY_WITHIN_S = 9.0  # the daemon waits 2 s for the spool, and then no longer for the snapshot of the rules
 
 
 @pytest.fixture

@@ -9,12 +9,14 @@ from typing import Any
 from unit.hookkit import Records
 
 from cnprocd import reload
+from cnprocd.acceptance import RunnerUnreachableError
 from cnprocd.reload import RulesInForce
 from cnprocd.rules.loader_process import LoaderFailedError
 from cnprocd.rules.problems import LoadedRules, Problem, RulesError
 
 FILE = Path("/etc/cnprocd/rules.yaml")
 UNREADABLE = LoaderFailedError([Problem(FILE, 0, 0, "cannot load the rules: Too many open files")])
+SILENT = RunnerUnreachableError([Problem(FILE, 0, 0, "the runner has no snapshot of the rules: no answer")])
 INVALID = RulesError([Problem(FILE, 1, 1, 'unknown event: "x"')])
 
 
@@ -23,6 +25,9 @@ class Scene:
 
     def __init__(self, errors=()):
         self.loads, self.swaps, self.errors = 0, 0, list(errors)
+        self.accepts, self.refusals = 0, list[RulesError]()
+        self.answer = asyncio.Event()  # of the runner or the disk that accepts
+        self.answer.set()
         self.gate = asyncio.Event()
         self.log = Records()
         settings = SimpleNamespace(log_level="info")
@@ -45,7 +50,10 @@ class Scene:
         return self.loaded
 
     async def accept(self, loaded, keep):
-        return
+        self.accepts += 1
+        await self.answer.wait()
+        if self.refusals:
+            raise self.refusals.pop(0)
 
     def swap(self, loaded):
         self.swaps += 1
@@ -106,5 +114,54 @@ def test_an_invalid_file_is_not_read_again():
         assert await scene.rules.reload() is INVALID
         assert scene.rules._retry is None
         assert [record["retry_in_s"] for record in scene.log.of("rules_rejected")] == [None]
+
+    asyncio.run(run())
+
+
+def test_rules_that_no_runner_accepts_are_loaded_again():
+    async def run():
+        scene = Scene()
+        scene.refusals = [SILENT, SILENT]
+        scene.rules._retry_s = 0.001
+        scene.gate.set()
+        assert await scene.rules.reload() is SILENT
+        await scene.log.until(lambda: scene.log.of("rules_loaded"))
+        assert [record["retry_in_s"] for record in scene.log.of("rules_rejected")] == [0.001, 0.002]
+        assert (scene.loads, scene.swaps) == (3, 1)
+
+    asyncio.run(run())
+
+
+def test_a_start_without_a_runner_loads_the_rules_again():
+    async def run():
+        scene = Scene()
+        scene.refusals = [SILENT]
+        scene.rules._retry_s = 0.001
+        scene.gate.set()
+        await scene.rules.accept_at_start(30.0)
+        assert scene.rules.state.failed_load.at_start
+        await scene.log.until(lambda: scene.log.of("rules_loaded"))
+        assert (scene.accepts, scene.loads, scene.swaps) == (2, 1, 1)
+        assert scene.rules.state.failed_load is None
+
+    asyncio.run(run())
+
+
+def test_a_start_does_not_wait_for_a_frozen_disk():
+    """What accepts the rules goes on beside the loop, and a reload waits for its end."""
+
+    async def run():
+        scene = Scene()
+        scene.answer.clear()
+        scene.gate.set()
+        async with asyncio.timeout(30.0):
+            await scene.rules.accept_at_start(0.0)
+        scene.rules.reload_soon()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert (scene.accepts, scene.loads) == (1, 0)
+        scene.answer.set()
+        await scene.log.until(lambda: scene.log.of("rules_loaded"))
+        assert (scene.accepts, scene.loads, scene.swaps) == (2, 1, 1)
 
     asyncio.run(run())

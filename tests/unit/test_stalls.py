@@ -111,3 +111,28 @@ def test_nothing_counts_before_the_daemon_is_ready():
     with asyncio.Runner(loop_factory=stalls.make_loop) as runner:
         runner.run(scene())
     assert stalls.figures().worst_s == 0.0
+
+
+def test_a_block_within_a_block_has_its_own_time():
+    """A drain that starts a hook: the scheduler accounts for what it took, and an edge for what it waited."""
+
+    async def scene(stalls, clock):
+        with stalls.running("drain"):
+            clock.now_s += 0.1
+            with stalls.running("scheduler"):
+                clock.now_s += 0.2
+                stalls.blame("disk", 0.05)
+            clock.now_s += 0.01
+        await asyncio.sleep(0)
+
+    assert [one["cause"] for one in play(scene)[1]] == ["scheduler"]
+
+
+def test_an_edge_that_the_loop_waited_for_is_the_cause():
+    async def scene(stalls, clock):
+        with stalls.running("drain"):
+            clock.now_s += 0.3
+            stalls.blame("disk", 0.25)
+        await asyncio.sleep(0)
+
+    assert [one["cause"] for one in play(scene)[1]] == ["disk"]

@@ -10,6 +10,8 @@ from cnprocd.control.protocol import MAX_FRAME, Answer, Decoder, EncodedAnswer, 
 from cnprocd.control.verbs import EncodedValues
 from cnprocd.spool import spool_file
 from cnprocd.spool.disk import DirectDisk
+from cnprocd.spool.disk_messages import FindJobs, FindMatches
+from cnprocd.spool.job import Job, JobRequest
 from cnprocd.spool.rows import MatchFilter, PastMatch
 from cnprocd.spool.spool import Spool
 
@@ -20,10 +22,13 @@ class CountingDisk(DirectDisk):
     def __init__(self) -> None:
         super().__init__()
         self.pages: list[int] = []
+        self.jobs: list[tuple[Job, ...]] = []
 
     def send(self, request, done):
         def answered(answer):
-            if hasattr(answer, "matches"):
+            if isinstance(request, FindJobs):
+                self.jobs.append(answer.jobs)
+            if isinstance(request, FindMatches):
                 self.pages.append(sum(len(json.dumps(match.record)) for match in answer.matches))
             done(answer)
 
@@ -65,6 +70,15 @@ def test_pages_are_bounded_in_bytes_and_lose_no_match(history_of, disk):
     assert [match.record["n"] for match in found.value] == list(range(249, 9, -1))
     assert found.why is None
     assert max(disk.pages) < spool_file.PAGE_BYTES + 25_000
+
+
+def test_jobs_are_read_in_pages(history_of, disk):
+    spool = history_of(0, 0)
+    spool.enqueue([JobRequest(key=str(n), rule="a" if n % 2 else "b", event={"pid": n}) for n in range(500)])
+    found = asyncio.run(spool.find_jobs(limit=420))
+    assert [job.job_id for job in found.value] == list(range(500, 80, -1))
+    assert [len(page) for page in disk.jobs] == [100, 100, 100, 100, 20]
+    assert len(asyncio.run(spool.find_jobs(rule="a", limit=1000)).value) == 250
 
 
 def test_a_too_long_answer_is_refused_before_it_is_read(history_of, disk):
