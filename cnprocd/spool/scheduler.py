@@ -196,6 +196,7 @@ class Scheduler:
         self._next_fill = None
         if not (self._accepting and self.launcher.ready) or self._slots_taken() >= self.slots:
             return
+        searched_ns = self._spool.clock()
         job = self._chooser.next_job(
             self.promises.slots_of,
             self.slots,
@@ -204,7 +205,7 @@ class Scheduler:
         )
         self._more = job is not None
         if job is None:
-            self._sleep_until_due()
+            self._sleep_until_due(searched_ns)
             return
         self._start(job)
         if in_a_row and self._slots_taken() < self.slots:
@@ -214,12 +215,12 @@ class Scheduler:
     def _slots_taken(self) -> int:
         return sum(not attempt.silent for _, attempt in self._active.values())
 
-    def _sleep_until_due(self) -> None:
+    def _sleep_until_due(self, searched_ns: int) -> None:
         """Set a timer for the next job that waits for a retry or for its gathering window."""
         if self._next_due is not None:
             self._next_due.cancel()
             self._next_due = None
-        delay_s = self._spool.next_due_in_s()
+        delay_s = self._spool.next_due_in_s(searched_ns)
         if delay_s is not None:
             self._next_due = asyncio.get_running_loop().call_later(max(delay_s, 0.001), self.wake)
 

@@ -190,11 +190,10 @@ class Spool:
         """Return the events of a job, or () if one of them cannot be read."""
         return self._store.events(job_id)
 
-    def next_due_in_s(self) -> float | None:
-        """Return the seconds until the next job that waits for its time is due, or None."""
-        now_ns = self.clock()
-        due_ns = self._store.next_due_ns(now_ns)
-        return None if due_ns is None else (due_ns - now_ns) / NS
+    def next_due_in_s(self, searched_ns: int) -> float | None:
+        """Return the seconds until the next job is due that was not yet when due() searched; None: there is none."""
+        due_ns = self._store.next_due_ns(searched_ns)
+        return None if due_ns is None else max(0.0, (due_ns - self.clock()) / NS)
 
     def start(self, job_id: int, attempt_id: str) -> None:
         """Mark the job as running, before the fork."""

@@ -161,10 +161,10 @@ class Store:
     def queues(self, now_ns: int) -> dict[str, RuleQueue]:
         return queues.queues(self._db, now_ns)
 
-    def next_due_ns(self, now_ns: int) -> int | None:
-        """Return when the next job that waits for its time is due, or None."""
+    def next_due_ns(self, after_ns: int) -> int | None:
+        """Return when the first job is due that is due after a moment, or None."""
         row = self._db.execute(
-            "SELECT min(due_ns) FROM jobs WHERE state = 'waiting' AND due_ns > ?", (now_ns,)
+            "SELECT min(due_ns) FROM jobs WHERE state = 'waiting' AND due_ns > ?", (after_ns,)
         ).fetchone()
         return None if row[0] is None else int(row[0])
 

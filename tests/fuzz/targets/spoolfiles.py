@@ -155,7 +155,7 @@ class SpoolFiles(Target):
         self._clock.now_ns += 10 * NS
         new = spool.enqueue([_request(n, f"new {n}") for n in range(3)])
         assert None not in new.job_ids
-        spool.counts(), spool.next_due_in_s()
+        spool.counts(), spool.next_due_in_s(spool.clock())
         for search in (spool.find_jobs(), spool.find_matches(MatchFilter(rule="a*")), spool.find_output(1)):
             with suppress(StopIteration):
                 search.send(None)  # it never waits

@@ -1,6 +1,7 @@
 """scheduler.py over a real spool with real children: order, results and recovery."""
 
 import asyncio
+import itertools
 import os
 import signal
 import sys
@@ -540,3 +541,20 @@ async def test_every_descriptor_and_process_is_given_back(tmp_path):
         await records.ended(*range(1, 45))
         assert len(os.listdir("/proc/self/fd")) <= before + 2  # a spare's socket may be on its way
     assert zombies() == []
+
+
+@aio
+async def test_a_job_that_becomes_due_while_one_is_sought_runs(tmp_path):
+    """At whichever reading of the clock it becomes due: the scheduler had no timer for it, and forgot it."""
+    for reading in range(1, 12):
+        (directory := tmp_path / str(reading)).mkdir()
+        async with running(directory, {"r": hook("/bin/true")}) as (spool, scheduler, records):
+            spool.enqueue([request("r")])
+            now_ns = spool.clock()
+            spool.start(1, "t")
+            spool.postpone(1, now_ns + reading)
+            readings = itertools.count(now_ns + 1)
+            spool.clock = lambda readings=readings: next(readings)
+            scheduler.wake()
+            async with asyncio.timeout(10):
+                await records.ended(1)

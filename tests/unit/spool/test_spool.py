@@ -124,7 +124,7 @@ def test_matches_of_a_window_share_one_job_due_at_its_close(open_spool, clock):
     second = spool.enqueue([request("a", {"pid": 3}, gather=gather)])
     assert first.job_ids + second.job_ids == (1, 1, 1)
     assert spool.due(9) == []
-    assert spool.next_due_in_s() == 5
+    assert spool.next_due_in_s(spool.clock()) == 5
     clock.now_ns += 5 * NS
     assert ids(spool.due(9)) == [1]
     assert [event["pid"] for event in open_spool().job(1).events] == [1, 2, 3]
@@ -292,7 +292,7 @@ def test_a_postponed_attempt_is_not_counted(open_spool, clock):
     spool.start(1, "t")
     spool.postpone(1, clock() + NS)
     assert spool.job(1).attempts == 0
-    assert spool.next_due_in_s() == 1
+    assert spool.next_due_in_s(spool.clock()) == 1
 
 
 OPERATIONS = st.lists(
