@@ -16,6 +16,7 @@ from cnprocd.control.tap import Tap
 from cnprocd.control.verbs import verbs_of
 from cnprocd.log import Log
 from cnprocd.output import metrics
+from cnprocd.output.metrics_file import MetricsFile
 
 METRICS_EVERY_S = 15.0  # the usual scrape interval of Prometheus
 
@@ -27,10 +28,9 @@ class ControlRoom:
         self, daemon: view.DaemonView, tap: Tap, runtime_dir: Path, log: Log, readers_group: Callable[[], int | None]
     ) -> None:
         self._daemon = daemon
-        self._log = log
         self._loop = asyncio.get_running_loop()
         self._metrics_timer: asyncio.TimerHandle | None = None
-        self._metrics_failed = False
+        self._metrics = MetricsFile(self._loop, log)
         self.server = ControlServer(runtime_dir, verbs_of(daemon), log, readers_group=readers_group)
         tap.observe(self.server.publish, self.server.wanted)
 
@@ -50,6 +50,7 @@ class ControlRoom:
         """Close every connection and the socket."""
         if self._metrics_timer is not None:
             self._metrics_timer.cancel()
+        self._metrics.close()
         await self.server.stop()
 
     def _write_metrics(self) -> None:
@@ -57,16 +58,6 @@ class ControlRoom:
         path = self._daemon.loaded.settings.metrics_file
         if path is None:
             return
-        try:
-            metrics.write(Path(path), metrics.render(view.status(self._daemon)))
-            self._metrics_failed = False
-        except OSError as error:
-            if not self._metrics_failed:
-                self._log(
-                    "warning",
-                    "metrics_unwritable",
-                    path=path,
-                    message=f"cannot write metrics to {path}: {error.strerror}",
-                )
-            self._metrics_failed = True
+        with self._daemon.stalls.running("metrics"):
+            self._metrics.write(path, metrics.render(view.status(self._daemon)))
         self._metrics_timer = self._loop.call_later(METRICS_EVERY_S, self._write_metrics)

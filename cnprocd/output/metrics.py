@@ -1,18 +1,13 @@
-"""Render the daemon's counters as Prometheus text, for node_exporter's textfile collector and `cnprocctl metrics`.
+"""Render the daemon's counters as Prometheus text, for node_exporter's textfile collector and `cnprocctl metrics`. PURE.
 
-`render` is pure: it takes the JSON of `cnprocctl status --json`. Names and units follow the conventions of Prometheus:
+`render` takes the JSON of `cnprocctl status --json`. Names and units follow the conventions of Prometheus:
 base units (seconds, bytes), `_total` for counters, one name per quantity with labels for its kinds. No label has values
 that a process can choose: a label for the comm would make a series per process name, a million from a hostile process.
-
-`write` replaces the file by rename, because the collector must never read a partial file.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 from cnprocd.json_value import (
@@ -277,18 +272,3 @@ def _escaped(value: str) -> str:
 
 def _number(value: float) -> str:
     return str(int(value)) if value == int(value) else repr(float(value))
-
-
-def write(path: Path, text: str) -> None:
-    """Replace `path` by a file with this text, readable by all users. Raises OSError; leaves no temporary file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-    try:
-        with os.fdopen(fd, "w", encoding="utf-8") as file:
-            os.fchmod(file.fileno(), 0o644)  # public, whatever the umask of the daemon
-            file.write(text)
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise

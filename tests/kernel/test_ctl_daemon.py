@@ -11,6 +11,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -318,8 +319,11 @@ def test_metrics_by_the_socket_and_by_file(tmp_path):
         fail("cnpctl-a")
         daemon.mark()
         assert 'cnprocd_matches_total{rule="failed"} 1' in ctl(daemon, "metrics")[1].splitlines()
-        assert ctl(daemon, "reload")[0] == 0  # which rewrites the file
-        assert 'cnprocd_matches_total{rule="failed"} 1' in file.read_text().splitlines()
+        assert ctl(daemon, "reload")[0] == 0  # which rewrites the file, some time soon
+        deadline = time.monotonic() + PATIENCE_S
+        while 'cnprocd_matches_total{rule="failed"} 1' not in file.read_text().splitlines():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 def test_the_socket_of_a_killed_daemon_is_taken_over(tmp_path):

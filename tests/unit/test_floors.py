@@ -66,7 +66,7 @@ connector/decode connector/event connector/filter connector/gathering connector/
 connector/status connector/taskrecord connector/uapi
 control/protocol
 launch/render launch/request
-output/console output/fields output/match_id output/record
+output/console output/fields output/match_id output/metrics output/record
 process/cgroup_path process/completion process/deaths process/executed_file process/family process/files
 process/handed_on process/model process/oom process/stat process/table process/thread_count process/tracker
 process/tracking process/unasked

@@ -7,7 +7,8 @@ import subprocess
 
 import pytest
 
-from cnprocd.output.metrics import render, write
+from cnprocd.output.metrics import render
+from cnprocd.output.metrics_child import write
 from cnprocd.spool.latency import Histogram
 
 
@@ -113,7 +114,7 @@ def test_the_file_is_replaced_whole_and_readable_by_all(tmp_path):
     before = os.stat(file).st_ino
     umask = os.umask(0o077)
     try:
-        write(file, "new\n")
+        write(str(file), b"new\n")
     finally:
         os.umask(umask)
     assert file.read_text() == "new\n"
@@ -124,8 +125,8 @@ def test_the_file_is_replaced_whole_and_readable_by_all(tmp_path):
 
 def test_a_place_that_cannot_be_written_leaves_nothing(tmp_path):
     with pytest.raises(OSError):
-        write(tmp_path / "missing" / "cnprocd.prom", "x")
+        write(str(tmp_path / "missing" / "cnprocd.prom"), b"x")
     (tmp_path / "is-a-directory").mkdir()
     with pytest.raises(OSError):
-        write(tmp_path / "is-a-directory", "x")
+        write(str(tmp_path / "is-a-directory"), b"x")
     assert [one.name for one in tmp_path.iterdir()] == ["is-a-directory"]
