@@ -543,6 +543,18 @@ async def test_every_descriptor_and_process_is_given_back(tmp_path):
     assert zombies() == []
 
 
+class EachReading:
+    """A clock that moves by a nanosecond at each reading."""
+
+    offset_ns = 0
+
+    def __init__(self, now_ns: int) -> None:
+        self._readings = itertools.count(now_ns)
+
+    def __call__(self) -> int:
+        return next(self._readings)
+
+
 @aio
 async def test_a_job_that_becomes_due_while_one_is_sought_runs(tmp_path):
     """At whichever reading of the clock it becomes due: the scheduler had no timer for it, and forgot it."""
@@ -553,7 +565,6 @@ async def test_a_job_that_becomes_due_while_one_is_sought_runs(tmp_path):
             now_ns = spool.clock()
             spool.start(1, "t")
             spool.postpone(1, now_ns + reading)
-            readings = itertools.count(now_ns + 1)
-            spool.clock = lambda readings=readings: next(readings)
+            spool.clock = EachReading(now_ns + 1)
             scheduler.wake()
             await records.ended(1)

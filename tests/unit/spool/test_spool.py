@@ -734,10 +734,10 @@ def test_a_pause_goes_on_exactly_whatever_the_clock_says(open_spool, clock, boot
     clock.step(step_ns)
     again = open_spool(boot_id)
     assert ids(again.due(9)) == [1]
-    assert again.next_due_in_s() == 3
+    assert again.next_due_in_s(again.clock()) == 3
     clock.now_ns += 3 * NS
     assert ids(again.due(9)) == [1, 2]
-    assert again.next_due_in_s() == 5
+    assert again.next_due_in_s(again.clock()) == 5
     clock.now_ns += 5 * NS
     assert ids(again.due(9)) == [1, 2, 3]
 
@@ -773,7 +773,7 @@ def test_jobs_of_a_read_only_file_keep_their_pause(open_spool, clock, tmp_path, 
     again = open_spool("next boot")
     assert not again.durable
     assert ids(again.due(9)) == [1]
-    assert again.next_due_in_s() == 10
+    assert again.next_due_in_s(again.clock()) == 10
 
 
 def refuse(path):
