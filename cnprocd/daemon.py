@@ -30,8 +30,7 @@ async def serve(options: Options, loaded: LoadedRules, outside: Outside) -> None
     try:
         outside.output.attach(asyncio.get_running_loop())
         outside.manager.attach(asyncio.get_running_loop())
-        lock = OwnerLock()  # held until the process ends: nothing may be written after it
-        own_directories(lock, options, outside.log)
+        own_directories(outside.owner, options, outside.log)
         parts = connect(options, loaded, outside)
         await start(parts, outside)
         await parts.stopping.wait()

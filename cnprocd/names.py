@@ -18,10 +18,11 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from cnprocd.edge import Counters, Edge, Limits, Missed, Patience
+from cnprocd.edge import Counters, Edge, Limits, Missed
 from cnprocd.launch.request import HookUser
 from cnprocd.launch.user import resolve_user
 from cnprocd.log import Log, ThrottledLog
+from cnprocd.patience import Patience
 from cnprocd.worker import ThreadWorker
 
 DEADLINE_S = 0.05
@@ -59,13 +60,13 @@ class Names:
         self._answers: queue.SimpleQueue[tuple[Hashable, object]] = queue.SimpleQueue()  # also the late ones
         self._patience = Patience(DEADLINE_S, shortest_s=0.0)
         self._throttled = ThrottledLog(log, REPORT_EVERY_S)
-        self._edge: Edge[_Question, object] = Edge(
+        self.edge: Edge[_Question, object] = Edge(
             "names", lambda: ThreadWorker("names", self._answer), _LIMITS, loop, blame=blame
         )
 
     @property
     def counters(self) -> Counters:
-        return self._edge.counters
+        return self.edge.counters
 
     def user_name(self, uid: int) -> str | None:
         """Return the name of a user, the number of one that has none, or None if no answer has come in time."""
@@ -109,7 +110,7 @@ class Names:
 
     def close(self) -> None:
         """Ask nothing more. Does not wait for the name service."""
-        self._edge.close()
+        self.edge.close()
 
     def _ask(self, key: Hashable, resolve: Callable[[], object]) -> object:
         learned = self._learn()
@@ -128,7 +129,7 @@ class Names:
             self._submit(question)
             return fallback
         self._pending.add(key)
-        missed = self._edge.ask(question, wait_s)
+        missed = self.edge.ask(question, wait_s)
         found = self._learn().get(key, fallback)
         if isinstance(missed, Missed):
             self._note_missed(question, missed, now_s)
@@ -143,7 +144,7 @@ class Names:
             if isinstance(answer, Missed):
                 self._pending.discard(key)  # it may be asked again
 
-        if not self._edge.submit(question, done):
+        if not self.edge.submit(question, done):
             self._pending.discard(key)
 
     def _note_missed(self, question: _Question, missed: Missed, now_s: float) -> None:

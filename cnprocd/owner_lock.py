@@ -44,6 +44,7 @@ class OwnerLock:
 
     def __init__(self) -> None:
         self._held: dict[tuple[int, int], int] = {}  # device and inode of a directory -> descriptor of its lock file
+        self.directories: list[Path] = []  # that are locked
 
     def take(self, directories: Iterable[Path]) -> None:
         """Lock each directory that is not locked by this object yet.
@@ -54,6 +55,7 @@ class OwnerLock:
             try:
                 found = os.stat(directory)
                 if (found.st_dev, found.st_ino) in self._held:
+                    self.directories.append(directory)
                     continue
                 fd = _opened(directory / FILE_NAME)
             except OSError as error:
@@ -67,12 +69,14 @@ class OwnerLock:
                     raise OwnedError(directory, pid) from error
                 raise StateError(f"cannot lock {directory / FILE_NAME}: {error.strerror}") from error
             self._held[found.st_dev, found.st_ino] = fd
+            self.directories.append(directory)
 
     def close(self) -> None:
         """Release the locks."""
         for fd in self._held.values():
             os.close(fd)
         self._held.clear()
+        self.directories.clear()
 
 
 def _opened(path: Path) -> int:

@@ -21,6 +21,7 @@ from cnprocd.control import access
 from cnprocd.control.room import ControlRoom
 from cnprocd.control.tap import Tap
 from cnprocd.dispatch import Dispatcher
+from cnprocd.edge import EdgeState
 from cnprocd.event_loop import EventLoop, Ticker
 from cnprocd.failures import Failures
 from cnprocd.handover import Handover
@@ -31,6 +32,7 @@ from cnprocd.machine_ids import this_machine
 from cnprocd.name_resolution import NameResolution
 from cnprocd.names import Names
 from cnprocd.output.log import LogOutput
+from cnprocd.owner_lock import OwnerLock
 from cnprocd.pipeline import Pipeline
 from cnprocd.process.file_names import FileNames
 from cnprocd.process.holder import Holder, kernel_reports_exit_status
@@ -75,6 +77,7 @@ class Outside:
     output: LogOutput
     stalls: Stalls  # of the running loop
     own_tgid: int
+    owner: OwnerLock = field(default_factory=OwnerLock)  # held until the process ends: nothing may be written after it
     broken: RulesError | None = None  # the rule files are invalid, and the rules are those that were accepted last
 
 
@@ -88,8 +91,21 @@ class ControlledDaemon:
     dispatcher: Dispatcher
     hits: Hits
     kept_by_manager: bool
-    stalls: Stalls
+    outside: Outside
+    edges: list[EdgeState]
     started_ns: int = field(default_factory=time.time_ns)
+
+    @property
+    def stalls(self) -> Stalls:
+        return self.outside.stalls
+
+    @property
+    def output(self) -> LogOutput:
+        return self.outside.output
+
+    @property
+    def owner(self) -> OwnerLock:
+        return self.outside.owner
 
     @property
     def loaded(self) -> LoadedRules:
@@ -155,16 +171,9 @@ def connect(options: Options, loaded: LoadedRules, outside: Outside) -> Parts:
     tracker = Tracker(subscription.plan.tracking, lookups, outside.own_tgid, matcher.cares, files, failures)
     follower = HookFollower(subscription, tracker.family, ticker.arm)
     client = None if options.runner is None else RunnerClient(options.runner, log, follower.register_runner)
+    disk = ChildDisk(loop, blame)
     dispatcher = Dispatcher(
-        options.state_dir,
-        loaded,
-        log,
-        follower,
-        client,
-        names.hook_user,
-        ChildDisk(loop, blame),
-        failures,
-        outside.stalls,
+        options.state_dir, loaded, log, follower, client, names.hook_user, disk, failures, outside.stalls
     )
     tap = Tap(dispatcher)
     holder = Holder() if "pidfd_info" not in options.refused and kernel_reports_exit_status() else None
@@ -190,8 +199,10 @@ def connect(options: Options, loaded: LoadedRules, outside: Outside) -> Parts:
     )
     hits = Hits(pipeline.counts, dispatcher.spool)
     rules.on_swap.append(lambda: hits.forget_others({rule.name for rule in rules.loaded.rules}))
-    view = ControlledDaemon(rules, subscription, pipeline, dispatcher, hits, kept_by_manager, outside.stalls)
+    edges: list[EdgeState] = [lookups.edge, names.edge, disk.edge, *outside.output.edges]
+    view = ControlledDaemon(rules, subscription, pipeline, dispatcher, hits, kept_by_manager, outside, edges)
     control = ControlRoom(view, tap, options.runtime_dir, log, lambda: names.resolve("readers", access.readers_group))
+    edges.append(control.metrics.edge)
     resolution = NameResolution(rules, names.id_of, log)
     rules.on_swap += [control.reloaded, names.expire]
     event_loop = EventLoop(loop, ticker, rules, pipeline, dispatcher, follower, manager, log, stopping, outside.stalls)

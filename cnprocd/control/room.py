@@ -30,7 +30,7 @@ class ControlRoom:
         self._daemon = daemon
         self._loop = asyncio.get_running_loop()
         self._metrics_timer: asyncio.TimerHandle | None = None
-        self._metrics = MetricsFile(self._loop, log)
+        self.metrics = MetricsFile(self._loop, log)
         self.server = ControlServer(runtime_dir, verbs_of(daemon), log, readers_group=readers_group)
         tap.observe(self.server.publish, self.server.wanted)
 
@@ -50,7 +50,7 @@ class ControlRoom:
         """Close every connection and the socket."""
         if self._metrics_timer is not None:
             self._metrics_timer.cancel()
-        self._metrics.close()
+        self.metrics.close()
         await self.server.stop()
 
     def _write_metrics(self) -> None:
@@ -59,5 +59,5 @@ class ControlRoom:
         if path is None:
             return
         with self._daemon.stalls.running("metrics"):
-            self._metrics.write(path, metrics.render(view.status(self._daemon)))
+            self.metrics.write(path, metrics.render(view.status(self._daemon)))
         self._metrics_timer = self._loop.call_later(METRICS_EVERY_S, self._write_metrics)

@@ -8,15 +8,20 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Protocol
 
 from cnprocd import __version__
 from cnprocd.connector import uapi
 from cnprocd.connector.request import Features
 from cnprocd.dispatch import Dispatcher
+from cnprocd.edge import EdgeState
 from cnprocd.hits import Hits
 from cnprocd.json_value import JsonDict, get_int
 from cnprocd.load_state import LoadState
+from cnprocd.output.log import LogOutput
+from cnprocd.owner_lock import OwnerLock
 from cnprocd.pipeline import Pipeline
 from cnprocd.rules.compile import CompiledRule
 from cnprocd.rules.plan import Plan, identity_of
@@ -52,6 +57,12 @@ class DaemonView(Protocol):
     @property
     def started_ns(self) -> int: ...
     @property
+    def output(self) -> LogOutput: ...
+    @property
+    def owner(self) -> OwnerLock: ...
+    @property
+    def edges(self) -> Sequence[EdgeState]: ...
+    @property
     def kept_by_manager(self) -> bool: ...
 
     async def reload(self) -> RulesError | None: ...
@@ -64,6 +75,7 @@ def status(daemon: DaemonView) -> JsonDict:
         "pid": os.getpid(),
         "started_ns": daemon.started_ns,
         "uptime_s": (time.time_ns() - daemon.started_ns) / NS,
+        "owned_directories": [str(path) for path in daemon.owner.directories],
         "files": [str(path) for path in daemon.loaded.files],
         "rules_hash": daemon.loaded.rules_hash,
         "reload": _reload(daemon.load_state),
@@ -77,7 +89,9 @@ def status(daemon: DaemonView) -> JsonDict:
             "hooks_alive": daemon.pipeline.tracker.family.alive,
         },
         "jobs": jobs(daemon),
+        "log": _log(daemon.output),
         "stalls": _stalls(daemon.stalls.figures()),
+        "edges": [{"name": edge.name, "waiting": edge.waiting, **asdict(edge.counters)} for edge in daemon.edges],
         "kernel": _kernel(daemon),
     }
 
@@ -109,6 +123,7 @@ def rules(daemon: DaemonView) -> list[JsonDict]:
             "events": list(rule.events),
             "hits": counts.rules[rule.name],
             "last_hit_ns": counts.rule_last_ns.get(rule.name),
+            "counted": daemon.pipeline.flood.counted[rule.name],
             "hook": rule.run is not None,
             "identity": _identity(compiled.get(rule.name), daemon),
         }
@@ -128,6 +143,8 @@ def _events(daemon: DaemonView) -> JsonDict:
         "records_delivered": source.records_seen,
         "occurrences": dict(counts.kinds),
         "matches": counts.matches,
+        "counted": daemon.pipeline.flood.counted.total(),
+        "not_remembered": daemon.dispatcher.not_remembered,
         "failed": daemon.pipeline.failures.count,
         "recovered": daemon.pipeline.recovery.recovered,
         "identity_unknown": [
@@ -213,6 +230,17 @@ def _latency(daemon: DaemonView) -> JsonDict:
         "max_ms": histogram.max_ms,
         "p50_ms": histogram.quantile_ms(0.5),
         "p99_ms": histogram.quantile_ms(0.99),
+    }
+
+
+def _log(output: LogOutput) -> JsonDict:
+    """Return the records that wait for the log output, and those that were dropped."""
+    lost = output.lost
+    return {
+        "queued": output.queued,
+        "lost": lost.records,
+        "lost_matches": lost.matches,
+        "lost_by_rule": dict(lost.by_rule),
     }
 
 

@@ -18,6 +18,7 @@ from typing import Literal
 
 import structlog
 
+from cnprocd.edge import EdgeState
 from cnprocd.errors import CnprocdError
 from cnprocd.json_value import JsonDict, JsonObject, JsonValue
 from cnprocd.log import LEVELS, Level, Log
@@ -73,6 +74,11 @@ class LogOutput:
     def queued(self) -> int:
         """Records that wait for room."""
         return sum(queue.queued for _, queue in self.outputs)
+
+    @property
+    def edges(self) -> list[EdgeState]:
+        """The workers that write to files."""
+        return [queue.edge for _, queue in self.outputs if queue.edge is not None]
 
     def report(self, lost: Lost) -> None:
         """Log what was dropped."""

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from cnprocd.edge import EdgeState
 from cnprocd.output.sink import FileSink, Sink
 
 MOST_BYTES = 4 << 20
@@ -64,6 +65,11 @@ class LogQueue:
         if isinstance(self._sink, FileSink):
             self._sink.attach(loop)
         self.flush()
+
+    @property
+    def edge(self) -> EdgeState | None:
+        """The worker that writes, if the sink has one."""
+        return self._sink.edge if isinstance(self._sink, FileSink) else None
 
     @property
     def queued(self) -> int:

@@ -1,4 +1,4 @@
-"""Render the daemon's counters as Prometheus text, for node_exporter's textfile collector and `cnprocctl metrics`. PURE.
+"""Render the daemon's counters as Prometheus text, for node_exporter's textfile collector and `metrics`. PURE.
 
 `render` takes the JSON of `cnprocctl status --json`. Names and units follow the conventions of Prometheus:
 base units (seconds, bytes), `_total` for counters, one name per quantity with labels for its kinds. No label has values
@@ -53,6 +53,8 @@ def _metrics(status: JsonObject) -> Iterable[_Metric]:
     yield from _of_losses(status)
     yield from _of_jobs(status)
     yield from _of_stalls(status)
+    yield from _of_log(status)
+    yield from _of_edges(status)
     buffer_bytes = get_int(get_dict(status, "kernel"), "receive_buffer_bytes")
     yield _one("cnprocd_receive_buffer_bytes", "gauge", "Granted size of the receive buffer.", buffer_bytes)
 
@@ -80,6 +82,18 @@ def _of_events(status: JsonObject) -> Iterable[_Metric]:
         "counter",
         "Events that were evaluated by the rules, by kind.",
         [({"kind": kind}, count) for kind, count in sorted(get_map(events, "occurrences", as_int).items())],
+    )
+    yield _Metric(
+        "cnprocd_counted_matches_total",
+        "counter",
+        "Matches that a flood left counted only, by rule.",
+        [({"rule": get_str(rule, "name")}, get_int(rule, "counted", 0)) for rule in rules],
+    )
+    yield _one(
+        "cnprocd_matches_not_remembered_total",
+        "counter",
+        "Matches that are not in the history, because there were too many.",
+        get_int(events, "not_remembered", 0),
     )
     yield _one(
         "cnprocd_event_failures_total",
@@ -217,6 +231,38 @@ def _of_stalls(status: JsonObject) -> Iterable[_Metric]:
                 ({"since": "last_minute"}, get_number(stalls, f"{quantity}_last_minute_s")),
             ],
         )
+
+
+def _of_log(status: JsonObject) -> Iterable[_Metric]:
+    log = get_dict_or_none(status, "log")
+    if log is not None:
+        yield _one(
+            "cnprocd_log_queued_records", "gauge", "Log records that wait for the output.", get_int(log, "queued")
+        )
+        lost, matches = get_int(log, "lost"), get_int(log, "lost_matches")
+        samples: list[tuple[dict[str, str], float]] = [
+            ({"kind": "match"}, matches),
+            ({"kind": "other"}, lost - matches),
+        ]
+        yield _Metric("cnprocd_log_lost_records_total", "counter", "Log records that were dropped, by kind.", samples)
+
+
+def _of_edges(status: JsonObject) -> Iterable[_Metric]:
+    """Yield the work beside the event loop, by edge. The names of edges are constants of the daemon."""
+    edges = get_list(status, "edges", as_dict, ())
+    ends = ("done", "late", "refused", "failed", "stopped")
+    yield _Metric(
+        "cnprocd_edge_pieces_total",
+        "counter",
+        "Pieces of work beside the event loop, by edge and end.",
+        [({"edge": get_str(edge, "name"), "end": end}, get_int(edge, end)) for edge in edges for end in ends],
+    )
+    for name, kind, key, text in (
+        ("cnprocd_edge_waiting_pieces", "gauge", "waiting", "Pieces of work that wait for a worker."),
+        ("cnprocd_edge_stuck_workers", "gauge", "stuck", "Workers that do not answer."),
+        ("cnprocd_edge_replaced_workers_total", "counter", "replaced", "Workers that were started in place of others."),
+    ):
+        yield _Metric(name, kind, text, [({"edge": get_str(edge, "name")}, get_int(edge, key)) for edge in edges])
 
 
 def _of_queues(status: JsonObject) -> Iterable[_Metric]:

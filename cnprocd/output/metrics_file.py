@@ -12,7 +12,7 @@ import socket
 import time
 from pathlib import Path
 
-from cnprocd.edge import Counters, Edge, Limits, Missed
+from cnprocd.edge import Edge, Limits, Missed
 from cnprocd.log import Log
 from cnprocd.output import metrics_child
 from cnprocd.worker import ChildWorker
@@ -41,14 +41,10 @@ class MetricsFile:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, log: Log) -> None:
         self._log = log
-        self._edge: Edge[_Text, bytes] = Edge("metrics", _Writer, Limits(deadline_s=math.inf, inbox=1), loop)
+        self.edge: Edge[_Text, bytes] = Edge("metrics", _Writer, Limits(deadline_s=math.inf, inbox=1), loop)
         self._began_s: float | None = None  # since when a text is being written
         self._next: _Text | None = None
         self._failed = False
-
-    @property
-    def counters(self) -> Counters:
-        return self._edge.counters
 
     @property
     def waiting(self) -> int:
@@ -63,13 +59,13 @@ class MetricsFile:
                 self._report(path, "the disk does not answer")
             return
         self._began_s = time.monotonic()
-        if not self._edge.submit((path, text), lambda answer: self._written(path, answer)):
+        if not self.edge.submit((path, text), lambda answer: self._written(path, answer)):
             self._written(path, Missed.REFUSED)
 
     def close(self) -> None:
         """Wait for nothing. A text that is being written is still written."""
         self._next = None
-        self._edge.close(abandon=False)
+        self.edge.close(abandon=False)
 
     def _written(self, path: str, answer: bytes | Missed) -> None:
         self._began_s = None

@@ -80,7 +80,7 @@ class FileSink:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._edge: Edge[bytes, bytes] | None = None
+        self.edge: Edge[bytes, bytes] | None = None
         self._is_busy = False
         self._callback: Callable[[], None] | None = None
 
@@ -88,15 +88,15 @@ class FileSink:
         """Write through a worker process from now on."""
         script = Path(write_child.__file__)
         limits = Limits(deadline_s=math.inf)
-        self._edge = Edge("log", lambda: ChildWorker(script, stdout=self._fd), limits, loop)
+        self.edge = Edge("log", lambda: ChildWorker(script, stdout=self._fd), limits, loop)
 
     def put(self, data: bytes) -> int:
-        if self._edge is None:
+        if self.edge is None:
             return os.write(self._fd, data)
         if self._is_busy:
             raise BlockingIOError
         piece = data[:MOST_MESSAGE_BYTES]
-        self._is_busy = self._edge.submit(piece, self._done)
+        self._is_busy = self.edge.submit(piece, self._done)
         if not self._is_busy:
             raise BlockingIOError
         return len(piece)
@@ -108,8 +108,8 @@ class FileSink:
 
     def close(self) -> None:
         self._callback = None
-        if self._edge is not None:
-            self._edge.close(abandon=False)  # a kill would cut a line
+        if self.edge is not None:
+            self.edge.close(abandon=False)  # a kill would cut a line
 
     def _done(self, answer: object) -> None:
         self._is_busy = False

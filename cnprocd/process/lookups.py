@@ -24,8 +24,9 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from cnprocd.edge import Counters, Edge, Limits, Missed, Patience
+from cnprocd.edge import Counters, Edge, Limits, Missed
 from cnprocd.log import Log, ThrottledLog
+from cnprocd.patience import Patience
 from cnprocd.process import lookup_child, procfs
 from cnprocd.process.files import FileId
 from cnprocd.process.model import Process, Provenance, Wanted
@@ -62,7 +63,7 @@ class Lookups:
         self.skipped = 0  # reads of processes and users that are set aside
         self._loop = loop
         self._log = log
-        self._edge: Edge[bytes, bytes] = Edge("proc", start, _LIMITS, loop, blame=blame)
+        self.edge: Edge[bytes, bytes] = Edge("proc", start, _LIMITS, loop, blame=blame)
         self._patience = Patience(DEADLINE_S, SHORTEST_S)
         self._throttled = ThrottledLog(log, REPORT_EVERY_S)
         self._set_aside: dict[int, int | None] = {}  # PID -> pidfd; None: there was no descriptor for one
@@ -71,7 +72,7 @@ class Lookups:
 
     @property
     def counters(self) -> Counters:
-        return self._edge.counters
+        return self.edge.counters
 
     @property
     def set_aside(self) -> int:
@@ -80,12 +81,12 @@ class Lookups:
 
     def prepare(self) -> None:
         """Start the worker process, and wait until it is ready."""
-        if not self._edge.prepare(START_S):
+        if not self.edge.prepare(START_S):
             self._log("error", "proc_unavailable", message="cannot start the process that reads /proc")
 
     def close(self) -> None:
         """End the worker process."""
-        self._edge.close()
+        self.edge.close()
         for tgid in list(self._set_aside):
             self._restore(tgid)
 
@@ -153,7 +154,7 @@ class Lookups:
         found: list[FileId | None] = []
         for request in _path_requests(paths):
             now_s = time.monotonic()
-            answer = self._edge.ask(request, self._patience.wait_s(now_s))
+            answer = self.edge.ask(request, self._patience.wait_s(now_s))
             if not isinstance(answer, bytes):
                 self._patience.spend(time.monotonic() - now_s)
                 return None
@@ -170,14 +171,14 @@ class Lookups:
             yield from ((tgid, None) for tgid in allowed)
             return
         began_s = time.monotonic()
-        found = self._edge.ask(_request(allowed, bits))
+        found = self.edge.ask(_request(allowed, bits))
         if isinstance(found, bytes):
             yield from zip(allowed, _parse(found), strict=True)
             return
         self._scan_wait_s += time.monotonic() - began_s
         for tgid in allowed:
             began_s = time.monotonic()
-            self._edge.prepare(max(0.0, SCAN_S - self._scan_wait_s))
+            self.edge.prepare(max(0.0, SCAN_S - self._scan_wait_s))
             alone = self._ask([tgid], bits) if self._scan_wait_s < SCAN_S else None
             if alone is None:
                 self._scan_wait_s += time.monotonic() - began_s
@@ -186,7 +187,7 @@ class Lookups:
     def _ask(self, tgids: list[int], bits: int) -> list[Files] | None:
         """Read one process; if it is late, set it aside."""
         began_s = time.monotonic()
-        answer = self._edge.ask(_request(tgids, bits), self._patience.wait_s(began_s))
+        answer = self.edge.ask(_request(tgids, bits), self._patience.wait_s(began_s))
         if isinstance(answer, bytes):
             return _parse(answer)
         now_s = time.monotonic()

@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from cnprocd.edge import Patience
 from cnprocd.log import Log, ThrottledLog
+from cnprocd.patience import Patience
 from cnprocd.spool import disk_messages as m
 from cnprocd.spool.changes import MOST_WAITING_MATCHES, Changes, Row
 from cnprocd.spool.copies import LIVE

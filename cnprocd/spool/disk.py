@@ -98,32 +98,32 @@ class ChildDisk:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, blame: Callable[[str, float], None] | None = None) -> None:
         self._worker: DiskWorker | None = None
-        self._edge: Edge[Request, Answer] = Edge("disk", self._start, _LIMITS, loop, blame=blame)
+        self.edge: Edge[Request, Answer] = Edge("disk", self._start, _LIMITS, loop, blame=blame)
 
     @property
     def counters(self) -> Counters:
-        return self._edge.counters
+        return self.edge.counters
 
     @property
     def stalled_s(self) -> float:
-        return self._edge.stalled_s
+        return self.edge.stalled_s
 
     def send(self, request: Request, done: Callable[[Answer], None]) -> None:
         def answered(answer: Answer | Missed) -> None:
             done(Failed("the process of the spool has ended") if isinstance(answer, Missed) else answer)
 
-        if not self._edge.submit(request, answered):
+        if not self.edge.submit(request, answered):
             done(Failed("cannot start the process of the spool"))
 
     def wait(self, within_s: float) -> bool:
-        return self._edge.wait(within_s)
+        return self.edge.wait(within_s)
 
     def leave(self, request: Request) -> None:
         if self._worker is not None:
             self._worker.leave(request)
 
     def close(self) -> None:
-        self._edge.close()
+        self.edge.close()
 
     def _start(self) -> DiskWorker:
         self._worker = DiskWorker()

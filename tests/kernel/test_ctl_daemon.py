@@ -99,6 +99,17 @@ def test_status_and_metrics_show_the_stalls(tmp_path):
         assert 'cnprocd_stall_worst_seconds{since="start"}' in ctl(daemon, "metrics")[1]
 
 
+def test_status_shows_the_owner_the_log_and_the_edges(tmp_path):
+    with running(tmp_path, rules()) as daemon:
+        found = ctl_json(daemon, "status")
+        assert sorted(found["owned_directories"]) == [str(tmp_path / "run"), str(tmp_path / "state")]
+        assert found["log"] == {"queued": 0, "lost": 0, "lost_matches": 0, "lost_by_rule": {}}
+        assert {"proc", "names", "disk", "metrics"} <= {edge["name"] for edge in found["edges"]}
+        assert (found["events"]["counted"], found["events"]["not_remembered"]) == (0, 0)
+        assert f"holds {tmp_path / 'run'}" in ctl(daemon, "status")[1]
+        assert 'cnprocd_edge_pieces_total{edge="disk",end="done"}' in ctl(daemon, "metrics")[1]
+
+
 def test_reload_returns_when_the_rules_are_in_force(tmp_path):
     with running(tmp_path, rules()) as daemon:
         daemon.write_rules(rules(more="  - {name: new, events: [nonzero_exit], match: {comm: cnpctl-new}}\n"))

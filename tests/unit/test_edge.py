@@ -19,7 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from unit.reaping import children_reaped  # noqa: F401 (a fixture)
 
-from cnprocd.edge import Edge, Limits, Missed, Patience
+from cnprocd.edge import Edge, Limits, Missed
+from cnprocd.patience import Patience
 from cnprocd.worker import ChildWorker, ThreadWorker
 
 CHILD = Path(__file__).with_name("edge_child.py")
@@ -407,7 +408,8 @@ def test_a_stuck_thread_does_not_keep_the_interpreter_alive(tmp_path, how):
     os.mkfifo(fifo)
     program = f"""
 import asyncio, os
-from cnprocd.edge import Edge, Limits, Missed, Patience
+from cnprocd.edge import Edge, Limits, Missed
+from cnprocd.patience import Patience
 from cnprocd.worker import ThreadWorker
 
 def block(work):

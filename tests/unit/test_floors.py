@@ -26,6 +26,7 @@ FLOORS = {
     "failures": "unexpected exceptions, counted and logged",
     "safe_open": "opens only what root alone can write: rule files, and the programs of hooks",
     "worker": "a thread or child process that does work for an edge",
+    "patience": "how long the event loop waits for an edge",
     "edge": "work that another program can make slow, done beside the event loop",
     "owner_lock": "one daemon for one state directory and one runtime directory",
     "stall_meter": "how long the event loop did not wait for events",
@@ -60,7 +61,7 @@ FLOORS = {
 }
 
 PURE = """
-errors escape failures flood json_value log stall_meter
+errors escape failures flood json_value log patience stall_meter
 cli/plans cli/reasons cli/rule_text
 connector/decode connector/event connector/filter connector/gathering connector/request connector/sequence
 connector/status connector/taskrecord connector/uapi

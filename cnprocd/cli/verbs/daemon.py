@@ -96,6 +96,7 @@ def _head(found: JsonObject, style: Style) -> list[str]:
         ("daemon", f"cnprocd {version}, PID {pid}, up {duration(uptime_s)}"),
         ("rules", ", ".join(get_list(found, "files", as_str))),
         ("hash", f"{get_str(found, 'rules_hash')}, loaded {ago(get_int(get_dict(found, 'reload'), 'loaded_ns'))}"),
+        ("owner", _owner(get_list(found, "owned_directories", as_str, ()), style)),
         *_reload(get_dict(found, "reload"), style),
         ("requested", " ".join(get_list(events, "asked", as_str)) or "nothing"),
         (
@@ -115,17 +116,51 @@ def _head(found: JsonObject, style: Style) -> list[str]:
         ("durable", style("green", "yes") if durable else style("red", f"NO: {get_str(jobs, 'why_not_durable')}")),
         ("latency", _latency(get_dict_or_none(jobs, "latency"))),
         ("stalls", _stalls(get_dict_or_none(found, "stalls"))),
+        *(("edges", text) for text in _edges(get_list(found, "edges", as_dict, ()), style)),
+        *_log(get_dict_or_none(found, "log"), style),
         ("kernel", _kernel(get_dict(found, "kernel"))),
     ]
     unknown = get_list(events, "identity_unknown", as_dict)
     if unknown:
         lines.append(("unknown", style("yellow", ", ".join(map(_unknown, unknown)))))
+    if counted_only := get_int(events, "counted", 0):
+        rules = [(get_int(rule, "counted", 0), get_str(rule, "name")) for rule in get_list(found, "rules", as_dict)]
+        shown = ", ".join(f"{name} {count}" for count, name in sorted(rules, reverse=True)[:MOST_QUEUES] if count)
+        lines.append(("flood", style("yellow", f"{counted_only} matches were counted and not reported: {shown}")))
+    if forgotten := get_int(events, "not_remembered", 0):
+        lines.append(("history", style("yellow", f"{forgotten} matches are not in the history: there were too many")))
     if failed := get_int(events, "failed", 0):
         lines.append(("failed", style("red", f"{failed} events or matches, by unexpected exceptions: see the log")))
     rejected = sum(get_map(events, "rejected", as_int).values())
     if rejected:
         lines.append(("spoofed", style("red", f"{rejected} datagrams that the kernel did not send")))
     return [f"{style('bold', name.rjust(10))}  {text}" for name, text in lines]
+
+
+def _owner(directories: list[str], style: Style) -> str:
+    if not directories:
+        return style("yellow", "no directory is locked: another daemon could use the same ones")
+    return f"holds {', '.join(directories)}"
+
+
+def _edges(edges: list[JsonObject], style: Style) -> Iterator[str]:
+    """Return one line for each edge where work was given up, or is stuck."""
+    for edge in edges:
+        counts = ((get_int(edge, key), key) for key in ("late", "refused", "failed", "replaced", "waiting"))
+        found = [f"{count} {key}" for count, key in counts if count]
+        if stuck := get_int(edge, "stuck"):
+            found.insert(0, style("red", f"{stuck} STUCK"))
+        if found:
+            yield f"{get_str(edge, 'name')}: {', '.join(found)}; {get_int(edge, 'done')} done"
+
+
+def _log(log: JsonObject | None, style: Style) -> list[tuple[str, str]]:
+    """Return the records that wait for the output and those that were dropped, if there are any."""
+    if log is None or not (get_int(log, "queued") or get_int(log, "lost")):
+        return []
+    lost, matches = get_int(log, "lost"), get_int(log, "lost_matches")
+    text = f"{counted(get_int(log, 'queued'), 'record')} waiting"
+    return [("log", text + (style("red", f"; {lost} LOST, {matches} of them matches") if lost else ""))]
 
 
 def _reload(reload: JsonObject, style: Style) -> list[tuple[str, str]]:

@@ -89,6 +89,18 @@ def test_the_last_reload_is_a_metric():
     assert "cnprocd_rule_files_changed" not in samples(render(status(reload=failed | {"changed_files": None})))
 
 
+def test_given_up_work_and_lost_records_are_counted():
+    edge = {"name": "proc", "waiting": 1, "done": 5, "late": 2, "refused": 0, "failed": 0, "stopped": 0}
+    log = {"queued": 3, "lost": 9, "lost_matches": 4}
+    found = samples(render(status(edges=[{**edge, "stuck": 1, "replaced": 2}], log=log)))
+    assert found['cnprocd_edge_pieces_total{edge="proc",end="late"}'] == "2"
+    assert found['cnprocd_edge_stuck_workers{edge="proc"}'] == "1"
+    assert found["cnprocd_log_queued_records"] == "3"
+    assert found['cnprocd_log_lost_records_total{kind="match"}'] == "4"
+    assert found['cnprocd_log_lost_records_total{kind="other"}'] == "5"
+    assert found['cnprocd_counted_matches_total{rule="a"}'] == "0"
+
+
 def test_the_histogram_is_cumulative_and_in_seconds():
     found = samples(render(status()))
     assert found['cnprocd_hook_latency_seconds_bucket{le="0.0005"}'] == "1"

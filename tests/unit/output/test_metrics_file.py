@@ -17,22 +17,21 @@ from cnprocd.output.metrics_file import MetricsFile
 async def metrics_to(path):
     """Yield a MetricsFile that has written `first` to a path, its log, and the PID of its process."""
     records, pids = Records(), []
-    begin = metrics_file._Writer.__init__
-
-    def noted(writer):
-        begin(writer)
-        pids.append(writer._pid)
-
-    metrics_file._Writer.__init__ = noted
     metrics = MetricsFile(asyncio.get_running_loop(), records)
+
+    def started():
+        writer = metrics_file._Writer()
+        pids.append(writer._pid)
+        return writer
+
+    metrics.edge._start = started
     try:
         metrics.write(str(path), "first\n")
         async with asyncio.timeout(PATIENCE_S):
-            while not metrics.counters.done:
+            while not metrics.edge.counters.done:
                 await asyncio.sleep(0.01)
         yield metrics, records, pids
     finally:
-        metrics_file._Writer.__init__ = begin
         metrics.close()
 
 
@@ -60,7 +59,7 @@ async def test_a_stuck_disk_keeps_only_the_latest_metrics(tmp_path, monkeypatch)
             f"cannot write metrics to {path}: the disk does not answer"
         ]
         os.kill(pid, signal.SIGCONT)
-        await until(lambda: metrics.counters.done == 3)
+        await until(lambda: metrics.edge.counters.done == 3)
         assert path.read_text() == "19" * 300_000
 
 
@@ -73,7 +72,7 @@ async def test_metrics_are_written_again_after_a_failure(tmp_path):
         path = directory / "cnprocd.prom"
         for _ in range(3):
             metrics.write(str(path), "missing\n")
-        await until(lambda: metrics.counters.done == 3)
+        await until(lambda: metrics.edge.counters.done == 3)
         assert len(records.of("metrics_unwritable")) == 1
         directory.mkdir()
         metrics.write(str(path), "there\n")

@@ -70,7 +70,7 @@ def run_until(loop, condition):
 
 def both_ready(loop, made):
     """A late read cost a worker: wait until its replacement is there, as the loop of the daemon would."""
-    run_until(loop, lambda: made._edge.ready == 2)
+    run_until(loop, lambda: made.edge.ready == 2)
 
 
 def test_a_process_reads_as_the_direct_way_reads_it(loop, records, sleepers):

@@ -757,9 +757,9 @@ def test_a_pause_goes_on_while_the_daemon_is_down(open_spool, clock):
     spool.enqueue([request("a", gather=Gather("a", window_s=10))])
     spool.close()
     clock.now_ns += 8 * NS
-    assert open_spool().next_due_in_s() == 2
+    assert (again := open_spool()).next_due_in_s(again.clock()) == 2
     clock.now_ns += NS
-    assert open_spool("next boot").next_due_in_s() == 1
+    assert (again := open_spool("next boot")).next_due_in_s(again.clock()) == 1
 
 
 def test_jobs_of_a_read_only_file_keep_their_pause(open_spool, clock, tmp_path, monkeypatch):
