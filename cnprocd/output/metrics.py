@@ -49,6 +49,7 @@ def render(status: JsonObject) -> str:
 def _metrics(status: JsonObject) -> Iterable[_Metric]:
     """Yield every metric, in the order of the page."""
     yield from _of_events(status)
+    yield from _of_floods(status)
     yield from _of_reload(status)
     yield from _of_losses(status)
     yield from _of_jobs(status)
@@ -83,18 +84,6 @@ def _of_events(status: JsonObject) -> Iterable[_Metric]:
         "Events that were evaluated by the rules, by kind.",
         [({"kind": kind}, count) for kind, count in sorted(get_map(events, "occurrences", as_int).items())],
     )
-    yield _Metric(
-        "cnprocd_counted_matches_total",
-        "counter",
-        "Matches that a flood left counted only, by rule.",
-        [({"rule": get_str(rule, "name")}, get_int(rule, "counted", 0)) for rule in rules],
-    )
-    yield _one(
-        "cnprocd_matches_not_remembered_total",
-        "counter",
-        "Matches that are not in the history, because there were too many.",
-        get_int(events, "not_remembered", 0),
-    )
     yield _one(
         "cnprocd_event_failures_total",
         "counter",
@@ -125,6 +114,22 @@ def _of_events(status: JsonObject) -> Iterable[_Metric]:
         hash=get_str(status, "rules_hash"),
     )
     yield _one("cnprocd_rules", "gauge", "Rules in force.", sum(get_bool(rule, "enabled") for rule in rules))
+
+
+def _of_floods(status: JsonObject) -> Iterable[_Metric]:
+    events, rules = get_dict(status, "events"), get_list(status, "rules", as_dict)
+    yield _Metric(
+        "cnprocd_counted_matches_total",
+        "counter",
+        "Matches that a flood left counted only, by rule.",
+        [({"rule": get_str(rule, "name")}, get_int(rule, "counted", 0)) for rule in rules],
+    )
+    yield _one(
+        "cnprocd_matches_not_remembered_total",
+        "counter",
+        "Matches that are not in the history, because there were too many.",
+        get_int(events, "not_remembered", 0),
+    )
 
 
 def _of_reload(status: JsonObject) -> Iterable[_Metric]:

@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 
-from cnprocd.edge import Patience
+from cnprocd.patience import Patience
 from cnprocd.process.model import Occurrence
 from cnprocd.process.oom import OomKill, OomKills, is_killed, parse_victim
 

@@ -132,21 +132,6 @@ def test_rules_that_no_runner_accepts_are_loaded_again():
     asyncio.run(run())
 
 
-def test_a_start_without_a_runner_loads_the_rules_again():
-    async def run():
-        scene = Scene()
-        scene.refusals = [SILENT]
-        scene.rules._retry_s = 0.001
-        scene.gate.set()
-        await scene.rules.accept_at_start(30.0)
-        assert scene.rules.state.failed_load.at_start
-        await scene.log.until(lambda: scene.log.of("rules_loaded"))
-        assert (scene.accepts, scene.loads, scene.swaps) == (2, 1, 1)
-        assert scene.rules.state.failed_load is None
-
-    asyncio.run(run())
-
-
 def test_a_start_does_not_wait_for_a_frozen_disk():
     """What accepts the rules goes on beside the loop, and a reload waits for its end."""
 
