@@ -183,20 +183,11 @@ def connect(options: Options, loaded: LoadedRules, outside: Outside) -> Parts:
         source, tracker, matcher, tap, recovery, lookups, log, this_machine(), files, kernel_log, failures=failures
     )
     rules = RulesInForce(
-        loaded,
-        outside.load,
-        outside.read_digests,
-        subscription,
-        pipeline,
-        dispatcher,
-        manager,
-        log,
-        outside.output.set_level,
-        stopping,
-        outside.stalls,
+        loaded, outside.load, outside.read_digests, subscription, pipeline, dispatcher, manager, log,
+        outside.output.set_level, stopping, outside.stalls,
         accepted_here(outside.store_snapshot, log) if client is None else accepted_by_runner(client, log),
         outside.broken,
-    )
+    )  # fmt: skip
     hits = Hits(pipeline.counts, dispatcher.spool)
     rules.on_swap.append(lambda: hits.forget_others({rule.name for rule in rules.loaded.rules}))
     edges: list[EdgeState] = [lookups.edge, names.edge, disk.edge, *outside.output.edges]
