@@ -2,7 +2,8 @@
 
 An event wakes `_drain`, which turns the pipeline until nothing is left or BUDGET_S is spent. Then the loop serves
 hooks, control and the watchdog. Under load the sockets are left alone for a while, so that the next wake-up brings many
-events (connector/gathering.py). An isolated event never waits.
+events (connector/gathering.py). An isolated event never waits. As long as nothing else wants the loop, it waits for the
+end of the window in place: a turn of asyncio's loop costs as much as dozens of events.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import time
 from collections.abc import Callable
 
 from cnprocd.connector.canary import kernel_sends_events, raise_listener_count
-from cnprocd.connector.gathering import Gathering
+from cnprocd.connector.gathering import Gathering, patience
 from cnprocd.dispatch import Dispatcher
 from cnprocd.log import Log
 from cnprocd.pipeline import Pipeline
+from cnprocd.process.counted_lookup import CountedLookup
 from cnprocd.process.deaths import HOLD_NS
 from cnprocd.reload import RulesInForce
 from cnprocd.service import ServiceManager
@@ -23,6 +25,7 @@ from cnprocd.stalls import Stalls
 from cnprocd.subscription import HookFollower
 
 BUDGET_S = 0.01  # of draining before the loop serves the others
+IN_PLACE_S = 0.05  # of windows, one after the other, before the loop runs its timers
 TICK_S = 1.0
 LAST_EVENTS_S = 4.0  # of reading what is queued at a stop
 LAST_DEATHS_S = 0.1  # record and event of one death are microseconds apart
@@ -60,6 +63,7 @@ class EventLoop:
         ticker: Ticker,
         rules: RulesInForce,
         pipeline: Pipeline,
+        lookups: CountedLookup,
         dispatcher: Dispatcher,
         follower: HookFollower,
         manager: ServiceManager,
@@ -71,6 +75,7 @@ class EventLoop:
         self._ticker = ticker
         self._rules = rules
         self._pipeline = pipeline
+        self._lookups = lookups
         self._dispatcher = dispatcher
         self._follower = follower
         self._manager = manager
@@ -79,6 +84,7 @@ class EventLoop:
         self._stalls = stalls
         self._gathering = Gathering()
         self._active_at_s = time.monotonic()
+        self._looked_up = 0  # reads of /proc when the last window began
         self._listening = False
         self._timer: asyncio.Handle | None = None  # when to drain without being woken
         ticker.handlers.append(self._tick)
@@ -124,17 +130,33 @@ class EventLoop:
         if self._stopping.is_set():
             return  # `stop` reads what is queued; after that the sockets are closed
         try:
-            with self._stalls.running("drain"):
-                self._turn_for_a_while()
+            self._drain_and_gather()
         except BaseException:
             self._listen()  # asyncio logs the error; keep listening after it
             raise
 
-    def _turn_for_a_while(self) -> None:
-        """Turn the pipeline within the budget; under load let events gather before the next time."""
+    def _drain_and_gather(self) -> None:
+        """Drain within the budget; under load let events gather, and drain again."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        deadline_s = time.monotonic() + IN_PLACE_S
+        while True:
+            matches = self._pipeline.counts.matches
+            with self._stalls.running("drain"):
+                window_s = self._turn_for_a_while()
+            if not window_s:
+                return
+            self._stop_listening()  # while window follows window only the time wakes us
+            now_s = time.monotonic()
+            # A match may have given the loop something to do, such as a hook to start.
+            is_idle = self._pipeline.counts.matches == matches and now_s + window_s <= deadline_s
+            if not (is_idle and self._stalls.pause(window_s)):
+                self._timer = self._loop.call_later(max(0.0, now_s + window_s - time.monotonic()), self._drain)
+                return
+
+    def _turn_for_a_while(self) -> float:
+        """Turn the pipeline within the budget. Return how long to let events gather; 0: listen to the sockets."""
         began_s = time.monotonic()
         deadline_s, quiet_s = began_s + BUDGET_S, began_s - self._active_at_s
         seen, more = self._pipeline.turn()
@@ -146,16 +168,19 @@ class EventLoop:
         self._ticker.arm()
         if more:
             self._listen()  # the budget is spent: the others are served, and the sockets wake us at once
-            return
-        looks_up, gather_s = self._pipeline.tracker.tracking.looks_up, self._rules.loaded.settings.gather_s
-        window_s = self._gathering.window_s(most, quiet_s, gather_s, looks_up)
-        if window_s:
-            self._stop_listening()  # while window follows window only the timer wakes us
-            self._timer = self._loop.call_later(window_s, self._drain)
-            return
-        self._listen()
-        if self._pipeline.tracker.deaths.has_held or self._pipeline.recovery.active:
-            self._timer = self._loop.call_later(HOLD_NS / 1e9, self._drain)
+            return 0.0
+        window_s = self._gathering.window_s(most, quiet_s, self._rules.loaded.settings.gather_s, self._patience())
+        if not window_s:
+            self._listen()
+            if self._pipeline.tracker.deaths.has_held or self._pipeline.recovery.active:
+                self._timer = self._loop.call_later(HOLD_NS / 1e9, self._drain)
+        return window_s
+
+    def _patience(self) -> int:
+        """Return the factor for the window, by what the rules have needed since the last one."""
+        before, self._looked_up = self._looked_up, self._lookups.count
+        looks_up = self._pipeline.tracker.tracking.looks_up
+        return patience(self._looked_up != before, looks_up, self._rules.loaded.runs_hooks)
 
     def _tick(self) -> None:
         """Do the housekeeping, and go on ticking while there is activity or something waits for a tick."""

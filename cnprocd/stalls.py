@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 import selectors
 import time
 import types
@@ -29,12 +30,26 @@ class Stalls:
         self._throttled = ThrottledLog(log, REPORT_EVERY_S)
         self._clock = clock
         self._began_s: float | None = None  # when the loop last had events
+        self._selector = _MeasuredSelector(self.end, self.begin)
         self._counts = False
         self._inner_s = 0.0  # of the block that runs: what blocks and edges within it account for
 
     def make_loop(self) -> asyncio.AbstractEventLoop:
         """Return a new event loop that is measured."""
-        return asyncio.SelectorEventLoop(_MeasuredSelector(self.end, self.begin))
+        return asyncio.SelectorEventLoop(self._selector)
+
+    def pause(self, seconds: float) -> bool:
+        """Wait within a callback as the loop would, if nothing else waits to run. Return whether no event came.
+
+        A turn of the loop costs as much as dozens of process events. Timers may be late by this.
+        """
+        if not self._selector.runs_one:
+            return False
+        self.end()
+        try:
+            return not self._selector.has_events(seconds)
+        finally:
+            self.begin()
 
     def count(self) -> None:
         """Count from now on. What the start of the daemon takes is not a stall: it is not ready yet."""
@@ -105,17 +120,26 @@ class Stalls:
         self._throttled.flush(self._clock())
 
 
-class _MeasuredSelector(selectors.DefaultSelector):
+class _MeasuredSelector(selectors.EpollSelector):
     """Calls `on_wait` before it waits, and `on_events` after it."""
 
     def __init__(self, on_wait: Callable[[], None], on_events: Callable[[], None]) -> None:
         super().__init__()
         self._on_wait = on_wait
         self._on_events = on_events
+        self._poll = select.poll()
+        self._poll.register(self.fileno(), select.POLLIN)
+        self.runs_one = False  # the loop runs one callback: it had none when it began to wait, and one event came
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         self._on_wait()
         try:
-            return super().select(timeout)
+            found = super().select(timeout)
         finally:
             self._on_events()
+        self.runs_one = timeout != 0 and len(found) <= 1  # asyncio does not wait while it has callbacks to run
+        return found
+
+    def has_events(self, within_s: float) -> bool:
+        """Return whether a registered descriptor is ready, or becomes so within this time."""
+        return bool(self._poll.poll(within_s * 1000))

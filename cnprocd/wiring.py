@@ -34,6 +34,7 @@ from cnprocd.names import Names
 from cnprocd.output.log import LogOutput
 from cnprocd.owner_lock import OwnerLock
 from cnprocd.pipeline import Pipeline
+from cnprocd.process.counted_lookup import CountedLookup
 from cnprocd.process.file_names import FileNames
 from cnprocd.process.holder import Holder, kernel_reports_exit_status
 from cnprocd.process.kernel_log import KernelLog
@@ -168,7 +169,8 @@ def connect(options: Options, loaded: LoadedRules, outside: Outside) -> Parts:
     lookups.prepare()
     files = FileNames(lookups.file_ids)
     subscription = Subscription(source, features, matcher, files)
-    tracker = Tracker(subscription.plan.tracking, lookups, outside.own_tgid, matcher.cares, files, failures)
+    counted = CountedLookup(lookups)
+    tracker = Tracker(subscription.plan.tracking, counted, outside.own_tgid, matcher.cares, files, failures)
     follower = HookFollower(subscription, tracker.family, ticker.arm)
     client = None if options.runner is None else RunnerClient(options.runner, log, follower.register_runner)
     disk = ChildDisk(loop, blame)
@@ -196,14 +198,12 @@ def connect(options: Options, loaded: LoadedRules, outside: Outside) -> Parts:
     edges.append(control.metrics.edge)
     resolution = NameResolution(rules, names.id_of, log)
     rules.on_swap += [control.reloaded, names.expire]
-    event_loop = EventLoop(loop, ticker, rules, pipeline, dispatcher, follower, manager, log, stopping, outside.stalls)
+    event_loop = EventLoop(
+        loop, ticker, rules, pipeline, counted, dispatcher, follower, manager, log, stopping, outside.stalls
+    )
     handover = Handover(options.runtime_dir, boot_id(), lookups, log)
-    ticker.handlers += [
-        lambda: handover.keep_hooks(tracker.family),
-        hits.store,
-        lambda: lookups.tick(time.monotonic()),
-        lambda: names.tick(time.monotonic()),
-    ]
+    ticker.handlers += [lambda: handover.keep_hooks(tracker.family), hits.store]
+    ticker.handlers += [lambda: lookups.tick(time.monotonic()), lambda: names.tick(time.monotonic())]
     return Parts(
         rules, names, resolution, lookups, pipeline, dispatcher, hits, control, event_loop, stopping, kept_by_manager,
         bool(manager.adopted("connector")), client is not None, follower, handover,

@@ -2,8 +2,10 @@
 
 A wake-up costs as much as a dozen events, and in a storm each event could cause one. So under load the sockets are not
 polled for a window. An isolated event is always handled at once. Load is many events in one batch, or wake-ups that
-follow each other without a pause. A window lasts longer if the rules need nothing from /proc, where a process may soon
-be gone: exit records wait in the socket.
+follow each other without a pause.
+
+A window is short only where time counts: while attributes are read from /proc, where a process may soon be gone. Exit
+records wait in the socket. If no rule runs a hook either, a log record may come later.
 """
 
 from __future__ import annotations
@@ -11,7 +13,18 @@ from __future__ import annotations
 LOAD_EVENTS = 32  # a batch with this number of events and records means load
 LOAD_WAKEUPS = 8  # this number of wake-ups in a row, each within a window of the last, means load
 LOAD_GATHERED = 4  # a window with fewer events and records ends the load
-PATIENCE = 5  # factor for the window if nothing is looked up in /proc
+PATIENCE = 5  # factor for the window if nothing was looked up in /proc since the last one
+PATIENCE_OF_LOGS = 25  # factor if the rules look up nothing at all, and only log
+
+
+def patience(looked_up: bool, looks_up: bool, runs_hooks: bool) -> int:
+    """Return the factor for the window.
+
+    `looked_up`: attributes were read from /proc since the last window. `looks_up`: the rules may need such attributes.
+    """
+    if looked_up:
+        return 1
+    return PATIENCE if looks_up or runs_hooks else PATIENCE_OF_LOGS
 
 
 class Gathering:
@@ -21,13 +34,13 @@ class Gathering:
         self._hurried = 0
         self._gathering = False
 
-    def window_s(self, most: int, quiet_s: float, gather_s: float, looks_up: bool) -> float:
+    def window_s(self, most: int, quiet_s: float, gather_s: float, patience: int) -> float:
         """Return for how long not to poll the sockets after a wake-up; 0: poll at once.
 
         `most`: events and records in the largest batch of this wake-up. `quiet_s`: time since the wake-up before.
-        `gather_s`: the setting. `looks_up`: the rules need attributes that only /proc has.
+        `gather_s`: the setting.
         """
-        window_s = gather_s if looks_up else gather_s * PATIENCE
+        window_s = gather_s * patience
         if self._gathering:
             self._gathering = most >= LOAD_GATHERED
         else:

@@ -40,6 +40,11 @@ class LoadedRules:
     files_hash: str = ""  # of the contents of the files, in order
 
     @property
+    def runs_hooks(self) -> bool:
+        """Whether any enabled rule runs a hook."""
+        return any(rule.run is not None and rule.enabled for rule in self.rules)
+
+    @property
     def rules_hash(self) -> str:
         """Return the hash of what is in force: 64 hexadecimal digits that are the same on every host with these rules.
 

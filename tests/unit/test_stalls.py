@@ -136,3 +136,71 @@ def test_an_edge_that_the_loop_waited_for_is_the_cause():
         await asyncio.sleep(0)
 
     assert [one["cause"] for one in play(scene)[1]] == ["disk"]
+
+
+def paused(before=lambda loop: None, within=lambda loop: None) -> list[bool]:
+    """Return what two pauses in one callback return. The callback is the only one of its turn of the loop."""
+    found: list[bool] = []
+
+    async def scene(stalls, clock):
+        loop = asyncio.get_running_loop()
+        done = asyncio.Event()
+
+        def callback():
+            found.append(stalls.pause(0.001))
+            within(loop)
+            found.append(stalls.pause(0.001))
+            done.set()
+
+        before(loop)
+        loop.call_later(0.01, callback)
+        await done.wait()
+
+    play(scene)
+    return found
+
+
+def test_a_pause_lasts_while_nothing_else_wants_the_loop():
+    assert paused() == [True, True]
+
+
+def test_an_event_ends_a_pause():
+    assert paused(within=lambda loop: loop.call_soon_threadsafe(lambda: None)) == [True, False]
+
+
+def test_there_is_no_pause_while_another_callback_waits():
+    async def scene(stalls, clock):
+        loop = asyncio.get_running_loop()
+        found = loop.create_future()
+
+        def first():
+            loop.call_soon(lambda: found.set_result(stalls.pause(10)))
+            loop.call_soon(lambda: None)
+
+        loop.call_soon(first)
+        assert await found is False
+
+    play(scene)
+
+
+def test_a_pause_is_no_stall():
+    clock = Clock()
+    stalls = Stalls(lambda level, event, **fields: None, clock)
+    stalls.count()
+
+    async def scene():
+        loop = asyncio.get_running_loop()
+        found = loop.create_future()
+
+        def callback():
+            clock.now_s += 0.02
+            stalls.pause(0.001)
+            clock.now_s += 0.03
+            found.set_result(None)
+
+        loop.call_later(0.01, callback)
+        await found
+
+    with asyncio.Runner(loop_factory=stalls.make_loop) as runner:
+        runner.run(scene())
+    assert 0.03 <= stalls.figures().worst_s < 0.05

@@ -209,7 +209,8 @@ class SettingsModel(Model):
         validate_default=True,
         alias="gather",
         description="Under load, the time for which events are gathered before they are read together; five times "
-        "as long if no rule needs attributes from /proc. 0s: never wait.",
+        "as long while no attribute is read from /proc, 25 times if no rule needs one and no rule runs a hook. "
+        "0s: never wait.",
     )
     log_level: Level = Field(default="info", description="The lowest level of the log records that are written.")
     metrics_file: Directory | None = Field(

@@ -2,15 +2,23 @@
 
 import pytest
 
-from cnprocd.connector.gathering import LOAD_EVENTS, LOAD_GATHERED, LOAD_WAKEUPS, PATIENCE, Gathering
+from cnprocd.connector.gathering import (
+    LOAD_EVENTS,
+    LOAD_GATHERED,
+    LOAD_WAKEUPS,
+    PATIENCE,
+    PATIENCE_OF_LOGS,
+    Gathering,
+    patience,
+)
 
 W = 0.002
 FAR, NEAR = 1.0, W / 2
 
 
-def windows(*wakeups, gather_s=W, looks_up=True):
+def windows(*wakeups, gather_s=W, times=1):
     one = Gathering()
-    return [one.window_s(most, quiet_s, gather_s, looks_up) for most, quiet_s in wakeups]
+    return [one.window_s(most, quiet_s, gather_s, times) for most, quiet_s in wakeups]
 
 
 def test_an_isolated_event_is_never_waited_for():
@@ -32,14 +40,23 @@ def test_a_window_stays_open_under_load_and_reopens_at_once():
     assert windows(*storm) == [W, W, 0.0, 0.0]
 
 
-@pytest.mark.parametrize(("looks_up", "window_s"), [(True, W), (False, W * PATIENCE)])
-def test_it_is_longer_where_nothing_is_looked_up(looks_up, window_s):
-    assert windows((LOAD_EVENTS, FAR), looks_up=looks_up) == [window_s]
+@pytest.mark.parametrize(
+    ("looked_up", "looks_up", "runs_hooks", "times"),
+    [
+        (True, True, False, 1),
+        (False, True, False, PATIENCE),
+        (False, True, True, PATIENCE),
+        (False, False, True, PATIENCE),
+        (False, False, False, PATIENCE_OF_LOGS),
+    ],
+)
+def test_it_is_longer_where_nothing_is_looked_up(looked_up, looks_up, runs_hooks, times):
+    assert patience(looked_up, looks_up, runs_hooks) == times
+    assert windows((LOAD_EVENTS, FAR), times=times) == [W * times]
     # Events without a pause use the same window.
-    quiet_s = window_s * 0.9
-    assert windows(*[(2, quiet_s)] * LOAD_WAKEUPS, looks_up=looks_up)[-1] == window_s
+    assert windows(*[(2, W * times * 0.9)] * LOAD_WAKEUPS, times=times)[-1] == W * times
 
 
-@pytest.mark.parametrize("looks_up", [True, False])
-def test_zero_never_waits(looks_up):
-    assert not any(windows(*[(10_000, 0.0)] * 50, gather_s=0.0, looks_up=looks_up))
+@pytest.mark.parametrize("times", [1, PATIENCE, PATIENCE_OF_LOGS])
+def test_zero_never_waits(times):
+    assert not any(windows(*[(10_000, 0.0)] * 50, gather_s=0.0, times=times))
