@@ -19,7 +19,6 @@ from typing import NamedTuple, Protocol
 
 from cnprocd.connector.inflight import EVENT_SLOTS
 from cnprocd.connector.source import Batch, Source
-from cnprocd.connector.status import describe
 from cnprocd.failures import Failures
 from cnprocd.flood import Flood
 from cnprocd.json_value import JsonDict
@@ -34,8 +33,8 @@ from cnprocd.process.model import Occurrence, Process, ProcScan, Wanted
 from cnprocd.process.tracker import Tracker
 from cnprocd.recovery import Recovery
 from cnprocd.rules.compile import Match, Matcher
-from cnprocd.rules.needs import unknown_attributes
 from cnprocd.rules.plan import Plan
+from cnprocd.unknown_attributes import UnknownAttributes
 
 TURN_S = 0.008  # that one batch may take
 LEAST_EVENTS = 16  # of a batch, however long it takes
@@ -86,8 +85,7 @@ class Counts:
 
     occurrences: int = 0
     matches: int = 0
-    nameless: int = 0  # exits of unknown comm while a rule asked for one
-    unknown: Counter[tuple[str, str]] = field(default_factory=Counter)  # (attribute, reason) -> undecided rules
+    unknown: Counter[tuple[str, str]] = field(default_factory=Counter)  # by attribute and reason
     kinds: Counter[str] = field(default_factory=Counter)
     rules: Counter[str] = field(default_factory=Counter)
     rule_last_ns: dict[str, int] = field(default_factory=dict)  # wall clock
@@ -128,6 +126,7 @@ class Pipeline:
         self._log = log
         self._throttled = ThrottledLog(log, _REPORT_EVERY_S)
         self._clock = clock
+        self._unknown = UnknownAttributes(self.counts.unknown, self._throttled, clock)
         self._rejects_reported = 0
         self.flood = Flood()
         self._most = EVENT_SLOTS  # events of one batch
@@ -194,13 +193,15 @@ class Pipeline:
                     self.kernel_log.explain(occurrence, self._drained_ns)
                 found = self.matcher.match(occurrence)
                 if self.matcher.undecided:
-                    self._report_undecided(occurrence)
+                    self._unknown.report_undecided(self.matcher.undecided, occurrence)
+                    self.matcher.undecided.clear()
                 if found:
                     found = self._counted(found, occurrence)
                 if found:
                     complete(occurrence, self._procfs, parents)
                     if occurrence.kind == "exit" and not self.matcher.asks_for_oom:
                         self.kernel_log.explain(occurrence, self._drained_ns)
+                    self._unknown.report_incomplete(found, occurrence)
                     provenance = occurrence.process.provenance() if self.logs_provenance else None
                     matches += [RecordedMatch(match, self._record(match), provenance) for match in found]
             except Exception:
@@ -248,8 +249,8 @@ class Pipeline:
 
     def _note_exit(self, occurrence: Occurrence) -> None:
         self.recovery.release(occurrence.process.tgid)
-        if occurrence.process.comm is None:
-            self._report_nameless(occurrence)
+        if occurrence.process.comm is None and self.matcher.asks_for_comm and not occurrence.from_hook:
+            self._unknown.report_nameless(occurrence)
 
     # Around it.
 
@@ -352,40 +353,6 @@ class Pipeline:
                 count=count,
                 message=f"{rule}: {count} matches of a flood were counted and not reported",
             )
-
-    def _report_nameless(self, occurrence: Occurrence) -> None:
-        """Count and log an exit of unknown comm: rules that ask for comm cannot match it."""
-        if not self.matcher.asks_for_comm or occurrence.from_hook:
-            return
-        self.counts.nameless += 1
-        self.counts.unknown["comm", "lost" if occurrence.recovered else "gone"] += 1
-        tgid, status = occurrence.process.tgid, describe(occurrence.status)
-        self._throttled.add(
-            "warning",
-            "identity_unknown",
-            self._clock(),
-            {"count": 1},
-            f"process {tgid} ended ({status}) before its name could be read; rules that ask for comm did not match it",
-            pid=tgid,
-            status=status,
-        )
-
-    def _report_undecided(self, occurrence: Occurrence) -> None:
-        """Count and log the rules that neither matched nor failed to, because an attribute is unknown."""
-        for rule in self.matcher.undecided:
-            attributes = dict(unknown_attributes(rule.match_needs, occurrence))
-            self.counts.unknown.update(attributes.items())
-            tgid, names = occurrence.process.tgid, ", ".join(sorted(attributes)) or "an attribute"
-            self._throttled.add(
-                "warning",
-                "identity_unknown",
-                self._clock(),
-                {"count": 1},
-                f"rule {rule.name} could not be decided for process {tgid}: {names} is unknown",
-                pid=tgid,
-                rule=rule.name,
-            )
-        self.matcher.undecided.clear()
 
     def _report_rejects(self) -> None:
         """Count and log datagrams that the kernel did not send."""

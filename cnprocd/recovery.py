@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from cnprocd.connector.source import Losses, Source
+from cnprocd.escape import printable
 from cnprocd.log import Log
 from cnprocd.process.deaths import Waiting
 from cnprocd.process.holder import Ended, Holder
@@ -24,6 +25,7 @@ from cnprocd.process.tracker import Tracker
 from cnprocd.rules.compile import Matcher
 
 _IN_FLIGHT_NS = 2_000_000  # between a task's disappearance from /proc and its exit event (sent after reaping)
+MOST_NAMED = 20  # processes in a record
 _RESYNC_EVERY_S = 1.0  # a scan of /proc per second is what a storm that never ends may cost
 
 
@@ -142,21 +144,30 @@ class Recovery:
             occurrence.recovered = True
         self.recovered += len(found)
         self._report_losses(resync.losses)
-        self._log("warning", "recovered", count=len(found), tracked=len(tracker.table))
+        self._report_recovered(found, "ended while events were lost")
         return found
 
     def report_silent(self, missed: Iterable[Occurrence]) -> None:
         """Count and log the recovered ones of these exits: the kernel sent no event, and raised no error for it."""
-        count = sum(occurrence.recovered for occurrence in missed)
-        if not count:
-            return
-        self.recovered += count
+        found = [occurrence for occurrence in missed if occurrence.recovered]
+        if found:
+            self.recovered += len(found)
+            self._report_recovered(found, "ended, and the kernel sent no event of it")
+
+    def _report_recovered(self, found: list[Occurrence], how: str) -> None:
+        """Log how many processes were recovered, and which: the first of them."""
+        named = [occurrence.process for occurrence in found[:MOST_NAMED]]
+        comms = [printable(process.comm) if process.comm is not None else None for process in named]
+        names = [f"{comm or 'unknown'}[{process.tgid}]" for comm, process in zip(comms, named, strict=True)]
+        names += [f"{len(found) - MOST_NAMED} more"] if len(found) > MOST_NAMED else []
         self._log(
             "warning",
             "recovered",
-            count=count,
+            count=len(found),
+            pids=[process.tgid for process in named],
+            comms=comms,
             tracked=len(self._tracker.table),
-            message=f"the kernel sent no event of {count} exits; they were recovered from their exit records",
+            message=f"{len(found)} processes {how}{': ' if names else ''}{', '.join(names)}",
         )
 
     # Pidfds, the second source of exit statuses.

@@ -21,26 +21,29 @@ from cnprocd.json_value import (
     JsonError,
     JsonObject,
     JsonValue,
+    as_dict,
     get_bool,
+    get_int,
     get_int_or_none,
+    get_list,
     get_number_or_none,
     get_str_or_none,
 )
 from cnprocd.launch.render import exact
 from cnprocd.output.record import MATCH_FIELDS
 from cnprocd.process.cgroup_path import Container, Placement, placement_of
-from cnprocd.process.model import Image, Kind, Occurrence, Process
+from cnprocd.process.model import NO_LOGIN, Image, Kind, MoreIds, Occurrence, Process
 from cnprocd.process.oom import SIGKILL
+from cnprocd.rules.language.names import LOGIN_UNSET
 from cnprocd.rules.language.syntax import signal_numbers
 from cnprocd.rules.language.value_problem import did_you_mean
 
 FIELDS = (
     *MATCH_FIELDS, "status", "wait_status", "oom_killed", "exe_claimed", "exe_deleted", "cmdline_truncated", "user",
     "group", "cgroup", "user_unit", "container", "containers", "runtime", "pod_uid", "parent_comm", "ancestors",
-    "lifetime_ms",
-    "cpu_time_ms", "max_rss_kib", "read_bytes", "write_bytes", "from_hook", "thread", "ruid", "euid", "rgid", "egid",
-    "tracer_pid", "tracer_tid", "time_ns", "timestamp", "level", "event", "message", "held_by", "job_state",
-    "job_reason",
+    "lifetime_ms", "cpu_time_ms", "max_rss_kib", "read_bytes", "write_bytes", "from_hook", "thread", "ruid", "euid",
+    "loginuid", "rgid", "egid", "tracer_pid", "tracer_tid", "time_ns", "timestamp", "level", "event", "message",
+    "held_by", "job_state", "job_reason",
 )  # fmt: skip
 _EXITS = ("exit", "nonzero_exit")
 _SIGNALS = {name: number for number, name in SIGNAL_NAMES.items()}
@@ -176,6 +179,7 @@ def _process(event: JsonObject, accounts: Accounts) -> Process:
     process.described = _placement(event)
     process.uid = _identity(event, "uid", "user", accounts.user)
     process.gid = _identity(event, "gid", "group", accounts.group)
+    process.more_ids = MoreIds(_user_id(event, "euid", accounts), _user_id(event, "loginuid", accounts))
     process.set_provenance("event")
     return process
 
@@ -193,22 +197,43 @@ def _identity(event: JsonObject, number: str, name: str, look_up: Callable[[str]
     given = get_int_or_none(event, number)
     if given is not None or event.get(name) is None:
         return given
-    text = str(event[name])
+    return _id_of(str(event[name]), name, look_up)
+
+
+def _id_of(text: str, name: str, look_up: Callable[[str], int | None]) -> int:
     found = int(text) if text.isdecimal() else look_up(text)
     if found is None:
         raise DescriptionError(f'unknown {name} "{text}" on this machine', "give its number")
     return found
 
 
+def _user_id(event: JsonObject, field: str, accounts: Accounts) -> int | None:
+    """Return a user id that is given as a number or as a name."""
+    given = event.get(field)
+    if not isinstance(given, str):
+        return get_int_or_none(event, field)
+    return NO_LOGIN if field == "loginuid" and given == LOGIN_UNSET else _id_of(given, "user", accounts.user)
+
+
 def _ancestors(event: JsonObject, process: Process) -> tuple[Process, ...] | None:
-    """Return the ancestors, parent first. Above the last given one they are unknown."""
-    comms = event.get("ancestors")
-    above = [str(comm) for comm in comms] if isinstance(comms, list | tuple) else []
+    """Return the ancestors, parent first. Above the last given one they are unknown.
+
+    A record has all of them as objects; a description has the comm of each above the parent.
+    """
+    given = [] if event.get("ancestors") is None else get_list(event, "ancestors", _ancestor)
     parent = _text(event, "parent_comm")
-    if parent is None and not above:
+    if given and isinstance(event["ancestors"], list) and isinstance(event["ancestors"][0], dict):
+        return tuple(given)
+    if parent is None and not given:
         return None
-    chain = [parent, *above]
-    return tuple(Process((process.ppid or 1) if i == 0 else 0, comm=comm) for i, comm in enumerate(chain))
+    return (Process(process.ppid or 1, comm=parent), *given)
+
+
+def _ancestor(value: JsonValue) -> Process:
+    if isinstance(value, str):
+        return Process(0, comm=value)
+    known = as_dict(value)
+    return Process(get_int(known, "pid"), comm=_text(known, "comm"))
 
 
 def _usage(event: JsonObject, process: Process, status: int | None) -> TaskRecord | None:

@@ -97,6 +97,8 @@ EVENT = (
     arg("--oom-killed", action="store_true", help="The kernel's OOM killer ended the process (with SIGKILL)"),
     arg("--lost", action="store_true", help="The exit event was lost, so the status is unknown (recovered)"),
     arg("--user", metavar="NAME", help="User of the process: name or uid"),
+    arg("--euid", metavar="NAME", help="Effective user of the process: name or uid"),
+    arg("--loginuid", metavar="NAME", help="User of the login session: name, uid, or unset"),
     arg("--group", metavar="NAME", help="Group of the process: name or gid"),
     arg("--exe", metavar="PATH", help="Executable of the process"),
     arg("--exe-claimed", metavar="PATH", help="Executable as the process sees it, for example in its container"),

@@ -9,7 +9,7 @@ from cnprocd.connector.filter import connector_program, describe, listing, tasks
 from cnprocd.connector.request import Features
 from cnprocd.connector.uapi import EVENT_NAMES
 from cnprocd.rules.compile import CompiledRule, Matcher
-from cnprocd.rules.plan import Plan, identity_of
+from cnprocd.rules.plan import Plan, identity_of, price_of
 
 _SOURCES = {
     "none": "not needed: no key is about the process",
@@ -28,6 +28,7 @@ class RulePlan:
     statuses: str | None
     needs: list[str]
     asked_by: dict[str, list[str]]  # need -> lines of the rule
+    prices: dict[str, str]  # need -> the cheapest source that has it
     identity: str
     identity_means: str
     cost: int
@@ -75,6 +76,7 @@ def rule_plan(rule: CompiledRule, features: Features, unwatched: frozenset[str] 
         statuses=describe(rule.statuses) if "exit" in rule.kinds else None,
         needs=sorted(rule.needs),
         asked_by={need: list(lines) for need, lines in sorted(rule.needs.items())},
+        prices={need: price_of(rule, need, features, unwatched) for need in sorted(rule.needs)},
         identity=identity,
         identity_means=_SOURCES[identity],
         cost=cost,

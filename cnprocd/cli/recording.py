@@ -42,7 +42,7 @@ from cnprocd.json_value import (
     list_of,
     parse_json,
 )
-from cnprocd.process.model import Process
+from cnprocd.process.model import MoreIds, Process
 
 MAGIC = b"CNPROCD RECORDING 1\n"
 _HEAD = struct.Struct(">cI")
@@ -53,6 +53,7 @@ _CHUNK_COST = 512  # the memory that an empty chunk takes
 _PIECE = 1 << 16
 _MAX_NUMBER = (1 << 64) - 1
 _FACTS = ("tgid", "ppid", "start_ns", "comm", "uid", "gid", "exe", "cmdline", "cgroup", "threads", "counted_ns")
+_ID_FACTS = ("euid", "loginuid")
 
 
 class RecordingError(CnprocdError):
@@ -115,14 +116,14 @@ class Writer:
 
 def facts_of(process: Process) -> JsonDict:
     """Return a process as JSON. Undecodable bytes become lone surrogates, which JSON can carry."""
-    known = asdict(process)
-    return {name: known[name] for name in _FACTS if known[name] is not None}
+    known = asdict(process) | (process.more_ids or MoreIds())._asdict()
+    return {name: known[name] for name in (*_FACTS, *_ID_FACTS) if known[name] is not None}
 
 
 def process_of(value: JsonValue) -> Process:
     """Return the process that `facts_of` turned into JSON. Raises JsonError."""
     facts = as_dict(value)
-    unknown = set(facts) - set(_FACTS)
+    unknown = set(facts) - {*_FACTS, *_ID_FACTS}
     if unknown:
         raise JsonError(f"unknown keys: {', '.join(sorted(map(repr, unknown)))[:80]}")
     return Process(
@@ -137,6 +138,7 @@ def process_of(value: JsonValue) -> Process:
         cgroup=_text_or_none(facts, "cgroup"),
         threads=_number(facts, "threads", 1),
         counted_ns=_number(facts, "counted_ns", 0),
+        more_ids=MoreIds(_number_or_none(facts, "euid"), _number_or_none(facts, "loginuid")),
     )
 
 

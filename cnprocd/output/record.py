@@ -25,6 +25,7 @@ MATCH_FIELDS = (
 """The fields of a match record, in order; users and checks depend on them literally."""
 
 
+MOST_ANCESTORS = 16  # of a record
 _UNPLACED = Placement()
 
 
@@ -85,7 +86,8 @@ def match_record(
     for name, text in texts.items():
         if text is not None and text != record[name]:
             record[f"{name}_hex"] = text.encode("utf-8", "surrogateescape").hex()
-    record |= {**_image(process), **(occurrence.details or {}), **_usage(occurrence)}
+    record |= {**_image(process), **_more_ids(process), **(occurrence.details or {}), **_usage(occurrence)}
+    record.update(_ancestors(occurrence))
     return record
 
 
@@ -111,6 +113,32 @@ def early_fields(process: Process) -> JsonDict:
     if process.comm is not None and process.comm != record["comm"]:
         record["comm_hex"] = process.comm.encode("utf-8", "surrogateescape").hex()
     return record
+
+
+def _more_ids(process: Process) -> JsonDict:
+    """Return the user ids beside the real one that are known."""
+    record: JsonDict = {}
+    if process.euid is not None:
+        record["euid"] = process.euid
+    if process.loginuid is not None:
+        record["loginuid"] = process.loginuid
+    return record
+
+
+def _ancestors(occurrence: Occurrence) -> JsonDict:
+    """Return the ancestors, if more than the parent is known of them, or if it is the only one."""
+    chain = occurrence.ancestors or ()
+    record: JsonDict = {}
+    if len(chain) > 1 or (chain and chain[0].ppid == 0):
+        record["ancestors"] = [_ancestor(process) for process in chain[:MOST_ANCESTORS]]
+    return record
+
+
+def _ancestor(process: Process) -> JsonDict:
+    found: JsonDict = {"pid": process.tgid, "comm": _escaped(process.comm)}
+    if process.comm is not None and found["comm"] != process.comm:
+        found["comm_hex"] = process.comm.encode("utf-8", "surrogateescape").hex()
+    return found
 
 
 def _image(process: Process) -> JsonDict:
@@ -180,4 +208,8 @@ class _Texts(dict[str, str]):
 
 
 def _text(value: JsonValue) -> str:
+    if isinstance(value, list):
+        return ", ".join(_text(one) for one in value)
+    if isinstance(value, dict):  # an ancestor
+        return f"{value.get('comm') or 'unknown'}[{value.get('pid')}]"
     return str(value).lower() if isinstance(value, bool) else str(value)

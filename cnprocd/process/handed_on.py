@@ -35,7 +35,7 @@ from cnprocd.json_value import (
     parse_json,
 )
 from cnprocd.process.files import FileId
-from cnprocd.process.model import Image, Process, Provenance
+from cnprocd.process.model import Image, MoreIds, Process, Provenance
 
 FORMAT = 1
 MOST_BYTES = 16 << 20
@@ -131,10 +131,14 @@ def _leader(value: JsonValue) -> TaskRecord:
 
 
 def _image(value: JsonValue) -> Image:
-    claimed, is_deleted, file, links, is_cut = _items(
-        value, _or_none(as_str), _or_none(as_bool), _or_none(_file), list_of(as_str), as_bool
+    claimed, is_deleted, file, links, is_cut, exe_source = _items(
+        value, _or_none(as_str), _or_none(as_bool), _or_none(_file), list_of(as_str), as_bool, _or_none(_provenance)
     )
-    return Image(claimed, is_deleted, file, tuple(links), is_cut)
+    return Image(claimed, is_deleted, file, tuple(links), is_cut, exe_source)
+
+
+def _more_ids(value: JsonValue) -> MoreIds:
+    return MoreIds(*_items(value, _or_none(as_int), _or_none(as_int)))
 
 
 def _file(value: JsonValue) -> FileId:
@@ -168,6 +172,7 @@ _BY_ANNOTATION: dict[str, Callable[[JsonValue], Any]] = {
     "bool": as_bool,
     "Provenance": _provenance,
     "Image | None": _or_none(_image),
+    "MoreIds | None": _or_none(_more_ids),
 }
 NOT_HANDED_ON = ("is_shared",)  # it holds within one table
 _FIELDS = [one for one in fields(Process) if one.name not in NOT_HANDED_ON]

@@ -14,7 +14,7 @@ the kernel shows the path of a program without them.
 import os
 import struct
 
-FILES = ("stat", "status", "exe", "exefile", "cmdline", "cgroup")
+FILES = ("stat", "status", "exe", "exefile", "cmdline", "cgroup", "loginuid")
 PATHS = 0
 MOST_PIDS = 6  # of one request: the answer must be shorter than worker.MOST_MESSAGE_BYTES
 LONGEST = 4096

@@ -6,7 +6,8 @@ in the kernel:
     stat exe           its exec_update_lock is held while execve(2) closes descriptors (fs/exec.c begin_new_exec), and
                        a FUSE server of its own may never answer FLUSH. Only newer kernels take it for stat and exe
     cmdline            its mmap_lock is held while mmap(2) of a FUSE file waits for a page (__access_remote_vm)
-    status cgroup      take neither; pidfd_open(2) and PIDFD_GET_INFO likewise. These the daemon reads itself
+    status cgroup      take neither, nor does loginuid; pidfd_open(2) and PIDFD_GET_INFO likewise. The daemon reads them
+                       itself
 
 A read that does not return within its deadline costs that process its attributes. Its PID is set aside: it is not read
 again until it has ended or has called execve(2), which a pidfd and the exec event show. A user with SEVERAL such
@@ -45,7 +46,7 @@ _LIMITS = Limits(deadline_s=DEADLINE_S, replacements=4, spares=1)
 _LENGTH = struct.Struct("=H")
 _FILE = struct.Struct("=QQ")
 _MOST_REQUEST_BYTES = 64 * 1024
-_STAT, _STATUS, _EXE, _EXEFILE, _CMDLINE, _CGROUP = (1 << bit for bit in range(len(lookup_child.FILES)))
+_STAT, _STATUS, _EXE, _EXEFILE, _CMDLINE, _CGROUP, _LOGINUID = (1 << bit for bit in range(len(lookup_child.FILES)))
 
 
 class Lookups:
@@ -245,6 +246,7 @@ def _bits(wanted: Wanted) -> int:
         | (_EXE | _EXEFILE if wanted.exe else 0)
         | (_CMDLINE if wanted.cmdline else 0)
         | (_CGROUP if wanted.cgroup else 0)
+        | (_LOGINUID if wanted.loginuid else 0)
     )
 
 

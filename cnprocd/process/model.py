@@ -8,7 +8,7 @@ undecodable bytes as lone surrogates (PEP 383). A process chooses its comm itsel
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, Protocol
 
 from cnprocd.connector.taskrecord import TaskRecord
@@ -33,9 +33,22 @@ class Wanted:
     exe: bool = False
     cmdline: bool = False
     cgroup: bool = False
+    loginuid: bool = False
 
 
-EVERYTHING = Wanted(ids=True, exe=True, cmdline=True, cgroup=True)
+EVERYTHING = Wanted(ids=True, exe=True, cmdline=True, cgroup=True, loginuid=True)
+NO_LOGIN = 0xFFFFFFFF
+"""The login uid of a process outside any login session (loginuid in proc_pid_loginuid(5))."""
+
+
+class MoreIds(NamedTuple):
+    """User ids beside the real one."""
+
+    euid: int | None = None
+    loginuid: int | None = None  # or NO_LOGIN
+
+
+_NO_MORE_IDS = MoreIds()
 
 
 class Image(NamedTuple):
@@ -46,6 +59,7 @@ class Image(NamedTuple):
     file: FileId | None = None
     links: tuple[str, ...] = ()  # other paths of the same file, if rules name them
     cmdline_is_cut: bool = False  # `cmdline` is only the beginning of the arguments
+    exe_source: Provenance | None = None  # of exe, if it is not that of cmdline
 
 
 _NO_IMAGE = Image()
@@ -70,9 +84,10 @@ class Process:
     exe: str | None = None
     cmdline: str | None = None
     cgroup: str | None = None
-    image_source: Provenance = "unknown"  # of exe and cmdline
+    image_source: Provenance = "unknown"  # of cmdline, and of exe if `image` names none
     cgroup_source: Provenance = "unknown"
     image: Image | None = None  # more about exe and cmdline
+    more_ids: MoreIds | None = None
     threads: int = 1
     threaded: bool = False  # ever had more than one
     counted_ns: int = 0  # events before this time are already counted in `threads`
@@ -84,8 +99,18 @@ class Process:
         """Return the process after fork: all of its parent but PID and threads. (A third of replace()'s cost.)"""
         return Process(
             tgid, self.tgid, start_ns, self.comm, self.comm_source, self.uid, self.gid, self.ids_source, self.exe,
-            self.cmdline, self.cgroup, self.image_source, self.cgroup_source, self.image,
+            self.cmdline, self.cgroup, self.image_source, self.cgroup_source, self.image, self.more_ids,
         )  # fmt: skip
+
+    @property
+    def euid(self) -> int | None:
+        """The effective uid."""
+        return self.more_ids.euid if self.more_ids is not None else None
+
+    @property
+    def loginuid(self) -> int | None:
+        """The uid of the login session, or NO_LOGIN."""
+        return self.more_ids.loginuid if self.more_ids is not None else None
 
     @property
     def exe_claimed(self) -> str | None:
@@ -103,6 +128,11 @@ class Process:
         return self.image.file if self.image is not None else None
 
     @property
+    def exe_source(self) -> Provenance:
+        """Where the path of the program is from."""
+        return self.image.exe_source or self.image_source if self.image is not None else self.image_source
+
+    @property
     def placement(self) -> Placement | None:
         """The unit, container and pod; None if the cgroup is unknown."""
         return None if self.cgroup is None else placement_of(self.cgroup)
@@ -111,6 +141,7 @@ class Process:
         """Take comm, ids, exe, cmdline and cgroup of `other`, each with its provenance."""
         self.comm, self.comm_source = other.comm, other.comm_source
         self.uid, self.gid, self.ids_source = other.uid, other.gid, other.ids_source
+        self.more_ids = other.more_ids
         self.take_image(other, other.image_source)
         self.cgroup, self.cgroup_source = other.cgroup, other.cgroup_source
 
@@ -120,6 +151,8 @@ class Process:
 
     def take_cmdline(self, cmdline: str | None, is_cut: bool, provenance: Provenance) -> None:
         """Take the arguments, or their beginning."""
+        if self.exe is not None and provenance != self.image_source:
+            self.image = (self.image or _NO_IMAGE)._replace(exe_source=self.exe_source)
         self.cmdline, self.image_source = cmdline, provenance
         if is_cut is not self.cmdline_is_cut:
             self.image = (self.image or _NO_IMAGE)._replace(cmdline_is_cut=is_cut)
@@ -140,13 +173,38 @@ class Process:
         if image.file is None:
             image = image._replace(file=file)
         if found is not None:
-            self.exe, self.image_source = found.paths[0], "taskstats"
-            image = image._replace(links=found.paths[1:], is_deleted=found.is_deleted)
+            self.exe = found.paths[0]
+            image = image._replace(links=found.paths[1:], is_deleted=found.is_deleted, exe_source="taskstats")
         self.image = image
 
     def take_ids(self, other: Process | TaskRecord, provenance: Provenance) -> None:
         """Take the real uid and gid of `other`."""
         self.uid, self.gid, self.ids_source = other.uid, other.gid, provenance
+
+    def take_user_ids(self, uid: int, euid: int) -> None:
+        """Take the real and effective uid of an event."""
+        self.uid, self.ids_source = uid, "event"
+        self.more_ids = MoreIds(euid, self.loginuid)
+
+    def with_user_ids(self, uid: int, euid: int, by_exec: bool) -> Process:
+        """Return the process with these real and effective uids: itself, or a copy if it differs.
+
+        `by_exec`: it may execute another program by now, of which nothing is known.
+        """
+        if (self.uid, self.euid) == (uid, euid) and not by_exec:
+            return self
+        changed = replace(self, is_shared=False)
+        changed.take_user_ids(uid, euid)
+        if by_exec:
+            changed.comm, changed.comm_source = None, "unknown"
+            changed.forget_image()
+        return changed
+
+    def take_more_ids(self, fresh: Process) -> None:
+        """Take each id of `fresh` that is known there."""
+        if fresh.more_ids is not None:
+            known = {name: one for name, one in fresh.more_ids._asdict().items() if one is not None}
+            self.more_ids = (self.more_ids or _NO_MORE_IDS)._replace(**known)
 
     def take_comm(self, other: Process | TaskRecord, provenance: Provenance) -> None:
         """Take the comm of `other`."""
@@ -175,19 +233,25 @@ class Process:
         if self.uid is None:
             self.uid, self.gid, self.ids_source = fresh.uid, fresh.gid, fresh.ids_source
         if self.exe is None and (fresh.exe is not None or fresh.image is not None):
-            self.exe, self.image, self.image_source = fresh.exe, fresh.image, fresh.image_source
+            is_cut = self.cmdline_is_cut
+            self.exe, self.image = fresh.exe, (fresh.image or _NO_IMAGE)._replace(exe_source=fresh.exe_source)
+            if self.cmdline is not None:
+                self.image = self.image._replace(cmdline_is_cut=is_cut)
         if self.cmdline is None:
             self.take_cmdline(fresh.cmdline, fresh.cmdline_is_cut, fresh.image_source)
         if self.cgroup is None:
             self.cgroup, self.cgroup_source = fresh.cgroup, fresh.cgroup_source
         if self.ppid is None:
             self.ppid = fresh.ppid
+        if self.more_ids is None:
+            self.more_ids = fresh.more_ids
 
     def take_newer(self, fresh: Process) -> None:
         """Take from `fresh`, which was read of the same process later, each attribute that is known there."""
         self.comm, self.comm_source = fresh.comm, fresh.comm_source
         if fresh.uid is not None:
             self.take_ids(fresh, fresh.ids_source)
+        self.take_more_ids(fresh)
         if fresh.cgroup is not None:
             self.cgroup, self.cgroup_source = fresh.cgroup, fresh.cgroup_source
         if fresh.image is not None and fresh.image.file is not None:
@@ -209,7 +273,8 @@ class Process:
             "comm": self.comm_source,
             "uid": self.ids_source,
             "gid": self.ids_source,
-            "exe": self.image_source,
+            "euid": self.ids_source,
+            "exe": self.exe_source,
             "cmdline": self.image_source,
             "cgroup": self.cgroup_source,
         }

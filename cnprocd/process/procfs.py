@@ -18,13 +18,14 @@ from typing import NamedTuple
 
 from cnprocd.process import lookup_child
 from cnprocd.process.files import FileId, claim_of, verified_path
-from cnprocd.process.model import EVERYTHING, TICK_NS, Image, Process, Provenance, Wanted
+from cnprocd.process.model import EVERYTHING, TICK_NS, Image, MoreIds, Process, Provenance, Wanted
 from cnprocd.process.stat import (
     Stat,
     Status,
     is_cut,
     parse_cgroup,
     parse_cmdline,
+    parse_euid,
     parse_ids,
     parse_stat,
     parse_status,
@@ -108,6 +109,7 @@ class Files(NamedTuple):
     exefile: bytes | None = None  # see lookup_child.executed_file
     cmdline: bytes | None = None
     cgroup: bytes | None = None
+    loginuid: bytes | None = None
 
 
 def read_process(tgid: int, wanted: Wanted = EVERYTHING, source: Provenance = "procfs") -> Process | None:
@@ -122,6 +124,7 @@ def read_process(tgid: int, wanted: Wanted = EVERYTHING, source: Provenance = "p
         exefile=lookup_child.read(tgid, "exefile") if wanted.exe else None,
         cmdline=_read(tgid, "cmdline") if wanted.cmdline else None,
         cgroup=_read(tgid, "cgroup") if wanted.cgroup else None,
+        loginuid=_read(tgid, "loginuid") if wanted.loginuid else None,
     )
     return to_process(tgid, files, source)
 
@@ -146,6 +149,7 @@ def to_process(tgid: int, files: Files, source: Provenance) -> Process | None:
         with contextlib.suppress(ValueError):
             process.uid, process.gid = parse_ids(files.status)
             process.ids_source = source
+    process.more_ids = _more_ids(files)
     if files.exe is not None:
         take_claim(process, text(files.exe), files.exefile)
         process.image_source = source
@@ -156,6 +160,13 @@ def to_process(tgid: int, files: Files, source: Provenance) -> Process | None:
         if not (stat.is_dead and cgroup == "/"):  # see zombie_cgroup
             process.cgroup, process.cgroup_source = cgroup, source
     return process
+
+
+def _more_ids(files: Files) -> MoreIds | None:
+    if not (files.status or files.loginuid):
+        return None
+    loginuid = int(files.loginuid) if files.loginuid is not None and files.loginuid.isdigit() else None
+    return MoreIds(parse_euid(files.status) if files.status else None, loginuid)
 
 
 def take_claim(process: Process, shown: str, exefile: bytes | None) -> None:
@@ -185,6 +196,7 @@ def unread_process(tgid: int, wanted: Wanted, source: Provenance) -> Process | N
         threaded=status.threads > 1,
         counted_ns=time.clock_gettime_ns(time.CLOCK_MONOTONIC),
     )
+    process.more_ids = MoreIds(status.euid)
     if wanted.cgroup and (raw := _read(tgid, "cgroup")):
         process.cgroup, process.cgroup_source = parse_cgroup(raw), source
     return process

@@ -67,6 +67,12 @@ def parse_ids(raw: bytes) -> tuple[int, int]:
     return uid, gid
 
 
+def parse_euid(raw: bytes) -> int | None:
+    """Return the effective uid of /proc/PID/status; None if it has none."""
+    found = re.search(rb"^Uid:\t[0-9]+\t([0-9]+)", raw, re.MULTILINE)
+    return None if found is None else int(found[1])
+
+
 def _first_number(line: bytes) -> int:
     words = line.split(maxsplit=2)
     if len(words) < 2:
@@ -83,6 +89,7 @@ class Status(NamedTuple):
     is_dead: bool
     uid: int  # real
     gid: int  # real
+    euid: int | None
 
 
 def parse_status(raw: bytes) -> Status:
@@ -95,8 +102,8 @@ def parse_status(raw: bytes) -> Status:
         raise ValueError("not a /proc/PID/status file")
     threads = int(fields[b"Threads"])
     comm = re.sub(rb"\\([n\\])", lambda found: b"\n" if found[1] == b"n" else b"\\", fields[b"Name"])
-    uid, gid = parse_ids(raw)
-    return Status(text(comm), int(fields[b"PPid"]), threads, fields[b"State"][:1] in b"ZX" and threads <= 1, uid, gid)
+    is_dead = fields[b"State"][:1] in b"ZX" and threads <= 1
+    return Status(text(comm), int(fields[b"PPid"]), threads, is_dead, *parse_ids(raw), parse_euid(raw))
 
 
 def parse_cmdline(raw: bytes) -> str | None:

@@ -172,6 +172,8 @@ class Table:
         process.take_image(fresh, "exec")
         if fresh.uid is not None:
             process.take_ids(fresh, "exec")
+        if fresh.more_ids is not None:
+            process.take_more_ids(fresh)
         if fresh.cgroup is not None:
             process.cgroup, process.cgroup_source = fresh.cgroup, "exec"
         return process
@@ -183,11 +185,19 @@ class Table:
             process = self.own(process)
             process.comm, process.comm_source = comm, "event"
 
-    def uid(self, event: Uid) -> None:
+    def uid(self, event: Uid) -> bool:
+        """Take the user ids of an event. Return whether they may be those of another program that is being executed.
+
+        A program with the set-user-ID bit has its name and ids before its exec event is sent (fs/exec.c
+        begin_new_exec). Without privilege, other calls give a process only user ids that it has or had.
+        """
         process = self.get(event.process_tgid, event.timestamp_ns)
         if process is not None and event.process_pid == event.process_tgid:
             process = self.own(process)
-            process.uid, process.ids_source = event.ruid, "event"
+            held = (process.uid, process.euid)
+            process.take_user_ids(event.ruid, event.euid)
+            return event.ruid == held[0] and event.euid not in held and 0 not in held
+        return False
 
     def gid(self, event: Gid) -> None:
         process = self.get(event.process_tgid, event.timestamp_ns)

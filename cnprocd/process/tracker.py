@@ -194,13 +194,11 @@ class Tracker:
         return self._occurrences("exec", tgid, event.process_pid, event, True, {})
 
     def _uid(self, event: Uid) -> Iterable[Occurrence]:
-        if self.tracking.table:
-            self.table.uid(event)
+        by_exec = self.tracking.table and self.table.uid(event)
         details = {"ruid": event.ruid, "euid": event.euid}
         found = self._occurrences("uid", event.process_tgid, event.process_pid, event, None, details)
-        for occurrence in found:
-            if occurrence.process.uid != event.ruid:  # a thread's own, or no table: /proc shows those of a moment later
-                occurrence.process = replace(occurrence.process, uid=event.ruid, ids_source="event")
+        for occurrence in found:  # a thread's own, or no table: /proc shows those of a moment later
+            occurrence.process = occurrence.process.with_user_ids(event.ruid, event.euid, by_exec)
         return found
 
     def _gid(self, event: Gid) -> Iterable[Occurrence]:

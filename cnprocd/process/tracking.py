@@ -33,4 +33,4 @@ class Tracking:
     def wanted_anew(self) -> Wanted:
         """What to read of a process that is not known yet."""
         wanted = self.wanted
-        return Wanted(ids=True, exe=wanted.exe, cmdline=wanted.cmdline, cgroup=wanted.cgroup)
+        return Wanted(ids=True, exe=wanted.exe, cmdline=wanted.cmdline, cgroup=wanted.cgroup, loginuid=wanted.loginuid)

@@ -15,8 +15,9 @@ from cnprocd.rules.ruleset import Condition, ProcessCondition, Rule
 from cnprocd.rules.values import Template
 
 Need = Literal[
-    "comm", "ids", "exe", "exe_file", "exe_claimed", "cmdline", "cgroup", "ancestors", "usage", "lifetime", "oom"
-]
+    "comm", "ids", "euid", "loginuid", "exe", "exe_file", "exe_claimed", "cmdline", "cgroup", "ancestors", "usage",
+    "lifetime", "oom",
+]  # fmt: skip
 """`exe`: the path of any program. `exe_file`: which of the paths that rules name literally it is, if any."""
 
 NEED_OF_KEY: Mapping[str, Need] = {
@@ -37,6 +38,8 @@ NEED_OF_KEY: Mapping[str, Need] = {
     "max_rss": "usage",
     "cpu_time": "usage",
     "oom_killed": "oom",
+    "euid": "euid",
+    "loginuid": "loginuid",
 }
 """Match keys whose attribute must be gathered. The others come with the event."""
 
@@ -57,6 +60,9 @@ NEED_OF_FIELD: Mapping[str, Need] = {
     "runtime": "cgroup",
     "pod_uid": "cgroup",
     "oom_killed": "oom",
+    "euid": "euid",
+    "loginuid": "loginuid",
+    "ancestors": "ancestors",
 }
 """Fields of a record whose attribute must be gathered. parent_comm is looked up for a match only."""
 
@@ -90,6 +96,8 @@ _UNKNOWN: Mapping[Need, tuple[str, Callable[[Occurrence], bool]]] = {
     "ancestors": ("parent", lambda one: not one.ancestors),
     "usage": ("usage", lambda one: one.usage is None),
     "lifetime": ("lifetime", lambda one: one.lifetime_s is None),
+    "euid": ("euid", lambda one: one.process.euid is None),
+    "loginuid": ("loginuid", lambda one: one.process.loginuid is None),
     "oom": ("oom_killed", lambda one: one.kind == "exit" and one.oom_killed is None),
 }
 """The attribute of each need, and whether it is unknown."""
@@ -147,6 +155,8 @@ def _demands_literal_exe(condition: Condition | None) -> bool:
 
 def named_fields(rule: Rule) -> Iterator[tuple[str, str]]:
     """Return each field of the record that a rule names, with the line that names it."""
+    yield from ((name, "record") for name in rule.record)
+    yield from ((name, "settings.record") for name in rule.record_by_settings if name not in rule.record)
     if rule.log is not None:
         line = "log.message"
         names = _DEFAULT_MESSAGE_FIELDS if rule.log.message is None else sorted(rule.log.message.fields)

@@ -18,7 +18,7 @@ Running hooks widen the plan: fork events identify their descendants.
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -52,7 +52,10 @@ _TABLE_BITS = (
 )
 _EVERY_BIT = uapi.PROC_EVENT_ALL & ~uapi.PROC_EVENT_NONZERO_EXIT
 _IN_RECORDS: frozenset[Need] = frozenset({"comm", "ids", "usage", "lifetime", "exe_file"})
-_IN_PROC: frozenset[Need] = frozenset({"comm", "ids", "exe", "exe_file", "exe_claimed", "cmdline", "cgroup"})
+_IN_PROC: frozenset[Need] = frozenset(
+    {"comm", "ids", "euid", "loginuid", "exe", "exe_file", "exe_claimed", "cmdline", "cgroup"}
+)
+_IN_EVENT: Mapping[Kind, frozenset[Need]] = {"uid": frozenset({"euid"})}
 _KNOWN_ANYWAY: frozenset[Need] = frozenset({"oom"})  # read at the exit, whatever the plan is
 _EXE_NEEDS: frozenset[Need] = frozenset({"exe", "exe_file", "exe_claimed"})
 _NOT_NAMED: frozenset[str] = frozenset()
@@ -117,6 +120,7 @@ def make_plan(
                 exe=any(source in ("procfs", "table") and rule.needs.keys() & _EXE_NEEDS for rule, source in sources),
                 cmdline="cmdline" in needs,
                 cgroup="cgroup" in needs,
+                loginuid="loginuid" in needs,
             ),
             exe_files=bool(needs & {"exe", "exe_file"}),
             kinds=kinds,
@@ -136,11 +140,20 @@ def identity_of(rule: CompiledRule, features: Features, unwatched: frozenset[str
     return max((_identity_at(kind, needs, features) for kind in rule.kinds), key=_LADDER.index)
 
 
+def price_of(rule: CompiledRule, need: Need, features: Features, unwatched: frozenset[str] = _NOT_NAMED) -> Identity:
+    """Return the cheapest source that has one attribute, at each event of the rule."""
+    needs: Set[Need] = {need} - _KNOWN_ANYWAY
+    if need == "exe_file" and not unwatched.isdisjoint(rule.exe_paths):
+        needs = {"exe"}
+    return max((_identity_at(kind, needs, features) for kind in rule.kinds), key=_LADDER.index)
+
+
 def _identity_at(kind: Kind, needs: Set[Need], features: Features) -> Identity:
     if kind == "exit":
         if not features.taskstats:
             return "table"  # threads are counted there
         return "none" if not needs else "taskstats" if needs <= _IN_RECORDS else "table"
+    needs = needs - _IN_EVENT.get(kind, frozenset())
     if not needs:
         return "none"
     return "procfs" if kind in KINDS_OF_LASTING_COMM and needs <= _IN_PROC else "table"

@@ -130,6 +130,10 @@ def _process_tests(condition: Condition | ProcessCondition) -> list[ProcessTest]
         tests.append(_id_test("uid", condition.user))
     if condition.group is not None:
         tests.append(_id_test("gid", condition.group))
+    for name in ("euid", "loginuid"):
+        wanted: tuple[int | str, ...] | None = getattr(condition, name)
+        if wanted is not None:
+            tests.append(_id_test(name, wanted))
     if condition.parent is not None:
         tests.append(_parent_test(compile_process(condition.parent)))
     if condition.ancestor is not None:
@@ -138,7 +142,7 @@ def _process_tests(condition: Condition | ProcessCondition) -> list[ProcessTest]
 
 
 def _id_test(name: str, wanted: tuple[int | str, ...]) -> ProcessTest:
-    """Return the test of a real uid or gid. With a name that is not resolved, another id is unknown, not different."""
+    """Return the test of a user or group. With a name that is not resolved, another id is unknown, not different."""
     ids = frozenset(one for one in wanted if isinstance(one, int))
     otherwise: Verdict = False if len(ids) == len(set(wanted)) else None
 

@@ -17,6 +17,8 @@ from cnprocd.rules.values import Comparison, IntSet, Pattern, Template
 
 EventName = Literal["fork", "exec", "uid", "gid", "sid", "ptrace", "comm", "nonzero_exit", "coredump", "exit"]
 EVENT_NAMES: tuple[EventName, ...] = get_args(EventName)
+ID_KEYS: Mapping[str, Literal["user", "group"]] = {"user": "user", "group": "group", "euid": "user", "loginuid": "user"}
+"""Match keys whose values are ids, or names of users or groups."""
 # The events that have an exit status.
 EXIT_EVENTS: frozenset[EventName] = frozenset({"exit", "nonzero_exit"})
 Serialize = Literal["rule", "comm", "none"]
@@ -41,6 +43,8 @@ class _Identity:
     pod_uid: tuple[Pattern, ...] | None = None
     user: tuple[int | str, ...] | None = None  # a name: it could not be resolved (unresolved.py)
     group: tuple[int | str, ...] | None = None
+    euid: tuple[int | str, ...] | None = None
+    loginuid: tuple[int | str, ...] | None = None
     parent: ProcessCondition | None = None
     ancestor: ProcessCondition | None = None
 
@@ -172,8 +176,10 @@ class Rule:
     coalesce: Coalesce | None
     after: After | None
     resets_s: float | None
+    record: tuple[str, ...]  # fields of the record to gather
     log: RuleLog | None
     run: Hook | None
+    record_by_settings: tuple[str, ...] = field(default=(), compare=False)  # as `record`, of the settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +190,7 @@ class Settings:
     history_count: int
     history_age_s: float
     gather_s: float
+    record: tuple[str, ...]
     log_level: Level
     metrics_file: str | None
 

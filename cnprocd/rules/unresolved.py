@@ -10,10 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, Literal, NamedTuple
 
-from cnprocd.rules.ruleset import Rule
+from cnprocd.rules.ruleset import ID_KEYS, Rule
 
 Kind = Literal["user", "group"]
-_KINDS: tuple[Kind, ...] = ("user", "group")
 
 
 class Name(NamedTuple):
@@ -34,8 +33,8 @@ def with_ids(rules: Iterable[Rule], ids: Mapping[Name, int]) -> tuple[Rule, ...]
 
 
 def _names(condition: object) -> Iterator[Name]:
-    for kind in _KINDS:
-        for entry in getattr(condition, kind) or ():
+    for key, kind in ID_KEYS.items():
+        for entry in getattr(condition, key) or ():
             if isinstance(entry, str):
                 yield Name(kind, entry)
     for part in _parts(condition):
@@ -56,8 +55,8 @@ def _with_ids(condition: Any, ids: Mapping[Name, int]) -> Any:  # noqa: ANN401  
     changed: dict[str, object] = {}
     for one in fields(condition):
         held = getattr(condition, one.name)
-        if one.name in _KINDS and held is not None:
-            changed[one.name] = tuple(_id(one.name, entry, ids) for entry in held)
+        if one.name in ID_KEYS and held is not None:
+            changed[one.name] = tuple(_id(ID_KEYS[one.name], entry, ids) for entry in held)
         elif isinstance(held, tuple) and any(map(_is_condition, held)):
             changed[one.name] = tuple(_with_ids(part, ids) for part in held)
         elif _is_condition(held):

@@ -84,9 +84,10 @@ class Template:
 
 
 # Fields whose text a process can choose. A program that parses commands must never get them.
-FREE_TEXT_FIELDS = frozenset(
-    {"comm", "parent_comm", "exe", "exe_claimed", "cmdline", "unit", "user_unit", "cgroup", "container", "containers"}
-)
+FREE_TEXT_FIELDS = frozenset({
+    "comm", "parent_comm", "ancestors", "exe", "exe_claimed", "cmdline", "unit", "user_unit", "cgroup", "container",
+    "containers",
+})  # fmt: skip
 
 FIELD_NAMES = (
     "rule",
@@ -128,6 +129,9 @@ FIELD_NAMES = (
     "max_rss_kib",
     "read_bytes",
     "write_bytes",
+    "loginuid",
+    "ancestors",
+    "cmdline_truncated",
     "ruid",
     "euid",
     "rgid",

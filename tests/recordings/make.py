@@ -145,6 +145,14 @@ END
         ./in_unit session-2.scope ./app -c 'sleep 0.1; kill -KILL $$'
         leave_units app.service session-2.scope
     """,
+    "became-root": r"""
+        echo 'nobody ALL=(ALL) NOPASSWD: ALL' > sudoers; chmod 440 sudoers; mount --bind sudoers /etc/sudoers
+        echo 65534 > /proc/self/loginuid                        # the login session of nobody
+        $as nobody sudo -n sh -c 'sleep 0.2'
+        $as nobody su -c 'sleep 0.2' < /dev/null                # without a password: no command is run
+        su nobody -s /bin/sh -c 'sleep 0.2'                     # root becomes another user
+        umount /etc/sudoers
+    """,
     "cron-failures": r"""
         named cron sh; named backup sh
         # As cron does it: a child of its own for each job, which starts the shell and ends well whatever the job did.

@@ -48,6 +48,7 @@ FLOORS = {
     "handover": "the files by which one daemon hands on what it knows of processes",
     "recovery": "what the pipeline does after an overrun",
     "flood": "which matches are reported while the daemon is behind",
+    "unknown_attributes": "counts and logs what rules needed to know and could not",
     "pipeline": "the only room that joins connector, process, rules and output",
     "dispatch": "the jobs and the log records of matches",
     "hits": "the hits of each rule, from the pipeline's counts to the spool",

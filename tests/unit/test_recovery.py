@@ -171,9 +171,12 @@ def test_a_process_that_is_born_during_a_scan_is_not_missing():
 
 def test_silent_losses_are_counted_and_logged():
     scene = Scene()
-    scene.recovery.report_silent([SimpleNamespace(recovered=True), SimpleNamespace(recovered=False)])
-    scene.recovery.report_silent([SimpleNamespace(recovered=False)])
+    seen, lost = Occurrence("exit", Process(5), 5), Occurrence("exit", Process(6, comm="x\n"), 6, recovered=True)
+    scene.recovery.report_silent([lost, seen])
+    scene.recovery.report_silent([seen])
     assert scene.logged("recovered", "count") == [1]
+    assert scene.logged("recovered", "pids") == [[6]]
+    assert scene.logged("recovered", "comms") == [[r"x\x0a"]]
     assert scene.recovery.recovered == 1
 
 

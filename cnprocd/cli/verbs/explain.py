@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from itertools import chain, repeat
 
 from cnprocd.cli.grammar import FEATURES, Options
 from cnprocd.cli.plans import RulePlan, WholePlan, rule_plan, whole_plan
@@ -21,6 +22,12 @@ from cnprocd.process.model import Occurrence
 from cnprocd.rules.compile import CompiledRule, Matcher, compile_rule
 from cnprocd.rules.plan import make_plan
 
+_PRICES = {
+    "none": "the event or the kernel log",
+    "taskstats": "the exit record",
+    "procfs": "/proc",
+    "table": "the table",
+}
 _VERDICTS = {True: ("yes", "green"), False: ("no", "red"), None: ("unknown", "yellow")}
 
 
@@ -102,7 +109,8 @@ def _plan(rules: list[CompiledRule], matcher: Matcher, options: Options) -> int:
     for one in each:
         print(f"{style('bold', one.rule)}  cost {one.cost} of 4")
         print(f"    looks at   {', '.join(one.kinds)}{f' with {one.statuses}' if one.statuses else ''}")
-        print(f"    needs      {_needs(one) or 'no identity'}")
+        for label, text in zip(chain(["needs"], repeat("")), _needs(one) or ["no identity"], strict=False):
+            print(f"    {label:10} {text}")
         print(f"    identity   {one.identity}: {one.identity_means}")
         print(f"    cost       {one.cost_means}")
     if options.rule is None:
@@ -120,9 +128,9 @@ def _unwatched(matcher: Matcher) -> dict[str, str]:
     return {one.path: one.reason for one in files.unwatched}
 
 
-def _needs(rule: RulePlan) -> str:
-    """Return what a rule needs, and for each the line that asks for it."""
-    return ", ".join(f"{need} ({', '.join(lines)})" for need, lines in rule.asked_by.items())
+def _needs(rule: RulePlan) -> list[str]:
+    """Return what a rule needs, each with its source and the lines that ask for it."""
+    return [f"{need} from {_PRICES[rule.prices[need]]} ({', '.join(lines)})" for need, lines in rule.asked_by.items()]
 
 
 def _show_whole(whole: WholePlan, known_from: str, style: Style) -> None:

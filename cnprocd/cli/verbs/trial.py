@@ -66,6 +66,8 @@ def described(options: Options) -> JsonDict:
         "oom_killed": options.oom_killed or None,
         "recovered": options.lost or None,
         "user": options.user,
+        "euid": options.euid,
+        "loginuid": options.loginuid,
         "group": options.group,
         "exe": options.exe,
         "exe_claimed": options.exe_claimed,
@@ -116,6 +118,7 @@ def _of_process(pid: int, event: JsonObject) -> Occurrence:
     given = occurrence.process  # options beside --pid replace attributes of the process
     process.uid = process.uid if given.uid is None else given.uid
     process.gid = process.gid if given.gid is None else given.gid
+    process.take_more_ids(given)
     process.exe = process.exe if given.exe is None else given.exe
     process.cmdline = process.cmdline if given.cmdline is None else given.cmdline
     process.cgroup = process.cgroup if given.cgroup is None else given.cgroup

@@ -7,6 +7,7 @@ from typing import Any
 
 from cnprocd.rules.language.schema import RuleModel
 from cnprocd.rules.language.value_problem import ValueProblem
+from cnprocd.rules.ruleset import ID_KEYS
 from cnprocd.rules.values import FREE_TEXT_FIELDS, Field, Template
 
 Path = tuple[str | int, ...]
@@ -38,10 +39,10 @@ def advise(rule: RuleModel, missing: Collection[tuple[str, str]] = ()) -> Iterat
 
 
 def _missing_names(condition: Any, path: Path) -> Iterator[ValueProblem]:  # noqa: ANN401  # either model
-    for kind in _KINDS:
-        for entry in getattr(condition, kind) or ():
+    for key, kind in ID_KEYS.items():
+        for entry in getattr(condition, key) or ():
             if isinstance(entry, str):
-                yield _no_name(kind, entry, "nothing matches through that name until there is one", (*path, kind))
+                yield _no_name(kind, entry, "nothing matches through that name until there is one", (*path, key))
     for key in ("parent", "ancestor"):
         part = getattr(condition, key)
         if part is not None:

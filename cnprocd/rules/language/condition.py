@@ -17,6 +17,7 @@ from cnprocd.rules.language.fields import (
     ExitCodes,
     Flag,
     Groups,
+    LoginUsers,
     Model,
     OneAsList,
     OneOrListOf,
@@ -77,6 +78,14 @@ class _Identity(Model):
     )
     user: Users | None = Field(default=None, description="The user, by name or number. Any of them.")
     group: Groups | None = Field(default=None, description="The primary group, by name or number. Any of them.")
+    euid: Users | None = Field(
+        default=None, description="The effective user, by name or number. Of a uid event the new one. Any of them."
+    )
+    loginuid: LoginUsers | None = Field(
+        default=None,
+        description="The user of the login session, whatever user the process runs as since, by name or number; unset: "
+        "a process outside any login session. Any of them.",
+    )
     parent: ProcessConditionModel | None = Field(default=None, description="A condition on the parent process.")
     ancestor: ProcessConditionModel | None = Field(
         default=None,

@@ -21,7 +21,7 @@ from cnprocd.rules.language import names, syntax
 from cnprocd.rules.language.names import Context
 from cnprocd.rules.language.value_problem import did_you_mean, invalid, shown
 from cnprocd.rules.ruleset import EVENT_NAMES, EventName
-from cnprocd.rules.values import Comparison, IntSet, Pattern, Template
+from cnprocd.rules.values import FIELD_NAMES, Comparison, IntSet, Pattern, Template
 
 Schema = dict[str, Any]
 
@@ -162,6 +162,10 @@ def _users(value: Any, info: ValidationInfo) -> tuple[int | str, ...]:  # noqa: 
     return names.ids(value, context_of(info), "user")
 
 
+def _login_users(value: Any, info: ValidationInfo) -> tuple[int | str, ...]:  # noqa: ANN401
+    return names.login_ids(value, context_of(info))
+
+
 def _groups(value: Any, info: ValidationInfo) -> tuple[int | str, ...]:  # noqa: ANN401
     return names.ids(value, context_of(info), "group")
 
@@ -176,6 +180,7 @@ def _group(value: Any, info: ValidationInfo) -> str | int:  # noqa: ANN401
 
 _PRINCIPAL_SCHEMA: Schema = {"type": ["string", "integer"], "minimum": 0, "maximum": names.HIGHEST_ID}
 Users = Annotated[tuple[int | str, ...], PlainValidator(_users), YamlForm(one_or_list(_PRINCIPAL_SCHEMA))]
+LoginUsers = Annotated[tuple[int | str, ...], PlainValidator(_login_users), YamlForm(one_or_list(_PRINCIPAL_SCHEMA))]
 Groups = Annotated[tuple[int | str, ...], PlainValidator(_groups), YamlForm(one_or_list(_PRINCIPAL_SCHEMA))]
 User = Annotated[str | int, PlainValidator(_user), YamlForm(_PRINCIPAL_SCHEMA)]
 Group = Annotated[str | int, PlainValidator(_group), YamlForm(_PRINCIPAL_SCHEMA)]
@@ -254,7 +259,19 @@ Umask = Annotated[
 Flag = Annotated[bool, PlainValidator(syntax.flag), YamlForm({"type": "boolean"})]
 
 
-# Templates, and lists of one.
+# Fields of the record, templates, and lists of one.
+
+
+def parse_record(value: object) -> tuple[str, ...]:
+    """Return names of fields of the record, without duplicates."""
+    return tuple(dict.fromkeys(syntax.each(value, syntax.word_of(*FIELD_NAMES), "fields of the record, such as exe")))
+
+
+RecordFields = Annotated[
+    tuple[str, ...],
+    PlainValidator(parse_record),
+    YamlForm(one_or_list({"type": "string", "enum": list(FIELD_NAMES)})),
+]
 
 
 TemplateText = Annotated[Template, PlainValidator(syntax.template), YamlForm({"type": "string"})]

@@ -15,7 +15,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from cnprocd.rules.language.value_problem import InvalidValueError, ValueProblem
 from cnprocd.rules.language.yaml12 import Mark
 from cnprocd.rules.problems import LoadedRules, Problem, RulesError, hash_of
 from cnprocd.rules.rule_files import DROPIN_DIRS, LARGEST, MAIN_FILE, find_dropins
-from cnprocd.rules.ruleset import Rule
+from cnprocd.rules.ruleset import Rule, Settings
 from cnprocd.rules.written import digest
 from cnprocd.safe_open import UnsafeFileError, safe_open
 
@@ -108,10 +108,13 @@ def load(
     if problems:
         raise RulesError(problems)
     valid = [(source, rule_file) for source, rule_file in files if rule_file is not None]
-    rules: tuple[Rule, ...] = tuple(plain(rule) for _, rule_file in valid for rule in rule_file.rules)
+    settings: Settings = plain(valid[0][1].settings)
+    rules: tuple[Rule, ...] = tuple(
+        replace(plain(rule), record_by_settings=settings.record) for _, rule_file in valid for rule in rule_file.rules
+    )
     return LoadedRules(
         rules=rules,
-        settings=plain(valid[0][1].settings),
+        settings=settings,
         lists={name: entries for _, rule_file in valid for name, entries in rule_file.lists.items()},
         files=tuple(source.file for source in sources),
         warnings=(*warnings, *_warnings(valid, context.missing)),

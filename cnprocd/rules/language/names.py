@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal
 
+from cnprocd.process.model import NO_LOGIN
 from cnprocd.rules.language.regex_cost import MOST_WAYS, regex_cost
 from cnprocd.rules.language.syntax import each, text
 from cnprocd.rules.language.value_problem import InvalidValueError, did_you_mean, invalid, shown
@@ -129,11 +130,12 @@ def _refuse_long_comm(parsed: Pattern) -> None:
 
 def _short_comm_advice(parsed: Pattern) -> str:
     if parsed.kind == "literal":
-        return f'write "{_cut(parsed.text)}", or match on exe or cmdline'
+        return f'write "{_cut(parsed.text)}", or exe: "*/{parsed.text}"'
     start = re.split(r"[*?\[]", parsed.text, maxsplit=1)[0]
+    by_path = f'exe: "*/{parsed.text}"' if parsed.kind == "glob" else "match on exe"
     if not start:
-        return "match on exe or cmdline"
-    return f'write "{_cut(start) if len(start.encode()) >= COMM_BYTES else start + "*"}", or match on exe or cmdline'
+        return by_path
+    return f'write "{_cut(start) if len(start.encode()) >= COMM_BYTES else start + "*"}", or {by_path}'
 
 
 def _cut(name: str) -> str:
@@ -163,6 +165,8 @@ def _of_list(name: str, entry: str, kind: AttributeKind) -> Pattern:
 
 # Users and groups.
 
+LOGIN_UNSET = "unset"
+
 
 def ids(value: object, context: Context, kind: Literal["user", "group"]) -> tuple[int | str, ...]:
     """Return user or group ids of ids, names, `$list` or a list of these. A name that has no id now stays a name."""
@@ -174,6 +178,14 @@ def ids(value: object, context: Context, kind: Literal["user", "group"]) -> tupl
         return (_identity(item, context, kind, accepted),)
 
     return tuple(dict.fromkeys(number for group in each(value, one, accepted) for number in group))
+
+
+def login_ids(value: object, context: Context) -> tuple[int | str, ...]:
+    """Return login uids as `ids` does. The word `unset` stands for a process outside any login session."""
+    words = [value] if not isinstance(value, list) else value
+    rest = [word for word in words if word != LOGIN_UNSET]
+    unset: tuple[int | str, ...] = (NO_LOGIN,) if len(rest) < len(words) else ()
+    return (*unset, *(ids(rest, context, "user") if rest or not unset else ()))
 
 
 def principal(value: object, context: Context, kind: Literal["user", "group"]) -> str | int:

