@@ -124,6 +124,7 @@ def stage(flavour: Flavour, tree: Path, epoch: int) -> None:
         "systemd/cnprocd.tmpfiles": "usr/lib/tmpfiles.d/cnprocd.conf",
         "systemd/cnprocd.catalog": "usr/lib/systemd/catalog/cnprocd.catalog",
         "config/rules.yaml": "etc/cnprocd/rules.yaml",
+        "config/io.cnprocd.varlink": "usr/share/cnprocd/io.cnprocd.varlink",
     }.items():
         put(tree, destination, (ROOT / source).read_bytes())
     put(tree, "usr/share/cnprocd/rules.schema.json", schema())

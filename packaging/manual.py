@@ -1,4 +1,5 @@
-"""Write what is derived from the code: manual pages, completions, and the editor's schema.
+"""Write what is derived from the code: manual pages, completions, the editor's schema, and the
+Varlink interface.
 
     python packaging/manual.py            write them to their places
     python packaging/manual.py DIRECTORY  write them to a directory
@@ -28,6 +29,7 @@ from completion import bash, fish, zsh  # noqa: E402  # beside this file
 from cnprocd import __version__  # noqa: E402  # the checkout's, whatever is installed
 from cnprocd.cli import cnprocd as daemon  # noqa: E402
 from cnprocd.cli.grammar import COMMON, VERBS, Argument  # noqa: E402
+from cnprocd.control.interface import DESCRIPTION  # noqa: E402
 from cnprocd.output import fields  # noqa: E402
 from cnprocd.output.journal import MESSAGE_IDS  # noqa: E402
 from cnprocd.rules.language.schema import json_schema  # noqa: E402
@@ -188,6 +190,7 @@ def made() -> Iterator[tuple[str, str]]:
     yield "packaging/completions/_cnprocctl", zsh()
     yield "packaging/completions/cnprocctl.fish", fish()
     yield "config/rules.schema.json", json.dumps(json_schema(), indent=2) + "\n"
+    yield "config/io.cnprocd.varlink", DESCRIPTION
 
 
 def main() -> None:

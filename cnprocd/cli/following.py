@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 
-from cnprocd.control.protocol import Item
+from cnprocd.control.client import Item
 from cnprocd.json_value import JsonObject, as_dict, get_str_or_none
 
 PAGE = 500  # matches that are asked for at once

@@ -17,8 +17,8 @@ from cnprocd.json_value import (
     get_int,
     get_int_or_none,
     get_list,
+    get_map,
     get_str,
-    map_of,
 )
 from cnprocd.rules.problems import LoadedRules
 from cnprocd.rules.rule_files import MAIN_FILE
@@ -58,7 +58,7 @@ class InForce:
 def ask(options: Options) -> InForce:
     """Ask the daemon for its rules. Raises CnprocdError."""
     with Client(options.runtime_dir) as client:
-        status, digests = as_dict(client.ask("status")), map_of(as_str)(client.ask("digests"))
+        status, digests = client.ask("status"), get_map(client.ask("digests"), "digests", as_str)
     rules = get_list(status, "rules", lambda value: _rule(value, digests))
     return InForce(Path(get_list(status, "files", as_str)[0]), {rule.name: rule for rule in rules})
 

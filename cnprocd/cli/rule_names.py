@@ -54,7 +54,7 @@ def no_such_rule(name: str, known: Iterable[str]) -> NotFoundError:
 def in_force(options: Options) -> list[str]:
     """Return the names of the daemon's rules. Raises CnprocdError."""
     with Client(options.runtime_dir) as client:
-        status = as_dict(client.ask("status"))
+        status = client.ask("status")
     return get_list(status, "rules", lambda rule: get_str(as_dict(rule), "name"))
 
 

@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING
 from cnprocd.cli.grammar import Options
 from cnprocd.control.client import Client, NotRunningError
 from cnprocd.errors import StateError
-from cnprocd.json_value import JsonObject, JsonValue
+from cnprocd.json_value import JsonObject
 
 if TYPE_CHECKING:  # imported only without a daemon
     from cnprocd.spool.store import Store
 
 _SPOOL = "spool.sqlite3"
-Read = Callable[["Store"], JsonValue]
+Read = Callable[["Store"], JsonObject]
 
 
-def ask_or_read(options: Options, verb: str, args: JsonObject, read: Read) -> JsonValue:
+def ask_or_read(options: Options, verb: str, args: JsonObject, read: Read) -> JsonObject:
     """Return the daemon's answer, or without a daemon what `read` finds in its spool."""
     try:
         with Client(options.runtime_dir) as client:
@@ -40,7 +40,7 @@ def ask_or_read(options: Options, verb: str, args: JsonObject, read: Read) -> Js
         return _read_copy(options.state_dir, read, not_running)
 
 
-def _read_copy(state_dir: Path, read: Read, not_running: NotRunningError) -> JsonValue:
+def _read_copy(state_dir: Path, read: Read, not_running: NotRunningError) -> JsonObject:
     from cnprocd.spool import database
     from cnprocd.spool.store import Store
 

@@ -9,22 +9,24 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from cnprocd.control.protocol import (
+    METHOD_NOT_FOUND,
     SOCKET_NAME,
-    Answer,
+    Call,
     Decoder,
     Failure,
-    Item,
     ProtocolError,
-    Request,
+    Reply,
+    method_of,
     pack,
     to_reply,
 )
 from cnprocd.errors import EX_OSERR, EX_UNAVAILABLE, CnprocdError, PrivilegeError
-from cnprocd.json_value import JsonValue
+from cnprocd.json_value import JsonObject, JsonValue, get_dict, get_int, get_str_or_none
 
 TIMEOUT_S = 15.0
 _CHUNK = 1 << 16
@@ -37,10 +39,14 @@ class NotRunningError(CnprocdError):
 
 
 class RefusedError(CnprocdError):
-    """The daemon refused the request. `details` has the further facts of its answer."""
+    """The daemon refused the call. `error` is the name of the error, `details` has its further parameters."""
 
     def __init__(self, failure: Failure) -> None:
-        super().__init__(failure.what, failure.hint)
+        hint = failure.hint
+        if failure.error == METHOD_NOT_FOUND:
+            hint = f"{hint}; if cnprocd is of another release, restart it: systemctl restart cnprocd"
+        super().__init__(failure.what, hint)
+        self.error = failure.error
         self.details = failure.details
         self.exit_status = failure.status or EX_OSERR
 
@@ -52,6 +58,14 @@ class RefusedError(CnprocdError):
         return f"{rendered}\n{prefix}{self.hint}" if self.hint and self.details.get("problems") else rendered
 
 
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One item of a stream. `skipped` items were left out before it because the client read too slowly."""
+
+    data: JsonObject
+    skipped: int = 0
+
+
 class Client:
     """One connection to the daemon of a runtime directory. A context manager."""
 
@@ -59,7 +73,7 @@ class Client:
         self._path = runtime_dir / SOCKET_NAME
         self._decoder = Decoder()
         self._timeout_s = timeout_s
-        self.note: str | None = None  # of the last answer: a sentence about its data for the user
+        self.note: str | None = None  # of the last reply: a sentence about its data for the user
         self._socket = _connect(self._path, timeout_s)
 
     def __enter__(self) -> Client:
@@ -70,39 +84,36 @@ class Client:
     ) -> None:
         self._socket.close()
 
-    def ask(self, verb: str, **args: JsonValue) -> JsonValue:
-        """Return the data of the answer, and keep its note. Raises RefusedError, or CnprocdError if none comes."""
-        self._send(Request(verb, args))
+    def ask(self, verb: str, **parameters: JsonValue) -> JsonObject:
+        """Return the parameters of the reply, and keep its note. Raises RefusedError, or CnprocdError if none comes."""
+        self._send(Call(method_of(verb), parameters))
         reply = self._reply()
-        if isinstance(reply, Item):
-            raise ProtocolError(f"invalid reply to {verb}: a stream instead of an answer")
-        self.note = reply.note
-        return reply.data
+        if reply.continues:
+            raise ProtocolError(f"invalid reply to {verb}: a stream instead of one reply")
+        self.note = get_str_or_none(reply.parameters, "note")
+        return reply.parameters
 
-    def stream(self, verb: str, **args: JsonValue) -> Iterator[Item | None]:
-        """Yield items as they arrive, without end. Yield None once, when the stream has begun."""
-        self._send(Request(verb, args))
-        if isinstance(self._reply(), Answer):
-            yield None
-        self._socket.settimeout(None)
+    def stream(self, verb: str, item: str) -> Iterator[Item | None]:
+        """Yield the parameter `item` of each reply as it arrives, without end. Yield None when the stream begins."""
+        self._send(Call(method_of(verb), more=True))
         while True:
-            reply = self._reply()
-            if isinstance(reply, Item):
-                yield reply
+            found = self._reply().parameters
+            self._socket.settimeout(None)
+            yield Item(get_dict(found, item), get_int(found, "skipped", 0, minimum=0)) if item in found else None
 
     def fileno(self) -> int:
         """Return the descriptor of the connection, for select()."""
         return self._socket.fileno()
 
-    def _send(self, request: Request) -> None:
+    def _send(self, call: Call) -> None:
         try:
-            self._socket.sendall(pack(request))
+            self._socket.sendall(pack(call))
         except OSError as error:
             # The daemon sends the reason before it closes the connection, so the reply may still be readable.
             if error.errno not in (errno.EPIPE, errno.ECONNRESET):
                 raise _no_answer(self._path, error) from error
 
-    def _reply(self) -> Answer | Item:
+    def _reply(self) -> Reply:
         while True:
             found = self._decoder.next()
             if found is not None:

@@ -6,8 +6,8 @@ that sends a thousand requests at once gets one answer at a time between batches
 stops a client that reads nothing. Each limit and its consequence:
 
     connections   over 64, or over 56 of clients that may only read: refused with the reason
-    frame         over 1 MiB, or not JSON: answered with the reason, and closed
-    idle          no whole request for 30 s: closed; a subscriber may be silent for any time
+    message       over 1 MiB, or not JSON: answered with the reason, and closed
+    idle          no whole call for 30 s: closed; a subscriber may be silent for any time
     subscriber    over 256 KiB unread: items are dropped and counted, and the next item carries the count
     stalled       an answer or item unread for 60 s: closed
 
@@ -23,58 +23,38 @@ import os
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
+from cnprocd import __version__
 from cnprocd.control import access
+from cnprocd.control.introspection import introspect, invalid_parameter, no_such_interface, no_such_method
 from cnprocd.control.listening import listening_socket, open_to_group
 from cnprocd.control.protocol import (
+    EXPECTED_MORE,
+    FAILED,
+    INTERFACE,
+    INVALID_MESSAGE,
+    PERMISSION_DENIED,
+    SERVICE,
     SOCKET_NAME,
+    TOO_LONG,
+    TOO_MANY_CLIENTS,
     WRONG_USAGE,
-    Answer,
+    Call,
     Decoder,
-    EncodedAnswer,
+    EncodedReply,
     Failure,
-    Item,
     ProtocolError,
-    Request,
+    Reply,
+    method_of,
     pack,
-    to_request,
+    to_call,
 )
-from cnprocd.errors import EX_NOPERM, EX_SOFTWARE, EX_UNAVAILABLE, CnprocdError, StateError
-from cnprocd.json_value import JsonError, JsonObject, JsonValue
+from cnprocd.control.verb import Result, Verb, failure_of
+from cnprocd.errors import EX_NOPERM, EX_SOFTWARE, EX_UNAVAILABLE, StateError
+from cnprocd.json_value import JsonObject
 from cnprocd.log import Log
 
-Args = JsonObject
-Result: TypeAlias = "JsonValue | Answer | EncodedAnswer"
-
 GROUP_AGAIN_S = 10.0  # until the name service is asked again
-
-
-class VerbError(CnprocdError):
-    """A request cannot be carried out. `details` goes to the client unchanged."""
-
-    def __init__(self, what: str, hint: str = "", status: int = WRONG_USAGE, **details: JsonValue) -> None:
-        super().__init__(what, hint)
-        self.exit_status = status
-        self.details = details
-
-
-VerbResult: TypeAlias = "Result | Coroutine[None, None, Result]"
-
-
-@dataclass(frozen=True, slots=True)
-class Verb:
-    """One thing that the daemon does for a client.
-
-    `run` returns the data of the answer, an Answer or EncodedAnswer, or a coroutine that returns one of these; until
-    then nothing else of this client is read.
-    A JsonError from `run` means wrong arguments. `changes`: only root and the daemon's own user may ask for it.
-    `topic`: the answer begins a stream of that topic.
-    """
-
-    run: Callable[[Args], VerbResult]
-    changes: bool = False
-    topic: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +92,7 @@ class ControlServer:
     ) -> None:
         """`readers_group` raises OSError if the name service does not answer now."""
         self.path = runtime_dir / SOCKET_NAME
-        self.verbs = verbs
+        self.methods = {method_of(name): verb for name, verb in verbs.items()}
         self.limits = limits or ClientLimits()
         self.counters = Counters()
         self.connections: set[_Connection] = set()
@@ -162,20 +142,20 @@ class ControlServer:
         """Whether a client is subscribed to `topic`."""
         return any(connection.topic == topic for connection in self.connections)
 
-    def publish(self, topic: str, data: JsonValue) -> None:
+    def publish(self, topic: str, item: JsonObject) -> None:
         """Send an item to every subscriber. Never block: skip a full subscriber, and report the count later."""
-        frame: bytes | None = None
+        message: bytes | None = None
         for connection in [one for one in self.connections if one.topic == topic]:
             if connection.is_full():
                 connection.skipped += 1
                 self.counters.dropped_items += 1
                 continue
             if connection.skipped:
-                connection.send(pack(Item(data, connection.skipped)))
+                connection.send(pack(Reply({**item, "skipped": connection.skipped}, continues=True)))
                 connection.skipped = 0
             else:
-                frame = frame or pack(Item(data))
-                connection.send(frame)
+                message = message or pack(Reply({**item, "skipped": 0}, continues=True))
+                connection.send(message)
 
     def _find_group(self) -> None:
         """Let the members of the group connect, as soon as the name service answers."""
@@ -212,15 +192,16 @@ class _Connection(asyncio.Protocol):
         try:
             peer = access.peer_of(transport.get_extra_info("socket"))
         except OSError as error:
-            self._refuse(f"cannot read the credentials of the client: {error.strerror}", "")
+            self._refuse(PERMISSION_DENIED, f"cannot read the credentials of the client: {error.strerror}", "")
             return
         self._access = access.access_of(peer, server.own_uid, server.group)
         if not self._access.read:
-            self._refuse(self._access.refusal, "run it as root, or join the group cnprocd to read")
+            self._refuse(PERMISSION_DENIED, self._access.refusal, "run it as root, or join the group cnprocd to read")
             return
         reserved = 0 if self._access.change else server.limits.reserved
         if len(server.connections) >= server.limits.connections - reserved:
-            self._refuse(f"too many clients: {len(server.connections)} are connected", "close some: see `ss -xp`")
+            what = f"too many clients: {len(server.connections)} are connected"
+            self._refuse(TOO_MANY_CLIENTS, what, "close some: see `ss -xp`")
             return
         server.connections.add(self)
         server.counters.accepted += 1
@@ -262,14 +243,14 @@ class _Connection(asyncio.Protocol):
             self._transport is not None and self._transport.get_write_buffer_size() > self._server.limits.unread_bytes
         )
 
-    def send(self, frame: bytes) -> None:
-        """Queue a frame for the client."""
+    def send(self, message: bytes) -> None:
+        """Queue a message for the client."""
         # asyncio logs a warning for each write to a client that is gone, until it calls connection_lost().
         if self._transport is not None and not self._ended and not self._transport.is_closing():
-            self._transport.write(frame)
+            self._transport.write(message)
 
     def abort(self) -> None:
-        """Close the connection at once; unsent frames are discarded."""
+        """Close the connection at once; unsent messages are discarded."""
         self._ended = True
         self._disarm()
         if self._transport is not None:
@@ -288,88 +269,96 @@ class _Connection(asyncio.Protocol):
         if self._ended or self._transport is None:
             return
         try:
-            frame = self._decoder.next()
-            if frame is not None:
+            message = self._decoder.next()
+            if message is not None:
                 if self.topic is not None:
                     raise ProtocolError(
-                        "invalid request: this connection carries a stream", "open another connection for it"
+                        "invalid call: this connection carries a stream", "open another connection for it"
                     )
-                self._carry_out(to_request(frame))
+                self._carry_out(to_call(message))
         except ProtocolError as error:
             self._server.counters.malformed += 1
-            self._end_with(Failure(error.what, error.hint, error.exit_status))
+            self._end_with(Failure(INVALID_MESSAGE, error.what, error.hint, error.exit_status))
             return
         if self._busy or (self.is_full() and self.topic is None):
             return  # _answer_later or resume_writing continues
-        if frame is not None:
+        if message is not None:
             if self.topic is None:
                 self._arm(self._server.limits.idle_s)
             self._handle_soon()
         elif not self._transport.is_closing():
             self._transport.resume_reading()
 
-    def _carry_out(self, request: Request) -> None:
+    def _carry_out(self, call: Call) -> None:
         self._server.counters.requests += 1
-        verb = self._permitted(request)
+        if call.method.startswith(f"{SERVICE}."):
+            self._reply(call, introspect(call, __version__))
+            return
+        verb = self._permitted(call)
         if isinstance(verb, Failure):
-            self._answer(verb)
+            self._reply(call, verb)
             return
         try:
-            data = verb.run(request.args)
+            found = verb.run(call.parameters)
         except Exception as error:  # a bug behind one verb must not end the daemon's loop
-            self._answer(self._failure(request, error))
+            self._reply(call, self._failure(call, error))
             return
-        if isinstance(data, Coroutine):
+        if isinstance(found, Coroutine):
             self._busy = True
             self._disarm()
-            self._server.run_task(self._answer_later(request, data))
+            self._server.run_task(self._reply_later(call, found))
             return
         if verb.topic is not None:
             self.topic = verb.topic
             self._disarm()
-        self._answer(_as_answer(data))
+        self._reply(call, _as_reply(found, continues=verb.topic is not None))
 
-    async def _answer_later(self, request: Request, coming: Coroutine[None, None, Result]) -> None:
+    async def _reply_later(self, call: Call, coming: Coroutine[None, None, Result]) -> None:
         try:
-            reply: Answer | EncodedAnswer | Failure = _as_answer(await coming)
+            reply: Reply | EncodedReply | Failure = _as_reply(await coming)
         except Exception as error:  # as above
-            reply = self._failure(request, error)
+            reply = self._failure(call, error)
         self._busy = False
-        self._answer(reply)
+        self._reply(call, reply)
         if not self._ended and not self.is_full():  # else resume_writing continues
             self._arm(self._server.limits.idle_s)
             self._handle_soon()
 
-    def _answer(self, reply: Answer | EncodedAnswer | Failure) -> None:
+    def _reply(self, call: Call, reply: Reply | EncodedReply | Failure) -> None:
+        if call.oneway:
+            return
         try:
             self.send(pack(reply))
         except ProtocolError as error:
-            self.send(pack(Failure(error.what, error.hint, EX_UNAVAILABLE)))
+            self.send(pack(Failure(TOO_LONG, error.what, error.hint, EX_UNAVAILABLE)))
 
-    def _permitted(self, request: Request) -> Verb | Failure:
-        verb = self._server.verbs.get(request.verb)
+    def _permitted(self, call: Call) -> Verb | Failure:
+        interface, _, name = call.method.rpartition(".")
+        verb = self._server.methods.get(call.method)
         if verb is None:
-            known = ", ".join(sorted(self._server.verbs))
-            return Failure(f"unknown verb {request.verb[:40]!r}", f"the verbs of this daemon are: {known}", WRONG_USAGE)
+            known = ", ".join(sorted(method.rpartition(".")[2] for method in self._server.methods))
+            return no_such_method(call.method, known) if interface == INTERFACE else no_such_interface(interface)
         if verb.changes and not self._access.change:
-            return Failure(f"{request.verb}: {self._access.refusal}", "run it as root", EX_NOPERM)
+            return Failure(PERMISSION_DENIED, f"{name}: {self._access.refusal}", "run it as root", EX_NOPERM)
+        if verb.topic is not None and (not call.more or call.oneway):
+            return Failure(EXPECTED_MORE, f"{name} needs a call with `more`", "its replies do not end", WRONG_USAGE)
+        unknown = next(iter(call.parameters.keys() - verb.takes), None) if verb.takes is not None else None
+        if unknown is not None:
+            return invalid_parameter(unknown, f"{name} takes no parameter {unknown[:40]!r}")
         return verb
 
-    def _failure(self, request: Request, error: Exception) -> Failure:
-        if isinstance(error, VerbError):
-            return Failure(error.what, error.hint, error.exit_status, error.details)
-        if isinstance(error, JsonError):
-            return Failure(f"invalid arguments of {request.verb}: {error.what}", "", WRONG_USAGE)
-        if isinstance(error, CnprocdError):
-            return Failure(error.what, error.hint, error.exit_status)
-        self._server.log("error", "control_failed", verb=request.verb, message=f"{type(error).__name__}: {error}")
-        return Failure(f"{request.verb} failed: {error}", "this is a bug in cnprocd; see its log", EX_SOFTWARE)
+    def _failure(self, call: Call, error: Exception) -> Failure:
+        known = failure_of(call, error)
+        if known is not None:
+            return known
+        self._server.log("error", "control_failed", verb=call.method, message=f"{type(error).__name__}: {error}")
+        return Failure(FAILED, f"{call.method} failed: {error}", "this is a bug in cnprocd; see its log", EX_SOFTWARE)
 
     # Ends.
 
-    def _refuse(self, what: str, hint: str) -> None:
+    def _refuse(self, error: str, what: str, hint: str) -> None:
         self._server.counters.refused += 1
-        self._end_with(Failure(what, hint, EX_NOPERM if not self._access.read else EX_UNAVAILABLE))
+        self._end_with(Failure(error, what, hint, EX_NOPERM if error == PERMISSION_DENIED else EX_UNAVAILABLE))
 
     def _end_with(self, failure: Failure) -> None:
         """Send the reason, then close. Further bytes from the client are not read."""
@@ -390,5 +379,5 @@ class _Connection(asyncio.Protocol):
             self._timer = None
 
 
-def _as_answer(data: Result) -> Answer | EncodedAnswer:
-    return data if isinstance(data, Answer | EncodedAnswer) else Answer(data)
+def _as_reply(found: Result, *, continues: bool = False) -> Reply | EncodedReply:
+    return found if isinstance(found, EncodedReply) else Reply(found, continues)

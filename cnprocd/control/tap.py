@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from cnprocd.json_value import JsonValue
+from cnprocd.json_value import JsonObject
 from cnprocd.pipeline import Delivery, Fate, RecordedMatch
 from cnprocd.rules.compile import Match
 
@@ -21,9 +21,9 @@ class Tap:
 
     def __init__(self, inner: Delivery) -> None:
         self._inner = inner
-        self._observers: list[tuple[Callable[[str, JsonValue], None], Callable[[str], bool]]] = []
+        self._observers: list[tuple[Callable[[str, JsonObject], None], Callable[[str], bool]]] = []
 
-    def observe(self, publish: Callable[[str, JsonValue], None], wanted: Callable[[str], bool]) -> None:
+    def observe(self, publish: Callable[[str, JsonObject], None], wanted: Callable[[str], bool]) -> None:
         """Publish every match from now on, while `wanted` returns true for the topic MATCHES."""
         self._observers.append((publish, wanted))
 
@@ -38,4 +38,4 @@ class Tap:
             if wanted(MATCHES):
                 now_ns = time.time_ns()
                 for recorded in matches:
-                    publish(MATCHES, {"time_ns": now_ns, **recorded.record})
+                    publish(MATCHES, {"match": {"time_ns": now_ns, **recorded.record}})

@@ -8,18 +8,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 
 from cnprocd.control import view
 from cnprocd.control.problems import problem_value
-from cnprocd.control.protocol import MAX_FRAME, Answer, EncodedAnswer, ProtocolError, encode, too_long
-from cnprocd.control.server import Args, Verb, VerbError, VerbResult
+from cnprocd.control.protocol import (
+    MAX_MESSAGE,
+    RULES_REJECTED,
+    WRONG_STATE,
+    EncodedReply,
+    ProtocolError,
+    encode,
+    too_long,
+)
 from cnprocd.control.tap import MATCHES
 from cnprocd.control.values import job_value, match_value
+from cnprocd.control.verb import Args, Verb, VerbError, VerbResult
 from cnprocd.dispatch import MOST_PAST
 from cnprocd.errors import EX_NO
 from cnprocd.json_value import (
+    JsonObject,
     JsonValue,
     get_bool,
     get_choice_or_none,
@@ -45,21 +54,22 @@ _MAX_NS = (1 << 63) - 1
 
 def verbs_of(daemon: view.DaemonView) -> Mapping[str, Verb]:
     """Return the verbs of the daemon, by name."""
+    one, filters = frozenset({"job_id"}), frozenset(one.name for one in fields(MatchFilter))
     verbs = {
         "status": Verb(partial(_status, daemon)),
         "metrics": Verb(partial(_metrics, daemon)),
-        "rule": Verb(partial(_rule, daemon)),
-        "digests": Verb(lambda args: dict(daemon.loaded.digests)),
+        "rule": Verb(partial(_rule, daemon), takes=frozenset({"name"})),
+        "digests": Verb(lambda args: {"digests": dict(daemon.loaded.digests)}),
         "reload": Verb(partial(_reload, daemon), changes=True),
-        "jobs": Verb(partial(_jobs, daemon)),
-        "job": Verb(partial(_job, daemon)),
-        "output": Verb(partial(_output, daemon)),
-        "retry": Verb(partial(_retry, daemon), changes=True),
-        "retry_dead": Verb(partial(_retry_dead, daemon), changes=True),
-        "kill": Verb(partial(_kill, daemon), changes=True),
-        "drop": Verb(partial(_drop, daemon), changes=True),
-        "history": Verb(partial(_history, daemon)),
-        "watch": Verb(lambda args: {"topic": MATCHES}, topic=MATCHES),
+        "jobs": Verb(partial(_jobs, daemon), takes=frozenset({"state", "rule", "limit"})),
+        "job": Verb(partial(_job, daemon), takes=one),
+        "output": Verb(partial(_output, daemon), takes=one),
+        "retry": Verb(partial(_retry, daemon), changes=True, takes=one),
+        "retry_dead": Verb(partial(_retry_dead, daemon), changes=True, takes=frozenset({"rule"})),
+        "kill": Verb(partial(_kill, daemon), changes=True, takes=one | {"retry"}),
+        "drop": Verb(partial(_drop, daemon), changes=True, takes=one),
+        "history": Verb(partial(_history, daemon), takes=filters),
+        "watch": Verb(lambda args: {"ready": True}, topic=MATCHES),
     }
     return {
         name: replace(verb, run=partial(_measured, daemon.stalls, f"control: {name}", verb))
@@ -73,23 +83,24 @@ def _measured(stalls: Stalls, edge: str, verb: Verb, args: Args) -> VerbResult:
     return stalls.steps(edge, found) if isinstance(found, Coroutine) else found
 
 
-async def _status(daemon: view.DaemonView, args: Args) -> JsonValue:
+async def _status(daemon: view.DaemonView, args: Args) -> JsonObject:
     await daemon.load_state.check()
     return view.status(daemon)
 
 
-async def _metrics(daemon: view.DaemonView, args: Args) -> JsonValue:
+async def _metrics(daemon: view.DaemonView, args: Args) -> JsonObject:
     await daemon.load_state.check()
-    return metrics.render(view.status(daemon))
+    return {"text": metrics.render(view.status(daemon))}
 
 
-async def _reload(daemon: view.DaemonView, args: Args) -> JsonValue:
+async def _reload(daemon: view.DaemonView, args: Args) -> JsonObject:
     problem = await daemon.reload()
     if problem is not None:
         raise VerbError(
             problem.what,
             "keeping the current rules",
             problem.exit_status,
+            RULES_REJECTED,
             rendered=problem.render(),
             problems=[problem_value(found) for found in problem.problems],
         )
@@ -101,7 +112,7 @@ async def _reload(daemon: view.DaemonView, args: Args) -> JsonValue:
     }
 
 
-def _rule(daemon: view.DaemonView, args: Args) -> JsonValue:
+def _rule(daemon: view.DaemonView, args: Args) -> JsonObject:
     name = get_str(args, "name")
     rule = next((rule for rule in daemon.loaded.rules if rule.name == name), None)
     if rule is None:
@@ -109,60 +120,63 @@ def _rule(daemon: view.DaemonView, args: Args) -> JsonValue:
     return {"rule": written_rule(rule)}
 
 
-async def _jobs(daemon: view.DaemonView, args: Args) -> EncodedAnswer:
+async def _jobs(daemon: view.DaemonView, args: Args) -> EncodedReply:
     state = get_choice_or_none(args, "state", list(State))
     wanted = FindJobs(State(state) if state is not None else None, get_str_or_none(args, "rule"), _limit(args))
     encoded, why = EncodedValues(), None
     async for page in daemon.dispatcher.spool.job_pages(wanted):
         await encoded.add(job_value(job) for job in page.value)
         why = page.why
-    return EncodedAnswer(tuple(encoded.texts), _note(why))
+    return EncodedReply("jobs", tuple(encoded.texts), _note(why))
 
 
-async def _job(daemon: view.DaemonView, args: Args) -> JsonValue:
-    return job_value(await _required(daemon, args))
+async def _job(daemon: view.DaemonView, args: Args) -> JsonObject:
+    return {"job": job_value(await _required(daemon, args))}
 
 
-async def _output(daemon: view.DaemonView, args: Args) -> Answer:
+async def _output(daemon: view.DaemonView, args: Args) -> JsonObject:
     job = await _required(daemon, args)
     running = daemon.dispatcher.scheduler.output(job.job_id)
     found = Found(running) if running is not None else await daemon.dispatcher.spool.find_output(job.job_id)
-    output: JsonValue = {
+    note = _note(found.why)
+    return {
         "job_id": job.job_id,
         "state": str(job.state),
         "attempt": job.attempts,
         "output": found.value or "",
+        **({} if note is None else {"note": note}),
     }
-    return Answer(output, _note(found.why))
 
 
-async def _retry(daemon: view.DaemonView, args: Args) -> JsonValue:
+async def _retry(daemon: view.DaemonView, args: Args) -> JsonObject:
     job = await _required(daemon, args)
     if not await daemon.dispatcher.spool.revive(job_id=job.job_id):
-        raise VerbError(f"job {job.job_id} is not dead", f"it is {job.state}; only dead jobs can be retried", EX_NO)
+        raise VerbError(
+            f"job {job.job_id} is not dead", f"it is {job.state}; only dead jobs can be retried", EX_NO, WRONG_STATE
+        )
     daemon.dispatcher.scheduler.wake()
     return {"job_id": job.job_id, "state": "waiting"}
 
 
-async def _retry_dead(daemon: view.DaemonView, args: Args) -> JsonValue:
+async def _retry_dead(daemon: view.DaemonView, args: Args) -> JsonObject:
     jobs: list[JsonValue] = [*await daemon.dispatcher.spool.revive(rule=get_str_or_none(args, "rule"))]
     daemon.dispatcher.scheduler.wake()
     return {"job_ids": jobs}
 
 
-async def _drop(daemon: view.DaemonView, args: Args) -> JsonValue:
+async def _drop(daemon: view.DaemonView, args: Args) -> JsonObject:
     job = await _required(daemon, args)
     if not daemon.dispatcher.spool.drop(job.job_id):
         hint = "`cnprocctl jobs kill` ends a running one" if job.state is State.RUNNING else f"it is {job.state}"
-        raise VerbError(f"job {job.job_id} is not waiting", hint, EX_NO)
+        raise VerbError(f"job {job.job_id} is not waiting", hint, EX_NO, WRONG_STATE)
     return {"job_id": job.job_id, "state": "dead"}
 
 
-async def _kill(daemon: view.DaemonView, args: Args) -> JsonValue:
+async def _kill(daemon: view.DaemonView, args: Args) -> JsonObject:
     job = await _required(daemon, args)
     if not daemon.dispatcher.scheduler.kill(job.job_id, retry=get_bool(args, "retry", False)):
         hint = "`cnprocctl jobs drop` cancels a waiting one" if job.state is State.WAITING else f"it is {job.state}"
-        raise VerbError(f"job {job.job_id} is not running", hint, EX_NO)
+        raise VerbError(f"job {job.job_id} is not running", hint, EX_NO, WRONG_STATE)
     return {"job_id": job.job_id, "state": "running"}
 
 
@@ -181,7 +195,7 @@ def _note(why: str | None) -> str | None:
     return None if why is None else f"from memory only, older rows are missing: {why}"
 
 
-async def _history(daemon: view.DaemonView, args: Args) -> EncodedAnswer:
+async def _history(daemon: view.DaemonView, args: Args) -> EncodedReply:
     daemon.dispatcher.store_past_matches()
     wanted = MatchFilter(
         rule=get_str_or_none(args, "rule"),
@@ -203,7 +217,7 @@ async def _history(daemon: view.DaemonView, args: Args) -> EncodedAnswer:
     except ProtocolError:
         if wanted.after is None or not encoded.texts:  # else the client asks for the rest
             raise
-    return EncodedAnswer(tuple(encoded.texts), _history_note(daemon, why))
+    return EncodedReply("matches", tuple(encoded.texts), _history_note(daemon, why))
 
 
 def _history_note(daemon: view.DaemonView, why: str | None) -> str | None:
@@ -228,7 +242,7 @@ class EncodedValues:
         for value in values:
             text = encode(value)
             self._bytes += len(text) + 1
-            if self._bytes > MAX_FRAME - ENVELOPE_BYTES:
+            if self._bytes > MAX_MESSAGE - ENVELOPE_BYTES:
                 raise too_long(self._bytes)
             self.texts.append(text)
             self._turn_bytes += len(text) + TURN_OVERHEAD_BYTES

@@ -28,7 +28,7 @@ import pytest
 from kernel.harness import LIBC, PATIENCE_S, Daemon, child, rename, wait_status
 
 from cnprocd.control.client import Client
-from cnprocd.control.protocol import Request, pack
+from cnprocd.control.protocol import Call, method_of, pack
 from cnprocd.errors import CnprocdError
 from cnprocd.spool.rows import PastMatch
 from cnprocd.spool.spool import Spool
@@ -284,7 +284,7 @@ def greedy_clients(runtime_dir: Path, count: int = 3) -> Iterator[None]:
             client._socket.setblocking(False)
             with contextlib.suppress(OSError, CnprocdError):
                 for _ in range(100):
-                    client._socket.send(pack(Request("history", {"limit": 1000})))
+                    client._socket.send(pack(Call(method_of("history"), {"limit": 1000})))
         yield
     finally:
         for client in clients:

@@ -16,7 +16,7 @@ from pathlib import Path
 from kernel.harness import PATIENCE_S, child, rename, running, wait_status
 
 from cnprocd.control.client import Client
-from cnprocd.control.protocol import Request, pack
+from cnprocd.control.protocol import Call, method_of, pack
 from cnprocd.rules.snapshot import Snapshot
 from cnprocd.runner import wire
 
@@ -30,14 +30,14 @@ $MARKER
 """
 NOISE = (
     b"",
-    struct.pack(">I", 1 << 31) + b"x" * 1000,  # huge
-    struct.pack(">I", 1 << 19) + b"{",  # half
-    b"\0",  # slow: the first of four bytes
-    b"\xff" * 64,
-    struct.pack(">I", 4) + b"null",
-    struct.pack(">I", 60_000) + b"[" * 60_000,
-    pack(Request("status")) * 50,
-    pack(Request("reload")),
+    b"x" * (1 << 21),  # huge
+    b'{"method":',  # half
+    b"{",  # slow
+    b"\0" * 64,
+    b"null\0",
+    b"[" * 60_000 + b"\0",
+    pack(Call(method_of("status"))) * 50,
+    pack(Call(method_of("reload"))),
 )
 
 
@@ -127,7 +127,7 @@ def test_group_members_cannot_lock_root_out(tmp_path):
     with running(tmp_path, RULES, under=("unshare", "--mount", "sh", "-c", script, "sh")) as daemon:
         path = tmp_path / "run" / "control.sock"
         assert path.stat().st_gid == READERS
-        with crowd(NOBODY, READERS, path, 100, [pack(Request("status"))]), Client(tmp_path / "run") as client:
+        with crowd(NOBODY, READERS, path, 100, [pack(Call(method_of("status")))]), Client(tmp_path / "run") as client:
             found = client.ask("status")
             assert found["pid"] == daemon.process.pid
             pid = fail()

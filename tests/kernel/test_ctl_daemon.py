@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -19,7 +18,7 @@ from kernel.harness import PATIENCE_S, Daemon, child, rename, running, wait_stat
 
 from cnprocd.cli.cnprocctl import run
 from cnprocd.control.client import Client
-from cnprocd.control.protocol import Request, pack
+from cnprocd.control.protocol import Call, method_of, pack
 
 RULES = """
 rules:
@@ -298,7 +297,7 @@ def test_hostile_clients_do_not_reach_the_events(tmp_path):
     with running(tmp_path, rules()) as daemon:
         path = str(tmp_path / "run" / "control.sock")
         crowd = []
-        for noise in (b"", struct.pack(">I", 1 << 19) + b"{", b"\xff" * 64, pack(Request("status")) * 300) * 20:
+        for noise in (b"", b'{"method":', b"\xff" * 64, pack(Call(method_of("status"))) * 300) * 20:
             connection = socket.socket(socket.AF_UNIX)
             connection.connect(path)
             connection.setblocking(False)

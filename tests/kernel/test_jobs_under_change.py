@@ -30,7 +30,7 @@ def place(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Place]:
 
 def job(place: Place, job_id: object) -> Any:
     with Client(place.directory / "run") as client:
-        return client.ask("job", job_id=job_id)
+        return client.ask("job", job_id=job_id)["job"]
 
 
 def records(daemon: Daemon, event: str) -> list[dict[str, object]]:

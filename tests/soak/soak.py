@@ -106,7 +106,7 @@ def watch(runtime: Path, stop: threading.Event, seen: Counter[str]) -> None:
     while not stop.is_set():
         with contextlib.suppress(CnprocdError, OSError), Client(runtime) as client:
             until = time.monotonic() + 2.0
-            for _ in client.stream("watch"):
+            for _ in client.stream("watch", "match"):
                 seen["items"] += 1
                 if time.monotonic() > until or stop.is_set():
                     break

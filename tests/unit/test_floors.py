@@ -66,7 +66,7 @@ errors escape failures flood json_value log patience stall_meter
 cli/plans cli/reasons cli/rule_text
 connector/decode connector/event connector/filter connector/gathering connector/request connector/sequence
 connector/status connector/taskrecord connector/uapi
-control/protocol
+control/interface control/introspection control/protocol control/verb
 launch/render launch/request
 output/console output/fields output/match_id output/metrics output/record
 process/cgroup_path process/completion process/counted_lookup process/deaths process/executed_file process/family

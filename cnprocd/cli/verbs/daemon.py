@@ -39,7 +39,7 @@ RELOAD_TIMEOUT_S = 120.0  # a large rule file on a busy machine; systemd's own l
 def reload(options: Options) -> int:
     """Load the rule files. If one is invalid, show the problems; the daemon keeps the current rules."""
     with Client(options.runtime_dir, RELOAD_TIMEOUT_S) as client:
-        done = as_dict(client.ask("reload"))
+        done = client.ask("reload")
     warnings = _warnings(done)
     if options.json:
         print_json({**done, "warnings": [{"kind": kind, **problem_value(problem)} for kind, problem in warnings]})
@@ -67,7 +67,7 @@ def _warnings(done: JsonObject) -> list[tuple[str, Problem]]:
 def metrics(options: Options) -> int:
     """Print the counters as Prometheus text, as in the metrics file."""
     with Client(options.runtime_dir) as client:
-        found = as_str(client.ask("metrics"))
+        found = get_str(client.ask("metrics"), "text")
     if options.json:
         print_json({"metrics": found})
     else:
@@ -78,7 +78,7 @@ def metrics(options: Options) -> int:
 def status(options: Options) -> int:
     """Show daemon health, and the hits of each rule."""
     with Client(options.runtime_dir) as client:
-        found = as_dict(client.ask("status"))
+        found = client.ask("status")
     if options.json:
         print_json(found)
         return EX_OK

@@ -23,7 +23,7 @@ from cnprocd.cli.this_machine import bad_hooks, program_path, unreadable_rule_fi
 from cnprocd.connector.uapi import NETLINK_CONNECTOR, QUEUED_EVENT_BYTES
 from cnprocd.control.client import Client, NotRunningError
 from cnprocd.errors import EX_OK, CnprocdError
-from cnprocd.json_value import as_dict, get_bool, get_dict, get_int, get_number, get_str, get_str_or_none
+from cnprocd.json_value import get_bool, get_dict, get_int, get_number, get_str, get_str_or_none
 from cnprocd.owner_lock import holder_of
 from cnprocd.process.kernel_log import DEVICE
 from cnprocd.process.procfs import read_stat
@@ -239,7 +239,7 @@ def _places(options: Options) -> Iterator[Finding]:
 def _daemon(options: Options) -> Iterator[Finding]:
     try:
         with Client(options.runtime_dir) as client:
-            status = as_dict(client.ask("status"))
+            status = client.ask("status")
     except NotRunningError as error:
         yield Finding("warn", error.what, error.hint)
         return

@@ -161,7 +161,7 @@ def _features(options: Options) -> tuple[Features, str]:
         return _chosen({name: name not in options.without for name in FEATURES}), "as asked with --without"
     try:
         with Client(options.runtime_dir) as client:
-            kernel = get_dict(as_dict(client.ask("status")), "kernel")
+            kernel = get_dict(client.ask("status"), "kernel")
         return _chosen({name: get_bool(kernel, name) for name in FEATURES}), "as the running daemon found it"
     except CnprocdError:
         return Features(), "assumed complete, because no daemon runs; see also --without"

@@ -17,13 +17,12 @@ from cnprocd.cli.spool_access import ask_or_read
 from cnprocd.cli.terminal import Style, clock, columns, print_json, text
 from cnprocd.control.client import Client
 from cnprocd.errors import EX_OK, CnprocdError
-from cnprocd.json_value import JsonObject, JsonValue, as_dict, get_int, get_str, get_str_or_none, list_of
+from cnprocd.json_value import JsonObject, as_dict, get_int, get_list, get_str, get_str_or_none
 
 if TYPE_CHECKING:  # imported only without a daemon
     from cnprocd.spool.store import Store
 
 _HEADS = ["TIME", "RULE", "PROCESS", "USER", "STATUS", "JOB", "OUTCOME"]
-_objects = list_of(as_dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +75,13 @@ def _filter(options: Options) -> _Filter:
 def _past(options: Options, wanted_ones: _Filter) -> list[JsonObject]:
     """Return the past matches, the newest last."""
 
-    def read(store: Store) -> JsonValue:
+    def read(store: Store) -> JsonObject:
         from cnprocd.control.values import match_value
         from cnprocd.spool.rows import MatchFilter
 
-        return [match_value(match) for match in store.matches(MatchFilter(**asdict(wanted_ones)))]
+        return {"matches": [match_value(match) for match in store.matches(MatchFilter(**asdict(wanted_ones)))]}
 
-    found = _objects(ask_or_read(options, "history", asdict(wanted_ones), read))
+    found = get_list(ask_or_read(options, "history", asdict(wanted_ones), read), "matches", as_dict)
     return found if wanted_ones.after is not None else found[::-1]
 
 
@@ -117,7 +116,7 @@ def _follow(options: Options, wanted_ones: _Filter) -> int:
     widths: list[int] = []
     following = Following(lambda known: past_page(options, known), options.after or "")
     with Client(options.runtime_dir) as client:
-        stream = client.stream("watch")
+        stream = client.stream("watch", "match")
         next(stream)  # subscribed: what comes from now on is queued for this client
         if options.after is None:
             following.after = _last_id(options)

@@ -19,13 +19,13 @@ from cnprocd.json_value import (
     JsonValue,
     as_dict,
     as_int,
+    get_dict,
     get_int,
     get_int_or_none,
     get_list,
     get_number_or_none,
     get_str,
     get_str_or_none,
-    list_of,
 )
 
 if TYPE_CHECKING:  # imported only without a daemon
@@ -34,19 +34,18 @@ if TYPE_CHECKING:  # imported only without a daemon
 _COLOURS = {"waiting": "yellow", "running": "cyan", "done": "green", "dead": "red"}
 _LINES_SHOWN = 20  # of a job's output by `jobs show`
 _FOLLOW_EVERY_S = 0.25
-_objects = list_of(as_dict)
 
 
 def listed(options: Options) -> int:
     """List the newest jobs."""
 
-    def read(store: Store) -> JsonValue:
+    def read(store: Store) -> JsonObject:
         from cnprocd.control.values import job_value
 
-        return [job_value(job) for job in store.jobs(options.state, options.rule, options.limit)]
+        return {"jobs": [job_value(job) for job in store.jobs(options.state, options.rule, options.limit)]}
 
     args = {"state": options.state, "rule": options.rule, "limit": options.limit}
-    found = _objects(ask_or_read(options, "jobs", args, read))
+    found = get_list(ask_or_read(options, "jobs", args, read), "jobs", as_dict)
     if not found:
         require_rule(options.rule, lambda: known_names(options))
     if options.json:
@@ -128,16 +127,15 @@ def _milliseconds(job: JsonObject, key: str) -> str | None:
 def find_job(options: Options, job_id: int) -> JsonObject:
     """Return one job as JSON, from the daemon or its spool. Raises NotFoundError."""
 
-    def read(store: Store) -> JsonValue:
+    def read(store: Store) -> JsonObject:
         from cnprocd.control.values import job_value
 
         job = store.job(job_id)
-        return job_value(job) if job is not None else None
+        if job is None:
+            raise _no_job(job_id)
+        return {"job": job_value(job)}
 
-    found = ask_or_read(options, "job", {"job_id": job_id}, read)
-    if found is None:
-        raise _no_job(job_id)
-    return as_dict(found)
+    return get_dict(ask_or_read(options, "job", {"job_id": job_id}, read), "job")
 
 
 def _no_job(job_id: int) -> NotFoundError:
@@ -172,17 +170,14 @@ def _outputs(options: Options, output: JsonObject) -> Iterator[JsonObject]:
 def _output(options: Options, job_id: int) -> JsonObject:
     """Return the output of a job's last attempt as the daemon answers it. Raises NotFoundError."""
 
-    def read(store: Store) -> JsonValue:
+    def read(store: Store) -> JsonObject:
         job = store.job(job_id)
         if job is None:
-            return None
+            raise _no_job(job_id)
         output = store.output(job_id) or ""
         return {"job_id": job_id, "state": str(job.state), "attempt": job.attempts, "output": output}
 
-    found = ask_or_read(options, "output", {"job_id": job_id}, read)
-    if found is None:
-        raise _no_job(job_id)
-    return as_dict(found)
+    return ask_or_read(options, "output", {"job_id": job_id}, read)
 
 
 def retry(options: Options) -> int:
@@ -195,7 +190,7 @@ def retry(options: Options) -> int:
     if options.jobs:
         return _each(options, lambda client, job_id: client.ask("retry", job_id=job_id), "waits again")
     with Client(options.runtime_dir) as client:
-        done = get_list(as_dict(client.ask("retry_dead", rule=options.rule)), "job_ids", as_int)
+        done = get_list(client.ask("retry_dead", rule=options.rule), "job_ids", as_int)
     if not done:
         require_rule(options.rule, lambda: known_names(options))
     if options.json:

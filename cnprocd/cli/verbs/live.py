@@ -95,7 +95,7 @@ def _watch_matches(options: Options, printer: _Printer) -> None:
         _watch_after(options, printer, fits)
         return
     with Client(options.runtime_dir) as client, contextlib.suppress(TimeIsUpError):
-        for item in client.stream("watch"):
+        for item in client.stream("watch", "match"):
             if item is None:
                 print("watching for matches, Ctrl-C ends", file=sys.stderr, flush=True)
                 end_after(options.duration)
@@ -113,7 +113,7 @@ def _watch_after(options: Options, printer: _Printer, fits: Fits) -> None:
 
     following = Following(lambda known: past_page(options, known), options.after)
     with Client(options.runtime_dir) as client, contextlib.suppress(TimeIsUpError):
-        stream = client.stream("watch")
+        stream = client.stream("watch", "match")
         next(stream)
         print("watching for matches, Ctrl-C ends", file=sys.stderr, flush=True)
         end_after(options.duration)

@@ -16,7 +16,7 @@ from cnprocd.cli.ruleset import Place, loaded_rules, overridden, places
 from cnprocd.cli.terminal import Style, columns, print_json, state_text
 from cnprocd.control.client import Client
 from cnprocd.errors import EX_OK
-from cnprocd.json_value import JsonDict, JsonObject, as_dict, get_dict
+from cnprocd.json_value import JsonDict, JsonObject, get_dict
 from cnprocd.rules.problems import LoadedRules, RulesError
 from cnprocd.rules.written import written_rule
 
@@ -182,7 +182,7 @@ def _shown(options: Options, found: InForce | None, loaded: LoadedRules) -> _Sho
 
 def _ask_rule(options: Options, name: str) -> JsonObject:
     with Client(options.runtime_dir) as client:
-        return get_dict(as_dict(client.ask("rule", name=name)), "rule")
+        return get_dict(client.ask("rule", name=name), "rule")
 
 
 def _head(shown: _Shown, reason: str) -> Iterator[str]:

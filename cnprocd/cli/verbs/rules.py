@@ -18,7 +18,7 @@ from cnprocd.cli.terminal import Style, clock, counted, print_json
 from cnprocd.control.client import Client, NotRunningError
 from cnprocd.control.problems import problem_value
 from cnprocd.errors import EX_CONFIG, EX_NOPERM, EX_OK, CnprocdError, NotFoundError
-from cnprocd.json_value import as_dict, as_str, get_list
+from cnprocd.json_value import as_str, get_list
 from cnprocd.rules.language import disabled
 from cnprocd.rules.language.schema import json_schema
 from cnprocd.rules.rule_files import MAIN_FILE, disabled_path
@@ -114,7 +114,7 @@ def _reload(options: Options) -> bool:
     main_file = (options.rules or MAIN_FILE).absolute()
     try:
         with Client(options.runtime_dir) as client:
-            status = as_dict(client.ask("status"))
+            status = client.ask("status")
             if Path(get_list(status, "files", as_str)[0]).absolute() != main_file:
                 return False
             client.ask("reload")

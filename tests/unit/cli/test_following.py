@@ -1,7 +1,7 @@
 """Following matches: the history after a known one, then the stream, without doubles and without gaps."""
 
 from cnprocd.cli.following import Following
-from cnprocd.control.protocol import Item
+from cnprocd.control.client import Item
 
 
 def match(number, **fields):

@@ -6,7 +6,7 @@ import json
 import pytest
 from unit.hookkit import Records
 
-from cnprocd.control.protocol import MAX_FRAME, Answer, Decoder, EncodedAnswer, ProtocolError, pack, to_reply
+from cnprocd.control.protocol import MAX_MESSAGE, Decoder, EncodedReply, ProtocolError, Reply, pack, to_reply
 from cnprocd.control.verbs import EncodedValues
 from cnprocd.spool import spool_file
 from cnprocd.spool.disk import DirectDisk
@@ -57,11 +57,11 @@ def history_of(tmp_path, disk):
         spool.close()
 
 
-def test_an_encoded_answer_is_an_answer_for_the_client():
+def test_an_encoded_reply_is_a_reply_for_the_client():
     decoder = Decoder()
-    decoder.feed(pack(EncodedAnswer(('{"a":"\\u00e9"}', "1"), 'a "note"')) + pack(EncodedAnswer(())))
+    decoder.feed(pack(EncodedReply("jobs", ('{"a":"\\u00e9"}', "1"), 'a "note"')) + pack(EncodedReply("jobs", ())))
     replies = [to_reply(value) for value in (decoder.next(), decoder.next()) if value is not None]
-    assert replies == [Answer([{"a": "é"}, 1], 'a "note"'), Answer([])]
+    assert replies == [Reply({"jobs": [{"a": "é"}, 1], "note": 'a "note"'}), Reply({"jobs": []})]
 
 
 def test_pages_are_bounded_in_bytes_and_lose_no_match(history_of, disk):
@@ -92,7 +92,7 @@ def test_a_too_long_answer_is_refused_before_it_is_read(history_of, disk):
 
     with pytest.raises(ProtocolError, match="the limit of a message"):
         asyncio.run(ask())
-    assert sum(disk.pages) < MAX_FRAME + 2 * spool_file.PAGE_BYTES
+    assert sum(disk.pages) < MAX_MESSAGE + 2 * spool_file.PAGE_BYTES
 
 
 def test_the_loop_turns_while_an_answer_is_encoded():

@@ -1,26 +1,24 @@
-"""Frames: a packed value comes back for every way to cut the stream, and no bytes do more than end the connection."""
+"""Messages: a packed value comes back for every way to cut the stream; no bytes do more than end the connection."""
 
 import contextlib
 import itertools
 import json
-import struct
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cnprocd.control.protocol import (
-    MAX_FRAME,
-    VERSION,
-    Answer,
+    MAX_MESSAGE,
+    Call,
     Decoder,
     Failure,
-    Item,
     ProtocolError,
-    Request,
+    Reply,
+    method_of,
     pack,
+    to_call,
     to_reply,
-    to_request,
 )
 from cnprocd.json_value import JsonObject
 
@@ -29,12 +27,13 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=12,
 )
-requests = st.builds(Request, st.text(), st.dictionaries(st.text(), json_values, max_size=4))
+parameters = st.dictionaries(st.text(), json_values, max_size=4)
+calls = st.builds(Call, st.text(), parameters, st.booleans(), st.booleans())
 replies = st.one_of(
-    st.builds(Answer, json_values),
-    st.builds(Item, json_values, st.integers(0, 2**40)),
+    st.builds(Reply, parameters, st.booleans()),
     st.builds(
         Failure,
+        st.text(),
         st.text(),
         st.text(),
         st.integers(0, 255),
@@ -58,10 +57,10 @@ def objects(pieces: list[bytes]) -> list[JsonObject]:
     return found
 
 
-@given(st.lists(requests, max_size=5), st.lists(st.integers(0, 10_000), max_size=8))
-def test_requests_survive_any_cutting(sent, places):
+@given(st.lists(calls, max_size=5), st.lists(st.integers(0, 10_000), max_size=8))
+def test_calls_survive_any_cutting(sent, places):
     data = b"".join(map(pack, sent))
-    assert [to_request(one) for one in objects(cut(data, places))] == sent
+    assert [to_call(one) for one in objects(cut(data, places))] == sent
 
 
 @given(st.lists(replies, max_size=5), st.lists(st.integers(0, 10_000), max_size=8))
@@ -76,65 +75,84 @@ def test_garbage_raises_nothing_but_a_protocol_error(data):
     decoder.feed(data)
     try:
         while (one := decoder.next()) is not None:
-            to_request(one)
+            to_call(one)
     except ProtocolError:
         pass
 
 
 @given(json_values)
-def test_any_json_is_a_request_or_a_protocol_error(value):
-    payload = json.dumps(value).encode()
+def test_any_json_is_a_call_or_a_protocol_error(value):
     decoder = Decoder()
-    decoder.feed(struct.pack(">I", len(payload)) + payload)
+    decoder.feed(json.dumps(value).encode() + b"\0")
     with pytest.raises(ProtocolError):
         one = decoder.next()
         assert one is not None
-        to_request(one)
+        to_call(one)
 
 
-@pytest.mark.parametrize("length", [0, MAX_FRAME + 1, 0xFFFFFFFF])
-def test_a_length_out_of_bounds_is_refused_before_its_bytes_come(length):
+@pytest.mark.parametrize("piece", [1, 1000, MAX_MESSAGE + 1])
+def test_a_message_without_end_is_refused_at_the_limit(piece):
+    decoder, fed = Decoder(), 0
+    with pytest.raises(ProtocolError, match="longer than"):
+        for _ in range(0, MAX_MESSAGE + 1, max(piece, 10_000)):
+            decoder.feed(b"x" * max(piece, 10_000))
+            fed += max(piece, 10_000)
+            assert decoder.next() is None
+    assert fed <= MAX_MESSAGE + 10_000
+
+
+def test_the_longest_message_is_read():
     decoder = Decoder()
-    decoder.feed(struct.pack(">I", length))
-    with pytest.raises(ProtocolError, match="are allowed"):
-        decoder.next()
+    decoder.feed(pack(Reply({"t": "x" * (MAX_MESSAGE - len('{"parameters":{"t":""}}'))})) + b"{}\0")
+    assert decoder.next() is not None
+    assert decoder.next() == {}
 
 
-@pytest.mark.parametrize("payload", [b"[" * 100_000, b"1" * 10_000, b"\xff", b"{", b"[]", b'"x"', b"nul"])
+@pytest.mark.parametrize("payload", [b"", b"[" * 100_000, b"1" * 10_000, b"\xff", b"{", b"[]", b'"x"', b"nul"])
 def test_what_is_not_an_object_is_refused(payload):
     decoder = Decoder()
-    decoder.feed(struct.pack(">I", len(payload)) + payload)
+    decoder.feed(payload + b"\0")
     with pytest.raises(ProtocolError):
         decoder.next()
 
 
 def test_an_answer_over_the_limit_is_refused_with_the_way_out():
     with pytest.raises(ProtocolError, match="--limit"):
-        pack(Answer("x" * MAX_FRAME))
+        pack(Reply({"text": "x" * MAX_MESSAGE}))
 
 
-@pytest.mark.parametrize("version", [None, 0, 2, "1", True, 1.5])
-def test_another_version_is_named(version):
-    with pytest.raises(ProtocolError, match="different releases"):
-        to_request({"v": version, "verb": "status"})
-    assert VERSION == 1
+def test_a_verb_is_a_method_in_camel_case():
+    assert method_of("retry_dead") == "io.cnprocd.RetryDead"
 
 
 @pytest.mark.parametrize(
-    "verb", ['{"v":1,"verb":"x","args":{"a":%s}}', '{"v":%s}', '{"v":1,"ok":false,"error":{"what":%s}}']
+    "call", [{}, {"method": 1}, {"method": "a", "parameters": []}, {"method": "a", "upgrade": True}]
 )
+def test_what_is_no_call_is_refused(call):
+    with pytest.raises(ProtocolError, match="invalid call"):
+        to_call(call)
+
+
+def test_errors_of_another_service_have_their_name_as_text():
+    failure = to_reply({"error": "org.example.Bad", "parameters": {"a": 1}})
+    assert failure == Failure("org.example.Bad", "org.example.Bad", details={"a": 1})
+
+
+NESTED = ['{"method":"x","parameters":{"a":%s}}', '{"a":%s}', '{"error":"a.b.C","parameters":%s}']
+
+
+@pytest.mark.parametrize("text", NESTED)
 @pytest.mark.parametrize("depth", [62, 63, 900, 975, 985, 990])
-def test_found_by_fuzzing_a_deeply_nested_frame_is_refused(verb, depth):
+def test_found_by_fuzzing_deep_nesting_is_refused(text, depth):
     """json.loads accepts a depth at which json.dumps, deeper in the calls, raises RecursionError."""
-    payload = (verb % ("[" * depth + "]" * depth)).encode()
     decoder = Decoder()
-    decoder.feed(struct.pack(">I", len(payload)) + payload)
+    decoder.feed((text % ("[" * depth + "]" * depth)).encode() + b"\0")
     with contextlib.suppress(ProtocolError):
         value = decoder.next()
         assert depth <= 63
-        for read in (to_request, to_reply):
+        for read in (to_call, to_reply):
             with contextlib.suppress(ProtocolError):
                 read(value)
-        assert pack(Answer(value))
+        assert pack(Reply(value))
         return
     assert depth >= 62

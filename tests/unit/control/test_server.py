@@ -5,7 +5,6 @@ import contextlib
 import os
 import socket
 import stat
-import struct
 import threading
 from dataclasses import replace
 
@@ -14,8 +13,10 @@ import pytest
 from cnprocd.control import access
 from cnprocd.control.access import Peer, access_of
 from cnprocd.control.client import Client, NotRunningError, RefusedError
-from cnprocd.control.protocol import SOCKET_NAME, Answer, Decoder, Failure, Request, pack, to_reply
-from cnprocd.control.server import ClientLimits, ControlServer, Verb, VerbError
+from cnprocd.control.interface import DESCRIPTION
+from cnprocd.control.protocol import SOCKET_NAME, Call, Decoder, Failure, Reply, method_of, pack, to_reply
+from cnprocd.control.server import ClientLimits, ControlServer
+from cnprocd.control.verb import Verb, VerbError
 from cnprocd.errors import EX_CONFIG, EX_NOPERM, CnprocdError
 
 LIMITS = ClientLimits(connections=8, reserved=2, unread_bytes=32 * 1024)
@@ -51,11 +52,12 @@ class Slow:
 SLOW = Slow()
 VERBS = {
     "slow": Verb(SLOW.__call__),
-    "echo": Verb(dict),
-    "change": Verb(lambda args: "changed", changes=True),
-    "watch": Verb(lambda args: {}, topic="matches"),
-    "big": Verb(lambda args: "x" * (1 << 21)),
-    "large": Verb(lambda args: "x" * 500_000),
+    "echo": Verb(dict, takes=None),
+    "change": Verb(lambda args: {"changed": True}, changes=True),
+    "watch": Verb(lambda args: {"ready": True}, topic="matches"),
+    "big": Verb(lambda args: {"text": "x" * (1 << 21)}),
+    "large": Verb(lambda args: {"text": "x" * 500_000}),
+    "one_thing": Verb(dict, takes=frozenset({"name"})),
     "explode": Verb(explode),
     "refuse": Verb(refuse),
 }
@@ -159,7 +161,63 @@ def test_a_bug_behind_a_verb_is_reported_and_survived(running):
 def test_an_unknown_verb_names_the_known_ones(running):
     with running.client() as client, pytest.raises(RefusedError) as caught:
         client.ask("nonsense")
-    assert "echo" in caught.value.hint
+    assert caught.value.hint.startswith("the methods are Big, Change, Echo")
+
+
+def test_an_unknown_parameter_is_refused_by_name(running):
+    """A misspelt filter must not return everything."""
+    with running.client() as client:
+        assert client.ask("one_thing", name="a") == {"name": "a"}
+        with pytest.raises(RefusedError, match="OneThing takes no parameter 'nmae'") as caught:
+            client.ask("one_thing", nmae="a")
+    assert caught.value.error == "org.varlink.service.InvalidParameter"
+    assert caught.value.details == {"parameter": "nmae"}
+
+
+CALLS = [
+    ('{"method":"org.varlink.service.GetInfo"}', '"interfaces":["io.cnprocd","org.varlink.service"]'),
+    ('{"method":"org.varlink.service.GetInterfaceDescription","parameters":{"interface":"io.cnprocd"}}', "io.cnprocd"),
+    (
+        '{"method":"org.varlink.service.GetInterfaceDescription","parameters":{"interface":"a.b"}}',
+        '{"error":"org.varlink.service.InterfaceNotFound","parameters":{"interface":"a.b",',
+    ),
+    (
+        '{"method":"org.varlink.service.GetInterfaceDescription"}',
+        '{"error":"org.varlink.service.InvalidParameter","parameters":{"parameter":"interface",',
+    ),
+    (
+        '{"method":"org.varlink.service.Nonsense"}',
+        '{"error":"org.varlink.service.MethodNotFound","parameters":{"method":"org.varlink.service.Nonsense",',
+    ),
+    ('{"method":"io.cnprocd.Echo","parameters":null}', '{"parameters":{}}'),
+    ('{"method":"a.b.C"}', '{"error":"org.varlink.service.InterfaceNotFound","parameters":{"interface":"a.b",'),
+    ('{"method":"x"}', '{"error":"org.varlink.service.InterfaceNotFound","parameters":{"interface":"",'),
+    ('{"method":"io.cnprocd.Watch"}', '{"error":"org.varlink.service.ExpectedMore","parameters":{'),
+    ('{"method":"io.cnprocd.Watch","more":true}', '{"parameters":{"ready":true},"continues":true}'),
+]
+
+
+@pytest.mark.parametrize(("sent", "expected"), CALLS)
+def test_calls_are_replied_as_varlink_says(running, sent, expected):
+    with running.raw() as connection:
+        connection.sendall(sent.encode() + b"\0")
+        received = connection.recv(65536).decode()
+    assert expected in received
+    assert received.endswith("\0")
+
+
+def test_the_description_is_the_interface(running):
+    with running.raw() as connection:
+        call = Call("org.varlink.service.GetInterfaceDescription", {"interface": "io.cnprocd"})
+        connection.sendall(pack(call))
+        assert answers(connection, 1) == [Reply({"description": DESCRIPTION})]
+
+
+def test_a_oneway_call_has_no_reply(running):
+    with running.raw() as connection:
+        oneway = [Call(method_of(verb), oneway=True) for verb in ("echo", "explode", "nonsense", "watch")]
+        connection.sendall(b"".join(map(pack, [*oneway, Call(method_of("echo"), {"a": 1})])))
+        assert answers(connection, 1) == [Reply({"a": 1})]
 
 
 def test_an_answer_over_the_limit_becomes_an_error(running):
@@ -169,17 +227,21 @@ def test_an_answer_over_the_limit_becomes_an_error(running):
         assert client.ask("echo") == {}
 
 
-@pytest.mark.parametrize("garbage", [b"GET / HTTP/1.1\r\n\r\n", b"\0\0\0\0", b"\0\0\0\x02[]", os.urandom(300)])
+GARBAGE = [b"GET / HTTP/1.1\r\n\r\n\0", b"\0\0\0\0", b"[]\0", os.urandom(300) + b"\0", b"x" * 2**21]
+
+
+@pytest.mark.parametrize("garbage", GARBAGE, ids=range(len(GARBAGE)))
 def test_garbage_is_answered_with_the_reason_and_closed(running, garbage):
     with running.raw() as connection:
-        connection.sendall(garbage.ljust(300, b"\xff"))
-        assert b'"ok":false' in drain(connection)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            connection.sendall(garbage)
+        assert b'{"error":"io.cnprocd.InvalidMessage"' in drain(connection)
     assert running.alive()
 
 
-def test_a_half_frame_is_closed_when_its_time_is_up(hasty):
+def test_a_half_message_is_closed_when_its_time_is_up(hasty):
     with hasty.raw() as connection:
-        connection.sendall(struct.pack(">I", 100) + b'{"v":1')
+        connection.sendall(b'{"method":')
         assert drain(connection) == b""
     assert hasty.alive()
 
@@ -194,7 +256,7 @@ def test_a_client_that_never_reads_is_closed_in_bounded_memory(hasty):
         with contextlib.suppress(OSError):
             connection.setblocking(False)
             for _ in range(200):
-                connection.send(pack(Request("large")))
+                connection.send(pack(Call(method_of("large"))))
         hasty.until(lambda: hasty.server.counters.requests > 0)
         hasty.until(lambda: not hasty.server.connections)
         assert hasty.server.counters.requests < 20
@@ -210,9 +272,9 @@ def test_a_flood_of_requests_is_answered_one_turn_at_a_time(running):
 
     with running.raw() as connection:
         running.loop.call_soon_threadsafe(count)
-        connection.sendall(pack(Request("echo")) * 500)
+        connection.sendall(pack(Call(method_of("echo"))) * 500)
         received = b""
-        while received.count(b'"ok":true') < 500:
+        while received.count(b"\0") < 500:
             received += connection.recv(65536)
     assert len(turns) >= 500  # the loop turned between any two of them
 
@@ -232,11 +294,11 @@ def test_over_the_limit_is_refused_with_the_reason(running):
 
 def test_a_subscriber_gets_what_is_published(running):
     with running.client() as client:
-        stream = client.stream("watch")
+        stream = client.stream("watch", "match")
         assert next(stream) is None
-        running.run(lambda: running.server.publish("matches", {"n": 1}))
-        running.run(lambda: running.server.publish("other", {"n": 2}))
-        running.run(lambda: running.server.publish("matches", {"n": 3}))
+        running.run(lambda: running.server.publish("matches", {"match": {"n": 1}}))
+        running.run(lambda: running.server.publish("other", {"match": {"n": 2}}))
+        running.run(lambda: running.server.publish("matches", {"match": {"n": 3}}))
         assert [next(stream).data for _ in range(2)] == [{"n": 1}, {"n": 3}]
 
 
@@ -244,16 +306,17 @@ def test_a_slow_subscriber_misses_items_and_gets_their_count(tmp_path):
     running = Running(tmp_path, ClientLimits(unread_bytes=32 * 1024, stalled_s=60))
     try:
         with running.client() as client:
-            stream = client.stream("watch")
+            stream = client.stream("watch", "match")
             next(stream)
             for n in range(2000):
-                running.run(lambda n=n: running.server.publish("matches", {"n": n, "text": "x" * 1000}))
+                item = {"match": {"n": n, "text": "x" * 1000}}
+                running.run(lambda item=item: running.server.publish("matches", item))
             dropped = running.server.counters.dropped_items
             assert 0 < dropped < 2000
             seen = [next(stream) for _ in range(2000 - dropped)]
             assert all(item.skipped == 0 for item in seen)
             running.until(lambda: not any(one.is_full() for one in running.server.connections))
-            running.run(lambda: running.server.publish("matches", {"n": 2000}))
+            running.run(lambda: running.server.publish("matches", {"match": {"n": 2000}}))
             last = next(stream)
             assert (last.data, last.skipped) == ({"n": 2000}, dropped)
     finally:
@@ -262,17 +325,17 @@ def test_a_slow_subscriber_misses_items_and_gets_their_count(tmp_path):
 
 def test_a_subscriber_that_stalls_is_closed(hasty):
     with hasty.raw() as connection:
-        connection.sendall(pack(Request("watch")))
+        connection.sendall(pack(Call(method_of("watch"), more=True)))
         hasty.until(lambda: hasty.server.wanted("matches"))
         while hasty.run(lambda: hasty.server.counters.dropped_items) == 0:
-            hasty.run(lambda: hasty.server.publish("matches", "x" * 10_000))
+            hasty.run(lambda: hasty.server.publish("matches", {"match": {"text": "x" * 10_000}}))
         hasty.until(lambda: not hasty.server.connections)
     assert hasty.alive()
 
 
 def test_a_subscriber_that_asks_again_is_closed(running):
     with running.raw() as connection:
-        connection.sendall(pack(Request("watch")) + pack(Request("echo")))
+        connection.sendall(pack(Call(method_of("watch"), more=True)) + pack(Call(method_of("echo"))))
         assert b"carries a stream" in drain(connection)
 
 
@@ -403,17 +466,17 @@ def answers(connection, count):
 
 def test_a_slow_answer_delays_only_its_own_client(running):
     with running.raw() as asking:
-        asking.sendall(pack(Request("slow", {})) + pack(Request("echo", {"a": 2})))
+        asking.sendall(pack(Call(method_of("slow"), {})) + pack(Call(method_of("echo"), {"a": 2})))
         running.until(lambda: SLOW.waiting)
         assert running.alive()  # another client
-        running.run(lambda: SLOW.release("at last"))
-        assert answers(asking, 2) == [Answer("at last"), Answer({"a": 2})]
+        running.run(lambda: SLOW.release({"a": 1}))
+        assert answers(asking, 2) == [Reply({"a": 1}), Reply({"a": 2})]
 
 
 @pytest.mark.parametrize("failure", [VerbError("no", "because"), ZeroDivisionError("a bug")])
 def test_an_answer_that_fails_late_is_reported_as_an_error(running, failure):
     with running.raw() as asking:
-        asking.sendall(pack(Request("slow", {})))
+        asking.sendall(pack(Call(method_of("slow"), {})))
         running.until(lambda: SLOW.waiting)
         running.run(lambda: SLOW.release(failure))
         (reply,) = answers(asking, 1)
@@ -424,17 +487,17 @@ def test_an_answer_that_fails_late_is_reported_as_an_error(running, failure):
 
 def test_a_client_that_goes_away_before_its_answer_is_no_matter(running):
     with running.raw() as asking:
-        asking.sendall(pack(Request("slow", {})))
+        asking.sendall(pack(Call(method_of("slow"), {})))
         running.until(lambda: SLOW.waiting)
-    running.run(lambda: SLOW.release("x" * 100))
+    running.run(lambda: SLOW.release({"a": 1}))
     running.until(lambda: not running.server.connections)
     assert running.alive()
 
 
 def test_who_waits_for_an_answer_is_not_idle(hasty):
     with hasty.raw() as asking:
-        asking.sendall(pack(Request("slow", {})))
+        asking.sendall(pack(Call(method_of("slow"), {})))
         hasty.until(lambda: SLOW.waiting)
         hasty.call(asyncio.sleep(2 * HASTY.idle_s))
-        hasty.run(lambda: SLOW.release("still there"))
-        assert answers(asking, 1) == [Answer("still there")]
+        hasty.run(lambda: SLOW.release({"a": 1}))
+        assert answers(asking, 1) == [Reply({"a": 1})]

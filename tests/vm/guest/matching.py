@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
 import time
 from pathlib import Path
 
@@ -87,6 +90,32 @@ RETRIED = """
       deadline: 5m
       backoff: {initial: 1s, max: 1s}
 """
+
+
+def varlink() -> str:
+    """varlinkctl of this release, as a member of the group: introspection, a call, and a live match."""
+    if shutil.which("varlinkctl") is None:
+        return "this release has no varlinkctl"
+    socket = "/run/cnprocd/control.sock"
+    as_reader = ("setpriv", "--reuid=nobody", "--regid=nogroup", "--groups=cnprocd", "varlinkctl")
+    expect("io.cnprocd" in run(*as_reader, "info", socket).stdout, "info does not name the interface")
+    expect("method Watch" in run(*as_reader, "introspect", socket, "io.cnprocd").stdout, "introspect lacks Watch")
+    status = json.loads(run(*as_reader, "call", "-j", socket, "io.cnprocd.Status", "{}").stdout)
+    expect(status["pid"] == int(show("cnprocd.service", "MainPID")), f"Status is of PID {status['pid']}")
+    refused = run(*as_reader, "call", "-j", socket, "io.cnprocd.Reload", "{}", ok=False)
+    expect(refused.returncode != 0, "a member of the group could reload")
+    command = [*as_reader, "call", "--more", "-j", socket, "io.cnprocd.Watch", "{}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watching:
+        assert watching.stdout is not None
+        try:  # each line begins with a record separator (RFC 7464)
+            ready = json.loads(watching.stdout.readline().lstrip("\x1e"))
+            expect(ready == {"ready": True}, f"the first reply is {ready}")
+            pid = die("vmfail", 7)
+            match = json.loads(watching.stdout.readline().lstrip("\x1e"))["match"]
+            expect(match["pid"] == pid, f"the match is of PID {match['pid']} instead of {pid}")
+        finally:
+            watching.kill()
+    return f"varlinkctl printed the match {match['match_id']} of PID {pid}"
 
 
 def clock_steps() -> str:

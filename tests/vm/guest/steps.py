@@ -25,6 +25,7 @@ STEPS = {
         matching.failing_process,
         matching.good_reload,
         matching.bad_reload,
+        matching.varlink,
         matching.clock_steps,
         hooks.hook_as_user,
         crashes.kill_daemon,
