@@ -187,7 +187,9 @@ class Pipeline:
             self.counts.occurrences += 1
             self.counts.kinds[occurrence.kind] += 1
             if occurrence.kind == "exit" and not occurrence.of_thread:
-                self._note_exit(occurrence)
+                self.recovery.release(occurrence.process.tgid)
+            if occurrence.process.comm is None and not occurrence.of_thread:
+                self._note_nameless(occurrence)
             try:
                 if self.matcher.asks_for_oom and occurrence.kind == "exit":
                     self.kernel_log.explain(occurrence, self._drained_ns)
@@ -247,9 +249,8 @@ class Pipeline:
             return self.flood.admits_hook(name, at_s)
         return True
 
-    def _note_exit(self, occurrence: Occurrence) -> None:
-        self.recovery.release(occurrence.process.tgid)
-        if occurrence.process.comm is None and self.matcher.asks_for_comm and not occurrence.from_hook:
+    def _note_nameless(self, occurrence: Occurrence) -> None:
+        if occurrence.kind in self.matcher.asks_for_comm and not occurrence.from_hook:
             self._unknown.report_nameless(occurrence)
 
     # Around it.

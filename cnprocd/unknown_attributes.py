@@ -25,11 +25,11 @@ class UnknownAttributes:
         self._clock = clock
 
     def report_nameless(self, occurrence: Occurrence) -> None:
-        """Report an exit of unknown comm: rules that ask for comm cannot match it."""
-        tgid, status = occurrence.process.tgid, describe(occurrence.status)
-        message = (
-            f"process {tgid} ended ({status}) before its name could be read; rules that ask for comm did not match it"
-        )
+        """Report an event of unknown comm: rules that ask for comm cannot match it."""
+        tgid, kind = occurrence.process.tgid, occurrence.kind
+        status = describe(occurrence.status) if kind == "exit" else None
+        what = f"ended ({status})" if kind == "exit" else f"caused the event {kind} and was gone"
+        message = f"process {tgid} {what} before its name could be read; rules that ask for comm did not match it"
         self._counts["comm", "lost" if occurrence.recovered else "gone"] += 1
         self._log(message, pid=tgid, status=status)
 
@@ -46,7 +46,7 @@ class UnknownAttributes:
         """Report what the records of these matches should have and have not."""
         for match in matches:
             attributes = dict(unknown_attributes(match.rule.needs, occurrence))
-            if occurrence.kind == "exit" and "comm" in match.rule.match_needs:
+            if "comm" in match.rule.match_needs:
                 attributes.pop("comm", None)  # see report_nameless
             if not attributes:
                 continue

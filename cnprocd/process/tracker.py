@@ -19,6 +19,7 @@ from cnprocd.failures import Failures
 from cnprocd.process.deaths import Death, Deaths, Waiting
 from cnprocd.process.executed_file import take_executed_file
 from cnprocd.process.family import HookFamily
+from cnprocd.process.last_execs import LastExecs
 from cnprocd.process.model import KINDS_OF_LASTING_COMM, FileLookup, Kind, Occurrence, Process, ProcLookup, Wanted
 from cnprocd.process.table import Table
 from cnprocd.process.thread_count import ThreadCount
@@ -49,6 +50,7 @@ class Tracker:
         self.family = HookFamily(own_tgid)
         self.newcomers: set[int] = set()  # tgids that started or changed their comm since the last tick, with a table
         self.use(tracking, cares)
+        self._last_execs = LastExecs([])
         self._procfs = procfs
         self._cores: dict[int, int] = {}  # tgid -> time of its coredump event: one dump is one occurrence
         self._handlers: dict[type, Callable[[Any], Iterable[Occurrence]]] = {
@@ -103,6 +105,7 @@ class Tracker:
             except Exception:
                 self._failed(death)
         events.sort(key=_by_time)
+        self._last_execs = LastExecs(events)
         handlers, takes = self._handlers, self.unasked.takes
         for row in events:
             try:
@@ -191,7 +194,12 @@ class Tracker:
             self._learn(fresh)
             self.table.exec(tgid, event.timestamp_ns, fresh)
             self.newcomers.add(tgid)
-        return self._occurrences("exec", tgid, event.process_pid, event, True, {})
+        found = self._occurrences("exec", tgid, event.process_pid, event, True, {})
+        if found and not self._last_execs.is_last(tgid, event.timestamp_ns):
+            for occurrence in found:  # /proc shows the program that was executed after this one
+                process = occurrence.process = replace(occurrence.process, comm=None, comm_source="unknown")
+                process.forget_image()
+        return found
 
     def _uid(self, event: Uid) -> Iterable[Occurrence]:
         by_exec = self.tracking.table and self.table.uid(event)

@@ -131,7 +131,8 @@ class Matcher:
     def __init__(self, rules: Iterable[Rule]) -> None:
         self.rules = tuple(compile_rule(rule, order) for order, rule in enumerate(rules) if rule.enabled)
         self.undecided: list[CompiledRule] = []  # rules that an unknown attribute decided; the caller takes them
-        self.asks_for_comm = any("comm" in rule.match_needs for rule in self.rules if "exit" in rule.kinds)
+        asking = [rule for rule in self.rules if "comm" in rule.match_needs and not rule.rule.threads]
+        self.asks_for_comm: frozenset[Kind] = frozenset().union(*(rule.kinds for rule in asking))
         self.asks_for_oom = any("oom" in rule.match_needs for rule in self.rules)
         self._indices = {
             (kind, threads): _CommIndex([r for r in self.rules if kind in r.kinds and r.rule.threads is threads])

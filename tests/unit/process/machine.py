@@ -487,6 +487,30 @@ def batches(
     return found
 
 
+def superseded(drains: list[list[Event]]) -> set[int]:
+    """Return the times of execs that another exec of the process follows in one drain: /proc shows that one's program.
+
+    `drains`: the events of each.
+    """
+    times = set()
+    for events in drains:
+        execs = [event for event in events if isinstance(event, Exec)]
+        last = {event.process_tgid: event.timestamp_ns for event in sorted(execs, key=lambda one: one.timestamp_ns)}
+        times |= {event.timestamp_ns for event in execs} - set(last.values())
+    return times
+
+
+def as_read(truth: Iterable[Occurrence], unread_ns: set[int]) -> list[Occurrence]:
+    """Return what can be known of what happened: not which program an exec at one of these times executed."""
+    unknown = {"comm": None, "exe": None, "cmdline": None}
+    return [
+        replace(one, process=replace(one.process, **unknown))
+        if one.kind == "exec" and one.kernel_time_ns in unread_ns
+        else one
+        for one in truth
+    ]
+
+
 def living(table: Table) -> set[int]:
     """Return the PIDs of all processes that the table believes alive."""
     return {tgid for tgid, process in table._processes.items() if process.ended_ns is None}

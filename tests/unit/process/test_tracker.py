@@ -417,6 +417,18 @@ def test_a_sweep_does_not_forestall_the_last_thread_s_end():
     assert scene.sweep(SECOND) == []
 
 
+@pytest.mark.parametrize("table", [True, False], ids=["table", "procfs"])
+def test_an_exec_that_another_follows_has_no_name(table):
+    """By the time /proc is read it shows the later program for both."""
+    scene = Scene(table=table, kinds=frozenset({"exec"}))
+    scene.machine.fork(60, 100)
+    scene.run()
+    for program in ("/usr/bin/env", "/usr/bin/python3"):
+        scene.machine.exec(100, program)
+    told = [(one.process.comm, one.process.exe) for one in scene.run()]
+    assert told == [(None, None), ("python3", "/usr/bin/python3")]
+
+
 def test_exec_by_a_thread_makes_a_new_leader_that_is_not_missed():
     """The old leader's end is not that of the process, even if a sweep comes before the real end is read."""
     scene = Scene(records=False, kinds=EXITS)

@@ -22,10 +22,12 @@ from unit.process.machine import (
     MachineFiles,
     MachineProcFs,
     Unfolding,
+    as_read,
     batches,
     live,
     many_steps,
     steps,
+    superseded,
 )
 from unit.rules.simulated_kernel import Kernel, event_message, record_message
 from unit.rules.trees import ENDING_KEYS, IDENTITY_KEYS, trees
@@ -158,7 +160,8 @@ class History:
 
     def true_matches(self, matcher: Matcher) -> Counter:
         """Return the matches of the rules for what really happened."""
-        return Counter(key(m.rule.name, m.event, o) for o in self.truth for m in matcher.match(o))
+        unread_ns = superseded([[event for event, _ in events] for events, *_ in self.drains])
+        return Counter(key(m.rule.name, m.event, o) for o in as_read(self.truth, unread_ns) for m in matcher.match(o))
 
 
 def unplanned() -> Plan:
