@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 RUN := /run/cnprocd-make
 
-.PHONY: run demo test lint unit kernel fuzz clean package test-vm bench bench-full soak test-jobs
+.PHONY: run demo test lint unit kernel fuzz clean package test-vm bench bench-full soak test-jobs endurance
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -67,7 +67,16 @@ bench-full: $(STAMP)
 fuzz: $(STAMP)
 	$(BIN)/python tests/fuzz/fuzz.py $(FUZZ)
 
-# Generate storms for an hour, with a reload every second. To run less: SOAK="--seconds 60".
+# Block each edge of the daemon for a minute, then storm for five minutes: about half an hour. To run less:
+# make endurance BLOCKED_S=10 STORM_S=30.
+BLOCKED_S ?= 60
+STORM_S ?= 300
+endurance: $(STAMP)
+	CNPTEST_BLOCKED_S=$(BLOCKED_S) $(BIN)/python -m pytest -q -s tests/kernel/test_edges.py -k "not storm"
+	CNPTEST_BLOCKED_S=$(STORM_S) $(BIN)/python -m pytest -q -s tests/kernel/test_edges.py -k storm
+
+# Generate storms for an hour, with a reload every second. To run less: SOAK="--seconds 60". SOAK=--block also blocks one
+# edge of the daemon after the other.
 soak: $(STAMP)
 	$(BIN)/python tests/soak/soak.py $(SOAK)
 

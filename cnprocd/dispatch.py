@@ -30,7 +30,7 @@ from cnprocd.spool.job import Gather, JobRequest, serialize_key
 from cnprocd.spool.rows import Keep, PastMatch
 from cnprocd.spool.scheduler import MOST_SNAPSHOTS, Scheduler
 from cnprocd.spool.spool import Spool
-from cnprocd.spool.throttle import Throttle, key_of
+from cnprocd.spool.throttle import Discarded, HeldBack, Throttle, key_of
 from cnprocd.spool.turns import guaranteed_slots
 from cnprocd.stalls import Stalls
 
@@ -155,6 +155,8 @@ class Dispatcher:
         await self.scheduler.stop(bound_s)
         self.store_past_matches()
         self._note_dropped()
+        for throttle in self._throttles.values():
+            self._log_held(throttle.take_open())
         self.spool.close()
 
     @property
@@ -180,7 +182,11 @@ class Dispatcher:
 
     def _log_held_back(self) -> None:
         now_ns = time.monotonic_ns()
-        for held in [held for throttle in self._throttles.values() for held in throttle.reports(now_ns)]:
+        self._log_held([held for throttle in self._throttles.values() for held in throttle.reports(now_ns)])
+        self._log_discarded([lost for throttle in self._throttles.values() for lost in throttle.discarded(now_ns)])
+
+    def _log_held(self, reports: Iterable[HeldBack]) -> None:
+        for held in reports:
             key = printable(held.key)
             self._log(
                 "warning",
@@ -193,7 +199,9 @@ class Dispatcher:
                 window_s=held.window_s,
                 message=f"{held.rule}: {held.count} matches held back by {held.held_by} {key}".rstrip(),
             )
-        for lost in [lost for throttle in self._throttles.values() for lost in throttle.discarded(now_ns)]:
+
+    def _log_discarded(self, discarded: Iterable[Discarded]) -> None:
+        for lost in discarded:
             self._log(
                 "warning",
                 "throttle_keys_discarded",
@@ -241,6 +249,9 @@ class Dispatcher:
                 throttle = self._throttles[rule.name] = kept or throttle_of(rule)
                 self._throttled_by[rule.name] = throttle.by
             self._limits[rule.name] = limits
+        for name, throttle in former.items():
+            if self._throttles.get(name) is not throttle:
+                self._log_held(throttle.take_open())
 
     def _submit(self, hooked: Sequence[RecordedMatch]) -> None:
         requests: list[JobRequest] = []

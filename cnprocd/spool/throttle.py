@@ -16,8 +16,8 @@ CPUs may arrive slightly out of order.
 An unknown value of `by` is not equal to another unknown value: `after` counts such a match alone, and cooldown lets it
 pass. Only rate_limit, which protects from too many matches, counts all of them together.
 
-Matches held back by cooldown and rate_limit are counted and reported once per window. Matches below the threshold of
-`after` are not reported.
+Matches held back by cooldown and rate_limit are counted and reported once per window, and when the throttle ends.
+Matches below the threshold of `after` are not reported.
 
 Memory is bounded although processes choose the keys. A limit of n needs the last n times of each key, so it has at most
 MOST_TIMES / n keys, and at most MOST_KEYS. Of the user with the most keys, the one used longest ago is discarded first:
@@ -30,7 +30,7 @@ reported under OTHER_KEYS. After a restart every budget is full.
 from __future__ import annotations
 
 import bisect
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -40,6 +40,7 @@ from cnprocd.rules.ruleset import After, ByField, Cooldown, RateLimit
 NS = 1_000_000_000
 MOST_KEYS = 4096
 MOST_TIMES = 262_144
+MOST_AT_END = 100  # keys that are reported one by one when a throttle ends
 DISCARDS_EVERY_NS = 60 * NS
 WHOLE_RULE = ""
 UNKNOWN = "(unknown)"
@@ -230,6 +231,15 @@ class _Sliding:
         shown = ((key.partition("\0")[0], held.count) for key, held in ripe)
         return [HeldBack(rule, self.held_by, self.by, key, count, self.per_ns / NS) for key, count in shown]
 
+    def take_open(self, rule: str) -> list[HeldBack]:
+        """Return what all windows have held back, open or not: the largest counts by key, and the others together."""
+        held, self.held = Counter({key: one.count for key, one in self.held.items()}), {}
+        counts = dict(held.most_common(MOST_AT_END))
+        if others := held.total() - sum(counts.values()):
+            counts[OTHER_KEYS] = counts.get(OTHER_KEYS, 0) + others
+        shown = ((key.partition("\0")[0], count) for key, count in counts.items())
+        return [HeldBack(rule, self.held_by, self.by, key, count, self.per_ns / NS) for key, count in shown]
+
     def next_report_ns(self) -> int | None:
         """Return when the oldest window with held back matches closes, or None."""
         oldest = next(iter(self.held.values()), None)
@@ -281,6 +291,10 @@ class Throttle:
     def reports(self, now_ns: int) -> list[HeldBack]:
         """Return the held back matches of all windows that have closed since the last call."""
         return [held for limit in self._limits for held in limit.reports(self.rule, now_ns)]
+
+    def take_open(self) -> list[HeldBack]:
+        """Return the held back matches of all windows, because this throttle is used no longer."""
+        return [held for limit in self._limits for held in limit.take_open(self.rule)]
 
     def discarded(self, now_ns: int) -> list[Discarded]:
         """Return the keys that were discarded while they still counted: of each limit once a minute."""

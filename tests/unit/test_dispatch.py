@@ -1,5 +1,6 @@
 """dispatch.py: matches through the throttles into a real spool. No hook is started: there is no event loop."""
 
+import asyncio
 import itertools
 
 import pytest
@@ -61,6 +62,12 @@ def death(matcher, at_s, comm="worker", **fields):
         RecordedMatch(match, match_record(match, machine=MACHINE, unique=unique), None)
         for match in matcher.match(occurrence)
     ]
+
+
+def rules_of(tmp_path, text):
+    file = tmp_path / "other.yaml"
+    file.write_text(text)
+    return load(file).rules
 
 
 def held(matches):
@@ -131,6 +138,23 @@ def test_deaths_of_one_pid_at_unknown_times_have_their_own_keys(dispatcher_of):
     assert len(set(unknown)) == 3
     started = [death(matcher, None, tgid=77, start_ns=5)[0].record["match_id"] for _ in range(2)]
     assert len(set(started)) == 1, "seen twice"
+
+
+def test_what_is_held_back_is_logged_at_reload_and_end(dispatcher_of, tmp_path):
+    """The counts of open windows, if the limits change or the daemon stops."""
+
+    def rules(count):
+        return f"rules: [{{name: r, events: [nonzero_exit], rate_limit: {{count: {count}, per: 1h}}}}]"
+
+    dispatcher, matcher = dispatcher_of(rules(1))
+    dispatcher.deliver([match for _ in range(4) for match in death(matcher, 100)])
+    throttled = dispatcher._log.of("throttled")
+    assert not throttled
+    dispatcher._use_throttles(rules_of(tmp_path, rules(2)))
+    assert [record["count"] for record in dispatcher._log.of("throttled")] == [3]
+    dispatcher.deliver([match for _ in range(7) for match in death(matcher, 200)])
+    asyncio.run(dispatcher.stop(0.0))
+    assert [record["count"] for record in dispatcher._log.of("throttled")] == [3, 5]
 
 
 # -- before the record is made, in a flood ---------------------------------------------------------------------------

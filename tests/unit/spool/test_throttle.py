@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from cnprocd.rules.ruleset import After, Cooldown, RateLimit
 from cnprocd.spool.throttle import (
     DISCARDS_EVERY_NS,
+    MOST_AT_END,
     MOST_KEYS,
     MOST_TIMES,
     NS,
@@ -93,6 +94,24 @@ def test_everything_held_back_is_reported_once(gaps, count, per_s):
     assert reported == held
     assert throttle.next_report_ns() is None
     assert throttle.reports(now + 200 * NS) == []
+
+
+@given(GAPS, st.integers(1, 3), st.integers(1, 8))
+def test_at_its_end_a_throttle_reports_open_windows(gaps, count, per_s):
+    throttle = Throttle("r", rate_limit=RateLimit(count, per_s, "comm"), cooldown=Cooldown(1))
+    held = sum(throttle.admit(record, now) is not None for now, record in arrivals(gaps))
+    assert sum(report.count for report in throttle.take_open()) == held
+    assert throttle.take_open() == [] and throttle.next_report_ns() is None
+
+
+def test_at_its_end_few_keys_are_reported_one_by_one():
+    throttle = Throttle("r", rate_limit=RateLimit(1, 60, "comm"))
+    for number in range(MOST_AT_END + 50):
+        for _ in range(3 if number == 140 else 2):
+            throttle.admit({"comm": str(number)}, 5)
+    reports = {report.key: report.count for report in throttle.take_open()}
+    assert len(reports) == MOST_AT_END + 1
+    assert (reports["140"], reports[OTHER_KEYS]) == (2, 50)
 
 
 def test_a_report_names_the_window_and_the_key():
