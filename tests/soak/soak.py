@@ -1,6 +1,6 @@
 """`make soak`: hours of storms with a reload every second and watch clients; nothing is lost, doubled, or growing.
 
-    python tests/soak/soak.py [--seconds 3600]
+    python tests/soak/soak.py [--seconds 3600] [--block [--seed N]]
 
 Strategy: two generators fork as fast as this machine can, in rounds that mix fork+exit, fork+exec+exit, crowds that end
 at once, processes with threads, and deaths by signal. waitpid() in the generators counts the failures under the name
@@ -12,6 +12,9 @@ Printed every minute, and kept: memory, descriptors, table, losses, matches so f
 the run, because the first half fills what has a bound, such as the history of 10,000 jobs. Growth of memory is the
 slope of a line through the samples. Growth of descriptors is a higher peak than in the third before. Exit status 0 if
 nothing was lost or doubled and neither grew.
+
+With --block, one edge after the other is blocked for ten seconds, at random (blocks.py); then each death must also be
+reported within a second, and each status answered. --seed repeats an order, which is printed.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import argparse
 import contextlib
 import json
 import os
+import random
 import signal
 import statistics
 import subprocess
@@ -33,8 +37,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / "tests/bench")]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/bench")]
 
+import blocks  # noqa: E402
 import competitors  # noqa: E402  (the bench's C generator and its figures of a process)
 import machine  # noqa: E402
 
@@ -47,8 +52,9 @@ HOOKED = (
 )
 # The second set needs every event and the table.
 PARENT = "  - {name: child-of-nobody, events: [fork, exec], match: {parent: {comm: cnps-nobody}}}\n"
-RULE_SETS = [f"rules:\n{FAILED}{HOOKED}", f"rules:\n{FAILED}{HOOKED}{PARENT}"]
+RULE_SETS = [f"rules:\n{FAILED}{HOOKED}{blocks.MARK}", f"rules:\n{FAILED}{HOOKED}{blocks.MARK}{PARENT}"]
 SAMPLE_S = 5.0
+MOST_WARNINGS = 200
 GROWTH_KIB_PER_HOUR = 2048  # below this, the slope is noise of the sampling times
 PYTHON_ROUND = """
 import ctypes, os, signal, sys, threading
@@ -113,10 +119,23 @@ def watch(runtime: Path, stop: threading.Event, seen: Counter[str]) -> None:
         seen["clients"] += 1
 
 
+def replace(rules: Path, text: str) -> None:
+    """Write a rule file as an editor does: the daemon never reads a part of it."""
+    new = rules.with_suffix(".new")
+    new.write_text(text)
+    new.replace(rules)
+
+
 class Records:
     """The daemon's records, as they come."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
+    def __init__(
+        self, process: subprocess.Popen[str], reading: blocks.Reading | None, promises: blocks.Promises
+    ) -> None:
+        self.warnings: list[str] = []  # of the daemon
+        self.lost = 0  # matches that the log dropped and counted
+        self._reading = reading
+        self._promises = promises
         self.classes: Counter[str] = Counter()
         self.matched: Counter[tuple[str, object, object]] = Counter()  # rule, PID, kernel's time
         self.recovered = 0
@@ -128,10 +147,18 @@ class Records:
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
+            if self._reading is not None:
+                self._reading.wait()
             record = json.loads(line)
             self.classes[record["event"]] += 1
+            if record["level"] in ("warning", "error", "critical") and len(self.warnings) < MOST_WARNINGS:
+                self.warnings.append(f"{record['timestamp']} {record['event']}: {record.get('message', '')}"[:200])
             if record["event"] == "started":
                 self.ready.set()
+            elif record["event"] == "log_lost":
+                self.lost += record["matches"]
+            elif record["event"] == "rule_matched" and record["rule"] == "mark":
+                self._promises.note(record)
             elif record["event"] == "rule_matched":
                 self.matched[record["rule"], record["pid"], record["kernel_time_ns"]] += 1
                 self.recovered += bool(record["recovered"])
@@ -176,6 +203,11 @@ def thirds(samples: list[dict[str, float]]) -> list[list[dict[str, float]]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=3600.0)
+    parser.add_argument(
+        "--block", action="store_true", help="block one edge after the other for ten seconds, at random"
+    )
+    parser.add_argument("--edges", help="block only the edges whose name contains this word")
+    parser.add_argument("--seed", type=int, help="of the order of blocks (default: a random one, printed)")
     parser.add_argument("--keep", type=Path, help="write the samples and the verdict here, as JSON")
     options = parser.parse_args()
     if os.geteuid() != 0:
@@ -185,36 +217,51 @@ def main() -> int:
     if program is None:
         print("make soak needs a C compiler (cc) for its generators")
         return 69
-    with tempfile.TemporaryDirectory(prefix="cnprocd-soak-") as directory:
-        verdict = soak(Path(directory), program, options.seconds)
+    seed = random.randrange(1 << 32) if options.seed is None else options.seed
+    with tempfile.TemporaryDirectory(prefix="cnprocd-soak-") as directory, contextlib.ExitStack() as stack:
+        os.chmod(directory, 0o755)
+        Path(directory, "rules.yaml").write_text(RULE_SETS[0])
+        edges = blocks.Edges(stack, Path(directory)) if options.block else None
+        if edges is not None:
+            edges.keep_only(options.edges or "")
+            print(f"seed {seed}", *edges.missing, flush=True)
+        verdict = soak(Path(directory), program, options.seconds, edges, seed)
     print(json.dumps(verdict, indent=1))
     if options.keep is not None:
         options.keep.write_text(json.dumps(verdict, indent=1) + "\n")
     return 0 if verdict["ok"] else 1
 
 
-def soak(directory: Path, program: list[str], seconds: float) -> dict[str, object]:
+def soak(
+    directory: Path, program: list[str], seconds: float, edges: blocks.Edges | None, seed: int
+) -> dict[str, object]:
     """Run everything. Return the figures and whether they are as required."""
     rules, runtime = directory / "rules.yaml", directory / "run"
-    rules.write_text(RULE_SETS[0])
     command = [
+        *(edges.under if edges is not None else ()),
         sys.executable, "-m", "cnprocd.cli.cnprocd", "--log-format", "json", "--rules", str(rules),
         "--state-dir", str(directory / "state"), "--runtime-dir", str(runtime),
+        *(edges.options if edges is not None else ()),
     ]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    records, truth, watched, stop = Records(process), Truth(), Counter[str](), threading.Event()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=edges.env if edges is not None else None)
+    promises = blocks.Promises(runtime)
+    records = Records(process, edges.reading if edges is not None else None, promises)
+    truth, watched, stop = Truth(), Counter[str](), threading.Event()
     if not records.ready.wait(30):
         raise SystemExit("cnprocd did not start")
     threads = [threading.Thread(target=generate, args=(truth, program, stop, n * 3)) for n in range(2)]
     # Daemon threads: the end does not wait for a thread that waits for the next match.
     watchers = [threading.Thread(target=watch, args=(runtime, stop, watched), daemon=True) for _ in range(2)]
+    if edges is not None:
+        blocking = threading.Thread(target=edges.block_at_random, args=(seed, stop, promises.block))
+        threads += [blocking, *(threading.Thread(target=one, args=(stop,)) for one in (promises.fail, promises.ask))]
     for thread in (*threads, *watchers):
         thread.start()
     began, samples, reloads = time.monotonic(), list[dict[str, float]](), 0
     while time.monotonic() - began < seconds and process.poll() is None:
         time.sleep(1.0)  # the interval of the reloads
         reloads += 1
-        rules.write_text(RULE_SETS[reloads % 2])
+        replace(rules, RULE_SETS[reloads % 2])
         process.send_signal(signal.SIGHUP)
         if not samples or time.monotonic() - began - samples[-1]["at_s"] >= SAMPLE_S:
             samples.append(sample(process.pid, began, status_of(runtime)))
@@ -226,7 +273,11 @@ def soak(directory: Path, program: list[str], seconds: float) -> dict[str, objec
     stop.set()
     for thread in threads:
         thread.join()
-    return finish(process, runtime, records, truth, watched, samples, reloads, time.monotonic() - began)
+    verdict = finish(process, runtime, records, truth, watched, samples, reloads, time.monotonic() - began)
+    if edges is not None:
+        verdict |= {"seed": seed, "not_blocked": edges.missing, "promises": promises.figures()}
+        verdict["ok"] = verdict["ok"] and promises.kept
+    return verdict
 
 
 def finish(
@@ -243,8 +294,9 @@ def finish(
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         status = status_of(runtime)
-        settled = records.of("failed") >= truth.failed["cnps-fail"] and not status["waiting"] and not status["running"]
-        if settled and records.classes["hook_finished"] >= truth.failed["cnps-hook"]:
+        told = records.of("failed") + records.of("hooked") + records.lost
+        settled = told >= truth.failed.total() - truth.failed["cnps-other"] and not status["waiting"]
+        if settled and not status["running"] and records.classes["hook_finished"] >= truth.failed["cnps-hook"]:
             break
         time.sleep(0.2)
     dropped = machine.dropped(process.pid)
@@ -259,6 +311,7 @@ def finish(
         "expected": {"failed": truth.failed["cnps-fail"], "hooked": truth.failed["cnps-hook"]},
         "matched": {"failed": records.of("failed"), "hooked": records.of("hooked")},
         "hooks_finished": records.classes["hook_finished"],
+        "dropped_by_the_log": records.lost,
         "doubled": records.doubled(),
         "recovered": records.recovered,
         "dropped_by_the_kernel": dropped,
@@ -273,6 +326,7 @@ def finish(
         "cpu_s": round(samples[-1]["cpu_s"], 1),
         "exit_status": code,
         "records": dict(records.classes),
+        "warnings": records.warnings,
         "samples": samples[:: max(1, len(samples) // 60)],
     }
     found["ok"] = (

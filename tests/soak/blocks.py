@@ -1,0 +1,198 @@
+"""`soak.py --block`: one edge of the daemon after the other is blocked for ten seconds, at random.
+
+The blockers are those of the kernel tests (tests/kernel/blocking.py). Meanwhile a process fails every 100 ms, and the
+status is asked for twice a second. Each death must be reported within PROMISE_S, and each answer must come within it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from kernel.blocking import (
+    DeafManager,
+    FrozenDisk,
+    SleepyNames,
+    greedy_clients,
+    hanging_process,
+    runner_service,
+    stopped,
+)
+from kernel.harness import child, rename, wait_status
+
+from cnprocd.control.client import Client
+from cnprocd.errors import CnprocdError
+
+BLOCKED_S = 10.0
+PAUSE_S = (2.0, 6.0)  # between two blocks
+PROMISE_S = 1.0
+EVERY_S = 0.1
+ASK_EVERY_S = 0.5
+UNKNOWN_UID = 54321  # its name is asked for again and again
+MARK = "  - {name: mark, events: [nonzero_exit], match: {comm: cnps-mark}}\n"
+
+
+class Reading:
+    """Whether the standard output of the daemon is read."""
+
+    def __init__(self) -> None:
+        self._go = threading.Event()
+        self._go.set()
+
+    def wait(self) -> None:
+        """Wait until it may be read."""
+        self._go.wait()
+
+    @contextlib.contextmanager
+    def blocked(self) -> Iterator[None]:
+        self._go.clear()
+        try:
+            yield
+        finally:
+            self._go.set()
+
+
+class Edges:
+    """What can be blocked, and how the daemon is started so that it can. Close it with the stack after the daemon."""
+
+    def __init__(self, stack: contextlib.ExitStack, directory: Path) -> None:
+        runtime = directory / "run"
+        names, manager, self.reading = SleepyNames(directory), DeafManager(directory), Reading()
+        self.under = ["nice", "-n", "-10", *names.under]
+        self.env = {**os.environ, **names.env, **manager.env}
+        self.options: list[str] = []
+        self.missing: list[str] = []
+        self.blockers: dict[str, Callable[[], contextlib.AbstractContextManager[object]]] = {
+            "a process hangs in execve": lambda: hanging_process("execve"),
+            "a process hangs in mmap": lambda: hanging_process("mmap"),
+            "names": names.blocked,
+            "standard output": self.reading.blocked,
+            "service manager": manager.blocked,
+            "greedy clients": lambda: greedy_clients(runtime),
+        }
+        try:
+            disk = FrozenDisk(directory)
+        except pytest.skip.Exception as reason:
+            self.missing.append(f"disk: {reason}")
+        else:
+            stack.callback(disk.close)
+            self.options += ["--state-dir", str(disk.directory / "state")]
+            self.blockers["disk"] = disk.blocked
+        path, runner = stack.enter_context(runner_service(directory))
+        self.options += ["--runner", str(path)]
+        self.blockers["runner"] = lambda: stopped(runner)
+
+    def keep_only(self, word: str) -> None:
+        """Block only the edges whose name contains this word."""
+        self.blockers = {name: block for name, block in self.blockers.items() if word in name}
+
+    def block_at_random(self, seed: int, stop: threading.Event, told: Callable[[str], None]) -> None:
+        """Block one edge after the other, each once in a random order, again and again."""
+        chance = random.Random(seed)
+        while not stop.is_set():
+            order = sorted(self.blockers)
+            chance.shuffle(order)
+            for name in order:
+                if stop.wait(chance.uniform(*PAUSE_S)):
+                    return
+                told(name)
+                with self.blockers[name]():
+                    stop.wait(BLOCKED_S)
+                told("")
+
+
+class Promises:
+    """Deaths every 100 ms and questions for the status, with how long each took, by the edge that was blocked."""
+
+    def __init__(self, runtime: Path) -> None:
+        self.now = ""  # what is blocked
+        self.unreported = 0  # deaths whose PID was used again without a record
+        self.blocks: Counter[str] = Counter()
+        self._runtime = runtime
+        self._died: dict[int, tuple[float, str]] = {}
+        self._lock = threading.Lock()
+        self._reported: list[tuple[str, float]] = []
+        self._answered: list[tuple[str, float]] = []
+
+    def block(self, name: str) -> None:
+        """Note which edge is blocked from now on."""
+        self.now = name
+        print(time.strftime("%H:%M:%S", time.gmtime()), "blocked:", name or "nothing", flush=True)
+        if name:
+            self.blocks[name] += 1
+
+    def fail(self, stop: threading.Event) -> None:
+        """Let a process fail every 100 ms: root's, and of a user without a name."""
+        for number in range(1 << 62):
+            pid = child(_fails_as(UNKNOWN_UID if number % 2 else 0))
+            wait_status(pid)
+            with self._lock:
+                if pid in self._died:  # the PID is used again
+                    self.unreported += 1
+                self._died[pid] = (time.time(), self.now)
+            if stop.wait(EVERY_S):
+                return
+
+    def ask(self, stop: threading.Event) -> None:
+        """Ask for the status twice a second."""
+        while not stop.wait(ASK_EVERY_S):
+            began_s, blocked = time.monotonic(), self.now
+            with contextlib.suppress(CnprocdError, OSError), Client(self._runtime, 30.0) as client:
+                client.ask("status")
+            self._answered.append((blocked, time.monotonic() - began_s))
+
+    def note(self, record: dict[str, object]) -> None:
+        """Take the record of a mark. It may be read before the death is noted."""
+        written_s = datetime.fromisoformat(str(record["timestamp"])).timestamp()
+        deadline_s = time.monotonic() + 5.0
+        while time.monotonic() < deadline_s:
+            with self._lock:
+                died = self._died.pop(int(str(record["pid"])), None)
+            if died is not None:
+                self._reported.append((died[1], written_s - died[0]))
+                return
+            time.sleep(0.001)
+
+    def figures(self) -> dict[str, object]:
+        """Return the slowest report and answer for each blocked edge, in seconds."""
+        return {
+            "blocks": dict(self.blocks),
+            "reports": len(self._reported),
+            "unreported": self.unreported + len(self._died),
+            "slowest_report_s": _slowest(self._reported),
+            "slowest_status_s": _slowest(self._answered),
+            "late_reports": sum(took > PROMISE_S for _, took in self._reported),
+            "late_answers": sum(took > PROMISE_S for _, took in self._answered),
+        }
+
+    @property
+    def kept(self) -> bool:
+        """Whether each report and answer came in time."""
+        return not (self.unreported or self._died) and all(
+            took < PROMISE_S for _, took in (*self._reported, *self._answered)
+        )
+
+
+def _fails_as(uid: int) -> Callable[[], None]:
+    def body() -> None:
+        rename("cnps-mark")
+        if uid:
+            os.setresuid(uid, uid, uid)
+        os._exit(5)
+
+    return body
+
+
+def _slowest(times: list[tuple[str, float]]) -> dict[str, float]:
+    slowest: dict[str, float] = {}
+    for name, took_s in times:
+        slowest[name or "nothing"] = max(round(took_s, 3), slowest.get(name or "nothing", 0.0))
+    return dict(sorted(slowest.items()))
