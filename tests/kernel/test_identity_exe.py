@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from kernel.harness import running
+
+from cnprocd.control.client import Client
 
 LITERAL = """
 rules:
@@ -109,3 +113,37 @@ def test_a_rule_that_comes_with_a_reload_knows_its_program(tmp_path):
         daemon.reload(LITERAL.format(program=program))
         pids = failures(program, 100)
         assert matched(daemon, "literal") == sorted(pids)
+
+
+FAILURES = int(os.environ.get("CNPROCD_EXE_FAILURES", "2500"))
+SPAWNS = """
+import os, sys
+programs = sys.argv[2:]
+for i in range(int(sys.argv[1])):
+    os.waitpid(os.posix_spawn(programs[i % len(programs)], ["false"], {}), 0)
+"""
+
+
+def test_each_short_failure_of_four_programs_matches_once(tmp_path):
+    """Beside two busy loops, and a fifth program of the same name that no rule names."""
+    programs = [Path(shutil.copy("/bin/false", make_directory(tmp_path / name) / "false")) for name in "abcde"]
+    rules = "".join(
+        f"  - {{name: {one.parent.name}, events: [nonzero_exit], match: {{exe: {one}}}}}\n" for one in programs[:4]
+    )
+    with contextlib.ExitStack() as stack:
+        daemon = stack.enter_context(running(tmp_path, f"rules:\n{rules}$MARKER\n"))
+        client = stack.enter_context(Client(tmp_path / "run", 30))
+        for _ in range(2):
+            busy = subprocess.Popen([sys.executable, "-ISc", "while True: pass"])
+            stack.callback(lambda busy=busy: (busy.kill(), busy.wait()))
+        assert client.ask("status")["events"]["asked"] == ["nonzero_exit"]
+        subprocess.run([sys.executable, "-ISc", SPAWNS, str(FAILURES), *programs], check=True)
+        daemon.mark()
+        hits = {rule["name"]: rule["hits"] for rule in client.ask("status")["rules"]}
+        del hits["marker"]
+        assert hits == {one.parent.name: FAILURES // 5 for one in programs[:4]}
+
+
+def make_directory(path: Path) -> Path:
+    path.mkdir()
+    return path
