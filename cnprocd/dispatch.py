@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
@@ -65,7 +66,10 @@ class Dispatcher:
         disk: Disk | None = None,
         failures: Failures | None = None,
         stalls: Stalls | None = None,
+        together: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
+        """`together`: a context in which log records are written together, at its end."""
+        self._together = together
         self._log = log
         self._failures = failures or Failures(log, time.monotonic)
         self.not_remembered = 0  # matches that are not in the history, because there were too many
@@ -117,11 +121,12 @@ class Dispatcher:
         hooked = [recorded for recorded in matches if recorded.match.runs_hook]
         if hooked:
             self._submit(hooked)
-        for recorded in matches:
-            try:
-                self._log_match(recorded)
-            except Exception:
-                self._failures.note("log", recorded.record, recorded.match.rule.name)
+        with self._together():
+            for recorded in matches:
+                try:
+                    self._log_match(recorded)
+                except Exception:
+                    self._failures.note("log", recorded.record, recorded.match.rule.name)
         room = MOST_PAST - len(self._past)
         self._past += [past_match(recorded.record) for recorded in matches[:room]]
         self.not_remembered += max(0, len(matches) - room)

@@ -175,8 +175,9 @@ def connect(options: Options, loaded: LoadedRules, outside: Outside) -> Parts:
     client = None if options.runner is None else RunnerClient(options.runner, log, follower.register_runner)
     disk = ChildDisk(loop, blame)
     dispatcher = Dispatcher(
-        options.state_dir, loaded, log, follower, client, names.hook_user, disk, failures, outside.stalls
-    )
+        options.state_dir, loaded, log, follower, client, names.hook_user, disk, failures, outside.stalls,
+        outside.output.together,
+    )  # fmt: skip
     tap = Tap(dispatcher)
     holder = Holder() if "pidfd_info" not in options.refused and kernel_reports_exit_status() else None
     recovery = Recovery(source, tracker, lookups, holder, log)

@@ -1,9 +1,10 @@
 """The queue between the daemon and its log output. It never waits, is bounded, and counts what it drops.
 
-A record is written at once if the output has room. Else it waits in the queue, in order, and is written when there is
-room again. A record that does not fit in the queue is dropped and counted; as soon as the queue is empty again the
-counts are reported. A rule whose matches fill a quarter of the queue loses its further ones, so that they cost no other
-rule's records. An output that is broken (a pipe without a reader, no journald) is tried again every second.
+A record is written at once if the output has room; those of one batch of events together. Else it waits in the queue,
+in order, and is written when there is room again. A record that does not fit in the queue is dropped and counted; as
+soon as the queue is empty again the counts are reported. A rule whose matches fill a quarter of the queue loses its
+further ones, so that they cost no other rule's records. An output that is broken (a pipe without a reader, no journald)
+is tried again every second.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ class LogQueue:
         self._bytes_of: Counter[str] = Counter()  # by rule
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_waiting = False
+        self._is_held = False
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Use an event loop to wait for room."""
@@ -81,7 +83,10 @@ class LogQueue:
 
         Raises OSError: the output is broken, and nothing has been done about the record.
         """
-        if not self._entries:
+        if self._is_held and self._bytes + len(data) > _PIECE_BYTES:
+            self.release()
+            self.hold()
+        if not self._entries and not self._is_held:
             try:
                 taken = self._sink.put(data)
             except BlockingIOError:
@@ -97,7 +102,30 @@ class LogQueue:
         self._bytes += len(data)
         if rule is not None:
             self._bytes_of[rule] += len(data)
-        self._wait()
+        if not self._is_held:
+            self._wait()
+
+    def hold(self) -> bool:
+        """Write nothing until `release`, so that many records are one piece. Return whether that is of use now."""
+        self._is_held = self._sink.joins and not self._entries
+        return self._is_held
+
+    def release(self) -> None:
+        """Write what was added since `hold`. If the output is broken, it is dropped and counted."""
+        self._is_held = False
+        try:
+            while self._entries:
+                self._take(self._sink.put(self._piece()))
+        except BlockingIOError:
+            self._wait()
+        except OSError:
+            for _, rule in self._entries:
+                self.drop(rule)
+            self._entries.clear()
+            self._bytes_of.clear()
+            self._bytes = self._written = 0
+        else:
+            self._report_lost()
 
     def drop(self, rule: str | None) -> None:
         """Count a record that cannot be written."""

@@ -185,14 +185,14 @@ def message(template: Template | None, record: JsonObject) -> str:
 
     An unknown field is `unknown` in the text.
     """
-    values = _Texts(record)
     if template is not None:
-        return template.render(values)
-    subject = f"{values['rule']}: {values['comm']}[{values['pid']}]"
+        return template.render(_Texts(record))
+    comm = record["comm"]
+    subject = f"{record['rule']}: {'unknown' if comm is None else comm}[{record['pid']}]"
     if "status" not in record:
-        return f"{subject}: {values['kind']}"
+        return f"{subject}: {record['kind']}"
     verb = "vanished unseen" if record["recovered"] else "ended"
-    return f"{subject} {verb}: {values['status']}"
+    return f"{subject} {verb}: {record['status']}"
 
 
 class _Texts(dict[str, str]):

@@ -31,12 +31,25 @@ def complete(occurrence: Occurrence, procfs: ProcLookup, parents: dict[int, Proc
     known = process.cmdline is not None and process.cgroup is not None and process.uid is not None
     if occurrence.recovered or occurrence.reaped or known:
         return
+    if _lacks_only_cgroup(occurrence):
+        assert occurrence.kernel_time_ns is not None
+        if process.cgroup is None:
+            process.take_cgroup_at_death(procfs.zombie_cgroup(process.tgid, occurrence.kernel_time_ns))
+        return
     fresh = procfs.read(process.tgid, _missing(occurrence), "procfs")
     if fresh is not None and _is_same(process, fresh, occurrence):
         if process.is_shared:  # its children were born without these attributes
             process = occurrence.process = replace(process, is_shared=False)
         lasting = occurrence.kind in KINDS_OF_LASTING_COMM
         process.fill_unknown(fresh, comm=lasting and not occurrence.of_thread)
+
+
+def _lacks_only_cgroup(occurrence: Occurrence) -> bool:
+    """Return whether all else that a zombie has is known. Its cgroup can be read without the worker of /proc."""
+    process = occurrence.process
+    ended = occurrence.kind == "exit" and not occurrence.of_thread and not process.is_shared
+    named = process.comm is not None and process.uid is not None and process.ppid is not None
+    return ended and named and occurrence.kernel_time_ns is not None
 
 
 def _missing(occurrence: Occurrence) -> Wanted:

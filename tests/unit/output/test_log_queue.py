@@ -230,3 +230,83 @@ def test_a_closed_descriptor_has_no_sink():
     os.close(fd)
     with pytest.raises(OSError, match="Bad file"):
         sink_of(fd)
+
+
+# --- records of one batch
+
+
+class Counting:
+    """A sink that notes each piece, and takes no more than `room` bytes in all."""
+
+    joins = True
+
+    def __init__(self, room=1 << 30):
+        self.pieces, self.room = [], room
+
+    def put(self, data):
+        if not self.room:
+            raise BlockingIOError
+        taken = data[: self.room]
+        self.room -= len(taken)
+        self.pieces.append(taken)
+        return len(taken)
+
+    def when_ready(self, loop, callback):
+        pass
+
+    def close(self):
+        pass
+
+
+def test_records_of_a_batch_are_written_in_one_piece():
+    sink = Counting()
+    queue = LogQueue(sink, pytest.fail)
+    assert queue.hold()
+    for number in range(10):
+        queue.add(line(number), "r")
+    assert sink.pieces == []
+    queue.release()
+    assert sink.pieces == [b"".join(map(line, range(10)))]
+    queue.add(line(10))
+    assert len(sink.pieces) == 2, "and later ones at once"
+
+
+def test_a_large_batch_is_written_before_its_end():
+    sink = Counting()
+    queue = LogQueue(sink, pytest.fail)
+    queue.hold()
+    for number in range(3 * log_queue._PIECE_BYTES // 1000):
+        queue.add(line(number, 1000), "r")
+    assert [len(piece) for piece in sink.pieces] == [65_000] * 3
+    queue.release()
+    assert b"".join(sink.pieces).count(b"\n") == 3 * log_queue._PIECE_BYTES // 1000
+
+
+def test_a_batch_waits_behind_records_that_wait(loop):
+    sink = Counting(room=150)
+    queue = LogQueue(sink, pytest.fail)
+    queue.attach(loop)
+    queue.hold()
+    queue.add(line(1))
+    queue.add(line(2))
+    queue.release()
+    assert queue.queued == 1
+    assert not queue.hold(), "the second record is half written"
+    queue.add(line(3))
+    queue.release()
+    sink.room = 1 << 30
+    queue.flush()
+    assert b"".join(sink.pieces) == line(1) + line(2) + line(3)
+
+
+def test_a_batch_for_a_broken_output_is_dropped_and_counted():
+    reader, writer = os.pipe()
+    os.close(reader)
+    reports = []
+    queue = queue_on(writer, reports)
+    queue.hold()
+    queue.add(line(1), "r")
+    queue.add(line(2))
+    queue.release()
+    assert (queue.lost.records, queue.lost.matches, queue.queued) == (2, 1, 0)
+    os.close(writer)

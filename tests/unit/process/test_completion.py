@@ -37,6 +37,10 @@ class Proc:
             cgroup=found.cgroup if wanted.cgroup else None,
         )
 
+    def zombie_cgroup(self, tgid, ended_ns):
+        found = self.processes.get(tgid)
+        return found.cgroup if found is not None and not found.threads else None
+
 
 def completed(process: Process, kind="exec", *, proc=None, **fields) -> Process:
     occurrence = Occurrence(kind, process, process.tgid, kernel_time_ns=AT_NS, ancestors=(), **fields)
@@ -127,3 +131,13 @@ def test_a_parent_is_read_once_for_the_matches_of_a_batch():
         complete(occurrence, proc, parents)
         assert occurrence.ancestors is not None and occurrence.ancestors[0].comm == "bash"
     assert proc.reads == [10]
+
+
+def test_of_a_zombie_only_the_cgroup_is_read():
+    """The exit record had all else that a zombie shows, so the worker that reads /proc is not asked."""
+    recorded = Process(60, 1, comm="java", uid=1000)
+    proc = Proc(replace(FULL, threads=0))
+    found = completed(recorded, "exit", proc=proc)
+    assert (found.cgroup, found.cgroup_source, proc.reads) == ("/a.service", "zombie", [])
+    unrecorded = completed(Process(60, 1, uid=1000), "exit", proc=proc)
+    assert (unrecorded.comm, unrecorded.cgroup, proc.reads) == ("java", "/a.service", [60])
