@@ -92,7 +92,7 @@ async def stop(parts: Parts, outside: Outside) -> None:
     if parts.kept_by_manager:
         parts.handover.hand_on_processes(parts.pipeline.tracker)
     else:
-        parts.pipeline.finish()
+        unread += parts.pipeline.finish()
     parts.pipeline.flush_log()
     outside.stalls.flush()
     outside.log("notice", "stopping", unread=unread, message=_last_line(parts.rules.status_line(), unread))

@@ -38,6 +38,7 @@ from cnprocd.unknown_attributes import UnknownAttributes
 
 TURN_S = 0.008  # that one batch may take
 LEAST_EVENTS = 16  # of a batch, however long it takes
+FINISH_S = 2.0  # for exits whose event has not come, at a stop: after lost events they can be thousands
 DRAIN_S = 0.05  # of one drain: a storm must not delay a reload, and the loop has others to serve
 PARENTS_S = 0.05  # for which parents that were read from /proc are kept during a flood
 MOST_RECOVERED = 64  # exits of one delivery: it shows whether the queue of jobs has room for more
@@ -327,9 +328,17 @@ class Pipeline:
         self._throttled.flush_due(self._clock())
         self.failures.flush_due()
 
-    def finish(self) -> None:
-        """Evaluate the exits whose event has not come, because no later daemon will read it."""
-        self._evaluate(self.tracker.without_event(self.tracker.deaths.waiting()))
+    def finish(self) -> int:
+        """Evaluate the exits whose event has not come, because no later daemon will read it, for FINISH_S.
+
+        Return how many are left.
+        """
+        deadline_s = self._clock() + FINISH_S
+        left = self.tracker.without_event(self.tracker.deaths.waiting())
+        while left and self._clock() < deadline_s:
+            self._evaluate(left[:MOST_RECOVERED])
+            left = left[MOST_RECOVERED:]
+        return len(left)
 
     @property
     def has_pending_counts(self) -> bool:

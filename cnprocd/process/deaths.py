@@ -24,6 +24,7 @@ its process id comes here, and waits for the exit event as PASSED, so that the e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Set
 from typing import NamedTuple
 
@@ -33,6 +34,7 @@ from cnprocd.connector.taskrecord import TaskRecord
 from cnprocd.process.model import Process
 
 _LEADERS_PRUNED_AT = 1024  # early leaders that are kept before those of dead processes are removed
+MOST_LOST = 200  # deaths that one `prune` returns: to report them takes a fraction of a second
 _TOGETHER_NS = 5_000_000  # threads of a group exit end within a few milliseconds of each other
 _TOGETHER_US = 1_000_000  # the records of two threads of a group exit; under load one may be made much later
 HOLD_NS = 2_000_000  # how long after its event a death waits for the records of other threads
@@ -204,8 +206,8 @@ class Deaths:
             tid: records for tid, records in self._waiting.items() if any((r.tgid or tid) in tgids for r in records)
         }
 
-    def without_event(self, waited: Waiting) -> list[Death]:
-        """Return the deaths of `waited` whose event was lost: it has not come, and the process is gone.
+    def without_event(self, waited: Waiting, most: float = math.inf) -> list[Death]:
+        """Return the deaths of `waited` whose event was lost: it has not come, and the process is gone; `most` at once.
 
         The kernel makes a record before it frees the memory of the process, which may take seconds, and the event
         after. So call this only after the events of all processes that were gone have been read. A leader's record
@@ -213,6 +215,8 @@ class Deaths:
         """
         lost: list[Death] = []
         for tid, records in waited.items():
+            if len(lost) >= most:
+                break
             if self._waiting.get(tid) is not records or self._is_under_way(tid, records):
                 continue
             del self._waiting[tid]
@@ -246,12 +250,12 @@ class Deaths:
         A record is abandoned if its process was gone at the last `prune` and the queue has been found empty since. The
         event of a leader that ended early may not have been asked for; most processes with threads leave such a record.
         The event of a last thread was asked for, and the kernel could not make it (cn_proc.c allocates without waiting,
-        and raises no error).
+        and raises no error). After an overrun thousands may be lost: at most MOST_LOST are returned at once.
         """
         lost: list[Death] = []
         gone: Waiting = {}
         if self._caught_up:  # else the daemon is behind: thousands of records may wait and none is abandoned
-            lost = self.without_event(self._gone)
+            lost = self.without_event(self._gone, MOST_LOST)
             gone = {tid: records for tid, records in self._waiting.items() if not self._is_under_way(tid, records)}
         self._gone, self._caught_up = gone, False
         if len(self._leaders) > self._prune_at:

@@ -14,7 +14,7 @@ from cnprocd.connector.taskrecord import ReadRecords
 from cnprocd.dispatch import Dispatcher
 from cnprocd.failures import Failures
 from cnprocd.output.match_id import UNKNOWN_MACHINE
-from cnprocd.pipeline import Pipeline
+from cnprocd.pipeline import MOST_RECOVERED, Pipeline
 from cnprocd.process.model import EVERYTHING
 from cnprocd.process.tracker import Tracker
 from cnprocd.process.tracking import Tracking
@@ -165,3 +165,12 @@ def test_many_exceptions_make_one_record_in_ten_seconds(line):
     assert len(line.log.of("event_failed")) == 1
     line.pipeline.flush_log()
     assert [record["count"] for record in line.log.of("event_failed")] == [1, 49]
+
+
+def test_a_stop_evaluates_lost_deaths_for_a_bounded_time(line):
+    """After an overrun thousands may be left. How many is in the record of the stop."""
+    times = iter(range(100))
+    line.pipeline._clock = lambda: float(next(times))
+    line.tracker.without_event = lambda waiting: [SimpleNamespace(kind="uid", of_thread=False)] * (MOST_RECOVERED * 5)
+    line.matcher.match = lambda occurrence: []
+    assert 0 < line.pipeline.finish() < MOST_RECOVERED * 5

@@ -41,7 +41,7 @@ def run(directory: Path, plan: Schedule) -> verdict.Verdict:
         world.end_daemon(signal.SIGTERM)
         world.await_spool_closed()
         world.end_runner(signal.SIGTERM)
-        found = verdict.of(world.journal.lines(), apart=plan.apart, states=_states(world))
+        found = verdict.of(world.journal.lines(), _states(world))
         found.problems += [f"a bug in cnprocd: {bug}" for bug in world.bugs]
         return found
 

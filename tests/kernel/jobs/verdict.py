@@ -5,9 +5,8 @@ its end with 0. Excepted are matches that the documents except: what was in memo
 what a rule that floods drops.
 
 Finished: the spool's file has the job as ended, as it was read after the daemon and its process for the spool had
-ended. No hook may start for it afterwards. Besides, a hook that ended with 0 may start again only if something
-interrupted jobs since its start: an end of the process that starts hooks (the daemon, or the runner where it is apart),
-or the kill of a daemon whose jobs were in memory only.
+ended. No hook may start for it afterwards. Besides, a hook that ended with 0 may start again only if its parent process
+(the daemon, or the runner where it is apart) has ended since, or if a daemon was killed whose jobs were in memory only.
 
 Order: two attempts with one serialisation key never overlap, and the hooks of a key start in the order in which the
 processes died. Excepted are processes around an overrun, and jobs of a file that the daemon could not read.
@@ -58,7 +57,9 @@ class _Run:
     starts: list[tuple[int, str, int, str, list[int]]] = field(
         default_factory=list
     )  # line, attempt, job, rule, serials
-    interruptions: list[tuple[int, int]] = field(default_factory=list)  # from the end of a process to its next start
+    parents: dict[str, int] = field(default_factory=dict)  # attempt -> the process that started its hook
+    began_at: dict[int, int] = field(default_factory=dict)  # daemon or runner -> line of its start
+    ended_at: dict[int, int] = field(default_factory=dict)  # likewise, of its end
     volatile: list[tuple[int, int]] = field(default_factory=list)  # from a step to the line `durable`
     lost: list[tuple[int, int]] = field(default_factory=list)  # likewise, ended by a kill: what was not on the disk
     drops: list[tuple[int, int, int]] = field(default_factory=list)  # between two lines, the number
@@ -70,9 +71,9 @@ def key_of(rule: str, comm: str) -> str | None:
     return {"keyed": f"{rule}/{comm}", "whole": rule}.get(rule)
 
 
-def of(lines: Sequence[str], *, apart: bool, states: Mapping[str, int]) -> Verdict:
+def of(lines: Sequence[str], states: Mapping[str, int]) -> Verdict:
     """Return the verdict on a journal. `states`: the jobs in the file at the end, by state and reason."""
-    run = _parsed(lines, apart)
+    run = _parsed(lines)
     problems = [*_promises(run), *_repetitions(run), *_overlaps(run), *_order(run)]
     unexpected = {state: n for state, n in states.items() if state != "done" and "queue_limit" not in state}
     if unexpected:
@@ -90,10 +91,8 @@ def of(lines: Sequence[str], *, apart: bool, states: Mapping[str, int]) -> Verdi
     return Verdict(problems, figures)
 
 
-def _parsed(lines: Sequence[str], apart: bool) -> _Run:
+def _parsed(lines: Sequence[str]) -> _Run:
     run = _Run()
-    starter = "runner" if apart else "daemon"  # the process whose end interrupts hooks
-    ended_at: dict[str, int] = {}
     step = volatile_since = last_drops_at = last_drops = -1
     for at, line in enumerate(lines):
         kind, *words = line.split(" ", 1)[0], *line.split(" ")[1:]
@@ -105,6 +104,7 @@ def _parsed(lines: Sequence[str], apart: bool) -> _Run:
             case "S":
                 serials = [int(one) for one in words[3].split(",")]
                 run.starts.append((at, words[0], int(words[1]), words[2], serials))
+                run.parents[words[0]] = int(words[4])
             case "E":
                 run.ends[words[0]] = at
             case "X":
@@ -117,9 +117,8 @@ def _parsed(lines: Sequence[str], apart: bool) -> _Run:
                 elif rest == "durable" and volatile_since >= 0:
                     run.volatile.append((volatile_since, at))
                     volatile_since = -1
-                elif rest == "killed daemon" and volatile_since >= 0:
+                elif words[:2] == ["killed", "daemon"] and volatile_since >= 0:
                     run.lost.append((volatile_since, at))
-                    run.interruptions.append((at, at))
                 elif words[0] == "finished":
                     for serial in map(int, words[1].split(",")):
                         process = run.processes.get(serial)
@@ -130,13 +129,12 @@ def _parsed(lines: Sequence[str], apart: bool) -> _Run:
                     if number > last_drops >= 0:
                         run.drops.append((last_drops_at, at, number - last_drops))
                     last_drops, last_drops_at = number, at
-                elif words[0] == "started" and words[1] in ended_at:
-                    run.interruptions.append((ended_at.pop(words[1]), at))
-                if words[0] in ("killed", "stopped") and words[1] == starter:
-                    ended_at[starter] = at
+                elif words[0] == "started":
+                    run.began_at[int(words[2])] = at
+                if words[0] in ("killed", "stopped"):
+                    run.ended_at[int(words[2])] = at
     if volatile_since >= 0:
         run.volatile.append((volatile_since, len(lines)))
-    run.interruptions += [(at, len(lines)) for at in ended_at.values()]
     _join(run)
     return run
 
@@ -184,8 +182,11 @@ def _repetitions(run: _Run) -> list[str]:
         late = [at for at in one.starts if one.finished_at is not None and at > one.finished_at]
         problems += [f"finished and run again: {who} at line {at + 1}" for at in late]
         for (first, second), attempt in zip(itertools.pairwise(one.starts), one.attempts, strict=False):
-            failed = attempt in run.on_purpose
-            if not failed and not any(begin < second and end > first for begin, end in run.interruptions):
+            # A hook whose parent was killed before the hook had begun shows another parent.
+            parent = run.parents[attempt]
+            interrupted = parent not in run.began_at or run.ended_at.get(parent, second) < second
+            lost = any(first < killed_at < second for _, killed_at in run.lost)
+            if attempt not in run.on_purpose and not interrupted and not lost:
                 problems.append(f"run again without an interruption: {who} at line {second + 1}")
     return problems
 

@@ -3,7 +3,7 @@
 The journal is one file to which the hooks and this process append lines (O_APPEND), so its order needs no clock:
 
     F SERIAL RULE COMM         a process failed: waitpid(2) has returned. SERIAL is its group ID
-    S ATTEMPT JOB RULE SERIALS     a hook started, for these processes
+    S ATTEMPT JOB RULE SERIALS PARENT    a hook started, for these processes
     E ATTEMPT                  it ended with 0; X: with 1
     > WORD ...                 what was done to cnprocd, and what was observed
 """
@@ -196,7 +196,7 @@ class World:
     def start_daemon(self) -> None:
         self.daemon = self.manager.start(subprocess.PIPE)
         self.records = Records(self.daemon, self.journal, self.directory / "daemon.log")
-        self.journal.add("> started daemon")
+        self.journal.add(f"> started daemon {self.daemon.pid}")
 
     def end_daemon(self, number: signal.Signals) -> None:
         """Kill or stop the daemon, and wait until its process for the spool has ended. Note what is finished."""
@@ -207,7 +207,7 @@ class World:
         assert self.records is not None
         self.records.thread.join(PATIENCE_S)
         self.bugs += self.records.bugs
-        self.journal.add(f"> {'killed' if number is signal.SIGKILL else 'stopped'} daemon")
+        self.journal.add(f"> {'killed' if number is signal.SIGKILL else 'stopped'} daemon {self.daemon.pid}")
         self.daemon = None
         self._spool = spool
 
@@ -242,14 +242,14 @@ class World:
                 stdout=log,
                 stderr=log,
             )
-        self.journal.add("> started runner")
+        self.journal.add(f"> started runner {self.runner.pid}")
 
     def end_runner(self, number: signal.Signals) -> None:
         if self.runner is None:
             return
         self.runner.send_signal(number)
         self.runner.wait(LONG_S)
-        self.journal.add(f"> {'killed' if number is signal.SIGKILL else 'stopped'} runner")
+        self.journal.add(f"> {'killed' if number is signal.SIGKILL else 'stopped'} runner {self.runner.pid}")
         self.runner = None
 
     # -- rules ---------------------------------------------------------------------------------------------------

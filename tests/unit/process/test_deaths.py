@@ -15,7 +15,7 @@ from unit.process.machine import Entry, batches
 
 from cnprocd.connector.event import Exit
 from cnprocd.connector.taskrecord import TaskRecord
-from cnprocd.process.deaths import HOLD_NS, Death, Deaths
+from cnprocd.process.deaths import HOLD_NS, MOST_LOST, Death, Deaths
 
 P = 100  # the process of every case; its leader has this thread id
 
@@ -306,6 +306,22 @@ def test_a_death_without_its_event_is_found_after_an_empty_queue():
     assert (death.status, death.event, death.leader.comm) == (3 << 8, None, "leader")
     assert deaths.prune() == deaths.without_event(deaths.waiting()) == []
     assert not deaths.incomplete_tids
+
+
+def test_thousands_of_lost_events_are_reported_in_parts():
+    """After an overrun: to report them all at once would stop the event loop for seconds."""
+    deaths = Deaths(lambda tgid: False)
+    pids = range(1000, 1000 + 2 * MOST_LOST + 1)
+    for pid in pids:
+        deaths.record(record(End(pid, 3 << 8, last=True, threaded=False, tgid=pid)))
+    found = []
+    for most in (0, MOST_LOST, MOST_LOST, 1, 0):
+        deaths.caught_up()
+        lost = deaths.prune()
+        assert len(lost) == most
+        assert len(deaths.incomplete_tids) == len(pids) - len(found) - most, "the others stay in the slots"
+        found += lost
+    assert [death.tgid for death in found] == list(pids)
 
 
 def test_a_process_freeing_its_memory_has_not_lost_its_event():
