@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cnprocd.cli.standard_files import read_input
-from cnprocd.cli.this_machine import BadHook, bad_hooks, unreadable_rule_files
+from cnprocd.cli.this_machine import BadHook, bad_hooks, unavailable_here, unreadable_rule_files
 from cnprocd.errors import CnprocdError
 from cnprocd.rules.language import yaml12
 from cnprocd.rules.language.disabled import apply
@@ -163,7 +163,9 @@ def warnings_of_files(files: Sequence[Path]) -> list[tuple[str, Problem]]:
 def warnings(loaded: LoadedRules, *, other_host: bool = False) -> list[tuple[str, Problem]]:
     """Return the warnings of the loader and of lint, and about hooks that cannot run here, as (kind, problem)."""
     known = places(loaded)
-    found = [*lint(loaded.rules), *([] if other_host else map(_of_hook, bad_hooks(loaded.rules)))]
+    found = list(lint(loaded.rules))
+    if not other_host:
+        found += [*map(_of_hook, bad_hooks(loaded.rules)), *unavailable_here(loaded.rules)]
     return [
         *(("advice", problem) for problem in loaded.warnings),
         *((warning.kind, _problem(warning, known)) for warning in found),

@@ -1,4 +1,4 @@
-"""Check rules against this machine: the programs of their hooks, and whether the daemon can read the rule files.
+"""Check rules against this machine: the programs that they name, and whether the daemon can read the rule files.
 
 launch/program.py decides about a program, as for the runner. Whether the daemon's user can read a file is tried in a
 child process with that user's ids, so that modes, access lists and mount options all count.
@@ -10,7 +10,8 @@ import contextlib
 import json
 import os
 import pwd
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,9 @@ from typing import NamedTuple
 from cnprocd.errors import CnprocdError
 from cnprocd.json_value import as_list, as_str, parse_json
 from cnprocd.launch.program import HookRefusedError, open_program
+from cnprocd.process.kernel_log import DEVICE
+from cnprocd.rules.language.lint import LintWarning, patterns_of, place_of
+from cnprocd.rules.needs import Need, needs_of
 from cnprocd.rules.rule_files import DROPIN_DIRS, rule_files
 from cnprocd.rules.ruleset import Rule
 
@@ -51,6 +55,53 @@ class Unreadable:
         if self.at.is_dir() and not f"{self.at}/".startswith(_SYSTEM):
             return "move the rule files to /etc/cnprocd"
         return f"chgrp {SERVICE_USER} {self.at} && chmod {'g+rx' if self.at.is_dir() else 'g+r'} {self.at}"
+
+
+def unavailable_here(rules: Iterable[Rule]) -> list[LintWarning]:
+    """Return warnings of enabled rules about programs and attributes that they name and that this machine has not."""
+    return [warning for rule in rules if rule.enabled for warning in (*_over_links(rule), *_not_of_kernel(rule))]
+
+
+def _over_links(rule: Rule) -> Iterator[LintWarning]:
+    for at, pattern in patterns_of(rule.match, ("exe",)):
+        path = pattern.text
+        real = os.path.realpath(path) if pattern.kind == "literal" and os.path.exists(path) else path
+        if real != path:
+            message = f"exe {path} never matches: it goes over a symbolic link"
+            yield LintWarning(rule.name, at, "symlink", message, f'write "{real}"')
+
+
+def _not_of_kernel(rule: Rule) -> Iterator[LintWarning]:
+    for need, lines in needs_of(rule).items():
+        reason = _MISSING_HERE[need]() if need in _MISSING_HERE else None
+        if reason is not None:
+            places = (at for line in lines if (at := place_of(line)) is not None)
+            hint = "use another machine for this rule, or remove it"
+            yield LintWarning(rule.name, next(places, ("name",)), "unavailable", reason, hint)
+
+
+def _no_exit_records() -> str | None:
+    release = os.uname().release
+    version = tuple(int(part) for part in re.findall("[0-9]+", release)[:2])
+    if version >= (5, 19):
+        return None
+    return f"Linux {release} accounts no memory and CPU time of whole processes (5.19 does)"
+
+
+def _no_kernel_log() -> str | None:
+    return None if os.path.exists(DEVICE) else f"oom_killed is unknown here: there is no {DEVICE}"
+
+
+def _no_loginuid() -> str | None:
+    found = os.path.exists("/proc/self/loginuid")
+    return None if found else "loginuid is unknown here: the kernel is built without CONFIG_AUDIT"
+
+
+_MISSING_HERE: Mapping[Need, Callable[[], str | None]] = {
+    "usage": _no_exit_records,
+    "oom": _no_kernel_log,
+    "loginuid": _no_loginuid,
+}
 
 
 def program_path(rule: Rule) -> str | None:

@@ -119,10 +119,12 @@ def _bad_arguments(command: tuple[Template, ...]) -> list[ValueProblem]:
     found = []
     for index, argument in enumerate(command[1:], start=1):
         if "cmdline" in argument.fields:
-            hint = "the hook gets it as CNPROCD_CMDLINE in its environment, and in the event on its standard input"
-            found.append(
-                ValueProblem("{cmdline} cannot be an argument: its length is unbounded", hint=hint, at=(index,))
+            hint = (
+                "add record: [cmdline] to the rule; the hook then gets it as CNPROCD_CMDLINE in its environment, and "
+                "in the event on its standard input"
             )
+            message = "{cmdline} cannot be an argument: it is a long text of several words, which a process chooses"
+            found.append(ValueProblem(message, hint=hint, at=(index,)))
         elif shell and argument.fields & FREE_TEXT_FIELDS and _is_script(command[index - 1]):
             hint = 'use a variable in the script, such as "$CNPROCD_COMM": the shell does not parse its value'
             found.append(ValueProblem("the shell would run this text, which a process chooses", hint=hint, at=(index,)))

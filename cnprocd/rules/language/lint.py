@@ -5,6 +5,8 @@
     shadowed     every event that runs this rule's hook also runs another rule's hook
     fakeable     a hook runs as root for a comm or command line, which any user can fake
     timeout      a hook has no timeout, so the default of 30 s applies
+    claimed      a hook runs for a path that a process claims, and for nothing else
+    unavailable  a message, hook or record names a field that no event of the rule has
     unit         a pattern for unit or user_unit has no suffix such as .service, so it matches no unit
 
 PURE. There are no false warnings: if it is not certain, there is no warning.
@@ -13,18 +15,19 @@ PURE. There are no false warnings: if it is not certain, there is no warning.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cnprocd.connector.status import NO_STATUS
 from cnprocd.rules.compile import compile_rule
+from cnprocd.rules.needs import named_fields
 from cnprocd.rules.predicate import text_test
-from cnprocd.rules.ruleset import Condition, ProcessCondition, Rule, given_keys
+from cnprocd.rules.ruleset import EXIT_EVENTS, Condition, ProcessCondition, Rule, given_keys
 from cnprocd.rules.values import IntSet, Pattern
 
 # A process cannot choose these freely.
-_NOT_CHOSEN = ("user", "group", "exe", "cgroup", "unit", "container", "pod_uid")
+_NOT_CHOSEN = ("user", "group", "euid", "loginuid", "exe", "cgroup", "unit", "container", "pod_uid")
 _PATTERNS = ("comm", "exe", "cmdline", "cgroup", "unit", "user_unit", "container", "pod_uid")
 _ROOT = (None, "root", 0)
 # The suffixes of units that have processes, as process/stat.py finds them; systemd.unit(5).
@@ -51,6 +54,7 @@ def lint(rules: Sequence[Rule]) -> Iterator[LintWarning]:
         yield from _never(rule)
         yield from _covered(rule, enabled[:number], enabled)
         yield from _without_suffix(rule)
+        yield from _unavailable(rule)
         if rule.run is not None:
             yield from _hook(rule)
 
@@ -173,7 +177,7 @@ def _accepts_no_more(wide: Any, narrow: Any) -> bool:  # noqa: ANN401  # values 
 
 
 def _without_suffix(rule: Rule) -> Iterator[LintWarning]:
-    for at, pattern in _unit_patterns(rule.match, ("match",)):
+    for at, pattern in patterns_of(rule.match, ("unit", "user_unit")):
         tail = re.split(r"[*?\]]", pattern.text)[-1] if pattern.kind == "glob" else pattern.text
         is_whole = pattern.kind == "literal"
         if pattern.kind == "regex" or any(
@@ -186,22 +190,55 @@ def _without_suffix(rule: Rule) -> Iterator[LintWarning]:
         )
 
 
-def _unit_patterns(
-    condition: Condition | ProcessCondition | None, at: tuple[str | int, ...]
+def patterns_of(
+    condition: Condition | ProcessCondition | None, keys: Sequence[str], at: tuple[str | int, ...] = ("match",)
 ) -> Iterator[tuple[tuple[str | int, ...], Pattern]]:
-    """Return every pattern for unit and user_unit in a condition, with the path of its key."""
+    """Return every pattern for these keys in a condition, with the path of its key."""
     if condition is None:
         return
-    yield from (((*at, "unit"), pattern) for pattern in condition.unit or ())
-    yield from (((*at, "user_unit"), pattern) for pattern in condition.user_unit or ())
+    for key in keys:
+        yield from (((*at, key), pattern) for pattern in getattr(condition, key) or ())
     branches: tuple[tuple[str, Sequence[Condition | ProcessCondition]], ...] = (
         ("not", condition.not_), ("any", condition.any), ("all", condition.all)
     )  # fmt: skip
     for key, branch in branches:
         for index, part in enumerate(branch):
-            yield from _unit_patterns(part, (*at, key, index))
-    yield from _unit_patterns(condition.parent, (*at, "parent"))
-    yield from _unit_patterns(condition.ancestor, (*at, "ancestor"))
+            yield from patterns_of(part, keys, (*at, key, index))
+    yield from patterns_of(condition.parent, keys, (*at, "parent"))
+    yield from patterns_of(condition.ancestor, keys, (*at, "ancestor"))
+
+
+_FIELDS_OF_EVENTS: Mapping[str, Collection[str]] = {
+    **dict.fromkeys(
+        ("exit_code", "signal", "core_dumped", "status", "oom_killed", "lifetime_ms", "cpu_time_ms", "max_rss_kib",
+         "read_bytes", "write_bytes"),
+        EXIT_EVENTS,
+    ),
+    "ruid": ("uid",), "rgid": ("gid",), "egid": ("gid",), "tracer_pid": ("ptrace",), "tracer_tid": ("ptrace",),
+}  # fmt: skip
+
+
+def _unavailable(rule: Rule) -> Iterator[LintWarning]:
+    for name, line in named_fields(rule):
+        events = _FIELDS_OF_EVENTS.get(name)
+        at = place_of(line)
+        if at is None:
+            continue
+        if name == "job_id" and rule.run is None:
+            message, hint = "the field job_id is always null: the rule has no hook", "remove it"
+        elif events is not None and not set(events) & set(rule.events):
+            message = f"the field {name} is always null: no event of the rule has it"
+            hint = f"only {' and '.join(sorted(events))} events have it"
+        else:
+            continue
+        yield LintWarning(rule.name, at, "unavailable", message, hint)
+
+
+def place_of(line: str) -> tuple[str | int, ...] | None:
+    """Return the path below the rule of a line that names a field; None if it is not in the rule."""
+    if line == "the default message" or line.startswith("settings."):
+        return None
+    return tuple(int(part) if part.isdigit() else part for part in re.findall(r"[^.\[\]]+", line))
 
 
 def _hook(rule: Rule) -> Iterator[LintWarning]:
@@ -213,6 +250,14 @@ def _hook(rule: Rule) -> Iterator[LintWarning]:
             "fakeable",
             "the hook runs as root for a comm or command line, which any user can fake",
             "add user:, exe:, unit: or cgroup: to the match, or run the hook as another user",
+        )
+    if rule.match is not None and rule.match.exe_claimed is not None and not _has_evidence(rule.match):
+        yield LintWarning(
+            rule.name,
+            ("match", "exe_claimed"),
+            "claimed",
+            "the hook runs for a path that any user can claim, in a mount namespace of its own",
+            "add container:, user: or unit: to the match, or use exe: for a program of the host",
         )
     if "timeout_s" not in rule.run.given:
         yield LintWarning(

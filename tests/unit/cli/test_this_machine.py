@@ -181,3 +181,44 @@ def test_without_the_user_nothing_is_unreadable(public, monkeypatch):
     rules = written(public, "/bin/true")
     rules.chmod(0o600)
     assert unreadable(rules) == []
+
+
+def rules_with(tmp_path, match, more="log: true"):
+    file = tmp_path / "rules.yaml"
+    file.write_text(f"rules:\n  - name: a\n    events: [exit]\n    match: {match}\n    {more}\n")
+    return file
+
+
+def test_an_exe_over_a_symbolic_link_is_warned_about(tmp_path):
+    real = Path(shutil.copy("/bin/true", tmp_path / "real"))
+    link = tmp_path / "link"
+    link.symlink_to(real)
+    status, found = ctl_json("check", rules=rules_with(tmp_path, f"{{any: [{{exe: {real}}}, {{exe: {link}}}]}}"))
+    assert status == EX_OK
+    (warning,) = found["warnings"]
+    assert (warning["kind"], warning["hint"]) == ("symlink", f'write "{real}"')
+    assert "never matches" in warning["message"]
+    for match in (f"{{exe: {real}}}", f"{{exe: {tmp_path}/not-there}}", f'{{exe: "{tmp_path}/lin*"}}'):
+        assert ctl_json("check", rules=rules_with(tmp_path, match))[1]["warnings"] == []
+    assert ctl_json("check", "--other-host", rules=rules_with(tmp_path, f"{{exe: {link}}}"))[1]["warnings"] == []
+
+
+@pytest.mark.parametrize(
+    ("match", "more", "lacks"),
+    [
+        ("{max_rss: '> 1M'}", "log: true", "kernel"),
+        ("{oom_killed: true}", "log: true", "/dev/kmsg"),
+        ("{comm: x}", "record: [loginuid]", "/proc/self/loginuid"),
+    ],
+)
+def test_an_attribute_that_this_kernel_has_not_is_warned_about(tmp_path, monkeypatch, match, more, lacks):
+    rules = rules_with(tmp_path, match, more)
+    exists, there = os.path.exists, {"/dev/kmsg", "/proc/self/loginuid"}
+    monkeypatch.setattr(os.path, "exists", lambda path: path in there or exists(path))
+    assert ctl_json("check", rules=rules)[1]["warnings"] == []
+    there.discard(lacks)
+    monkeypatch.setattr(os.path, "exists", lambda path: path in there or (path != lacks and exists(path)))
+    release = "5.10.0-8-amd64" if lacks == "kernel" else "6.1"
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result(("Linux", "h", release, "v", "x86_64")))
+    (warning,) = ctl_json("check", rules=rules)[1]["warnings"]
+    assert warning["kind"] == "unavailable"

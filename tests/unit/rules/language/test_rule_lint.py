@@ -29,3 +29,40 @@ def test_an_escalation_of_a_rule_is_no_duplicate():
     assert [warning.kind for warning in lint_of(both)] == ["duplicate"]
     both[1]["after"] = {"count": 6, "within": "10m", "by": "unit"}
     assert lint_of(both) == []
+
+
+def warnings_of(**rule):
+    return [(one.kind, one.at) for one in lint_of([{"name": "one", "events": "nonzero_exit", **rule}])]
+
+
+RUN = {"command": ["/bin/x"], "timeout": "5s"}
+
+
+@pytest.mark.parametrize("user", ["root", "nobody"])
+def test_a_hook_for_a_claimed_path_alone_is_warned_about(user):
+    run = {**RUN, "user": 0 if user == "root" else 65534}
+    claimed = {"exe_claimed": "/usr/bin/x"}
+    assert warnings_of(match=claimed, run=run) == [("claimed", ("match", "exe_claimed"))]
+    for more in ({"container": "web"}, {"user": 7}, {"unit": "a.service"}, {"loginuid": 7}, {"exe": "/usr/bin/x"}):
+        assert warnings_of(match={**claimed, **more}, run=run) == []
+    assert warnings_of(match=claimed) == [], "no hook"
+
+
+@pytest.mark.parametrize(
+    ("rule", "at"),
+    [
+        ({"events": "fork", "log": {"message": "{comm} {exit_code}"}}, ("log", "message")),
+        ({"events": "exec", "record": ["exe", "oom_killed"]}, ("record",)),
+        ({"events": "exit", "run": {**RUN, "command": ["/bin/x", "{ruid}"]}, "match": {"user": 5}},
+         ("run", "command", 1)),
+        ({"events": ["uid", "gid"], "run": {**RUN, "env": {"TRACER": "{tracer_pid}"}}}, ("run", "env", "TRACER")),
+        ({"log": {"message": "{job_id}"}}, ("log", "message")),
+    ],
+)  # fmt: skip
+def test_a_field_that_no_event_of_the_rule_has_is_warned_about(rule, at):
+    assert warnings_of(**rule) == [("unavailable", at)]
+
+
+def test_a_field_that_one_event_of_the_rule_has_is_fine():
+    rule = {"events": ["fork", "exit", "uid"], "log": {"message": "{exit_code} {ruid} {euid} {comm} {max_rss_kib}"}}
+    assert warnings_of(**rule) == []

@@ -455,7 +455,7 @@ def test_models_do_not_change():
         ({"run": {"command": [""]}}, ("run", "command", 0), "not an absolute path"),
         ({"run": {"command": ["/bin/{comm}"]}}, ("run", "command", 0), "data is never a command"),
         ({"run": {"command": ["/bin/x", -9]}}, ("run", "command", 1), "expected text"),
-        ({"run": {"command": ["/bin/x", "{cmdline}"]}}, ("run", "command", 1), "unbounded"),
+        ({"run": {"command": ["/bin/x", "{cmdline}"]}}, ("run", "command", 1), "several words"),
         ({"run": {"command": ["/bin/sh", "-c", "rm /tmp/{comm}"]}}, ("run", "command", 2), "would run this text"),
         ({"run": {"command": ["/bin/bash", "-ec", "x {exe}"]}}, ("run", "command", 2), "would run this text"),
         ({"run": {"command": ["/x"], "env": {"LD_PRELOAD": "x"}}}, ("run", "env", "LD_PRELOAD", "[key]"), "reserved"),
