@@ -161,16 +161,19 @@ def test_an_exception_costs_one_match_of_the_batch(line, break_it, step, failed,
 def test_many_exceptions_make_one_record_in_ten_seconds(line):
     line.matcher.match = raises_for(line.matcher.match, 61, of_occurrence)
     for _ in range(50):
-        line.pipeline._evaluate([SimpleNamespace(kind="uid", process=SimpleNamespace(tgid=61))])
+        line.pipeline._evaluate([SimpleNamespace(kind="uid", process=SimpleNamespace(tgid=61, comm="worker"))])
     assert len(line.log.of("event_failed")) == 1
     line.pipeline.flush_log()
     assert [record["count"] for record in line.log.of("event_failed")] == [1, 49]
+
+
+GONE = SimpleNamespace(kind="uid", process=SimpleNamespace(tgid=61, comm="worker"))
 
 
 def test_a_stop_evaluates_lost_deaths_for_a_bounded_time(line):
     """After an overrun thousands may be left. How many is in the record of the stop."""
     times = iter(range(100))
     line.pipeline._clock = lambda: float(next(times))
-    line.tracker.without_event = lambda waiting: [SimpleNamespace(kind="uid", of_thread=False)] * (MOST_RECOVERED * 5)
+    line.tracker.without_event = lambda waiting: [GONE] * (MOST_RECOVERED * 5)
     line.matcher.match = lambda occurrence: []
     assert 0 < line.pipeline.finish() < MOST_RECOVERED * 5
