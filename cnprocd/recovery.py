@@ -14,11 +14,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from cnprocd.connector.source import Losses, Source
+from cnprocd.connector.taskrecord import TaskRecord
 from cnprocd.escape import printable
 from cnprocd.log import Log
-from cnprocd.process.deaths import Waiting
 from cnprocd.process.holder import Ended, Holder
 from cnprocd.process.model import Occurrence, Process, ProcScan
 from cnprocd.process.tracker import Tracker
@@ -26,6 +27,7 @@ from cnprocd.rules.compile import Matcher
 
 _IN_FLIGHT_NS = 2_000_000  # between a task's disappearance from /proc and its exit event (sent after reaping)
 MOST_NAMED = 20  # processes in a record
+_PIECE = 64  # records that are looked at between two looks at the clock
 _RESYNC_EVERY_S = 1.0  # a scan of /proc per second is what a storm that never ends may cost
 
 
@@ -34,13 +36,15 @@ class _Resync:
     """A comparison with /proc that is under way."""
 
     scan: Iterator[Process]
-    waiting: Waiting  # records without their event at its beginning
+    waiting: Iterator[tuple[int, tuple[TaskRecord, ...]]]  # records without their event at its beginning
     began_ns: int
     losses: Losses  # at its beginning
     scanned_ns: int | None = None
     ended: list[Ended] = field(default_factory=list)  # of the held processes, at the end of the scan
     living: set[int] = field(default_factory=set)
     found: list[Occurrence] = field(default_factory=list)
+    named: list[Occurrence] = field(default_factory=list)  # of the exits that were returned, those for the log
+    count: int = 0  # of these exits
 
 
 class Recovery:
@@ -99,24 +103,29 @@ class Recovery:
         scan = self._procfs.scan(tracking.wanted_anew) if tracking.table else ()
         self._source.count_losses()
         losses = replace(self._source.losses)  # what is lost from here on, the next resync reports
-        self._resync = _Resync(iter(scan), self._tracker.deaths.waiting(), time.monotonic_ns(), losses)
+        waiting = iter(self._tracker.deaths.waiting().items())
+        self._resync = _Resync(iter(scan), waiting, time.monotonic_ns(), losses)
 
     def go_on(self, seen_ns: int, budget_s: float) -> list[Occurrence]:
-        """Continue for at most so long. Return the exits that the loss hid, when the resync is over; else none.
+        """Continue for at most so long. Return exits that the loss hid. Evaluate them before the next call.
 
         Events up to `seen_ns` (CLOCK_MONOTONIC) have been evaluated. Their status is unknown, unless a pidfd shows it.
         """
-        resync = self._resync
+        resync, deadline_s = self._resync, self._clock() + budget_s
         assert resync is not None
         if resync.scanned_ns is None:
-            if not self._scan(resync, self._clock() + budget_s):
+            if not self._scan(resync, deadline_s):
                 return []
             resync.ended = [] if self._holder is None else self._holder.ended()
             resync.scanned_ns = time.monotonic_ns()
         if seen_ns < resync.scanned_ns + _IN_FLIGHT_NS:
             return []
-        self._resync = None
-        return self._finish(resync)
+        found: list[Occurrence] = []
+        while piece := dict(islice(resync.waiting, _PIECE)):
+            found += self._tracker.without_event(piece)
+            if self._clock() >= deadline_s:
+                return self._recovered(resync, self._with_statuses(found, resync.ended))
+        return self._finish(resync, found)
 
     def _scan(self, resync: _Resync, deadline_s: float) -> bool:
         """Take in processes until the time is up; return whether all are taken in.
@@ -130,21 +139,26 @@ class Recovery:
                 return False
         return True
 
-    def _finish(self, resync: _Resync) -> list[Occurrence]:
+    def _finish(self, resync: _Resync, found: list[Occurrence]) -> list[Occurrence]:
         tracker = self._tracker
-        found = resync.found + tracker.without_event(resync.waiting)
+        self._resync = None
+        found = resync.found + found
         if tracker.tracking.table:
             found += tracker.missing(resync.living, resync.began_ns)
-        found = [
-            occurrence
-            for occurrence in self._with_statuses(found, resync.ended)
-            if occurrence.kind in tracker.tracking.kinds
-        ]
+        found = self._with_statuses(found, resync.ended) + self._shown_by_pidfds(found, resync.ended)
+        found = self._recovered(resync, found)
+        self._report_losses(resync.losses)
+        self._report_recovered(resync.named, resync.count, "ended while events were lost")
+        return found
+
+    def _recovered(self, resync: _Resync, found: list[Occurrence]) -> list[Occurrence]:
+        """Mark and count recovered exits. Return those that rules ask for."""
+        found = [occurrence for occurrence in found if occurrence.kind in self._tracker.tracking.kinds]
         for occurrence in found:
             occurrence.recovered = True
         self.recovered += len(found)
-        self._report_losses(resync.losses)
-        self._report_recovered(found, "ended while events were lost")
+        resync.count += len(found)
+        resync.named += found[: MOST_NAMED - len(resync.named)]
         return found
 
     def report_silent(self, missed: Iterable[Occurrence]) -> None:
@@ -152,22 +166,22 @@ class Recovery:
         found = [occurrence for occurrence in missed if occurrence.recovered]
         if found:
             self.recovered += len(found)
-            self._report_recovered(found, "ended, and the kernel sent no event of it")
+            self._report_recovered(found[:MOST_NAMED], len(found), "ended, and the kernel sent no event of it")
 
-    def _report_recovered(self, found: list[Occurrence], how: str) -> None:
+    def _report_recovered(self, first: list[Occurrence], count: int, how: str) -> None:
         """Log how many processes were recovered, and which: the first of them."""
-        named = [occurrence.process for occurrence in found[:MOST_NAMED]]
+        named = [occurrence.process for occurrence in first]
         comms = [printable(process.comm) if process.comm is not None else None for process in named]
         names = [f"{comm or 'unknown'}[{process.tgid}]" for comm, process in zip(comms, named, strict=True)]
-        names += [f"{len(found) - MOST_NAMED} more"] if len(found) > MOST_NAMED else []
+        names += [f"{count - MOST_NAMED} more"] if count > MOST_NAMED else []
         self._log(
             "warning",
             "recovered",
-            count=len(found),
+            count=count,
             pids=[process.tgid for process in named],
             comms=comms,
             tracked=len(self._tracker.table),
-            message=f"{len(found)} processes {how}{': ' if names else ''}{', '.join(names)}",
+            message=f"{count} processes {how}{': ' if names else ''}{', '.join(names)}",
         )
 
     # Pidfds, the second source of exit statuses.
@@ -193,20 +207,24 @@ class Recovery:
             self._holder.release(tgid)
 
     def _with_statuses(self, found: list[Occurrence], ended: list[Ended]) -> list[Occurrence]:
-        """Add the statuses that the pidfds show; without a table, also the exits that they alone show.
+        """Add the statuses that the pidfds show."""
+        by_tgid = {process.tgid: status for process, status in ended}
+        for occurrence in found:
+            if occurrence.status is None:
+                occurrence.status = by_tgid.get(occurrence.process.tgid)
+        return found
+
+    def _shown_by_pidfds(self, found: list[Occurrence], ended: list[Ended]) -> list[Occurrence]:
+        """Return the exits that the pidfds alone show.
 
         The event of one that ended has been evaluated since, if it came: then it is not held any more. With a table,
         one that ended after the scan had read it is left to the next resync, which is pending.
         """
-        table = self._tracker.tracking.table
-        by_tgid = {occurrence.process.tgid: occurrence for occurrence in found}
-        for process, status in ended:
-            occurrence = by_tgid.get(process.tgid)
-            if occurrence is not None:
-                occurrence.status = status if occurrence.status is None else occurrence.status
-            elif not table and self._holder is not None and self._holder.holds(process):
-                found.append(Occurrence("exit", process, process.tgid, status))
-        return found
+        if self._tracker.tracking.table or self._holder is None:
+            return []
+        tgids = {occurrence.process.tgid for occurrence in found}
+        alone = [(one, status) for one, status in ended if one.tgid not in tgids and self._holder.holds(one)]
+        return [Occurrence("exit", process, process.tgid, status) for process, status in alone]
 
     def _report_losses(self, losses: Losses) -> None:
         """Log what the kernel had counted when the resync began, and no resync has reported."""
