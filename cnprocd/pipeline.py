@@ -30,6 +30,7 @@ from cnprocd.process.file_names import FileNames
 from cnprocd.process.handed_on import HandedOn
 from cnprocd.process.kernel_log import KernelLog
 from cnprocd.process.model import Occurrence, Process, ProcScan, Wanted
+from cnprocd.process.second_look import SecondLook
 from cnprocd.process.tracker import Tracker
 from cnprocd.recovery import Recovery
 from cnprocd.rules.compile import Match, Matcher
@@ -133,6 +134,7 @@ class Pipeline:
         self._most = EVENT_SLOTS  # events of one batch
         self._known_parents: dict[int, Process | None] = {}
         self._parents_until_s = 0.0
+        self._second_look = SecondLook(tracker.table, procfs)
         self._drained_ns = 0  # when the last batch was read (CLOCK_MONOTONIC)
 
     # The hot line.
@@ -319,7 +321,9 @@ class Pipeline:
         self._evaluate(missed)
         if missed:  # the next daemon may know another start time from their records, and so another key
             self.source.blank_slots(self.tracker.deaths.incomplete_tids)
-        known = [self.tracker.table.get(tgid) for tgid in self.tracker.newcomers]
+        wanted, newcomers = self.tracker.tracking.wanted, self.tracker.newcomers
+        self._second_look.look(newcomers, wanted, lambda one: self.matcher.cares("exit", False, one.comm))
+        known = [self.tracker.table.get(tgid) for tgid in newcomers]
         self.tracker.newcomers.clear()
         self.recovery.hold((process for process in known if process and process.ended_ns is None), self.matcher)
         if self.recovery.check_losses():

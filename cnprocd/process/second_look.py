@@ -1,0 +1,47 @@
+"""Look at a process again when it is a second old: at its arguments, and at its cgroup. PURE.
+
+Servers overwrite their arguments with a title soon after fork or exec (PostgreSQL's "postgres: checkpointer"), and
+desktop sessions move a program into a scope of its own (systemd.scope(5)). No event reports either. With this look the
+table shows what a daemon that starts later would read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from cnprocd.process.model import Process, ProcLookup, Wanted
+from cnprocd.process.table import Table, same_process
+
+MOST_LOOKS = 200  # of one tick; one takes about 20 microseconds
+
+
+class SecondLook:
+    """The processes that are due. Call `look` about once a second."""
+
+    def __init__(self, table: Table, procfs: ProcLookup) -> None:
+        self._table = table
+        self._procfs = procfs
+        self._due: dict[int, None] = {}  # tgids, in order
+
+    def look(self, newcomers: Iterable[int], wanted: Wanted, asks_for: Callable[[Process], bool]) -> None:
+        """Look at the newcomers of the last call; `newcomers` are those since then.
+
+        `asks_for`: whether a rule could match the end of a process.
+        """
+        if not (wanted.cmdline or wanted.cgroup):
+            self._due.clear()
+            return
+        looks, seen = Wanted(cmdline=wanted.cmdline, cgroup=wanted.cgroup), 0
+        due, self._due = self._due, {}
+        for tgid in due:
+            process = self._table.get(tgid)
+            if process is None or process.ended_ns is not None or not asks_for(process):
+                continue
+            if seen == MOST_LOOKS:
+                self._due[tgid] = None
+                continue
+            seen += 1
+            fresh = self._procfs.read(tgid, looks, "procfs")
+            if fresh is not None and fresh.threads and same_process(process, fresh):
+                self._table.own(process).take_newer(fresh)
+        self._due |= dict.fromkeys(newcomers)
