@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import time
+from datetime import datetime
 
 import pytest
 from kernel.blocking import runner_service
@@ -49,17 +50,18 @@ def test_after_by_a_field_counts_each_value_alone(tmp_path):
         assert [record["pid"] for record in daemon.matches("looping")] == pids[-1:]
 
 
-FLOOD = """
-settings: {hook_slots: 4, queue_limit: 30}
+DEATHS = int(os.environ.get("CNPTEST_FLOOD", "60"))  # half of them find the queue full
+FLOOD = f"""
+settings: {{hook_slots: 4, queue_limit: {DEATHS // 2}}}
 rules:
   - name: a
     events: [nonzero_exit]
-    match: {comm: cnpfair-a}
-    run: {command: [/bin/sleep, "0.7"], user: nobody, timeout: 20s}
+    match: {{comm: cnpfair-a}}
+    run: {{command: [/bin/sleep, "0.7"], user: nobody, timeout: 20s}}
   - name: b
     events: [nonzero_exit]
-    match: {comm: cnpfair-b}
-    run: {command: [/bin/true], user: nobody, timeout: 20s}
+    match: {{comm: cnpfair-b}}
+    run: {{command: [/bin/true], user: nobody, timeout: 20s}}
 $MARKER
 """
 
@@ -78,7 +80,7 @@ def test_another_rules_hook_waits_for_one_slot_only(tmp_path, apart):
             runner, _ = stack.enter_context(runner_service(tmp_path))
             options = ["--runner", str(runner)]
         daemon = stack.enter_context(running(tmp_path, FLOOD, *options))
-        for _ in range(60):
+        for _ in range(DEATHS):
             fail("cnpfair-a")
         pid = fail("cnpfair-b")
         job_id = daemon.wait_for("rule_matched", rule="b", pid=pid)["job_id"]
@@ -89,6 +91,11 @@ def test_another_rules_hook_waits_for_one_slot_only(tmp_path, apart):
         begun = next(n for n, one in enumerate(records) if one["event"] == "hook_started" and one["rule"] == "b")
         between = [one for one in records[matched:begun] if one["event"] == "hook_started"]
         assert len(between) <= 4, between
+        waited_ms = (at(records[begun]) - at(records[matched])).total_seconds() * 1e3
+        print(
+            f"\n{DEATHS // 2} jobs of A wait, each takes 0.7 s, 4 slots: B's hook started after {len(between)} of A's"
+        )
+        print(f"hooks, {waited_ms:.0f} ms after its match was logged")
         assert not [one for one in records if one["event"] == "job_dead" and one["rule"] == "b"]
         dropped = [one for one in records if one["event"] == "queue_full"]
         assert dropped and all("of a" in str(one["message"]) and "of b" not in str(one["message"]) for one in dropped)
@@ -96,3 +103,7 @@ def test_another_rules_hook_waits_for_one_slot_only(tmp_path, apart):
         queues = {queue["rule"]: queue for queue in status["jobs"]["queues"]}
         assert queues["a"]["waiting"] > 0 and queues["a"]["shed"] > 0 and queues["a"]["oldest_waiting_s"] > 0
         assert queues.get("b", {"shed": 0})["shed"] == 0
+
+
+def at(record):
+    return datetime.fromisoformat(record["timestamp"])

@@ -8,18 +8,23 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sqlite3
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kernel.harness import Daemon
+from kernel.blocking import stopped
+from kernel.harness import PATIENCE_S, Daemon
+from kernel.test_faults import STORM
 from kernel.test_faults_around import DAY, SKEWED
 from kernel.test_snapshots import Place, fail, next_of, rules, until
 
 from cnprocd.control.client import Client
+from cnprocd.spool.spool import FORGET_EVERY
 
 
 @pytest.fixture(params=["embedded", "apart"])
@@ -170,3 +175,70 @@ def test_an_empty_drop_in_that_is_written_in_place_is_seen(tmp_path):
             until("the hook of the drop-in", lambda place=place, mode=mode: place.words() == [mode])
             assert daemon.stop() == 0
         assert os.stat(drop_in).st_size > 0
+
+
+# -- the disk ----------------------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_job_of_a_locked_spool_is_taken_up(place):
+    """kill -9, and the spool is locked when the next daemon starts. The job does not stay `running` for ever."""
+    text = rules(place.rule(word="attempt", more=place.gate.wait))
+    daemon = place.daemon(text)
+    fail()
+    daemon.wait_for("hook_started")
+    daemon.kill()
+    until("the process of the spool has ended", lambda: not disk_children(place))
+    holder = sqlite3.connect(place.directory / "state" / "spool.sqlite3", isolation_level=None, timeout=PATIENCE_S)
+    holder.execute("PRAGMA locking_mode = EXCLUSIVE")
+    holder.execute("BEGIN EXCLUSIVE")
+    daemon = place.daemon(text)
+    assert "locked" in str(daemon.wait_for("spool_not_durable")["reason"])
+    holder.close()
+    daemon.wait_for("spool_durable")
+    attempt = 1 if place.mode == "apart" else 2  # the runner's hook goes on, and the daemon waits for it
+    if attempt == 2:
+        daemon.wait_for("hook_started", attempt=2)
+        place.gate.open()  # the first attempt may still have been at the gate
+    place.gate.open()
+    assert daemon.wait_for("hook_finished", job_id=1)["attempt"] == attempt
+    assert place.words() == ["attempt"] * attempt
+
+
+def test_hooks_done_while_the_disk_is_stuck_never_run_again(place):
+    """Jobs that the file has as waiting are done in memory, and the memory forgets them. Then the disk answers."""
+    gated = place.rule(word="gated", more=place.gate.wait).replace("timeout:", "slots: 1, timeout:")
+    text = "settings: {history_count: 1}\n" + rules(gated, place.rule("other", "other", "cnptest-other"))
+    daemon = place.daemon(text)
+    for _ in range(3):
+        fail()
+    daemon.wait_for("hook_started")
+    until("three matches", lambda: len(records(daemon, "rule_matched")) == 3 or next_of(daemon))
+    (disk,) = disk_children(place)
+    with stopped(disk):
+        for _ in range(3):
+            place.gate.open()
+        storm = [sys.executable, "-IS", STORM, str(FORGET_EVERY + 10), "1", "cnptest-other"]
+        subprocess.run(storm, stdout=subprocess.DEVNULL, check=True)
+        total = FORGET_EVERY + 13
+        until("all hooks", lambda: len(records(daemon, "hook_finished")) == total or next_of(daemon))
+        with Client(place.directory / "run") as client:
+            until("the memory forgets", lambda: client.ask("jobs", limit=1000)[-1]["job_id"] > 3)
+    daemon.wait_for("spool_durable")
+    daemon.kill()
+    daemon = place.daemon(text)
+    with Client(place.directory / "run") as client:
+        jobs = client.ask("status")["jobs"]
+    assert (jobs["waiting"], jobs["running"]) == (0, 0)
+    assert len(place.words()) == total
+    assert place.words().count("gated") == 3
+
+
+def disk_children(place: Place) -> list[int]:
+    """Return the processes that hold the spool's file."""
+    file = str(place.directory / "state" / "spool.sqlite3")
+    found = []
+    for links in Path("/proc").glob("[0-9]*/fd"):
+        with contextlib.suppress(OSError):
+            if any(os.readlink(link) == file for link in links.iterdir()):
+                found.append(int(links.parent.name))
+    return found

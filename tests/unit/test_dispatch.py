@@ -133,9 +133,12 @@ def test_coalesce_by_a_field_gathers_equal_values_only(dispatcher_of):
 
 def test_deaths_of_one_pid_at_unknown_times_have_their_own_keys(dispatcher_of):
     """After three overruns, without a table: neither the time of the death nor that of the start is known."""
-    _, matcher = dispatcher_of("rules: [{name: a, events: [nonzero_exit], on_unknown_exit: match}]")
-    unknown = [death(matcher, None, tgid=77, start_ns=None)[0].record["match_id"] for _ in range(3)]
-    assert len(set(unknown)) == 3
+    rule = "rules: [{name: a, events: [nonzero_exit], on_unknown_exit: match, run: {command: [/bin/true]}}]"
+    dispatcher, matcher = dispatcher_of(rule)
+    unknown = [death(matcher, None, tgid=77, start_ns=None)[0] for _ in range(3)]
+    assert len({one.record["match_id"] for one in unknown}) == 3
+    dispatcher._submit(unknown)
+    assert len({one.record["job_id"] for one in unknown}) == dispatcher.spool.counts().waiting == 3
     started = [death(matcher, None, tgid=77, start_ns=5)[0].record["match_id"] for _ in range(2)]
     assert len(set(started)) == 1, "seen twice"
 

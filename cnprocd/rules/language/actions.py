@@ -196,7 +196,10 @@ class HookModel(Model):
         "SIGKILL 5 s later.",
     )
     deadline_s: Duration | None = Field(
-        default=None, alias="deadline", description="The time limit of the job, including all attempts and pauses."
+        default=None,
+        alias="deadline",
+        description="The time limit of the job: all attempts that end, and the pauses after "
+        "them. Not counted: waiting for a slot, interrupted attempts, and a daemon that is down.",
     )
     retries: Retries = Field(default=0, description="The number of further attempts after a failed one.")
     backoff: BackoffModel = Field(default=BackoffModel(), description="The pauses between attempts.")
