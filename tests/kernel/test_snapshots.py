@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +18,9 @@ from pathlib import Path
 
 import pytest
 from kernel.harness import PATIENCE_S, Daemon, child, rename
+
+from cnprocd.control.client import Client
+from cnprocd.output.metrics import render
 
 MODES = ["embedded", "apart"]
 IDLE = "rules: []\n"
@@ -223,15 +227,27 @@ def ends(daemon: Daemon) -> list[dict[str, object]]:
 
 
 def test_a_start_with_invalid_files_uses_the_last_accepted(place):
-    """Loudly; --check and reload still fail. A start with another main file, or without any, fails with 78."""
+    """Loudly; --check and reload still fail. A start with another main file, or without any, fails with 78.
+
+    In between the machine boots: /run is empty, and the runner is a new one.
+    """
     daemon = place.daemon(rules(place.rule(word="accepted")))
     assert daemon.stop() == 0
+    shutil.rmtree(place.directory / "run")
+    if place.runner is not None:
+        place.runner.kill()
+        place.runner.wait()
+        place.start_runner()
     broken = daemon.rules.read_text().replace("events", "evnts")
     daemon = place.daemon(broken)
     record = daemon.wait_for("rules_rejected")
     assert "using the rules that were accepted last" in str(record["message"])
     assert "evnts" in str(record["message"])
     assert "STARTED WITH THE RULES ACCEPTED LAST" in str(daemon.wait_for("started")["message"])
+    with Client(place.directory / "run") as client:
+        status = client.ask("status")
+    assert (status["reload"]["ok"], status["reload"]["at_start"]) == (False, True)
+    assert "cnprocd_last_reload_successful 0\n" in render(status)
     fail()
     until("the hook", lambda: place.words() == ["accepted"])
     assert daemon.reload(broken)["event"] == "rules_rejected"
