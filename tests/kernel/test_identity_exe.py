@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from kernel.harness import running
+from kernel.harness import PATIENCE_S, running
 
 from cnprocd.control.client import Client
 
@@ -132,16 +132,20 @@ def test_each_short_failure_of_four_programs_matches_once(tmp_path):
     )
     with contextlib.ExitStack() as stack:
         daemon = stack.enter_context(running(tmp_path, f"rules:\n{rules}$MARKER\n"))
-        client = stack.enter_context(Client(tmp_path / "run", 30))
         for _ in range(2):
             busy = subprocess.Popen([sys.executable, "-ISc", "while True: pass"])
             stack.callback(lambda busy=busy: (busy.kill(), busy.wait()))
-        assert client.ask("status")["events"]["asked"] == ["nonzero_exit"]
+        assert status(tmp_path / "run")["events"]["asked"] == ["nonzero_exit"]
         subprocess.run([sys.executable, "-ISc", SPAWNS, str(FAILURES), *programs], check=True)
         daemon.mark()
-        hits = {rule["name"]: rule["hits"] for rule in client.ask("status")["rules"]}
+        hits = {rule["name"]: rule["hits"] for rule in status(tmp_path / "run")["rules"]}
         del hits["marker"]
         assert hits == {one.parent.name: FAILURES // 5 for one in programs[:4]}
+
+
+def status(runtime_dir: Path) -> dict:
+    with Client(runtime_dir, PATIENCE_S) as client:
+        return client.ask("status")
 
 
 def make_directory(path: Path) -> Path:
