@@ -148,7 +148,8 @@ def test_a_death_while_the_daemon_is_killed_is_counted(service):
     assert service.rules_that_matched(process.pid) == ["comm"]
     with Client(service.directory / "run") as client:
         unknown = client.ask("status")["events"]["identity_unknown"]
-    assert {one["attribute"]: one["count"] for one in unknown} == {"exe": 1, "cmdline": 1, "cgroup": 1}
+    counted = {one["attribute"] for one in unknown if one["count"]}
+    assert {"exe", "cmdline", "cgroup"} <= counted, "other processes can be unknown as well"
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff" * 5000, b'{"format": 1, "boot_id": "x", "processes": []}'])

@@ -20,15 +20,15 @@ from cnprocd.process.handed_on import (
     encode_hooks,
     encode_processes,
 )
-from cnprocd.process.model import Image, Process
+from cnprocd.process.model import Image, MoreIds, Process
 
 BOOT = "5d4fb9a2-6f0b-4b0a-9f6f-0123456789ab"
-IMAGE = Image("/opt/x", True, FileId(2049, 12), ("/opt/link",), True)
+IMAGE = Image("/opt/x", True, FileId(2049, 12), ("/opt/link",), True, "taskstats")
 LEADER = TaskRecord(7, 7, 1, 0, False, True, "a\udcff\n", 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12)
 FULL = Process(
     7, 1, 10**15, comm="a\udcff\n", comm_source="exec", uid=1, gid=2, ids_source="event", exe="/opt/\udc80",
     cmdline="é x", cgroup="/x", image_source="exec", cgroup_source="zombie", image=IMAGE, threads=3, threaded=True,
-    counted_ns=5, ended_ns=9, exe_is_unnamed=True,
+    counted_ns=5, ended_ns=9, exe_is_unnamed=True, more_ids=MoreIds(3, 4),
 )  # fmt: skip
 
 
