@@ -59,16 +59,32 @@ class Unreadable:
 
 def unavailable_here(rules: Iterable[Rule]) -> list[LintWarning]:
     """Return warnings of enabled rules about programs and attributes that they name and that this machine has not."""
-    return [warning for rule in rules if rule.enabled for warning in (*_over_links(rule), *_not_of_kernel(rule))]
+    return [warning for rule in rules if rule.enabled for warning in (*_not_executed(rule), *_not_of_kernel(rule))]
 
 
-def _over_links(rule: Rule) -> Iterator[LintWarning]:
+def _not_executed(rule: Rule) -> Iterator[LintWarning]:
+    """Yield the literal paths that are no process's executable: symbolic links and scripts."""
     for at, pattern in patterns_of(rule.match, ("exe",)):
         path = pattern.text
         real = os.path.realpath(path) if pattern.kind == "literal" and os.path.exists(path) else path
         if real != path:
             message = f"exe {path} never matches: it goes over a symbolic link"
             yield LintWarning(rule.name, at, "symlink", message, f'write "{real}"')
+        elif pattern.kind == "literal" and _is_script(path):
+            message = f"exe {path} never matches: it is a script, and the process executes its interpreter"
+            yield LintWarning(
+                rule.name, at, "script", message, f'match on cmdline: "*{path}*", or on comm, and on user'
+            )
+
+
+def _is_script(path: str) -> bool:
+    with contextlib.suppress(OSError), open(path, "rb", opener=_without_waiting) as file:
+        return file.read(2) == b"#!"
+    return False
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _not_of_kernel(rule: Rule) -> Iterator[LintWarning]:

@@ -173,8 +173,9 @@ class Process:
         if image.file is None:
             image = image._replace(file=file)
         if found is not None:
-            self.exe = found.paths[0]
-            image = image._replace(links=found.paths[1:], is_deleted=found.is_deleted, exe_source="taskstats")
+            self.exe = self.exe if self.exe in found.paths else found.paths[0]
+            links = tuple(path for path in found.paths if path != self.exe)
+            image = image._replace(links=links, is_deleted=found.is_deleted, exe_source="taskstats")
         self.image = image
 
     def take_ids(self, other: Process | TaskRecord, provenance: Provenance) -> None:

@@ -203,6 +203,12 @@ def test_an_exe_over_a_symbolic_link_is_warned_about(tmp_path):
     assert ctl_json("check", "--other-host", rules=rules_with(tmp_path, f"{{exe: {link}}}"))[1]["warnings"] == []
 
 
+def test_an_exe_that_is_a_script_is_warned_about(tmp_path, hook):
+    (warning,) = ctl_json("check", rules=rules_with(tmp_path, f"{{exe: {hook}}}"))[1]["warnings"]
+    assert warning["kind"] == "script"
+    assert ctl_json("check", rules=rules_with(tmp_path, f'{{cmdline: "*{hook}*"}}'))[1]["warnings"] == []
+
+
 @pytest.mark.parametrize(
     ("match", "more", "lacks"),
     [

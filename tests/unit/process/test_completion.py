@@ -67,6 +67,12 @@ def test_exe_and_cmdline_have_a_provenance_each():
     assert (found.provenance()["exe"], found.provenance()["cmdline"]) == ("unknown", "exec")
 
 
+def test_of_hard_links_the_one_that_was_executed_is_named():
+    process = Process(60, exe="/bin/b", image_source="exec")
+    process.take_executed_file(FileId(1, 2), FoundFile(("/bin/a", "/bin/b", "/bin/c"), True, False))
+    assert (process.exe, process.image.links) == ("/bin/b", ("/bin/a", "/bin/c"))
+
+
 def test_known_attributes_are_kept():
     known = Process(60, 1, comm="sh", uid=7, gid=8, exe="/bin/sh")
     found = completed(known)

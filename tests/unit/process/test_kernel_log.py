@@ -57,7 +57,7 @@ def test_after_an_overrun_only_what_is_read_is_known(device):
     assert killed(log, 8, 1 << 62) is False, "a death after it"
 
 
-def test_an_endless_log_is_given_up_and_hides_the_deaths_so_far(device):
+def test_an_endless_log_is_given_up_and_hides_earlier_deaths(device):
     """Each reading takes its time at most, all of them together a tenth of it, and the next one starts at the end."""
     log = KernelLog(0)
     device.endless = iter(lambda: OTHER, None)
