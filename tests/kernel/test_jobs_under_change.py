@@ -128,7 +128,7 @@ def test_a_start_without_the_runner_is_made_up_for(tmp_path):
         place.stop_listening()
         text = rules(place.rule(word="late"))
         daemon = place.daemon(text)
-        assert "RULES NOT ACCEPTED" in str(daemon.wait_for("started")["message"])
+        assert "the runner has no snapshot of the rules" in str(daemon.wait_for("rules_rejected")["message"])
         with Client(tmp_path / "run") as client:
             reload = client.ask("status")["reload"]
         assert (reload["ok"], reload["at_start"], reload["accepted"]) == (False, False, False)
@@ -223,7 +223,7 @@ def test_hooks_done_while_the_disk_is_stuck_never_run_again(place):
         total = FORGET_EVERY + 13
         until("all hooks", lambda: len(records(daemon, "hook_finished")) == total or next_of(daemon))
         with Client(place.directory / "run") as client:
-            until("the memory forgets", lambda: client.ask("jobs", limit=1000)[-1]["job_id"] > 3)
+            until("the memory forgets", lambda: client.ask("jobs", limit=1000)["jobs"][-1]["job_id"] > 3)
     daemon.wait_for("spool_durable")
     daemon.kill()
     daemon = place.daemon(text)
