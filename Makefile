@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 RUN := /run/cnprocd-make
 
-.PHONY: run demo test lint unit kernel fuzz clean package test-vm bench bench-full soak test-jobs endurance
+.PHONY: run demo test lint unit kernel fuzz clean package test-vm test-fleet bench bench-full soak test-jobs endurance
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -55,6 +55,12 @@ package: $(VENV)/.packaging
 test-vm: $(VENV)/.packaging
 	$(BIN)/python tests/vm/drive.py
 
+# Three hosts and a collector in namespaces with Debian's packages, and the Ansible role. Kept in .fleet/. Two minutes.
+test-fleet: $(STAMP)
+	PYTHONPATH=$(CURDIR) $(BIN)/python -u tests/fleet/run.py $(FLEET)
+	PYTHONPATH=$(CURDIR) $(BIN)/python -u tests/fleet/role.py
+	$(BIN)/python -m pytest -q tests/fleet/remote_ssh.py
+
 # Compare with other listeners. They are fetched and compiled into .bench/; skipped ones are listed with the reason.
 bench: $(STAMP)
 	$(BIN)/python tests/bench/bench.py
@@ -85,4 +91,4 @@ test-jobs: $(STAMP)
 	cd tests && ../$(BIN)/python -m kernel.jobs.run $(JOBS)
 
 clean:
-	rm -rf $(VENV) .bench .fuzz build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .bench .fleet .fuzz build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -213,10 +213,13 @@ def documents(flavour: Flavour, tree: Path, epoch: int) -> None:
 
 
 def examples() -> Iterator[tuple[Path, str]]:
-    """Yield example rules and hooks, and the alert rules and dashboard for Prometheus and Grafana."""
+    """Yield example rules and hooks, the files for many hosts, and those for Prometheus and Grafana."""
     for source in sorted((ROOT / "config/examples").rglob("*")):
         if source.is_file():
             yield source, str(source.relative_to(ROOT / "config"))
+    for source in sorted((HERE / "fleet").rglob("*")):
+        if source.is_file():
+            yield source, f"fleet/{source.relative_to(HERE / 'fleet')}"
     for name in ("alerts.yaml", "cnprocd.json"):
         yield HERE / "grafana" / name, f"grafana/{name}"
 
