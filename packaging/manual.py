@@ -47,6 +47,7 @@ STATUSES = {
     "75": "Another cnprocd uses the state directory.",
     "77": "Not permitted: CAP_NET_ADMIN is missing; cnprocctl: only root may do that.",
     "78": "A rule file is invalid.",
+    "255": "cnprocctl -H: ssh failed.",
 }
 
 

@@ -3,7 +3,8 @@
 The verbs are the table in grammar.py. Each is a function that takes the parsed options and returns an exit status. Its
 module below verbs/ is imported only for the verb, so commands that read no rules start without pydantic.
 
-Exit statuses (also in cnprocctl(1)): 0 done; 1 the answer is no; 2 wrong usage; 69 the daemon is not running, or the
+Exit statuses (also in cnprocctl(1)): 0 done; 1 the answer is no; 2 wrong usage; 255 ssh failed
+(`-H`); 69 the daemon is not running, or the
 kernel has no usable proc connector; 71 the system refused a call; 77 not permitted; 78 invalid rules.
 """
 
@@ -32,8 +33,16 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str] | None = None) -> int:
     """Carry out the command line. Return the exit status."""
     words = sys.argv[1:] if arguments is None else arguments
+    elsewhere = any(word.startswith(("-H", "--host")) for word in words)
     options = parse(words)
     try:
+        if elsewhere or options.until_eof:
+            from cnprocd.cli import remote  # most commands need neither ssh nor threads
+
+            hosts, rest = remote.split(words)
+            if hosts:
+                return remote.run(hosts, rest, as_json=options.json)
+            remote.end_with_input()
         return _verb(options.run)(options)
     except CnprocdError as error:
         return _report(error, options.json)

@@ -110,7 +110,7 @@ def parser(words: Sequence[str] | None = None) -> Parser:
         prog="cnprocctl",
         description="Inspect, test and control cnprocd, which runs hooks when processes end or start.",
         epilog="Exit status: 0 done, 1 no match or no such thing, 2 wrong usage, 69 the daemon does not run, 71 a "
-        "system call failed, 77 not permitted, 78 the rules are invalid. See cnprocctl(1).",
+        "system call failed, 77 not permitted, 78 the rules are invalid, 255 ssh failed. See cnprocctl(1).",
         allow_abbrev=False,  # `--rule NAME history` must not mean --rules
     )
     top.verbs = list(dict.fromkeys(verb.name.split()[0] for verb in VERBS))

@@ -66,6 +66,14 @@ COMMON = (
         help="Print a table (default) or json; streams print one JSON object per line",
     ),
     arg("--json", dest="output", action="store_const", const="json", default="table", help="Same as -o json"),
+    arg(
+        "-H",
+        "--host",
+        action="append",
+        metavar="[USER@]HOST[:PORT]",
+        help="Run the verb on this host, over ssh(1); may be repeated",
+    ),
+    arg("--until-eof", action="store_true", help="End when standard input ends; -H uses it on the other host"),
 )
 
 _RULE = arg("--rule", metavar="NAME", help="Only this rule; a glob such as 'ora*' is accepted")

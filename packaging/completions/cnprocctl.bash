@@ -7,7 +7,7 @@ _cnprocctl() {
     for ((i = 1; i < COMP_CWORD; i++)); do
         word=${COMP_WORDS[i]}
         case "$word" in
-            --after|--ancestor|--by|--cgroup|--cmdline|--comm|--container|--count|--cpu-time|--euid|--event|--exe|--exe-claimed|--exit-code|--for|--group|--interval|--job|--kind|--kinds|--lifetime|--limit|--lines|--loginuid|--match|--max-rss|--max-size|--output|--parent|--pid|--pod-uid|--rate|--rule|--rules|--runtime-dir|--signal|--since|--state|--state-dir|--status|--unit|--until|--user|--user-unit|--without|-n|-o) ((i++)) ;;
+            --after|--ancestor|--by|--cgroup|--cmdline|--comm|--container|--count|--cpu-time|--euid|--event|--exe|--exe-claimed|--exit-code|--for|--group|--host|--interval|--job|--kind|--kinds|--lifetime|--limit|--lines|--loginuid|--match|--max-rss|--max-size|--output|--parent|--pid|--pod-uid|--rate|--rule|--rules|--runtime-dir|--signal|--since|--state|--state-dir|--status|--unit|--until|--user|--user-unit|--without|-H|-n|-o) ((i++)) ;;
             -*) ;;
             *) if [[ -z $verb && $word == help ]]; then help=yes; elif [[ -z $verb ]]; then verb=$word; elif [[ " rules jobs " == *" $verb "* ]]; then verb="$verb $word"; fi ;;
         esac
@@ -29,6 +29,7 @@ _cnprocctl() {
         --exit-code) COMPREPLY=(); return ;;
         --for) COMPREPLY=(); return ;;
         --group) COMPREPLY=($(compgen -g -- "$cur")); return ;;
+        --host) COMPREPLY=(); return ;;
         --interval) COMPREPLY=(); return ;;
         --job) COMPREPLY=($(compgen -W "$(_cnprocctl_jobs)" -- "$cur")); return ;;
         --kind) COMPREPLY=($(compgen -W "exit nonzero_exit fork exec uid gid sid ptrace comm coredump" -- "$cur")); return ;;
@@ -58,93 +59,94 @@ _cnprocctl() {
         --user) COMPREPLY=($(compgen -u -- "$cur")); return ;;
         --user-unit) COMPREPLY=(); return ;;
         --without) COMPREPLY=($(compgen -W "event_mask taskstats socket_filter" -- "$cur")); return ;;
+        -H) COMPREPLY=(); return ;;
         -n) COMPREPLY=(); return ;;
         -o) COMPREPLY=($(compgen -W "table json" -- "$cur")); return ;;
     esac
     if [[ -n $help && -n $verb && " rules jobs " != *" $verb "* ]]; then COMPREPLY=(); return; fi
     case "$verb" in
-        "") COMPREPLY=($(compgen -W "status reload check explain test schema rules jobs history watch top metrics doctor record replay help --rules --runtime-dir --state-dir -o --output --json" -- "$cur")) ;;
+        "") COMPREPLY=($(compgen -W "status reload check explain test schema rules jobs history watch top metrics doctor record replay help --rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur")) ;;
         rules) COMPREPLY=($(compgen -W "list show enable disable" -- "$cur")) ;;
         jobs) COMPREPLY=($(compgen -W "list show log retry drop kill" -- "$cur")) ;;
         "status")
-            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur"))
             ;;
         "reload")
-            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur"))
             ;;
         "check")
-            COMPREPLY=($(compgen -W "--strict --other-host --rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--strict --other-host --rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur"))
             [[ $cur != -* ]] && COMPREPLY=($(compgen -f -- "$cur"))
             ;;
         "explain")
-            COMPREPLY=($(compgen -W "--job --without --pid --kind --comm --exit-code --signal --status --core --oom-killed --lost --user --euid --loginuid --group --exe --exe-claimed --cmdline --unit --user-unit --container --pod-uid --cgroup --parent --ancestor --lifetime --max-rss --cpu-time --from-hook --thread --event --rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--job --without --pid --kind --comm --exit-code --signal --status --core --oom-killed --lost --user --euid --loginuid --group --exe --exe-claimed --cmdline --unit --user-unit --container --pod-uid --cgroup --parent --ancestor --lifetime --max-rss --cpu-time --from-hook --thread --event --rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur"))
             [[ $cur != -* ]] && COMPREPLY=($(compgen -W "$(_cnprocctl_rules)" -- "$cur"))
             ;;
         "test")
-            COMPREPLY=($(compgen -W "--pid --kind --comm --exit-code --signal --status --core --oom-killed --lost --user --euid --loginuid --group --exe --exe-claimed --cmdline --unit --user-unit --container --pod-uid --cgroup --parent --ancestor --lifetime --max-rss --cpu-time --from-hook --thread --event --rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--pid --kind --comm --exit-code --signal --status --core --oom-killed --lost --user --euid --loginuid --group --exe --exe-claimed --cmdline --unit --user-unit --container --pod-uid --cgroup --parent --ancestor --lifetime --max-rss --cpu-time --from-hook --thread --event --rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur"))
             ;;
         "schema")
-            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur"))
             ;;
         "rules list")
-            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur"))
             ;;
         "rules show")
-            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur"))
             [[ $cur != -* ]] && COMPREPLY=($(compgen -W "$(_cnprocctl_rules)" -- "$cur"))
             ;;
         "rules enable")
-            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur"))
             [[ $cur != -* ]] && COMPREPLY=($(compgen -W "$(_cnprocctl_rules)" -- "$cur"))
             ;;
         "rules disable")
-            COMPREPLY=($(compgen -W "--for --rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--for --rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur"))
             [[ $cur != -* ]] && COMPREPLY=($(compgen -W "$(_cnprocctl_rules)" -- "$cur"))
             ;;
         "jobs list")
-            COMPREPLY=($(compgen -W "--state --rule -n --limit --rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--state --rule -n --limit --rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur"))
             ;;
         "jobs show")
-            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur"))
             [[ $cur != -* ]] && COMPREPLY=($(compgen -W "$(_cnprocctl_jobs)" -- "$cur"))
             ;;
         "jobs log")
-            COMPREPLY=($(compgen -W "-f --follow --rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "-f --follow --rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur"))
             [[ $cur != -* ]] && COMPREPLY=($(compgen -W "$(_cnprocctl_jobs)" -- "$cur"))
             ;;
         "jobs retry")
-            COMPREPLY=($(compgen -W "--rule --all --rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--rule --all --rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur"))
             [[ $cur != -* ]] && COMPREPLY=($(compgen -W "$(_cnprocctl_jobs dead)" -- "$cur"))
             ;;
         "jobs drop")
-            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur"))
             [[ $cur != -* ]] && COMPREPLY=($(compgen -W "$(_cnprocctl_jobs waiting)" -- "$cur"))
             ;;
         "jobs kill")
-            COMPREPLY=($(compgen -W "--retry --rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--retry --rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur"))
             [[ $cur != -* ]] && COMPREPLY=($(compgen -W "$(_cnprocctl_jobs running)" -- "$cur"))
             ;;
         "history")
-            COMPREPLY=($(compgen -W "--rule --comm --pid --user --unit --since --until -n --limit --after -f --follow --rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--rule --comm --pid --user --unit --since --until -n --limit --after -f --follow --rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur"))
             ;;
         "watch")
-            COMPREPLY=($(compgen -W "--events --kinds --rule --match --rate --after -n --count --for --rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--events --kinds --rule --match --rate --after -n --count --for --rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur"))
             ;;
         "top")
-            COMPREPLY=($(compgen -W "--by --interval -n --lines --for --rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--by --interval -n --lines --for --rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur"))
             ;;
         "metrics")
-            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur"))
             ;;
         "doctor")
-            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur"))
             ;;
         "record")
-            COMPREPLY=($(compgen -W "--for --max-size --rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--for --max-size --rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur"))
             [[ $cur != -* ]] && COMPREPLY=($(compgen -f -- "$cur"))
             ;;
         "replay")
-            COMPREPLY=($(compgen -W "--rule --rules --runtime-dir --state-dir -o --output --json" -- "$cur"))
+            COMPREPLY=($(compgen -W "--rule --rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur"))
             [[ $cur != -* ]] && COMPREPLY=($(compgen -f -- "$cur"))
             ;;
     esac

@@ -33,6 +33,8 @@ complete -c cnprocctl -l runtime-dir -r -F -d 'Directory of the daemon'\''s cont
 complete -c cnprocctl -l state-dir -r -F -d 'Directory of the daemon'\''s jobs'
 complete -c cnprocctl -s o -l output -x -a 'table json' -d 'Print a table (default) or json; streams print one JSON object per line'
 complete -c cnprocctl -l json -d 'Same as -o json'
+complete -c cnprocctl -s H -l host -x -d 'Run the verb on this host, over ssh(1); may be repeated'
+complete -c cnprocctl -l until-eof -d 'End when standard input ends; -H uses it on the other host'
 complete -c cnprocctl -n '__fish_seen_subcommand_from check' -F -d 'Rule files to check together, the first as the main file; - reads standard input'
 complete -c cnprocctl -n '__fish_seen_subcommand_from check' -l strict -d 'Treat warnings as errors'
 complete -c cnprocctl -n '__fish_seen_subcommand_from check' -l other-host -d 'The rules are for another machine: ignore the users, groups and hooks of this one'
