@@ -206,10 +206,12 @@ def test_the_job_of_a_removed_rule_runs_as_promised(place):
     assert daemon.reload(IDLE)["event"] == "rules_loaded"
     daemon.kill()
     daemon = place.daemon(IDLE)
+    embedded = place.mode == "embedded"
+    if embedded:
+        daemon.wait_for("hook_started", attempt=2)  # so the first attempt has left the gate
     for _ in range(2):
         place.gate.open()
     until("both hooks", lambda: len(ends(daemon)) == 2 or next_of(daemon))
-    embedded = place.mode == "embedded"
     assert place.words() == ["promised"] * (3 if embedded else 2)  # the first one was interrupted with the daemon
     assert [record for record in daemon.records if record["event"] == "job_of_former_rule"]
     assert not [record for record in daemon.records if record["event"] == "job_dead"]
