@@ -28,6 +28,7 @@ from cnprocd.control.verb import Args, Verb, VerbError, VerbResult
 from cnprocd.dispatch import MOST_PAST
 from cnprocd.errors import EX_NO
 from cnprocd.json_value import (
+    JsonError,
     JsonObject,
     JsonValue,
     get_bool,
@@ -48,6 +49,7 @@ MAX_LIMIT = 1000
 TURN_BYTES = 64 << 10  # of an answer that are encoded in one turn of the loop
 TURN_OVERHEAD_BYTES = 512  # that a value takes beside its text, in time
 ENVELOPE_BYTES = 1 << 10  # of an answer around its values, and its note
+LONGEST_TEXT = 1000  # of a name or a glob
 _MAX_ID = (1 << 62) - 1  # of 64 bits, as SQLite keeps them
 _MAX_NS = (1 << 63) - 1
 
@@ -122,7 +124,7 @@ def _rule(daemon: view.DaemonView, args: Args) -> JsonObject:
 
 async def _jobs(daemon: view.DaemonView, args: Args) -> EncodedReply:
     state = get_choice_or_none(args, "state", list(State))
-    wanted = FindJobs(State(state) if state is not None else None, get_str_or_none(args, "rule"), _limit(args))
+    wanted = FindJobs(State(state) if state is not None else None, _text(args, "rule"), _limit(args))
     encoded, why = EncodedValues(), None
     async for page in daemon.dispatcher.spool.job_pages(wanted):
         await encoded.add(job_value(job) for job in page.value)
@@ -159,7 +161,7 @@ async def _retry(daemon: view.DaemonView, args: Args) -> JsonObject:
 
 
 async def _retry_dead(daemon: view.DaemonView, args: Args) -> JsonObject:
-    jobs: list[JsonValue] = [*await daemon.dispatcher.spool.revive(rule=get_str_or_none(args, "rule"))]
+    jobs: list[JsonValue] = [*await daemon.dispatcher.spool.revive(rule=_text(args, "rule"))]
     daemon.dispatcher.scheduler.wake()
     return {"job_ids": jobs}
 
@@ -198,16 +200,16 @@ def _note(why: str | None) -> str | None:
 async def _history(daemon: view.DaemonView, args: Args) -> EncodedReply:
     daemon.dispatcher.store_past_matches()
     wanted = MatchFilter(
-        rule=get_str_or_none(args, "rule"),
-        comm=get_str_or_none(args, "comm"),
-        unit=get_str_or_none(args, "unit"),
+        rule=_text(args, "rule"),
+        comm=_text(args, "comm"),
+        unit=_text(args, "unit"),
         pid=get_int_or_none(args, "pid", minimum=0, maximum=_MAX_ID),
         uid=get_int_or_none(args, "uid", minimum=0, maximum=_MAX_ID),
-        user=get_str_or_none(args, "user"),
+        user=_text(args, "user"),
         since_ns=get_int(args, "since_ns", 0, minimum=-_MAX_NS, maximum=_MAX_NS),
         until_ns=get_int_or_none(args, "until_ns", minimum=-_MAX_NS, maximum=_MAX_NS),
         limit=_limit(args),
-        after=get_str_or_none(args, "after"),
+        after=_text(args, "after"),
     )
     encoded, why = EncodedValues(), None
     try:
@@ -249,6 +251,16 @@ class EncodedValues:
             if self._turn_bytes >= TURN_BYTES:
                 self._turn_bytes = 0
                 await asyncio.sleep(0)
+
+
+def _text(args: Args, key: str) -> str | None:
+    """Return a text that SQLite can compare, or None. Raises JsonError."""
+    text = get_str_or_none(args, key)
+    if text is not None and len(text) > LONGEST_TEXT:
+        raise JsonError(f"has {len(text)} characters, and may have {LONGEST_TEXT}", key)
+    if text is not None and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise JsonError("is not valid Unicode", key)
+    return text
 
 
 def _limit(args: Args) -> int:

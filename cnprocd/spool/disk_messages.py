@@ -158,9 +158,16 @@ class Failed:
     rows: Rows | None = None
 
 
-Answer = Opened | Done | Pruned | Page | Failed | Job | str | Rows | None
+@dataclass(frozen=True, slots=True)
+class Unanswerable:
+    """The question is at fault, not the file: its pattern is too complex, or it is no valid text."""
+
+    reason: str
+
+
+Answer = Opened | Done | Pruned | Page | Failed | Unanswerable | Job | str | Rows | None
 
 
 def reason_of(answer: Answer) -> str | None:
     """Return why the file has no answer, or None if that is its answer."""
-    return answer.reason if isinstance(answer, Failed) else None
+    return answer.reason if isinstance(answer, Failed | Unanswerable) else None

@@ -57,4 +57,5 @@ async def _pages(
         yield Found(list(rows))
         if not following or found >= limit:
             return
-    yield Found([] if found else in_memory(), m.reason_of(page))
+    known = [] if found or isinstance(page, m.Unanswerable) else in_memory()
+    yield Found(known, m.reason_of(page))

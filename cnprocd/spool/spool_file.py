@@ -64,7 +64,7 @@ class SpoolFile:
                 counts = store.counts()
                 return m.Pruned(rows, counts[State.DONE], counts[State.DEAD])
             case _:
-                return _found(store, request)
+                return _answered(store, request)
 
     def _open(self, request: m.Open) -> m.Answer:
         self._discard()
@@ -135,6 +135,18 @@ class SpoolFile:
         if store is not None:
             with contextlib.suppress(sqlite3.Error):
                 store.close()
+
+
+def _answered(store: Store, query: m.Query) -> m.Answer:
+    """Answer a question. It comes from users that may only read, so its own fault is none of the file."""
+    try:
+        return _found(store, query)
+    except sqlite3.Error as error:
+        if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF != sqlite3.SQLITE_ERROR:
+            raise
+        return m.Unanswerable(salvage.sentence(error))
+    except (UnicodeEncodeError, OverflowError) as error:
+        return m.Unanswerable(str(error))
 
 
 def _found(store: Store, query: m.Query) -> m.Answer:

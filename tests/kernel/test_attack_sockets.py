@@ -135,6 +135,44 @@ def test_group_members_cannot_lock_root_out(tmp_path):
         assert [match["pid"] for match in daemon.matches("failed")] == [pid]
 
 
+def test_questions_of_group_members_leave_jobs_durable(tmp_path):
+    """Patterns and texts that SQLite refuses are refused before they reach the process of the spool."""
+    open_to_all(tmp_path)
+    group = tmp_path / "group"
+    group.write_text(Path("/etc/group").read_text() + f"cnprocd:x:{READERS}:\n")
+    script = f'mount --bind {group} /etc/group && exec "$@"'
+    questions = [
+        Call(method_of(verb), {key: text})
+        for verb, keys in {"history": ("rule", "comm", "unit", "user", "after"), "jobs": ("rule",)}.items()
+        for key in keys
+        for text in ("x" * 100_000, "*a" * 2_000, "\ud800")
+    ]
+
+    def ask() -> None:
+        os.setgroups([READERS])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+        with socket.socket(socket.AF_UNIX) as client, client.makefile("rb") as replies:
+            client.connect(str(tmp_path / "run" / "control.sock"))
+            for question in questions:
+                client.sendall(pack(question))
+                reply = bytearray()
+                while not reply.endswith(b"\0"):
+                    reply += replies.read(1)
+                if b"InvalidParameter" not in reply:
+                    os._exit(1)
+        os._exit(0)
+
+    with running(tmp_path, RULES, under=("unshare", "--mount", "sh", "-c", script, "sh")) as daemon:
+        assert wait_status(child(ask)) == 0
+        pid = fail()
+        daemon.mark()
+        assert [match["pid"] for match in daemon.matches("failed")] == [pid]
+        with Client(tmp_path / "run") as client:
+            assert client.ask("status")["jobs"]["durable"]
+        assert not [one for one in daemon.records if one["event"] in ("spool_not_durable", "control_failed")]
+
+
 # -- the runner --------------------------------------------------------------------------------------------------
 
 

@@ -752,6 +752,22 @@ def test_a_damaged_time_makes_no_job_wait_for_ever(due_ns, offset_ns, now_ns):
         assert again_ns < 2**63
 
 
+@pytest.mark.parametrize("glob", ["x" * 100_000, "*a" * 50_000, "\ud800"], ids=["long", "complex", "surrogate"])
+def test_a_question_that_sqlite_refuses_harms_no_file(open_spool, records, glob):
+    """Users that may only read ask questions. None of them makes the jobs of others less durable."""
+    spool = open_spool()
+    spool.enqueue([request("a")])
+    for found in (
+        searched(spool.find_jobs(rule=glob)),
+        searched(spool.find_matches(MatchFilter(rule=glob))),
+        searched(spool.find_matches(MatchFilter(comm=glob, unit=glob, user=glob))),
+    ):
+        assert found.value == []
+        assert found.why or glob != "\ud800"
+    assert (spool.durable, records.all) == (True, [])
+    assert ids(spool.due(9)) == [1]
+
+
 def test_a_pause_goes_on_while_the_daemon_is_down(open_spool, clock):
     spool = open_spool()
     spool.enqueue([request("a", gather=Gather("a", window_s=10))])
