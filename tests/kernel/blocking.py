@@ -473,6 +473,7 @@ class Endurance:
 
     def assert_reported(self, records: list[dict[str, object]]) -> float:
         """Each death so far was reported within the promised time. `records` have `written`. Returns the slowest."""
+        print(f"\n{self.figures(records)}")
         after_s = self.reported_after_s(records)
         missing = len(self.died_at) - len(after_s)
         assert not missing, f"{missing} of {len(self.died_at)} deaths are not reported"
@@ -490,7 +491,7 @@ class Endurance:
         after_s = sorted(self.reported_after_s(records)) or [float("nan")]
         return (
             f"{len(after_s)} of {len(self.died_at)} deaths reported, after {after_s[-1]:.2f} s at most and"
-            f" {after_s[len(after_s) // 2]:.2f} s in the median; {len(self.hooks_ran())} hooks ran;"
+            f" {after_s[len(after_s) // 2]:.2f} s in the median; {len(set(self.hooks_ran()) & set(self.died_at))} of their hooks ran;"
             f" status within {self.slowest_status_s:.2f} s"
         )
 
