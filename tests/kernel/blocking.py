@@ -489,9 +489,10 @@ class Endurance:
     def figures(self, records: list[dict[str, object]]) -> str:
         """The figures of what must hold, for the long forms."""
         after_s = sorted(self.reported_after_s(records)) or [float("nan")]
+        ran = set(self.hooks_ran()) & set(self.died_at)
         return (
             f"{len(after_s)} of {len(self.died_at)} deaths reported, after {after_s[-1]:.2f} s at most and"
-            f" {after_s[len(after_s) // 2]:.2f} s in the median; {len(set(self.hooks_ran()) & set(self.died_at))} of their hooks ran;"
+            f" {after_s[len(after_s) // 2]:.2f} s in the median; {len(ran)} of their hooks ran;"
             f" status within {self.slowest_status_s:.2f} s"
         )
 

@@ -26,6 +26,7 @@ from kernel.blocking import (
     runner_service,
     stopped,
 )
+from kernel.cpu_waits import CpuWaits, own_cpu_wait_s
 from kernel.harness import child, rename, wait_status
 
 from cnprocd.control.client import Client
@@ -119,8 +120,9 @@ class Promises:
         self._runtime = runtime
         self._died: dict[int, tuple[float, str]] = {}
         self._lock = threading.Lock()
-        self._reported: list[tuple[str, float]] = []
-        self._answered: list[tuple[str, float]] = []
+        self._waits = CpuWaits()  # of the daemon: what a busy machine takes is not counted
+        self._reported: list[tuple[str, float, float]] = []  # what was blocked, when it happened, and was reported
+        self._answered: list[tuple[str, float, float]] = []
 
     def block(self, name: str) -> None:
         """Note which edge is blocked from now on."""
@@ -144,10 +146,10 @@ class Promises:
     def ask(self, stop: threading.Event) -> None:
         """Ask for the status twice a second."""
         while not stop.wait(ASK_EVERY_S):
-            began_s, blocked = time.monotonic(), self.now
+            began_s, waited_s, blocked = time.time(), own_cpu_wait_s(), self.now
             with contextlib.suppress(CnprocdError, OSError), Client(self._runtime, 30.0) as client:
                 client.ask("status")
-            self._answered.append((blocked, time.monotonic() - began_s))
+            self._answered.append((blocked, began_s, time.time() - (own_cpu_wait_s() - waited_s)))
 
     def note(self, record: dict[str, object]) -> None:
         """Take the record of a mark. It may be read before the death is noted."""
@@ -157,28 +159,36 @@ class Promises:
             with self._lock:
                 died = self._died.pop(int(str(record["pid"])), None)
             if died is not None:
-                self._reported.append((died[1], written_s - died[0]))
+                self._reported.append((died[1], died[0], written_s))
                 return
             time.sleep(0.001)
 
+    def sample(self, pid: int, stop: threading.Event) -> None:
+        """Sample how long the daemon waits for a processor."""
+        with self._waits.sampled(pid):
+            stop.wait()
+
+    def _took(self, times: list[tuple[str, float, float]]) -> list[tuple[str, float]]:
+        return [(blocked, ended - began - self._waits.between_s(began, ended)) for blocked, began, ended in times]
+
     def figures(self) -> dict[str, object]:
         """Return the slowest report and answer for each blocked edge, in seconds."""
+        reported, answered = self._took(self._reported), self._took(self._answered)
         return {
             "blocks": dict(self.blocks),
             "reports": len(self._reported),
             "unreported": self.unreported + len(self._died),
-            "slowest_report_s": _slowest(self._reported),
-            "slowest_status_s": _slowest(self._answered),
-            "late_reports": sum(took > PROMISE_S for _, took in self._reported),
-            "late_answers": sum(took > PROMISE_S for _, took in self._answered),
+            "slowest_report_s": _slowest(reported),
+            "slowest_status_s": _slowest(answered),
+            "late_reports": sum(took > PROMISE_S for _, took in reported),
+            "late_answers": sum(took > PROMISE_S for _, took in answered),
         }
 
     @property
     def kept(self) -> bool:
         """Whether each report and answer came in time."""
-        return not (self.unreported or self._died) and all(
-            took < PROMISE_S for _, took in (*self._reported, *self._answered)
-        )
+        took = self._took(self._reported) + self._took(self._answered)
+        return not (self.unreported or self._died) and all(took_s < PROMISE_S for _, took_s in took)
 
 
 def _fails_as(uid: int) -> Callable[[], None]:

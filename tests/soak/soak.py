@@ -254,7 +254,12 @@ def soak(
     watchers = [threading.Thread(target=watch, args=(runtime, stop, watched), daemon=True) for _ in range(2)]
     if edges is not None:
         blocking = threading.Thread(target=edges.block_at_random, args=(seed, stop, promises.block))
-        threads += [blocking, *(threading.Thread(target=one, args=(stop,)) for one in (promises.fail, promises.ask))]
+        sampling = threading.Thread(target=promises.sample, args=(process.pid, stop))
+        threads += [
+            blocking,
+            sampling,
+            *(threading.Thread(target=one, args=(stop,)) for one in (promises.fail, promises.ask)),
+        ]
     for thread in (*threads, *watchers):
         thread.start()
     began, samples, reloads = time.monotonic(), list[dict[str, float]](), 0
