@@ -18,7 +18,8 @@ from cnprocd.process.model import Occurrence
 from cnprocd.process.oom import OomKill, OomKills, is_killed, parse_victim
 
 DEVICE = "/dev/kmsg"
-READ_S, SHORTEST_S = 0.05, 0.001  # for one reading; while readings take long, they take a tenth of the time
+READ_S, SHORTEST_S = 0.1, 0.001  # for one reading; while readings take long, they take a tenth of the time
+START_S = 2.0  # for the lines since the boot, or since the last daemon
 _RECORD_BYTES = 8192  # PRINTKRB_RECORD_MAX: a shorter buffer fails with EINVAL
 _LINES_AT_ONCE = 64
 
@@ -43,7 +44,9 @@ class KernelLog:
         """
         if adopted:
             os.set_blocking(adopted[0], False)  # the manager clears the flag (systemd.exec(5) NonBlocking=)
-            return cls(adopted[0])
+            log = cls(adopted[0])
+            log.read(START_S)
+            return log
         try:
             fd = os.open(DEVICE, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             os.lseek(fd, 0, os.SEEK_END)
@@ -74,12 +77,15 @@ class KernelLog:
             self.read()
             self._kills.prune(self._read_ns, is_alive)
 
-    def read(self) -> list[int]:
-        """Read the log to its end, and return the new victims. Lines that take too long are skipped."""
+    def read(self, limit_s: float | None = None) -> list[int]:
+        """Read the log to its end, and return the new victims. Lines that take too long are skipped.
+
+        `limit_s`: may take so long, however long readings took before.
+        """
         if self._fd is None:
             return []
         began_s = time.monotonic()
-        deadline_s = began_s + self._patience.wait_s(began_s)
+        deadline_s = began_s + (self._patience.wait_s(began_s) if limit_s is None else limit_s)
         victims: list[int] = []
         lines = 0
         while (raw := self._line()) is not None:
@@ -90,7 +96,8 @@ class KernelLog:
             if lines % _LINES_AT_ONCE == 0 and time.monotonic() >= deadline_s:
                 self._skip()
                 break
-        self._patience.spend(time.monotonic() - began_s)
+        if limit_s is None:
+            self._patience.spend(time.monotonic() - began_s)
         self._read_ns = time.monotonic_ns()
         for tgid in victims:
             self._kills.add(OomKill(tgid, self._read_ns))

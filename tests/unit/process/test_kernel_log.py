@@ -82,6 +82,15 @@ def test_a_broken_device_makes_kills_unknown(device):
     assert killed(log, 7) == "lost"
 
 
+def test_lines_from_before_the_start_are_read_at_once(device, monkeypatch):
+    """An adopted descriptor stands at the oldest line: the lines of a boot must not burden the first death."""
+    monkeypatch.setattr(os, "set_blocking", lambda fd, blocking: None)
+    device.lines = [*[OTHER] * 1000, LINE % (1, 7)]
+    log = KernelLog.open([0])
+    assert device.lines == []
+    assert [killed(log, 7), killed(log, 8)] == [True, False]
+
+
 def test_an_adopted_descriptor_does_not_block():
     """systemd.exec(5): NonBlocking= clears the flag of every descriptor that is passed."""
     reading, writing = os.pipe()
