@@ -189,9 +189,19 @@ def cnprocd(name: str, *texts: str, options: tuple[str, ...] = ()) -> Competitor
 C_LISTENER = Competitor("C listener", [str(BUILD / "listener")], lambda: _compiled("listener"))
 ALL = cnprocd("cnprocd all", EVERYTHING, FAILED, MARK)
 FAILURES = cnprocd("cnprocd failures", FAILED, MARK)
+# The same matches as FAILURES. The kernel can filter neither: the name is a regular expression.
+BY_EXE = cnprocd(
+    "cnprocd failures by exe",
+    FAILED.replace("comm: cnpb-b", f'exe: {BUILD / "load"}, comm: "/^cnpb-b$/"'),
+    MARK,
+)
+BY_UNIT = cnprocd("cnprocd failures by unit", FAILED.replace("comm: cnpb-b", "unit: cnpb-none.service"), MARK)
+EVERY_EXIT = cnprocd("cnprocd, every exit logged", "  - {name: failed, events: [exit], match: {comm: cnpb-a}}\n", MARK)
+C_FAILURES = Competitor("C listener, failures", [str(BUILD / "listener"), "failures"], lambda: _compiled("listener"))
 
 COMPETITORS = [
     C_LISTENER,
+    C_FAILURES,
     Competitor("forkstat", ["forkstat"], lambda: _debian("forkstat"), says_ready=False, prints=True),
     Competitor("extrace", ["extrace", "-t"], lambda: _debian("extrace"), says_ready=False, prints=True),
     Competitor("pyroute2", [str(BUILD / "venv/bin/python"), str(HERE / "pyroute2_listener.py")], _pyroute2, most=4_000),
@@ -199,6 +209,8 @@ COMPETITORS = [
     ALL,
     cnprocd("cnprocd all, no taskstats", EVERYTHING, FAILED, MARK, options=("--refuse=taskstats",)),
     FAILURES,
+    BY_EXE,
+    BY_UNIT,
 ]
 
 

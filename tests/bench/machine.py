@@ -16,6 +16,7 @@ from pathlib import Path
 
 _LISTENING_PROTOCOLS = (11, 16)  # connector, generic netlink (taskstats)
 _DEAF_AFTER = 20  # tenths of a second idle with a queue that is not empty
+QUIET_CPUS = 0.05
 _CLOCK_SCHED = 2  # CPUCLOCK_SCHED of include/linux/posix-timers.h
 
 
@@ -81,6 +82,14 @@ def busy_cpus(seconds: float) -> float:
     before = _idle_ticks()
     time.sleep(seconds)
     return round((os.cpu_count() or 1) - (_idle_ticks() - before) / os.sysconf("SC_CLK_TCK") / seconds, 2)
+
+
+def wait_until_quiet(patience_s: float) -> float:
+    """Wait until other programs keep at most QUIET_CPUS busy. Return how many they keep busy, also if they go on."""
+    deadline = time.monotonic() + patience_s
+    while (busy := busy_cpus(2.0)) > QUIET_CPUS and time.monotonic() < deadline:
+        pass
+    return busy
 
 
 def _idle_ticks() -> int:

@@ -182,6 +182,38 @@ def burst(load: Generator, competitor: Competitor | None, count: int) -> dict[st
         return result | told
 
 
+def burst_logged(load: Generator, count: int) -> dict[str, Any]:
+    """Run a burst whose exits all match and are logged. `behind_s`: from the kernel's last exit to the last record."""
+    with Crowd(load, count) as crowd:
+        listener = competitors.EVERY_EXIT.start()
+        try:
+            machine.wait_until_idle(listener.pid, 2.0)
+            before = _Reading(listener)
+            told = crowd.release()
+            _evaluated_all(load, listener, before.marks)
+            machine.wait_until_idle(listener.pid)
+            result = before.since(listener)
+            found = [one for one in competitors.records(listener) if one.get("rule") == "failed"]
+        finally:
+            listener.stop()
+    matches = [one for one in found if one["event"] == "rule_matched"]
+    offset = machine.wall_minus_monotonic_ns()
+    last_ns = max(decided_ns(one, offset) for one in matches)
+    return (
+        {
+            "events": count,
+            "processes": count,
+            "listeners": machine.listeners(),
+            "matched": len(matches),
+            "counted": sum(int(str(one["count"])) for one in found if one["event"] == "matches_counted"),
+            "to_match": crowd.count,
+            "behind_s": (last_ns - max(int(str(one["kernel_time_ns"])) for one in matches)) / 1e9,
+        }
+        | told
+        | result
+    )
+
+
 def burst_with_pidfds(load: Generator, count: int) -> dict[str, Any]:
     """Run the burst with a pidfd for each process. `cpu_s` is of waiting, `open_cpu_s` of opening."""
     with Crowd(load, count) as crowd:
@@ -261,6 +293,16 @@ def isolated(load: Generator, competitor: Competitor, count: int, pause_us: int)
         }
     finally:
         listener.stop()
+
+
+def bare_wakeups(load: Generator, count: int, pause_us: int) -> dict[str, Any]:
+    """Let processes fail as `isolated` does. Measure the time until the C listener has each event."""
+    listener = competitors.C_FAILURES.start()
+    load.start("pace", count, pause_us, "cnpb-b").communicate()
+    machine.wait_until_idle(listener.pid, 5.0)
+    times = json.loads(listener.stop().splitlines()[-1])["times"]
+    in_ms = {name: value / 1000 for name, value in times.items() if name != "count"}
+    return {"processes": count, "decision_ms": in_ms | {"count": times["count"]}, "hook_ms": {"count": 0}}
 
 
 class Manager:
