@@ -13,7 +13,7 @@ from dataclasses import replace
 from operator import itemgetter
 from typing import Any
 
-from cnprocd.connector.event import Comm, Coredump, Event, Exec, Exit, Fork, Gid, Ptrace, Row, Sid, Uid, named
+from cnprocd.connector.event import Ack, Comm, Coredump, Event, Exec, Exit, Fork, Gid, Ptrace, Row, Sid, Uid, named
 from cnprocd.connector.taskrecord import TaskRecord
 from cnprocd.failures import Failures
 from cnprocd.process.deaths import Death, Deaths, Waiting
@@ -55,7 +55,7 @@ class Tracker:
         self._cores: dict[int, int] = {}  # tgid -> time of its coredump event: one dump is one occurrence
         self._handlers: dict[type, Callable[[Any], Iterable[Occurrence]]] = {
             Fork: self._fork, Exec: self._exec, Uid: self._uid, Gid: self._gid, Sid: self._sid, Ptrace: self._ptrace,
-            Comm: self._comm, Coredump: self._coredump, Exit: self._exit,
+            Comm: self._comm, Coredump: self._coredump, Exit: self._exit, Ack: lambda event: (),
         }  # fmt: skip
 
     def use(self, tracking: Tracking, cares: Cares = about_everything) -> None:

@@ -23,8 +23,8 @@ from typing import Any, cast
 from fuzz.target import Target
 from unit.connector.wire import WHAT, datagram, proc_event
 
-from cnprocd.connector.decode import SLOT_SIZE, Rejects, decode
-from cnprocd.connector.event import Ack, Comm, Coredump, Exec, Exit, Fork, Gid, Ptrace, Sid, Uid
+from cnprocd.connector.decode import SLOT_SIZE, Rejects, decode, rows
+from cnprocd.connector.event import Ack, Comm, Coredump, Exec, Exit, Fork, Gid, Ptrace, Sid, Uid, named
 from cnprocd.connector.eventslots import EventSlots
 from cnprocd.connector.recvmmsg import HEADER_SIZE
 from cnprocd.connector.request import Features
@@ -216,6 +216,7 @@ class Datagrams(Target):
         events = decode(view, rejects)
         assert [(type(event), tuple(event)) for event in events] == told
         assert rejects == counted, f"{rejects} {counted}"
+        assert [named(row) for row in rows(view, Rejects())] == [event for event in events if type(event) is not Ack]
         return events
 
     # The tracker behind it.
