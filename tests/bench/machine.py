@@ -16,6 +16,7 @@ from pathlib import Path
 
 _LISTENING_PROTOCOLS = (11, 16)  # connector, generic netlink (taskstats)
 _DEAF_AFTER = 20  # tenths of a second idle with a queue that is not empty
+_OF_OTHERS_BYTES = 64 * 1024  # of a queue: the events of other programs since the listener last read it
 QUIET_CPUS = 0.05
 _CLOCK_SCHED = 2  # CPUCLOCK_SCHED of include/linux/posix-timers.h
 
@@ -63,15 +64,26 @@ def listeners() -> int:
     return sum(int(row[1]) == 11 and int(row[3], 16) & 1 for row in rows)
 
 
-def wait_until_idle(pid: int, patience_s: float = 60.0) -> bool:
-    """Wait until a listener has read everything and is idle. Return False if it leaves its queue unread."""
+def background(pid: int, seconds: float = 0.5) -> float:
+    """Return the CPU seconds a second that other programs' events cost a listener now."""
+    before = cpu_ns(pid)
+    time.sleep(seconds)
+    return (cpu_ns(pid) - before) / 1e9 / seconds
+
+
+def wait_until_idle(pid: int, patience_s: float = 60.0, background_share: float = 0.0) -> bool:
+    """Wait until a listener has read everything and is idle. Return False if it leaves its queue unread.
+
+    `background_share`: what other programs' events cost it, as `background` found.
+    """
     deadline = time.monotonic() + patience_s
+    most_ns = 2_000_000 + 2 * background_share * 0.1 * 1e9
     before, idle = cpu_ns(pid), 0
     while time.monotonic() < deadline and idle < _DEAF_AFTER:
         time.sleep(0.1)
         now = cpu_ns(pid)
-        idle = idle + 1 if now - before < 2_000_000 else 0
-        if idle and not any(queued for queued, _ in sockets(pid)):
+        idle = idle + 1 if now - before < most_ns else 0
+        if idle and not any(queued > _OF_OTHERS_BYTES for queued, _ in sockets(pid)):
             return True
         before = now
     return False

@@ -1,8 +1,8 @@
 """The workloads, and the measurements of a listener during each.
 
 A listener is started once in a round and gets each storm in turn. Its CPU clock, drops and wake-ups are read before and
-after a storm. A storm is over when a last process of a known name has failed, and the listener has read everything and
-is idle. The kernel's cost of sending events is in the CPU time of the storm: the process that forks or exits pays for
+after a storm. What the events of other programs cost it is measured just before, and subtracted. A storm is over when a
+last process of a known name has failed, and the listener has read everything and is idle. The kernel's cost of sending events is in the CPU time of the storm: the process that forks or exits pays for
 it.
 """
 
@@ -102,7 +102,7 @@ def measure(load: Generator, listener: Running | None, storm: Storm, matches: bo
         _evaluated_all(load, listener, before.marks)
     else:
         load.mark()
-    if not machine.wait_until_idle(listener.pid):
+    if not machine.wait_until_idle(listener.pid, background_share=before.background_share):
         drops = machine.dropped(listener.pid) - before.dropped
         raise RuntimeError(f"leaves its queue unread after losing {drops} events")
     result |= before.since(listener)
@@ -116,7 +116,10 @@ def measure(load: Generator, listener: Running | None, storm: Storm, matches: bo
 class _Reading:
     """A listener's counters at one moment."""
 
-    def __init__(self, listener: Running) -> None:
+    def __init__(self, listener: Running, is_idle: bool = False) -> None:
+        """`is_idle`: nothing but the events of other programs is to be measured."""
+        self.background_share = 0.0 if is_idle else machine.background(listener.pid)
+        self.began_s = time.monotonic()
         self.marks = _marks(listener)
         self.dropped = machine.dropped(listener.pid)
         self.wakeups = machine.wakeups(listener.pid)
@@ -125,9 +128,11 @@ class _Reading:
     def since(self, listener: Running) -> dict[str, Any]:
         listener.must_live()
         cpu_s = (machine.cpu_ns(listener.pid) - self.cpu_ns) / 1e9
+        background_cpu_s = self.background_share * (time.monotonic() - self.began_s)
         resident, peak = machine.memory_kib(listener.pid)
         return {
-            "cpu_s": cpu_s,
+            "cpu_s": max(0.0, cpu_s - background_cpu_s),
+            "background_cpu_s": background_cpu_s,
             "lost": machine.dropped(listener.pid) - self.dropped,
             "wakeups": machine.wakeups(listener.pid) - self.wakeups,
             "rss_kib": resident,
@@ -339,7 +344,7 @@ def idle(those: list[Competitor], seconds: float) -> list[dict[str, Any]]:
         witness = competitors.C_LISTENER.start()
         for manager in managers.values():
             manager.pings()
-        before = {name: _Reading(listener) for name, listener in running.items()}
+        before = {name: _Reading(listener, is_idle=True) for name, listener in running.items()}
         pings, until = dict.fromkeys(managers, 0), time.monotonic() + seconds
         while time.monotonic() < until:
             time.sleep(min(5.0, seconds))  # a manager that does not read would block the daemon's pings
