@@ -2,8 +2,8 @@
 
 A listener is started once in a round and gets each storm in turn. Its CPU clock, drops and wake-ups are read before and
 after a storm. What the events of other programs cost it is measured just before, and subtracted. A storm is over when a
-last process of a known name has failed, and the listener has read everything and is idle. The kernel's cost of sending events is in the CPU time of the storm: the process that forks or exits pays for
-it.
+last process of a known name has failed, and the listener has read everything and is idle. The kernel's cost of sending
+events is in the CPU time of the storm: the process that forks or exits pays for it.
 """
 
 from __future__ import annotations

@@ -1,0 +1,137 @@
+"""The event loop under load: it waits for windows in place, and serves whatever else wants it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cnprocd.connector.gathering import LOAD_EVENTS
+from cnprocd.event_loop import EventLoop, Ticker
+from cnprocd.pipeline import Turn
+from cnprocd.stalls import Stalls
+
+LONG_S = 30.0
+
+
+class Load:
+    """A pipeline that finds a full batch at every turn, and matches if told so."""
+
+    def __init__(self, ready: socket.socket) -> None:
+        self.turns = 0
+        self.matches_each = 0
+        self.counts = SimpleNamespace(matches=0)
+        self.source = SimpleNamespace(filenos=lambda: (ready.fileno(),))
+        self.recovery = SimpleNamespace(active=False)
+        self.has_pending_counts = False
+        tracking = SimpleNamespace(looks_up=True)
+        self.tracker = SimpleNamespace(tracking=tracking, deaths=SimpleNamespace(has_held=False))
+
+    def turn(self) -> Turn:
+        self.turns += 1
+        self.counts.matches += self.matches_each
+        return Turn(LOAD_EVENTS, False)
+
+    def drain(self) -> bool:
+        return False
+
+    def tick(self) -> None:
+        pass
+
+
+class CountedStalls(Stalls):
+    """Counts how often asyncio's loop turned, and the waits within a callback."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda level, event, **fields: None)
+        self.turns_of_loop = self.pauses = 0
+
+    def begin(self) -> None:
+        super().begin()
+        self.turns_of_loop += 1
+
+    def pause(self, seconds: float) -> bool:
+        self.pauses += 1
+        self.turns_of_loop -= 1  # `begin` at its end is not of the loop
+        return super().pause(seconds)
+
+
+@pytest.fixture
+def scene():
+    """Run a coroutine function beside a loaded event loop."""
+
+    def run(work, matches_each: int = 0) -> None:
+        stalls = CountedStalls()
+
+        async def main() -> None:
+            inner, outer = socket.socketpair()
+            outer.send(b"x")  # events are ready at any time
+            load = Load(inner)
+            load.matches_each = matches_each
+            loop, stopping = asyncio.get_running_loop(), asyncio.Event()
+            settings = SimpleNamespace(gather_s=0.001)
+            rules: Any = SimpleNamespace(
+                loaded=SimpleNamespace(settings=settings, runs_hooks=True),
+                state=SimpleNamespace(check_if_due=lambda: None),
+                status_line=str,
+            )
+            dispatcher: Any = SimpleNamespace(tick=lambda: None, busy=False, holds_back=False)
+            follower: Any = SimpleNamespace(following=False, stop_if_over=lambda busy: None)
+            manager: Any = SimpleNamespace(watchdog_interval_s=None, status=lambda text: None)
+            pipeline: Any = load
+            event_loop = EventLoop(
+                loop, Ticker(loop, stalls), rules, pipeline, SimpleNamespace(count=0), dispatcher, follower, manager,
+                lambda level, event, **fields: None, stopping, stalls,
+            )  # fmt: skip
+            event_loop.start()
+            try:
+                await asyncio.wait_for(work(load, stalls), LONG_S)
+            finally:
+                stopping.set()
+                inner.close()
+                outer.close()
+
+        with asyncio.Runner(loop_factory=stalls.make_loop) as runner:
+            runner.run(main())
+
+    return run
+
+
+async def until(condition) -> None:
+    while not condition():
+        await asyncio.sleep(0.2)
+
+
+def test_windows_follow_each_other_without_turns_of_the_loop(scene):
+    async def work(load, stalls):
+        await until(lambda: load.turns - stalls.turns_of_loop > 50)
+
+    scene(work)
+
+
+def test_another_descriptor_is_served_under_load(scene):
+    async def work(load, stalls):
+        asked, asking = socket.socketpair()
+        served = asyncio.Event()
+        asyncio.get_running_loop().add_reader(asked.fileno(), served.set)
+        await until(lambda: load.turns > 50)
+        asking.send(b"x")
+        await served.wait()
+        asyncio.get_running_loop().remove_reader(asked.fileno())
+        asked.close()
+        asking.close()
+
+    scene(work)
+
+
+def test_a_match_gives_the_loop_a_turn(scene):
+    """It may have made a hook start: what the loop has to do is done before the next window."""
+
+    async def work(load, stalls):
+        await until(lambda: load.turns > 50)
+        assert stalls.pauses == 0
+
+    scene(work, matches_each=1)
