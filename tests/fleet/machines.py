@@ -158,7 +158,8 @@ class Host:
         self.stop_all()
         with contextlib.suppress(SystemExit):
             run("ip", "netns", "del", self.netns)
-        for mount in ("root/var/log/journal/remote", "root/run", "root/sys", "root/dev", "root/proc", "root", "layer"):
+        logs = ("root/var/log/journal/remote", "root/var/log")
+        for mount in (*logs, "root/run", "root/sys", "root/dev", "root/proc", "root", "layer"):
             path = self._scratch / mount
             if os.path.ismount(path):
                 run("umount", "-l", path)

@@ -6,12 +6,15 @@ collector's disk is full for a while, and one host is stopped and started again.
 must be in the collector's journal, and `fleet-matches` must print each once. Needs root, mmdebstrap, and 300 MB in
 .fleet.
 
-    python tests/fleet/run.py [--records 2500]
+With --rsyslog, rsyslog carries the matches instead: its loss is printed, and does not fail the test.
+
+    python tests/fleet/run.py [--records 2500] [--rsyslog]
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -23,7 +26,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +43,7 @@ from cnprocd.rules.compile import Matcher
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "packaging" / "fleet"
-PACKAGES = ("systemd", "systemd-journal-remote", "openssl", "python3-minimal", "hostname")
+PACKAGES = ("systemd", "systemd-journal-remote", "openssl", "python3-minimal", "hostname", "rsyslog", "rsyslog-relp")
 REMOTE = "/usr/lib/systemd/systemd-journal-remote"
 UPLOAD = "/usr/lib/systemd/systemd-journal-upload"
 CUT_S, FULL_S = 20.0, 8.0
@@ -65,7 +68,7 @@ class Sender(threading.Thread):
 
     def __init__(self, host: Host, count: int) -> None:
         super().__init__(daemon=True)
-        self._host, self._count = host, count
+        self._host, self._count, self.host_name = host, count, host.name
         self.sent: list[str] = []
         self.may_send = threading.Event()
         self.may_send.set()
@@ -121,6 +124,27 @@ def start(host: Host) -> None:
     host.start("upload", UPLOAD, "--save-state")
 
 
+def start_rsyslog(host: Host) -> None:
+    """Start journald and rsyslogd, as at a boot."""
+    host.write("run/systemd/journal/flushed", "")
+    if "journald" not in host.services:
+        host.start("journald", "/usr/lib/systemd/systemd-journald")
+        until(f"journald of {host.name}", (host.root / "run/systemd/journal/socket").exists)
+    text = (RECIPE / "rsyslog-sender.conf").read_text().replace("collector.example", "collector")
+    host.write("etc/rsyslog-fleet.conf", f'global(workDirectory="/var/lib/rsyslog")\n{text}')
+    host.start("upload", "/usr/sbin/rsyslogd", "-n", "-i", "/run/rsyslogd.pid", "-f", "/etc/rsyslog-fleet.conf")
+
+
+def received_by_rsyslog(collector: Host) -> list[str]:
+    """Return the match ids in the collector's file, in order."""
+    file = collector.root / "var/log/cnprocd-fleet.json"
+    found = []
+    for line in file.read_text(errors="replace").splitlines() if file.exists() else []:
+        with contextlib.suppress(ValueError, KeyError):
+            found.append(json.loads(line)["CNPROCD_MATCH_ID"])
+    return found
+
+
 def received(collector: Host, program: list[str]) -> list[str]:
     """Return the match ids that a program prints on the collector, in order."""
     lines = run(*collector.command(*program)).splitlines()
@@ -131,7 +155,9 @@ def received(collector: Host, program: list[str]) -> list[str]:
 RAW = ["journalctl", "-q", "--directory=/var/log/journal/remote", "-o", "json", "--all", "CNPROCD_EVENT=rule_matched"]
 
 
-def disturb(hosts: list[Host], senders: list[Sender], collector: Host) -> list[str]:
+def disturb(
+    hosts: list[Host], senders: list[Sender], collector: Host, start: Callable[[Host], None], log: Path
+) -> list[str]:
     """Do everything that must lose nothing. Return what was done."""
     first, second, third = hosts
     done = []
@@ -143,7 +169,7 @@ def disturb(hosts: list[Host], senders: list[Sender], collector: Host) -> list[s
     time.sleep(CUT_S - 4)
     first.join()
     done += [f"{first.name} cut for {CUT_S:g} s", f"agent of {second.name} killed", "receiver killed"]
-    filler = collector.root / "var/log/journal/remote/filler"
+    filler = log / "filler"
     with filler.open("wb") as file:
         try:
             while True:
@@ -168,6 +194,7 @@ def disturb(hosts: list[Host], senders: list[Sender], collector: Host) -> list[s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--records", type=int, default=2500, help="records of each host (2500)")
+    parser.add_argument("--rsyslog", action="store_true", help="measure rsyslog instead")
     options = parser.parse_args()
     if os.geteuid() != 0:
         raise SystemExit("make test-fleet needs root: sudo make test-fleet")
@@ -188,7 +215,36 @@ def main() -> None:
         keys = scratch / "keys"
         keys.mkdir()
         certificates(keys, names)
-        sys.exit(measure(collector, hosts, keys, options.records, began))
+        if options.rsyslog:
+            measure_rsyslog(collector, hosts, keys, options.records)
+        else:
+            sys.exit(measure(collector, hosts, keys, options.records, began))
+
+
+def measure_rsyslog(collector: Host, hosts: list[Host], keys: Path, count: int) -> None:
+    """Print what rsyslog loses."""
+    log = collector.root / "var/log"
+    run("mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", log)
+    collector.write("etc/rsyslog-fleet.conf", (RECIPE / "rsyslog-collector.conf").read_text())
+    collector.start("remote", "/usr/sbin/rsyslogd", "-n", "-i", "/run/rsyslogd.pid", "-f", "/etc/rsyslog-fleet.conf")
+    for host in hosts:
+        install(host, "upload", keys)
+        start_rsyslog(host)
+    senders = [Sender(host, count) for host in hosts]
+    for sender in senders:
+        sender.start()
+    print("; ".join(disturb(hosts, senders, collector, start_rsyslog, log)))
+    for sender in senders:
+        sender.join()
+    patience, before = time.monotonic() + 30, -1
+    while len(received_by_rsyslog(collector)) != before or time.monotonic() < patience:
+        before = len(received_by_rsyslog(collector))
+        time.sleep(10)
+    found = Counter(received_by_rsyslog(collector))
+    for sender in senders:
+        lost = [match_id for match_id in sender.sent if match_id not in found]
+        doubled = sum(found[match_id] - 1 for match_id in sender.sent if match_id in found)
+        print(f"rsyslog, {sender.host_name}: sent {len(sender.sent)}, doubled {doubled}, lost {len(lost)}")
 
 
 def measure(collector: Host, hosts: list[Host], keys: Path, count: int, began: float) -> int:
@@ -204,7 +260,7 @@ def measure(collector: Host, hosts: list[Host], keys: Path, count: int, began: f
     senders = [Sender(host, count) for host in hosts]
     for sender in senders:
         sender.start()
-    done = disturb(hosts, senders, collector)
+    done = disturb(hosts, senders, collector, start, remote)
     for sender in senders:
         sender.join()
     sent = {match_id for sender in senders for match_id in sender.sent}
