@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
+from cnprocd.delivery import Fate, RecordedMatch
 from cnprocd.escape import printable
 from cnprocd.failures import Failures
 from cnprocd.json_value import JsonDict, JsonObject, get_str
@@ -22,7 +23,6 @@ from cnprocd.launch.attempt import Launcher
 from cnprocd.launch.user import ResolveUser, resolve_user
 from cnprocd.log import Log
 from cnprocd.output.record import early_fields, message
-from cnprocd.pipeline import Fate, RecordedMatch
 from cnprocd.rules.compile import Match
 from cnprocd.rules.problems import LoadedRules
 from cnprocd.rules.ruleset import ByField, Rule, Settings, hooks_of
@@ -134,7 +134,7 @@ class Dispatcher:
             self.scheduler.wake()
 
     def _admits(self, recorded: RecordedMatch) -> bool:
-        if id(recorded.match) in self._passed:
+        if recorded.deferred or id(recorded.match) in self._passed:
             return True
         throttle = self._throttles.get(recorded.match.rule.name)
         held_by = (

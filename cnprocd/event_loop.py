@@ -18,7 +18,6 @@ from cnprocd.dispatch import Dispatcher
 from cnprocd.log import Log
 from cnprocd.pipeline import Pipeline
 from cnprocd.process.counted_lookup import CountedLookup
-from cnprocd.process.deaths import HOLD_NS
 from cnprocd.reload import RulesInForce
 from cnprocd.service import ServiceManager
 from cnprocd.stalls import Stalls
@@ -172,8 +171,9 @@ class EventLoop:
         window_s = self._gathering.window_s(most, quiet_s, self._rules.loaded.settings.gather_s, self._patience())
         if not window_s:
             self._listen()
-            if self._pipeline.tracker.deaths.has_held or self._pipeline.recovery.active:
-                self._timer = self._loop.call_later(HOLD_NS / 1e9, self._drain)
+            again_s = self._pipeline.again_s
+            if again_s is not None:
+                self._timer = self._loop.call_later(again_s, self._drain)
         return window_s
 
     def _patience(self) -> int:
@@ -187,7 +187,7 @@ class EventLoop:
         if self._stopping.is_set():
             return
         self._pipeline.tick()
-        if self._pipeline.recovery.active and self._timer is None:
+        if (self._pipeline.recovery.active or self._pipeline.deferred) and self._timer is None:
             self._timer = self._loop.call_soon(self._drain)  # no event may come that would continue it
         self._dispatcher.tick()
         self._follower.stop_if_over(self._dispatcher.busy)

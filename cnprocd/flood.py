@@ -1,20 +1,20 @@
-"""During a flood, count the matches beyond a budget instead of reporting each. PURE.
+"""During a flood, report the matches within a budget at once, and the others later or not at all. PURE.
 
 An unprivileged user can make 30,000 processes fail in a second, and to report a match costs ten times what its event
-costs. A flood begins when events have waited for longer than BEHIND_S. During it these matches are reported, and others
-are counted by rule:
+costs. A flood begins when events have waited for longer than BEHIND_S. During it these matches are reported at once:
 
     of each rule                          SHARE a second
     of root's processes, of each rule     SHARE a second
     of all rules together, beyond these   COMMON a second; half of it after each PATIENCE_S in which this was too many
     of each rule that gathers its hooks   HOOKS a second, and HOOKS_AT_ONCE at once
 
-So a flood of one rule delays no other rule's matches, and the sum is exact. Other matches that run a hook are always
-reported, as long as their job has room in the spool (dispatch.py decides that).
+The others are reported when no events wait (deferred.py), as far as there is room for them, and are counted by rule
+beyond that. So a burst is reported whole, a flood of one rule delays no other rule's matches, and the sum is exact.
+Other matches that run a hook are always reported, as long as their job has room in the spool (see dispatch.py).
 
 The budgets are of the kernel's time of the events. So a backlog is not a flood: after a standstill (a restart, SIGSTOP)
 everything is reported, unless more happened in each second than could be reported. For the same reason the flood ends
-only after CALM_S without a counted match: while matches are counted no events wait, however many come.
+only after CALM_S in which each match was reported at once: without these reports no events wait, however many come.
 
 The caller passes the clock.
 """
@@ -58,7 +58,7 @@ class _Budget:
 
 
 class Flood:
-    """Decides which matches are reported, and counts the others."""
+    """Decides which matches are reported at once, and counts those that are not reported."""
 
     def __init__(self) -> None:
         self.active = False
@@ -68,8 +68,8 @@ class Flood:
         self._shares: dict[tuple[str, bool], _Budget] = {}
         self._common = _Budget(COMMON * COMMON_BURST_S)
         self._common_a_second = COMMON
-        self._counted_at_s = 0.0
-        self._counts = False  # since the last batch
+        self._exceeded_at_s = 0.0
+        self._exceeded = False  # since the last batch
         self._compared = (0.0, 0.0)  # when the lag was last compared, and the lag then
         self._seen_s = 0.0  # the time of the latest event
 
@@ -81,15 +81,15 @@ class Flood:
             if lag_s > BEHIND_S:
                 self._begin(lag_s, now_s)
             return
-        if self._counts:
-            self._counts, self._counted_at_s = False, now_s
+        if self._exceeded:
+            self._exceeded, self._exceeded_at_s = False, now_s
         if now_s - self._compared[0] >= PATIENCE_S:
             self._adapt(lag_s, now_s)
-        if lag_s <= CAUGHT_UP_S and now_s - self._counted_at_s >= CALM_S:
+        if lag_s <= CAUGHT_UP_S and now_s - self._exceeded_at_s >= CALM_S:
             self.active = False
 
     def admits(self, rule: str, uid: int | None, at_s: float | None) -> bool:
-        """Return whether to report a match of a process of this user. If not, it is counted.
+        """Return whether to report a match of a process of this user at once.
 
         `at_s`: the time of the event; None if it was lost.
         """
@@ -104,7 +104,7 @@ class Flood:
             return True
         if self._common.take(at_s, self._common_a_second, self._common_a_second * COMMON_BURST_S):
             return True
-        self.count(rule)
+        self._exceeded = True
         return False
 
     def admits_hook(self, rule: str, at_s: float | None) -> bool:
@@ -119,7 +119,7 @@ class Flood:
 
     def count(self, rule: str) -> None:
         """Count a match that is not reported."""
-        self._counts = True
+        self._exceeded = True
         self.counted[rule] += 1
         self._unreported[rule] += 1
 
@@ -130,8 +130,8 @@ class Flood:
 
     def _begin(self, lag_s: float, now_s: float) -> None:
         self.active = True
-        self._counts = False
-        self._counted_at_s = now_s
+        self._exceeded = False
+        self._exceeded_at_s = now_s
         self._compared = now_s, lag_s
         self._common_a_second = COMMON
         self._common = _Budget(COMMON * COMMON_BURST_S)

@@ -12,13 +12,14 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from enum import Enum, auto
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from cnprocd.connector.inflight import EVENT_SLOTS
 from cnprocd.connector.source import Batch, Source
+from cnprocd.deferred import Deferred
+from cnprocd.delivery import Delivery, Fate, RecordedMatch
 from cnprocd.failures import Failures
 from cnprocd.flood import Flood
 from cnprocd.json_value import JsonDict
@@ -26,6 +27,7 @@ from cnprocd.log import Log, ThrottledLog
 from cnprocd.output.match_id import Machine
 from cnprocd.output.record import match_record
 from cnprocd.process.completion import complete
+from cnprocd.process.deaths import HOLD_NS
 from cnprocd.process.file_names import FileNames
 from cnprocd.process.handed_on import HandedOn
 from cnprocd.process.kernel_log import KernelLog
@@ -42,18 +44,12 @@ LEAST_EVENTS = 16  # of a batch, however long it takes
 FINISH_S = 2.0  # for exits whose event has not come, at a stop: after lost events they can be thousands
 DRAIN_S = 0.05  # of one drain: a storm must not delay a reload, and the loop has others to serve
 PARENTS_S = 0.05  # for which parents that were read from /proc are kept during a flood
+AT_ONCE = 32  # deferred matches of one delivery: they must not delay events
+MOST_QUEUED = 500  # log records that wait for the output, when deferred matches wait as well
+SLOW_LOG_S = 0.1  # until the output is asked for room again
 MOST_RECOVERED = 64  # exits of one delivery: it shows whether the queue of jobs has room for more
 RESYNC_BUDGET_S = 0.005  # of a turn, for a comparison with /proc that is under way
 _REPORT_EVERY_S = 10.0  # records of one class about rejected datagrams and unnamed exits
-
-
-@dataclass(frozen=True, slots=True)
-class RecordedMatch:
-    """A match and its record."""
-
-    match: Match
-    record: JsonDict
-    provenance: Mapping[str, str] | None  # of each attribute of the process, if the log level is debug
 
 
 class Turn(NamedTuple):
@@ -61,24 +57,6 @@ class Turn(NamedTuple):
 
     seen: int
     more: bool
-
-
-class Fate(Enum):
-    """What is decided about a match before its record is made."""
-
-    OPEN = auto()  # a throttle needs the record
-    PASSES = auto()
-    HELD = auto()  # a throttle has counted it
-    DROPPED = auto()  # its job has no room in the spool, and is counted
-
-
-class Delivery(Protocol):
-    """Where matches go: throttles, the spool, the log. Every job is durable when `deliver` returns."""
-
-    def deliver(self, matches: list[RecordedMatch]) -> None: ...
-
-    def decide(self, match: Match) -> Fate:
-        """Decide about a match as far as its record is not needed, in a flood."""
 
 
 @dataclass(slots=True)
@@ -110,8 +88,12 @@ class Pipeline:
         kernel_log: KernelLog | None = None,
         clock: Callable[[], float] = time.monotonic,
         failures: Failures | None = None,
+        log_queued: Callable[[], int] = lambda: 0,
     ) -> None:
-        """`files`: the paths that rules name, kept up to date here; None: no rule names one."""
+        """`files`: the paths that rules name, kept up to date here; None: no rule names one.
+
+        `log_queued` returns how many log records wait for the output.
+        """
         self._machine = machine
         self._life = os.urandom(8).hex()  # of this daemon, for matches whose time is unknown
         self.kernel_log = kernel_log or KernelLog(None, "the kernel log is not read")
@@ -126,11 +108,13 @@ class Pipeline:
         self._procfs = procfs
         self._files = files
         self._log = log
+        self._log_queued = log_queued
         self._throttled = ThrottledLog(log, _REPORT_EVERY_S)
         self._clock = clock
         self._unknown = UnknownAttributes(self.counts.unknown, self._throttled, clock)
         self._rejects_reported = 0
         self.flood = Flood()
+        self.deferred: Deferred[Match] = Deferred()  # matches of a flood, to be reported when no events wait
         self._most = EVENT_SLOTS  # events of one batch
         self._known_parents: dict[int, Process | None] = {}
         self._parents_until_s = 0.0
@@ -154,6 +138,8 @@ class Pipeline:
             for begin in range(0, len(found), MOST_RECOVERED):
                 self._evaluate(found[begin : begin + MOST_RECOVERED])
             self.source.blank_slots(self.tracker.deaths.incomplete_tids)  # as after a tick
+        if self.deferred and not batch.more and (len(batch.events) <= LEAST_EVENTS or not self.flood.active):
+            self._report_deferred(TURN_S)
         if self.source.rejects.total() != self._rejects_reported:
             self._report_rejects()
         return Turn(len(batch.events) + len(batch.records), batch.more)
@@ -203,15 +189,34 @@ class Pipeline:
                 if found:
                     found = self._counted(found, occurrence)
                 if found:
-                    complete(occurrence, self._procfs, parents)
-                    if occurrence.kind == "exit" and not self.matcher.asks_for_oom:
-                        self.kernel_log.explain(occurrence, self._drained_ns)
-                    self._unknown.report_incomplete(found, occurrence)
-                    provenance = occurrence.process.provenance() if self.logs_provenance else None
-                    matches += [RecordedMatch(match, self._record(match), provenance) for match in found]
+                    matches += self._recorded(found, occurrence, parents)
             except Exception:
                 self.failures.note("evaluate", occurrence)
         if matches:
+            self._delivery.deliver(matches)
+
+    def _recorded(
+        self, found: list[Match], occurrence: Occurrence, parents: dict[int, Process | None], deferred: bool = False
+    ) -> list[RecordedMatch]:
+        """Return the matches of an occurrence with their records, after its attributes are completed."""
+        complete(occurrence, self._procfs, parents)
+        if occurrence.kind == "exit" and not self.matcher.asks_for_oom:
+            self.kernel_log.explain(occurrence, self._drained_ns)
+        self._unknown.report_incomplete(found, occurrence)
+        provenance = occurrence.process.provenance() if self.logs_provenance else None
+        return [RecordedMatch(match, self._record(match), provenance, deferred) for match in found]
+
+    def _report_deferred(self, budget_s: float) -> None:
+        """Report matches of a flood that were deferred, for so long. They run no hook, so nothing must be durable."""
+        deadline_s = self._clock() + budget_s
+        while self.deferred and self._log_queued() < MOST_QUEUED and self._clock() < deadline_s:
+            matches: list[RecordedMatch] = []
+            parents = self._parents()
+            for match in [self.deferred.take() for _ in range(min(AT_ONCE, len(self.deferred)))]:
+                try:
+                    matches += self._recorded([match], match.occurrence, parents, deferred=True)
+                except Exception:
+                    self.failures.note("evaluate", match.occurrence)
             self._delivery.deliver(matches)
 
     def _record(self, match: Match) -> JsonDict:
@@ -237,7 +242,7 @@ class Pipeline:
         return [match for match in found if self._is_reported(match)] if self.flood.active else found
 
     def _is_reported(self, match: Match) -> bool:
-        """Return whether to report a match of a flood. If not, it is counted, without a look at /proc or a record."""
+        """Return whether to report a match of a flood now. If not, it is deferred or counted, without a record."""
         name, at_ns = match.rule.name, match.occurrence.kernel_time_ns
         at_s = None if at_ns is None else at_ns / 1e9
         fate = self._delivery.decide(match)
@@ -247,10 +252,18 @@ class Pipeline:
             self.flood.count(name)
             return False
         if not match.runs_hook:
-            return self.flood.admits(name, match.occurrence.process.uid, at_s)
+            return self.flood.admits(name, match.occurrence.process.uid, at_s) or self._defer(match, fate)
         if fate is Fate.OPEN or match.rule.rule.coalesce is not None:
             return self.flood.admits_hook(name, at_s)
         return True
+
+    def _defer(self, match: Match, fate: Fate) -> bool:
+        """Report a match of a flood later. Count what has no room, and what its throttle has not let pass yet."""
+        name = match.rule.name
+        without_room = self.deferred.add(name, match) if fate is Fate.PASSES else name
+        if without_room is not None:
+            self.flood.count(without_room)
+        return False
 
     def _note_nameless(self, occurrence: Occurrence) -> None:
         if occurrence.kind in self.matcher.asks_for_comm and not occurrence.from_hook:
@@ -345,12 +358,24 @@ class Pipeline:
         return len(left)
 
     @property
+    def again_s(self) -> float | None:
+        """After how long to turn although no event comes, or None."""
+        if self.tracker.deaths.has_held or self.recovery.active:
+            return HOLD_NS / 1e9
+        if self.deferred:
+            return HOLD_NS / 1e9 if self._log_queued() < MOST_QUEUED else SLOW_LOG_S
+        return None
+
+    @property
     def has_pending_counts(self) -> bool:
-        """Whether a rate-limited record waits for its interval to pass."""
-        return self._throttled.pending or self.failures.pending
+        """Whether a rate-limited record waits for its interval to pass, or a match to be reported."""
+        return self._throttled.pending or self.failures.pending or bool(self.deferred)
 
     def flush_log(self) -> None:
-        """Log the counts of the rate-limited records now."""
+        """Report what a flood has deferred, for FINISH_S, and log the counts of the rate-limited records now."""
+        self._report_deferred(FINISH_S)
+        while self.deferred:
+            self.flood.count(self.deferred.take().rule.name)
         self._report_flood()
         self._throttled.flush(self._clock())
         self.failures.flush()

@@ -183,8 +183,9 @@ def connect(options: Options, loaded: LoadedRules, outside: Outside) -> Parts:
     recovery = Recovery(source, tracker, lookups, holder, log)
     kernel_log = _open_kernel_log(options, manager)
     pipeline = Pipeline(
-        source, tracker, matcher, tap, recovery, lookups, log, this_machine(), files, kernel_log, failures=failures
-    )
+        source, tracker, matcher, tap, recovery, lookups, log, this_machine(), files, kernel_log, failures=failures,
+        log_queued=lambda: outside.output.queued,
+    )  # fmt: skip
     rules = RulesInForce(
         loaded, outside.load, outside.read_digests, subscription, pipeline, dispatcher, manager, log,
         outside.output.set_level, stopping, outside.stalls,

@@ -9,8 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from cnprocd.delivery import Delivery, Fate, RecordedMatch
 from cnprocd.json_value import JsonObject
-from cnprocd.pipeline import Delivery, Fate, RecordedMatch
 from cnprocd.rules.compile import Match
 
 MATCHES = "matches"

@@ -21,6 +21,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from cnprocd.control.client import Client
+
 LIBC = ctypes.CDLL(None, use_errno=True)
 PATIENCE_S = 30.0  # how long a test waits for anything
 SYS_EXIT = {"x86_64": 60, "aarch64": 93}[os.uname().machine]
@@ -112,6 +114,15 @@ class Daemon:
         pid = child(lambda: (rename("cnptest-mark"), os._exit(99)))
         os.waitpid(pid, 0)
         self.wait_for("rule_matched", rule="marker", pid=pid)
+
+    def mark_burst(self) -> None:
+        """Return when every match before this call is in `records`. On a busy machine a burst is reported later."""
+        self.mark()
+        with Client(self.directory / "run", PATIENCE_S) as client:
+            while (events := client.ask("status")["events"])["deferred"]:
+                assert events["counted"] == 0, "there were more matches than may wait"
+                self.next_record()
+        self.mark()
 
     def matches(self, rule: str | None = None, **fields: object) -> list[dict[str, object]]:
         """Return the match records so far, without those of markers."""

@@ -120,7 +120,7 @@ def test_reload_from_records_to_table_and_back_under_load(tmp_path):
             assert daemon.reload((table, LOG)[reloads % 2])["event"] == "rules_loaded"
             reloads += 1
         truth = [int(pid) for pid in storm.stdout.read().split()[1:]]
-        daemon.mark()
+        daemon.mark_burst()
         assert daemon.stop() == 0
         found = Counter(record["pid"] for record in daemon.matches("failed"))
         missing = Counter(truth) - found

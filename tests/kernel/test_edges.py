@@ -33,7 +33,7 @@ from kernel.blocking import (
     small_disk,
     stopped,
 )
-from kernel.harness import PATIENCE_S, Daemon
+from kernel.harness import PATIENCE_S, Daemon, child, rename, running, wait_status
 
 from cnprocd.control.client import Client
 
@@ -42,6 +42,7 @@ LOOKS_UP = """
   - {name: names, events: [comm], threads: true, match: {comm: cnptest-fuse}}
 """
 UNKNOWN_UID = 54321
+BURST = 3000
 
 
 @pytest.fixture
@@ -379,6 +380,26 @@ class Sums:
             f"{self.reported} reported, {self.held} held back, {self.counted} counted, {self.dropped} dropped by the"
             f" log, {self.lost} events lost"
         )
+
+
+def test_a_burst_that_ends_is_reported_whole(tmp_path):
+    """3,000 processes that fail at once are not a flood: what is not reported at once is reported a moment later."""
+    rules = """rules:
+  - {name: every-failure, events: [nonzero_exit], match: {comm: cnptest-burst}}
+$MARKER
+"""
+    with running(tmp_path, rules) as daemon:
+        begin, end = os.pipe()
+        pids = [
+            child(lambda: (rename("cnptest-burst"), os.close(end), os.read(begin, 1), os._exit(1)))
+            for _ in range(BURST)
+        ]
+        os.close(begin)
+        os.close(end)
+        assert {os.waitstatus_to_exitcode(wait_status(pid)) for pid in pids} == {1}
+        daemon.mark_burst()
+        assert sorted(record["pid"] for record in daemon.matches("every-failure")) == sorted(pids)
+        assert not [record for record in daemon.records if record["event"] in ("matches_counted", "log_lost")]
 
 
 def memory_kib(pid):

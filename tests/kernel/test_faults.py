@@ -272,7 +272,7 @@ def test_a_storm_within_a_memory_limit(tmp_path, rules):
             [sys.executable, "-IS", STORM, "6000", "1", "cnptest-fault"], capture_output=True, text=True
         )
         truth = sorted(map(int, storm.stdout.split()[1:]))
-        daemon.mark()
+        daemon.mark_burst()
         assert sorted(match["pid"] for match in daemon.matches("cleaned")) == truth
         peak = int((group / "memory.max_usage_in_bytes").read_text())
         print(f"\n{len(truth)} failures matched; the cgroup's peak is {peak >> 20} MiB of 128")

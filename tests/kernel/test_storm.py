@@ -47,7 +47,7 @@ def storms(workers, count, failing_every, names):
 def test_every_failure_once_and_nothing_else(tmp_path, refused):
     with running(tmp_path, RULE, *(f"--refuse={feature}" for feature in refused)) as daemon:
         truth = storms(2, 20_000 * SCALE, 10, ["cnptest-a", "cnptest-b", "cnptest-c", "cnptest-d"])
-        daemon.mark()
+        daemon.mark_burst()
         records = daemon.matches("failed")
         print(f"\n{20_000 * SCALE} processes, {sum(truth['cnptest-b'].values())} to match, {len(records)} matched")
         assert Counter(record["pid"] for record in records) == truth["cnptest-b"]

@@ -6,10 +6,10 @@ import itertools
 import pytest
 from unit.hookkit import Records
 
+from cnprocd.delivery import Fate, RecordedMatch
 from cnprocd.dispatch import Dispatcher, gather_of
 from cnprocd.output.match_id import Machine
 from cnprocd.output.record import match_record
-from cnprocd.pipeline import Fate, RecordedMatch
 from cnprocd.process.model import Occurrence, Process
 from cnprocd.rules.compile import Matcher
 from cnprocd.rules.language.load import load

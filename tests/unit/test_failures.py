@@ -14,7 +14,7 @@ from cnprocd.connector.taskrecord import ReadRecords
 from cnprocd.dispatch import Dispatcher
 from cnprocd.failures import Failures
 from cnprocd.output.match_id import UNKNOWN_MACHINE
-from cnprocd.pipeline import MOST_RECOVERED, Pipeline
+from cnprocd.pipeline import MOST_QUEUED, MOST_RECOVERED, Pipeline
 from cnprocd.process.model import EVERYTHING
 from cnprocd.process.tracker import Tracker
 from cnprocd.process.tracking import Tracking
@@ -177,3 +177,47 @@ def test_a_stop_evaluates_lost_deaths_for_a_bounded_time(line):
     line.tracker.without_event = lambda waiting: [GONE] * (MOST_RECOVERED * 5)
     line.matcher.match = lambda occurrence: []
     assert 0 < line.pipeline.finish() < MOST_RECOVERED * 5
+
+
+def in_a_flood(line):
+    """Let each batch be one of a flood that has used up its budgets."""
+    line.pipeline.flood.note_batch = lambda *times: None
+    line.pipeline.flood.active = True
+    line.pipeline.flood.admits = lambda *of: False
+
+
+def test_a_floods_matches_are_reported_when_no_events_wait(line):
+    """Those with a hook at once. The throttle of the others is asked once."""
+    in_a_flood(line)
+    line.pipeline.source.drain = lambda most, all_records: Batch(
+        [failure_of(pid) for pid in VICTIMS], ReadRecords(), True, False
+    )
+    line.pipeline.turn()
+    assert (line.matched("logged"), line.matched("hooked")) == ([], list(VICTIMS))
+    assert len(line.pipeline.deferred) == len(VICTIMS)
+    assert line.pipeline.again_s is not None
+    line.pipeline.source.drain = lambda most, all_records: Batch([], ReadRecords(), False, False)
+    line.pipeline.turn()
+    assert line.matched("logged") == list(VICTIMS)
+    assert line.pipeline.again_s is None
+    assert not line.pipeline.flood.counted
+
+
+def test_deferred_matches_wait_while_the_log_is_slow(line):
+    in_a_flood(line)
+    queued = MOST_QUEUED
+    line.pipeline._log_queued = lambda: queued
+    line.pipeline.turn()
+    assert line.matched("logged") == []
+    queued = 0
+    line.pipeline.turn()
+    assert line.matched("logged") == list(VICTIMS)
+
+
+def test_a_stop_counts_what_the_log_has_no_room_for(line):
+    in_a_flood(line)
+    line.pipeline._log_queued = lambda: MOST_QUEUED
+    line.pipeline.turn()
+    line.pipeline.flush_log()
+    (counted,) = line.log.of("matches_counted")
+    assert (counted["rule"], counted["count"]) == ("logged", len(VICTIMS))

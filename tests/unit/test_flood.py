@@ -1,4 +1,4 @@
-"""What is reported and what is counted during a flood."""
+"""What is reported at once, and what is not, during a flood."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ class Clock:
         self.now_s += 0.01
         at_s = self.now_s - self.lag_s
         self.flood.note_batch(at_s, at_s, self.now_s)
-        return sum(self.flood.admits(rule, uid, at_s) for _ in range(matches))
+        reported = sum(self.flood.admits(rule, uid, at_s) for _ in range(matches))
+        for _ in range(matches - reported):
+            self.flood.count(rule)
+        return reported
 
     def seconds(self, seconds: float, matches: int, rule: str = "a") -> int:
         return sum(self.batch(matches // 100, rule) for _ in range(round(100 * seconds)))
@@ -98,7 +101,7 @@ def test_a_flood_goes_on_though_no_event_waits():
         assert clock.flood.active
 
 
-def test_it_ends_when_nothing_was_counted_for_a_while():
+def test_it_ends_when_all_was_reported_for_a_while():
     clock = flooded()
     clock.seconds(1, STORM)
     clock.seconds(CALM_S / 2, 100)
@@ -155,7 +158,10 @@ def test_reported_and_counted_add_up(matches):
         now_s = number / 50
         flood.note_batch(now_s - lag_s, now_s, now_s)
         for _ in range(300):
-            reported += flood.admits(rule, uid, now_s - lag_s if has_time else None)
+            if flood.admits(rule, uid, now_s - lag_s if has_time else None):
+                reported += 1
+            else:
+                flood.count(rule)
         if number % 7 == 0:
             taken += flood.take_unreported().total()
     assert reported + taken + flood.take_unreported().total() == 300 * len(matches)

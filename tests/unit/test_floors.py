@@ -48,6 +48,8 @@ FLOORS = {
     "handover": "the files by which one daemon hands on what it knows of processes",
     "recovery": "what the pipeline does after an overrun",
     "flood": "which matches are reported while the daemon is behind",
+    "delivery": "what the pipeline hands over, and the protocol of where it goes",
+    "deferred": "matches of a flood that are reported when no events wait",
     "unknown_attributes": "counts and logs what rules needed to know and could not",
     "pipeline": "the only room that joins connector, process, rules and output",
     "dispatch": "the jobs and the log records of matches",
@@ -62,7 +64,7 @@ FLOORS = {
 }
 
 PURE = """
-errors escape failures flood json_value log patience stall_meter
+deferred delivery errors escape failures flood json_value log patience stall_meter
 cli/plans cli/reasons cli/rule_text
 connector/decode connector/event connector/filter connector/gathering connector/request connector/sequence
 connector/status connector/taskrecord connector/uapi

@@ -127,6 +127,8 @@ def _head(found: JsonObject, style: Style) -> list[str]:
         rules = [(get_int(rule, "counted", 0), get_str(rule, "name")) for rule in get_list(found, "rules", as_dict)]
         shown = ", ".join(f"{name} {count}" for count, name in sorted(rules, reverse=True)[:MOST_QUEUES] if count)
         lines.append(("flood", style("yellow", f"{counted_only} matches were counted and not reported: {shown}")))
+    if deferred := get_int(events, "deferred", 0):
+        lines.append(("flood", f"{deferred} matches wait to be reported, until no events wait"))
     if forgotten := get_int(events, "not_remembered", 0):
         lines.append(("history", style("yellow", f"{forgotten} matches are not in the history: there were too many")))
     if failed := get_int(events, "failed", 0):
