@@ -194,7 +194,8 @@ def connect(options: Options, loaded: LoadedRules, outside: Outside) -> Parts:
     )  # fmt: skip
     hits = Hits(pipeline.counts, dispatcher.spool)
     rules.on_swap.append(lambda: hits.forget_others({rule.name for rule in rules.loaded.rules}))
-    edges: list[EdgeState] = [lookups.edge, names.edge, disk.edge, *outside.output.edges]
+    edges: list[EdgeState] = [lookups.edge, names.edge, disk.edge]
+    edges += [*dispatcher.scheduler.launcher.edges, *outside.output.edges]
     view = ControlledDaemon(rules, subscription, pipeline, dispatcher, hits, kept_by_manager, outside, edges)
     control = ControlRoom(view, tap, options.runtime_dir, log, lambda: names.resolve("readers", access.readers_group))
     edges.append(control.metrics.edge)

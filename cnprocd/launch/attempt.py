@@ -23,14 +23,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
+from cnprocd.edge import EdgeState
 from cnprocd.launch import group
 from cnprocd.launch.left_behind import LeftBehind
 from cnprocd.launch.output import Output
-from cnprocd.launch.program import Programs
+from cnprocd.launch.process_reader import ProcessReader
 from cnprocd.launch.request import AttemptResult, Ending, LaunchRequest
 from cnprocd.launch.spawn import Child, Starter, launch_failure
 from cnprocd.log import Log
-from cnprocd.rules.ruleset import Hook
 
 TERM_GRACE_S = 5.0
 STUCK_WAIT_S = 2.0  # a process that survives SIGKILL so long is blocked in the kernel: its slot is freed
@@ -44,6 +44,7 @@ class RunningAttempt(Protocol):
 
     request: LaunchRequest
     pid: int
+    start_ticks: int | None  # of its process; None: unknown
     latency_ms: float | None
     silent: bool  # the runner owes an answer about it, so it takes no slot
 
@@ -60,12 +61,14 @@ class Launcher(Protocol):
     """
 
     on_ready: Callable[[], None]  # called when `ready` becomes true
+    edges: list[EdgeState]
 
     @property
     def ready(self) -> bool: ...
     @property
     def outlives_daemon(self) -> bool: ...
     def resume(self, request: LaunchRequest, announce: Announce) -> RunningAttempt: ...
+    async def end_leftover(self, root: group.Root, found: Callable[[], None]) -> None: ...
     def prepare(self, *, soon: bool = False) -> None: ...
     def close(self) -> None: ...
     def launch(self, request: LaunchRequest, announce: Announce) -> RunningAttempt: ...
@@ -77,9 +80,13 @@ class LocalLauncher:
     outlives_daemon = False
     ready = True
 
-    def __init__(self, log: Log, cgroup_dir: Path | None = None) -> None:
-        self._starter = Starter(log)
-        self._programs = Programs()
+    def __init__(
+        self, log: Log, cgroup_dir: Path | None = None, blame: Callable[[str, float], None] | None = None
+    ) -> None:
+        """`blame` gets the times for which the event loop waited for an edge."""
+        self._starter = Starter(log, blame)
+        self._processes = ProcessReader()
+        self.edges: list[EdgeState] = [self._processes.edge]
         self._cgroup_dir = cgroup_dir
         self._log = log
         self._left_behind = LeftBehind()
@@ -90,6 +97,13 @@ class LocalLauncher:
         """End the spare process. Programs that hooks left behind keep running; what they write is discarded."""
         self._starter.close()
         self._left_behind.hand_over()
+        self._processes.close()
+
+    async def end_leftover(self, root: group.Root, found: Callable[[], None]) -> None:
+        """End what is left of an attempt of an earlier process. Call `found` before, if there is any."""
+        if await group.members(root, self._processes):
+            found()
+            await group.end(root, TERM_GRACE_S, self._processes)
 
     def resume(self, request: LaunchRequest, announce: Announce) -> LocalAttempt:
         """Raise OSError: hooks of an earlier daemon are not children of this process."""
@@ -102,22 +116,23 @@ class LocalLauncher:
     def launch(self, request: LaunchRequest, announce: Announce) -> LocalAttempt:
         """Start a hook. `announce` gets its PID before the hook does anything.
 
-        Raises HookRefusedError if the hook must not be started, and OSError if it cannot be started now.
+        Raises HookRefusedError if its arguments cannot be used, and OSError if it cannot be started now. The program is
+        opened and checked in the process that becomes the hook: its disk may not answer.
         """
-        program = self._programs.open(_path(request.hook))
         cgroup, procs_fd = None, None
         try:
             if self._cgroup_dir is not None:
                 cgroup = self._cgroup_dir / cgroup_name(request)
                 cgroup.mkdir(exist_ok=True)
                 procs_fd = os.open(cgroup / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
-            child = self._starter.spawn(request, program, announce, procs_fd)
+            child = self._starter.spawn(request, announce, procs_fd)
         finally:
-            os.close(program.fd)
             if procs_fd is not None:
                 os.close(procs_fd)
         root = group.Root(child.pid, None, request.attempt_id, cgroup)
-        return LocalAttempt(request, program.path, child, root, lambda output: self._keep(request, child.pid, output))
+        return LocalAttempt(
+            request, child, root, self._processes, lambda output: self._keep(request, child.pid, output)
+        )
 
     def _keep(self, request: LaunchRequest, hook_pid: int, output: Output) -> None:
         """Log the output of a program that the hook left behind. The attempt has ended, so it gets no more of it."""
@@ -133,19 +148,20 @@ class LocalAttempt:
     def __init__(
         self,
         request: LaunchRequest,
-        program_path: str,
         child: Child,
         root: group.Root,
+        processes: ProcessReader,
         leave_behind: Callable[[Output], None],
     ) -> None:
         self.request = request
         self.pid = child.pid
+        self.start_ticks = child.start_ticks
         self.started_ns = time.monotonic_ns()
         self.latency_ms: float | None = None
         self.silent = False
-        self._program_path = program_path
         self._child = child
         self._root = root
+        self._processes = processes
         self._leave_behind = leave_behind
         self._grace_s = TERM_GRACE_S
         self._terminated = asyncio.Event()
@@ -170,7 +186,7 @@ class LocalAttempt:
         try:
             overdue = await self._until_end()
             succeeded = overdue is None and self._succeeded()
-            survivors = 0 if succeeded else await group.end(self._root, self._grace_s)
+            survivors = 0 if succeeded else await group.end(self._root, self._grace_s, self._processes)
             status = await self._reap()
         finally:
             loop.remove_reader(self._child.report_fd)
@@ -233,7 +249,7 @@ class LocalAttempt:
         number = status.si_status if status is not None and not exited else None
         reason = overdue
         if self._report:
-            reason = launch_failure(self._report, self.request, self._program_path)
+            reason = launch_failure(self._report, self.request)
             code = None  # 127 is the spare's, not the hook's
         elif overdue is None:
             reason = f"killed by {_name(number)}" if number is not None else f"exit code {code}" if code else None
@@ -242,7 +258,8 @@ class LocalAttempt:
         duration_ms = round((time.monotonic_ns() - self.started_ns) / MS, 3)
         result = AttemptResult(reason, code, number, duration_ms, self.latency_ms)
         interrupted = overdue == "interrupted" and not self._report
-        return Ending(result, interrupted=interrupted, stuck=status is None)
+        not_started = self._report is not None and self._report.startswith(b"unavailable ")
+        return Ending(result, interrupted=interrupted, not_started=not_started, stuck=status is None)
 
 
 def cgroup_name(request: LaunchRequest) -> str:
@@ -257,11 +274,6 @@ def sweep_cgroups(cgroup_dir: Path, running: Iterable[LaunchRequest] = ()) -> No
         if cgroup.name not in busy:
             with contextlib.suppress(OSError):
                 cgroup.rmdir()
-
-
-def _path(hook: Hook) -> str:
-    """Return the program's path. The rule language accepts no fields in it."""
-    return "".join(part for part in hook.command[0].parts if isinstance(part, str))
 
 
 def _on_output(output: Output) -> None:

@@ -13,7 +13,7 @@ Facts:
 - kill(-pgid) is atomic against fork (both take the tasklist lock; a fork with a signal pending is restarted), so one
   call ends a fork bomb that stays in its process group. The others are stopped until no new one is found, then killed.
   A stopped process cannot fork, and RLIMIT_NPROC still counts it.
-- Reading all of /proc takes 20 to 30 microseconds a process: the scan yields to the loop every 200 processes.
+- A process can make a read of its files wait, so another process reads them (process_reader.py).
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cnprocd.launch.process_reader import ProcessReader, Seen
+
 MOST_ROUNDS = 50
 KILL_WAIT_S = 2.0
-_SCAN_BATCH = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,44 +44,33 @@ class Root:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A living process. Its start time distinguishes it from a later process with the same PID."""
+    """A living process. Its start time distinguishes it from a later process with the same PID; None: unknown."""
 
     pid: int
-    start_ticks: int
+    start_ticks: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Stat:
-    pid: int
-    state: str
-    ppid: int
-    pgrp: int
-    session: int
-    start_ticks: int
-
-    @property
-    def alive(self) -> bool:
-        return self.state not in "ZXx"
-
-
-async def members(root: Root) -> list[Member]:
+async def members(root: Root, reader: ProcessReader) -> list[Member]:
     """Return the living processes of the hook, including the hook itself."""
     if root.cgroup is not None:
-        found = (_stat(pid) for pid in _cgroup_pids(root.cgroup))
-        return [Member(stat.pid, stat.start_ticks) for stat in found if stat is not None and stat.alive]
-    stats = await _scan()
-    ours = _family(root, stats)
-    return [Member(pid, stats[pid].start_ticks) for pid in ours if stats[pid].alive]
+        found = await reader.some(_cgroup_pids(root.cgroup))
+        return [Member(seen.pid, seen.start_ticks) for seen in found if seen.alive]
+    leader = next(iter(await reader.some([root.pid])), None) if root.pid is not None else None
+    is_sure = leader is not None and root.start_ticks in (None, leader.start_ticks)
+    oldest = leader.start_ticks or 0 if is_sure and leader is not None else 0
+    processes = await reader.all(f"CNPROCD_ATTEMPT_ID={root.attempt_id}", oldest)
+    ours = _family(root.pid if is_sure else None, processes)
+    return [Member(pid, processes[pid].start_ticks) for pid in ours if processes[pid].alive]
 
 
-async def end(root: Root, grace_s: float) -> int:
+async def end(root: Root, grace_s: float, reader: ProcessReader) -> int:
     """Send SIGTERM to all, and SIGKILL to those that live after the grace. Return how many survived."""
-    found = await members(root)
+    found = await members(root, reader)
     if not found:
         return 0
-    with _Watched(found, signal.SIGTERM) as watched:
+    with await _signalled(found, signal.SIGTERM, reader) as watched:
         await watched.gone(grace_s)
-    if not await members(root):
+    if not await members(root, reader):
         return 0
     if root.cgroup is not None:
         with contextlib.suppress(OSError):
@@ -90,21 +80,14 @@ async def end(root: Root, grace_s: float) -> int:
             os.killpg(root.pid, signal.SIGKILL)
     stopped: set[Member] = set()
     for _ in range(MOST_ROUNDS):
-        new = set(await members(root)) - stopped
+        new = set(await members(root, reader)) - stopped
         if not new:
             break
-        for member in new:
-            _send(member, signal.SIGSTOP)
-        stopped |= new
-    with _Watched(stopped, signal.SIGKILL) as watched:
+        with await _signalled(new, signal.SIGSTOP, reader):
+            stopped |= new
+    with await _signalled(stopped, signal.SIGKILL, reader) as watched:
         await watched.gone(KILL_WAIT_S)
-    return len(await members(root))
-
-
-def start_ticks(pid: int) -> int | None:
-    """Return when a process started, in clock ticks since boot, or None if there is no such process."""
-    found = _stat(pid)
-    return None if found is None else found.start_ticks
+    return len(await members(root, reader))
 
 
 async def exited(pidfd: int) -> None:
@@ -118,22 +101,41 @@ async def exited(pidfd: int) -> None:
         loop.remove_reader(pidfd)
 
 
-class _Watched:
-    """Signal processes, and hold their pidfds until the block ends."""
+async def _signalled(targets: Collection[Member], number: int, reader: ProcessReader) -> _Watched:
+    """Signal processes through pidfds. Each is read once more behind its pidfd: its PID may have been reused."""
+    watched = _Watched()
+    for member in targets:
+        with contextlib.suppress(OSError):
+            watched.pidfds[member.pid] = os.pidfd_open(member.pid)
+    now = {seen.pid: Member(seen.pid, seen.start_ticks) for seen in await reader.some(list(watched.pidfds))}
+    for member in targets:
+        pidfd = watched.pidfds.get(member.pid)
+        if pidfd is None:
+            continue
+        with contextlib.suppress(OSError):
+            if now.get(member.pid) == member:
+                signal.pidfd_send_signal(pidfd, number)
+                continue
+        os.close(watched.pidfds.pop(member.pid))
+    return watched
 
-    def __init__(self, targets: Iterable[Member], number: int) -> None:
-        self._pidfds = [pidfd for member in targets if (pidfd := _open_and_send(member, number)) is not None]
+
+class _Watched:
+    """The pidfds of processes, held until the block ends."""
+
+    def __init__(self) -> None:
+        self.pidfds: dict[int, int] = {}
 
     def __enter__(self) -> _Watched:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for pidfd in self._pidfds:
+        for pidfd in self.pidfds.values():
             os.close(pidfd)
 
     async def gone(self, bound_s: float) -> None:
         """Wait until all have exited, at most for `bound_s`."""
-        waits = [asyncio.ensure_future(exited(pidfd)) for pidfd in self._pidfds]
+        waits = [asyncio.ensure_future(exited(pidfd)) for pidfd in self.pidfds.values()]
         if waits:
             _, late = await asyncio.wait(waits, timeout=bound_s)
             for wait in late:
@@ -141,78 +143,22 @@ class _Watched:
             await asyncio.gather(*late, return_exceptions=True)
 
 
-def _open_and_send(member: Member, number: int) -> int | None:
-    try:
-        pidfd = os.pidfd_open(member.pid)
-    except OSError:
-        return None
-    if start_ticks(member.pid) == member.start_ticks:
-        with contextlib.suppress(OSError):
-            signal.pidfd_send_signal(pidfd, number)
-            return pidfd
-    os.close(pidfd)
-    return None
-
-
-def _send(member: Member, number: int) -> None:
-    pidfd = _open_and_send(member, number)
-    if pidfd is not None:
-        os.close(pidfd)
-
-
-def _family(root: Root, stats: dict[int, _Stat]) -> set[int]:
+def _family(leader: int | None, processes: Mapping[int, Seen]) -> set[int]:
     """Return the PIDs that belong to the hook."""
-    leader = stats.get(root.pid) if root.pid is not None else None
-    sure = leader is not None and root.start_ticks in (None, leader.start_ticks)
-    mark = f"CNPROCD_ATTEMPT_ID={root.attempt_id}".encode()
-    oldest = leader.start_ticks if sure and leader is not None else 0
     ours = {
-        stat.pid
-        for stat in stats.values()
-        if (sure and root.pid in (stat.pid, stat.session, stat.pgrp))
-        or (stat.start_ticks >= oldest and stat.alive and mark in _environment(stat.pid))
+        seen.pid
+        for seen in processes.values()
+        if seen.marked or (leader is not None and leader in (seen.pid, seen.session, seen.pgrp))
     }
     grown = True
     while grown:  # a parent may have a higher PID than its child: repeat until nothing is added
-        children = {stat.pid for stat in stats.values() if stat.ppid in ours} - ours
+        children = {seen.pid for seen in processes.values() if seen.ppid in ours} - ours
         ours |= children
         grown = bool(children)
     return ours
-
-
-async def _scan() -> dict[int, _Stat]:
-    stats: dict[int, _Stat] = {}
-    for index, pid in enumerate(_pids()):
-        found = _stat(pid)
-        if found is not None:
-            stats[pid] = found
-        if index % _SCAN_BATCH == _SCAN_BATCH - 1:
-            await asyncio.sleep(0)
-    stats.pop(os.getpid(), None)
-    return stats
-
-
-def _pids() -> Iterator[int]:
-    return (int(name) for name in os.listdir("/proc") if name.isdigit())
 
 
 def _cgroup_pids(cgroup: Path) -> Iterator[int]:
     for directory, _, _ in os.walk(cgroup):
         with contextlib.suppress(OSError):
             yield from map(int, Path(directory, "cgroup.procs").read_text(encoding="ascii").split())
-
-
-def _stat(pid: int) -> _Stat | None:
-    try:
-        raw = Path(f"/proc/{pid}/stat").read_bytes()
-        fields = raw[raw.rindex(b")") + 2 :].split()  # comm may hold anything, including brackets and blanks
-        return _Stat(pid, fields[0].decode(), int(fields[1]), int(fields[2]), int(fields[3]), int(fields[19]))
-    except (OSError, ValueError, IndexError):
-        return None
-
-
-def _environment(pid: int) -> list[bytes]:
-    try:
-        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return []

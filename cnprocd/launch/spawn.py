@@ -21,17 +21,19 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 from cnprocd.launch import render, starter
-from cnprocd.launch.program import Program
 from cnprocd.launch.request import HookUser, LaunchRequest
 from cnprocd.log import Log
-from cnprocd.rules.ruleset import ResourceLimits
+from cnprocd.rules.ruleset import Hook, ResourceLimits
 
-ANSWER_TIMEOUT_S = 2.0
+ANSWER_TIMEOUT_S = 0.4  # the event loop waits for the helper, which takes 1 ms and at its start 50 ms
+PACKAGE = str(Path(starter.__file__).parents[2])  # the directory of cnprocd
 _MFD_NOEXEC_SEAL = 0x0008  # Linux 6.3; without it vm.memfd_noexec=2 refuses a memfd
 
 
@@ -43,6 +45,7 @@ class Child:
     pidfd: int
     report_fd: int  # EOF: the program runs. Text: input of launch_failure()
     output_fd: int
+    start_ticks: int | None  # when it started, in clock ticks since boot
 
     def close(self, *, but_output: bool = False) -> None:
         for fd in (self.pidfd, self.report_fd, *(() if but_output else (self.output_fd,))):
@@ -60,12 +63,14 @@ class Spare:
 class Starter:
     """Keeps a spare process ready and turns it into a hook."""
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: Log, blame: Callable[[str, float], None] | None = None) -> None:
         self._log = log
+        self._blame = blame
         self._forks = not sys.executable  # no Python interpreter to start the helper with
         self._helper: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._asked = False
+        self._silent = False  # the helper did not answer in time: do not wait for it again
 
     def prepare(self, *, soon: bool = False) -> None:
         """Ask the helper for a spare if none is ready. `soon`: another hook follows at once, so do not rehearse."""
@@ -75,13 +80,12 @@ class Starter:
     def spawn(
         self,
         request: LaunchRequest,
-        program: Program,
         announce: Callable[[int], None],
         cgroup_procs_fd: int | None = None,
     ) -> Child:
         """Start a hook. `announce` gets its PID before the hook does anything. Raises OSError: nothing was started."""
         with ExitStack() as ours, ExitStack() as made:
-            files, report, output = _files(request, program, cgroup_procs_fd, ours, made)
+            files, report, output = _files(request, cgroup_procs_fd, ours, made)
             spare = self._reserve()
             ours.callback(spare.orders.close)
             try:
@@ -90,18 +94,20 @@ class Starter:
                 _discard(spare)
                 raise
             made.callback(os.close, pidfd)
+            started = start_ticks(spare.pid)
             announce(spare.pid)
             try:
-                _send_order(spare, request, program, cgroup_procs_fd, files)
+                _send_order(spare, request, cgroup_procs_fd, files)
             except OSError:
                 _discard(spare)
                 raise
             made.pop_all()
-            return Child(spare.pid, pidfd, report, output)
+            return Child(spare.pid, pidfd, report, output, started)
 
     def close(self) -> None:
         """End the helper and its spare."""
         if self._asked and self._control is not None:
+            self._control.settimeout(0.0 if self._silent else ANSWER_TIMEOUT_S)
             with contextlib.suppress(OSError):
                 spare = _answer(self._control)
                 spare.orders.close()
@@ -121,12 +127,12 @@ class Starter:
             if self._forks:
                 break
             try:
-                self._ask(starter.NOW)
-                assert self._control is not None
-                spare = _answer(self._control)
+                spare = self._spare_of_helper()
             except (ConnectionError, TimeoutError) as error:
+                self._silent = isinstance(error, TimeoutError)
                 self._log("warning", "starter_lost", reason=str(error))
                 self.close()
+                self._silent = False
             except OSError as error:
                 self._asked = False
                 if error.errno not in (errno.ENOSYS, errno.EPERM):
@@ -142,6 +148,16 @@ class Starter:
                 _discard(spare)  # it was killed while it waited
         return _fork()
 
+    def _spare_of_helper(self) -> Spare:
+        self._ask(starter.NOW)
+        assert self._control is not None
+        began_s = time.monotonic()
+        try:
+            return _answer(self._control)
+        finally:
+            if self._blame is not None:
+                self._blame("hook starter", time.monotonic() - began_s)
+
     def _ask(self, kind: bytes) -> None:
         if self._forks or self._asked:
             return
@@ -156,7 +172,7 @@ class Starter:
         control.settimeout(ANSWER_TIMEOUT_S)
         try:
             self._helper = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-E", starter.__file__, str(theirs.fileno())],
+                [sys.executable, "-I", "-S", "-E", starter.__file__, str(theirs.fileno()), PACKAGE],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -186,6 +202,24 @@ def _answer(control: socket.socket) -> Spare:
     for fd in fds:
         os.set_inheritable(fd, False)
     return Spare(pid, socket.socket(fileno=fds[0]))
+
+
+def path_of(hook: Hook) -> str:
+    """Return the path of a hook's program. The rule language accepts no fields in it."""
+    return "".join(part for part in hook.command[0].parts if isinstance(part, str))
+
+
+def start_ticks(pid: int) -> int | None:
+    """Return when a process started, in clock ticks since boot, or None if it is gone (proc_pid_stat(5), field 22).
+
+    For a spare that waits for its order: another process could make this wait (process_reader.py).
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            raw = file.read()
+        return int(raw[raw.rindex(b")") + 2 :].split()[19])
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def _waits(spare: Spare) -> bool:
@@ -227,17 +261,13 @@ def _fork() -> Spare:
     return Spare(pid, far)
 
 
-def _send_order(
-    spare: Spare, request: LaunchRequest, program: Program, cgroup_procs_fd: int | None, files: list[int]
-) -> None:
+def _send_order(spare: Spare, request: LaunchRequest, cgroup_procs_fd: int | None, files: list[int]) -> None:
     hook = request.hook
     message = marshal.dumps(
         {
             "argv": render.argv(hook, request.first_record),
             "env": render.environment(request),
-            "path": program.path,
-            "inode": program.inode,
-            "by_fd": program.by_fd,
+            "path": path_of(hook),
             "cgroup": cgroup_procs_fd is not None,
             "nice": None if hook.nice == os.getpriority(os.PRIO_PROCESS, 0) else hook.nice,
             "limits": _limits(hook.limits),
@@ -250,12 +280,13 @@ def _send_order(
     socket.send_fds(spare.orders, [len(message).to_bytes(8, "little")], files)
 
 
-def launch_failure(report: bytes, request: LaunchRequest, path: str) -> str:
-    """Return the spare's report as a sentence. `path` is the program's."""
+def launch_failure(report: bytes, request: LaunchRequest) -> str:
+    """Return the spare's report as a sentence."""
     stage, number, *rest = report.decode("utf-8", "replace").split(" ", 2)
     code = int(number) if number.isdigit() else 0
     cause = rest[0] if rest else os.strerror(code)
     user, hook = request.user, request.hook
+    path = path_of(hook)
     if stage == "exec":
         return {
             errno.ENOEXEC: f"{path} is neither a program nor a script with a #! line",
@@ -263,6 +294,8 @@ def launch_failure(report: bytes, request: LaunchRequest, path: str) -> str:
             errno.EAGAIN: f"user {user.name} has too many processes to execute {path}",
         }.get(code, f"cannot execute {path}: {cause}")
     return {
+        "refused": cause,
+        "unavailable": f"cannot open {path}: {cause}",
         "changed": f"{path} was replaced between check and use",
         "cgroup": f"cannot enter its cgroup: {cause}",
         "nice": f"cannot set nice {hook.nice}: {cause}",
@@ -274,7 +307,7 @@ def launch_failure(report: bytes, request: LaunchRequest, path: str) -> str:
 
 
 def _files(
-    request: LaunchRequest, program: Program, cgroup_procs_fd: int | None, ours: ExitStack, made: ExitStack
+    request: LaunchRequest, cgroup_procs_fd: int | None, ours: ExitStack, made: ExitStack
 ) -> tuple[list[int], int, int]:
     """Return the descriptors for the spare, and the read ends of report and output. `ours` and `made` close them."""
     files = [_memfd("order"), _memfd("event")]
@@ -294,8 +327,6 @@ def _files(
         ends.append(reader)
     if request.user.switch and os.geteuid() == 0:
         os.fchown(files[2], request.user.uid, request.user.gid)
-    if program.by_fd:
-        files.append(program.fd)
     if cgroup_procs_fd is not None:
         files.append(cgroup_procs_fd)
     output, report = ends

@@ -1,4 +1,7 @@
-"""The helper process that keeps a spare ready to become the next hook. A script that imports nothing of cnprocd.
+"""The helper process that keeps a spare ready to become the next hook. A script.
+
+The spare opens and checks the program: its disk may not answer, and then the spare waits, for as long as the time limit
+of its hook, and not the process that ordered it. Of cnprocd the helper imports only that check (program.py).
 
 A helper (`main`) is started once. It is small because it imports little, and it clones *spares*. A spare waits for one
 order, sets itself up as the order demands, and execs the program. It is cloned with CLONE_PARENT, so it is a child of
@@ -22,7 +25,7 @@ Protocol over SOCK_SEQPACKET pairs (spawn.py has the other ends; this process ex
     control   daemon -> helper   one byte: make a spare, LATER (it rehearses) or NOW (it does not)
               helper -> daemon   8 bytes, signed: the spare's PID with the other end of its socket, or minus an errno
     order     daemon -> spare    8 bytes: the length of the order, with descriptors: the order (a memfd, marshal),
-                                 standard input, output, report, and if the order demands it program and cgroup.procs
+                                 standard input, output, report, and if the order demands it cgroup.procs
     report    spare -> daemon    only EOF if the exec succeeded (it is close-on-exec), else "stage errno"
 Each spare has a socket of its own. With a shared one, the next spare could receive an order of the one before it.
 """
@@ -43,7 +46,7 @@ SYS_CLONE3 = 435
 CLONE_PARENT = 0x00008000
 PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 MSG_CMSG_CLOEXEC = 0x40000000
-MOST_FILES = 6
+MOST_FILES = 5
 NOW, LATER = b"n", b"l"
 
 _libc = ctypes.PyDLL(None, use_errno=True)  # PyDLL: the GIL is not released around a call that returns twice
@@ -98,17 +101,21 @@ def wait_for_order(orders: _socket.socket) -> NoReturn:
 
 
 def _become(order: dict[str, Any], files: _Files, changed: list[int]) -> None:
+    from cnprocd.launch.program import HookRefusedError, open_program
+
     report = files[3]
     stage = "cgroup"
     try:
         if order["cgroup"]:
             os.write(files[-1], b"0")
+        stage = "unavailable"
+        program = open_program(order["path"])
         stage = "files"
-        program = files[4] if order["by_fd"] else files[1]
+        program_fd = fcntl.fcntl(program.fd, fcntl.F_DUPFD_CLOEXEC, 10)
         for to, fd in enumerate((files[1], files[2], files[2])):
             os.dup2(fd, to)
         report = os.dup2(report, 3, inheritable=False)
-        os.dup2(program, 4, inheritable=False)
+        os.dup2(program_fd, 4, inheritable=False)
         os.closerange(5, os.sysconf("SC_OPEN_MAX"))
         stage = "session"
         os.setsid()
@@ -133,14 +140,16 @@ def _become(order: dict[str, Any], files: _Files, changed: list[int]) -> None:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         stage = "exec"
-        if order["by_fd"]:
+        if program.by_fd:
             os.execve(4, order["argv"], order["env"])  # noqa: S606 (without a shell, on purpose)
-        found = os.stat(order["path"])
-        if (found.st_dev, found.st_ino) != order["inode"]:
+        found = os.stat(program.path)
+        if (found.st_dev, found.st_ino) != program.inode:
             stage = "changed"
             raise OSError(0, "changed")
-        os.execve(order["path"], order["argv"], order["env"])  # noqa: S606
-    except OSError as error:
+        os.execve(program.path, order["argv"], order["env"])  # noqa: S606
+    except HookRefusedError as error:
+        os.write(report, f"refused 0 {error.what}".encode("utf-8", "surrogateescape"))
+    except OSError as error:  # while the program is opened: EMFILE, ENFILE, ENOMEM
         os.write(report, f"{stage} {error.errno or 0}".encode())
     except BaseException as error:
         os.write(report, f"{stage} 0 {type(error).__name__}: {error}".encode())
@@ -162,6 +171,15 @@ def _rehearse() -> None:
     for _ in gc.get_objects():
         pass
     marshal.loads(marshal.dumps({"argv": [b"x"], "user": (0, 0, [0])}))  # noqa: S302
+    _check_a_program()
+
+
+def _check_a_program() -> None:
+    """Check a program, so that what the check loads and compiles is there before an order is waiting."""
+    from cnprocd.launch.program import open_program
+
+    with contextlib.suppress(Exception):
+        os.close(open_program("/bin/sh").fd)
 
 
 def _receive(control: _socket.socket) -> bytes:
@@ -181,6 +199,7 @@ def main(control_fd: int) -> None:
     _libc.syscall.restype = ctypes.c_long
     arguments = CloneArgs(flags=CLONE_PARENT)
     argument, size = ctypes.byref(arguments), ctypes.sizeof(arguments)
+    _check_a_program()
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -202,4 +221,6 @@ def main(control_fd: int) -> None:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, sys.argv[2])
+
     main(int(sys.argv[1]))

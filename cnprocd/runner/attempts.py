@@ -198,16 +198,18 @@ class Attempts:
             ending = await running.wait(emit, launched)
         finally:
             del self._attempts[run.attempt_id]
-            if ending is not None:
+            if ending is not None and ending.not_started:
+                self._send(wire.NotNow(attempt_id=run.attempt_id, reason=ending.result.reason or "not started"))
+            elif ending is not None:
                 ended = _ended(run.attempt_id, ending)
                 self._results.add(ended, delivered=self._send(ended))
             self._on_end()
 
     async def _end_unknown(self, attempt_id: str) -> None:
-        root = group.Root(None, None, attempt_id)
-        if await group.members(root):
+        def report() -> None:
             self._log("warning", "hook_leftover", message="ended a hook whose runner was killed", attempt_id=attempt_id)
-            await group.end(root, TERM_GRACE_S)
+
+        await self._launcher.end_leftover(group.Root(None, None, attempt_id), report)
         reason = "interrupted: the runner that started it is gone"
         self._send(wire.Ended(attempt_id=attempt_id, reason=reason, interrupted=True))
 

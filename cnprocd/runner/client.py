@@ -25,8 +25,10 @@ import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from cnprocd.edge import EdgeState
 from cnprocd.errors import CnprocdError
 from cnprocd.launch.attempt import TERM_GRACE_S, Announce, Emit, RunningAttempt
+from cnprocd.launch.group import Root
 from cnprocd.launch.program import HookRefusedError
 from cnprocd.launch.request import AttemptResult, Ending, LaunchRequest
 from cnprocd.log import Log, ThrottledLog
@@ -54,6 +56,7 @@ class RemoteAttempt:
     ) -> None:
         self.request = request
         self.pid = 0
+        self.start_ticks: int | None = None  # the runner finds its hooks by their attempt ids
         self.latency_ms: float | None = None
         self._announce = announce
         self._send = send
@@ -130,6 +133,7 @@ class RunnerClient:
     outlives_daemon = True
 
     def __init__(self, path: Path, log: Log, on_runner: Callable[[int], None]) -> None:
+        self.edges: list[EdgeState] = []
         self._path = path
         self._log = log
         self._on_runner = on_runner
@@ -174,6 +178,10 @@ class RunnerClient:
         if not attempt.sent:
             attempt.expect_answer(ANSWER_S)  # to the daemon's hello
         return attempt
+
+    async def end_leftover(self, root: Root, found: Callable[[], None]) -> None:
+        """Raise OSError: hooks of the runner are resumed, and the runner ends what is left of one."""
+        raise OSError("cannot end a hook of the runner")
 
     def resume(self, request: LaunchRequest, announce: Announce) -> RemoteAttempt:
         """Return an attempt that an earlier daemon sent to the runner: it runs, has ended, or was interrupted."""

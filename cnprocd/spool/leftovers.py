@@ -6,20 +6,19 @@ import contextlib
 import os
 
 from cnprocd.launch import group
-from cnprocd.launch.attempt import TERM_GRACE_S
+from cnprocd.launch.attempt import Launcher
 from cnprocd.log import Log
 from cnprocd.spool.rows import Leftover
 
 
-async def end_leftover(left: Leftover, log: Log) -> None:
+async def end_leftover(left: Leftover, log: Log, launcher: Launcher) -> None:
     """End the processes of an attempt of this boot, if any are alive."""
     if left.attempt_id is None:
         return
     verified = left.hook_pid if left.hook_start_ticks is not None else None
     root = group.Root(verified, left.hook_start_ticks, left.attempt_id)
-    if await group.members(root):
-        log("warning", "hook_leftover", job_id=left.job.job_id, rule=left.job.rule)
-        await group.end(root, TERM_GRACE_S)
+    job = left.job
+    await launcher.end_leftover(root, lambda: log("warning", "hook_leftover", job_id=job.job_id, rule=job.rule))
 
 
 def reaped(pid: int) -> bool:

@@ -24,7 +24,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from cnprocd.json_value import JsonValue
-from cnprocd.launch import group
 from cnprocd.launch.attempt import TERM_GRACE_S, Launcher, LocalLauncher, RunningAttempt, sweep_cgroups
 from cnprocd.launch.program import HookRefusedError
 from cnprocd.launch.request import AttemptResult, Ending
@@ -91,7 +90,7 @@ class Scheduler:
         self._chance = chance
         self._resolve_user = resolve_user
         self._stalls = stalls or Stalls(log)
-        self.launcher = launcher or LocalLauncher(log, cgroup_dir)
+        self.launcher = launcher or LocalLauncher(log, cgroup_dir, self._stalls.blame)
         self._active: dict[int, tuple[Job, RunningAttempt]] = {}
         self._outputs: dict[int, KeptOutput] = {}  # of the active attempts
         self._interruptions = Interruptions()
@@ -315,9 +314,7 @@ class Scheduler:
         if attempt.latency_ms is not None and fresh:
             self.latency.add(attempt.latency_ms)
         latency_ms = attempt.latency_ms if job.boot_id == self._spool.boot_id else None
-        # The runner's hooks are found by attempt id. Reading the `stat` of one could hang.
-        ticks = None if self.launcher.outlives_daemon else group.start_ticks(attempt.pid)
-        self._spool.launched(job.job_id, attempt.pid, ticks, latency_ms)
+        self._spool.launched(job.job_id, attempt.pid, attempt.start_ticks, latency_ms)
         self._log(
             "info",
             "hook_started",
@@ -391,7 +388,7 @@ class Scheduler:
         """End the hooks that survived the daemon that started them, and let their jobs run again."""
         for left in leftovers:
             try:
-                await end_leftover(left, self._log)
+                await end_leftover(left, self._log, self.launcher)
             finally:
                 self._leftovers.pop(left.job.job_id, None)
                 self.wake()

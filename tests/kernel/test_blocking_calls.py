@@ -1,15 +1,17 @@
 """The running daemon makes no blocking call on the event loop's thread. The tracer sees one that is made on purpose.
 
-With the runner, as the packages start it. Without it, hooks are children of the daemon: their programs are opened here.
+With the runner, as the packages start it, and without it, when hooks are children of the daemon.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 from pathlib import Path
 
+import pytest
 from kernel.blocking import runner_service
 from kernel.harness import Daemon, child, rename, wait_status
 
@@ -23,26 +25,31 @@ $MARKER
     events: [nonzero_exit]
     match: {comm: cnptraced}
     run: {command: [/bin/true], timeout: 10s}
+  - {name: fails, events: [nonzero_exit], match: {comm: cnptraced}, run: {command: [/bin/false], retries: 0}}
   - {name: user, events: [nonzero_exit], match: {user: nobody}}
   - {name: exe, events: [nonzero_exit], match: {exe: "/bin/*"}}
 """
 
 
-def offences(tmp_path: Path, **env: str) -> list[dict[str, object]]:
+def offences(tmp_path: Path, mode: str, **env: str) -> list[dict[str, object]]:
     """Drive a daemon under the tracer, and return what it noted."""
     file = tmp_path / "offences"
     os.chmod(tmp_path, 0o755)
     (tmp_path / "rules.yaml").write_text(RULES.replace("$MARKER", ""))
     env = {**os.environ, "CNPTEST_OFFENCES": str(file), **env}
     under = (sys.executable, TRACER)
-    with runner_service(tmp_path) as (path, _):
-        daemon = Daemon(tmp_path, RULES, "--runner", str(path), under=under, env=env)
+    with contextlib.ExitStack() as stack:
+        options: tuple[str, ...] = ()
+        if mode == "runner":
+            options = ("--runner", str(stack.enter_context(runner_service(tmp_path))[0]))
+        daemon = Daemon(tmp_path, RULES, *options, under=under, env=env)
         try:
             daemon.ready()
             for _ in range(20):
                 wait_status(child(lambda: (rename("cnptraced"), os._exit(3))))
             daemon.mark()
             daemon.wait_for("hook_finished")
+            daemon.wait_for("hook_failed", rule="fails")
             with Client(tmp_path / "run") as client:
                 for verb in ("status", "metrics", "jobs", "reload", "history"):
                     client.ask(verb)
@@ -54,9 +61,10 @@ def offences(tmp_path: Path, **env: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def test_the_loop_makes_no_blocking_call(tmp_path):
-    assert offences(tmp_path) == []
+@pytest.mark.parametrize("mode", ["embedded", "runner"])
+def test_the_loop_makes_no_blocking_call(tmp_path, mode):
+    assert offences(tmp_path, mode) == []
 
 
 def test_the_tracer_notes_a_blocking_call(tmp_path):
-    assert "getpwuid" in {one["call"] for one in offences(tmp_path, CNPTEST_OFFEND="1")}
+    assert "getpwuid" in {one["call"] for one in offences(tmp_path, "runner", CNPTEST_OFFEND="1")}

@@ -15,7 +15,7 @@ from unit.hookkit import Records, aio, alive, hook, request, running, searched, 
 from cnprocd.connector.decode import decode
 from cnprocd.connector.event import Exec, Fork
 from cnprocd.connector.listener import Listener
-from cnprocd.launch import group
+from cnprocd.launch.spawn import start_ticks
 from cnprocd.rules.ruleset import ResourceLimits
 from cnprocd.spool.job import State
 from cnprocd.spool.spool import FILE_NAME, Spool
@@ -316,4 +316,4 @@ async def test_jobs_in_a_file_that_cannot_be_written_still_run(small_disk):
 
 
 def test_a_start_time_is_the_kernels(tmp_path):
-    assert group.start_ticks(os.getpid()) == int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
+    assert start_ticks(os.getpid()) == int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])

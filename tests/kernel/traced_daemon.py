@@ -19,6 +19,8 @@ import traceback
 # `status` and `cgroup` take no lock of the process (docs/architecture.md), nor does a list of /proc. The daemon's own
 # files do not hang.
 ALLOWED = re.compile(r"/proc|/proc/\d+/(status|cgroup)|/proc/self/.*|/dev/null")
+# `stat` of a child that waits for its order and has never called execve(2): it cannot hang.
+OWN_CHILD = "/launch/spawn.py"
 OPENS = {"open", "os.listdir", "os.scandir", "sqlite3.connect"}
 
 
@@ -33,6 +35,10 @@ class Tracer:
     def note(self, call: str, *what: object) -> None:
         if not self.active or os.getpid() != self.pid or threading.get_ident() != self.thread:
             return
+        if sys._getframe(2).f_code.co_filename.endswith(OWN_CHILD) or sys._getframe(3).f_code.co_filename.endswith(
+            OWN_CHILD
+        ):
+            return
         self.active = False
         where = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_stack()[:-2]]
         own = [line for line in where if "/cnprocd/" in line][-4:]
@@ -46,6 +52,17 @@ class Tracer:
                 self.note(event, path)
         elif event == "socket.connect" and args[0].gettimeout() != 0.0:  # type: ignore[attr-defined]
             self.note(event, args[1])
+
+    def watch_path(self, name: str) -> None:
+        """Note each look at a path that may be on any disk. These calls raise no audit event."""
+        real = getattr(os, name)
+
+        def noted(path: object, *args: object, **how: object) -> object:
+            if isinstance(path, (str, bytes, os.PathLike)) and not ALLOWED.fullmatch(os.fsdecode(path)):
+                self.note(name, path)
+            return real(path, *args, **how)
+
+        setattr(os, name, noted)
 
     def watch(self, module: object, name: str) -> None:
         """Note each call of a function that always may block."""
@@ -74,6 +91,8 @@ def main() -> None:
     sys.addaudithook(tracer.audit)
     for name in ("fsync", "fdatasync", "sync"):
         tracer.watch(os, name)
+    for name in ("stat", "lstat", "readlink"):
+        tracer.watch_path(name)
     for name in ("getpwnam", "getpwuid", "getpwall"):
         tracer.watch(pwd, name)
     os.write = tracer.write  # type: ignore[assignment]

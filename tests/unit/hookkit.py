@@ -8,9 +8,9 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from cnprocd.launch.request import HookUser, LaunchRequest
 from cnprocd.launch.user import resolve_user
@@ -147,6 +147,15 @@ async def running(directory: Path, hooks: dict[str, Hook], slots: int = 4, recor
     finally:
         await scheduler.stop(0)
         spool.close()
+        await edges_gone(scheduler.launcher.edges)
+
+
+async def edges_gone(edges: Iterable[Any]) -> None:
+    """Wait until the worker processes of closed edges have ended, and reap them."""
+    for edge in edges:
+        while edge._leaving:
+            edge._reap()
+            await asyncio.sleep(0.001)
 
 
 def alive(pid: int) -> bool:

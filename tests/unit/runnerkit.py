@@ -9,7 +9,7 @@ from collections.abc import Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from unit.hookkit import launch_request, shell
+from unit.hookkit import edges_gone, launch_request, shell
 
 from cnprocd.launch.request import LaunchRequest
 from cnprocd.rules.ruleset import Hook
@@ -87,6 +87,7 @@ async def world(directory: Path):
         it.service.stop()
         await asyncio.wait_for(serving, LIMIT_S)
         it.listener.close()
+        await edges_gone(it.service._launcher.edges)
 
 
 def play(directory: Path, scene):

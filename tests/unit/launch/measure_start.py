@@ -17,7 +17,6 @@ import pydantic  # noqa: F401 (a daemon's memory)
 import yaml  # noqa: F401
 from unit.hookkit import hook, launch_request
 
-from cnprocd.launch.program import open_program
 from cnprocd.launch.spawn import Starter
 
 
@@ -37,8 +36,7 @@ def main(rounds: int) -> None:
         for name, starter in starters.items():
             time.sleep(0.01)
             begin = time.perf_counter()
-            program = open_program("/bin/true")
-            child = starter.spawn(launch_request(hook("/bin/true", user="nobody")), program, lambda pid: None)
+            child = starter.spawn(launch_request(hook("/bin/true", user="nobody")), lambda pid: None)
             held[name].append((time.perf_counter() - begin) * 1e3)
             os.set_blocking(child.report_fd, True)
             assert os.read(child.report_fd, 100) == b""
@@ -47,7 +45,6 @@ def main(rounds: int) -> None:
             if name == "spare":
                 starter.prepare()
             child.close()
-            os.close(program.fd)
     for name, starter in starters.items():
         starter.close()
         print(f"{name:6} runs after {median(running[name])}   daemon held {median(held[name])}")

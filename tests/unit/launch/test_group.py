@@ -1,6 +1,7 @@
 """group.py on real process trees: all processes of a hook are found and ended, and no others."""
 
 import asyncio
+import functools
 import os
 import secrets
 import signal
@@ -8,10 +9,12 @@ import subprocess
 import sys
 
 import pytest
-from unit.hookkit import aio, alive
+from unit.hookkit import aio, alive, edges_gone
 
 from cnprocd.launch import group
 from cnprocd.launch.group import Root
+from cnprocd.launch.process_reader import ProcessReader
+from cnprocd.launch.spawn import start_ticks
 
 MARK = secrets.token_hex(16)  # of this run alone: the same tests may run beside it
 OTHER_MARK = secrets.token_hex(16)
@@ -40,6 +43,32 @@ def tree(script, count, *, mark=MARK):
     return leader, [int(leader.stdout.readline()) for _ in range(count)]
 
 
+READERS: list[ProcessReader] = []
+
+
+def reader():
+    """The reader of this test."""
+    if not READERS:
+        READERS.append(ProcessReader())
+    return READERS[0]
+
+
+def in_loop(test):
+    """Run a coroutine test, and close its reader in its event loop."""
+
+    @functools.wraps(test)
+    async def run(*args, **kwargs):
+        try:
+            await test(*args, **kwargs)
+        finally:
+            while READERS:
+                one = READERS.pop()
+                one.close()
+                await edges_gone([one.edge])
+
+    return aio(run)
+
+
 def root_of(leader):
     return Root(leader.pid, None, MARK)
 
@@ -62,16 +91,16 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@aio
+@in_loop
 async def test_all_processes_of_a_hook_are_found_and_ended(shape):
     leader, pids = tree(*SHAPES[shape])
     bystander, _ = tree("pass", 1, mark=OTHER_MARK)
     try:
-        found = {member.pid for member in await group.members(root_of(leader))}
+        found = {member.pid for member in await group.members(root_of(leader), reader())}
         assert set(pids) <= found
         assert bystander.pid not in found
         assert os.getpid() not in found
-        assert await group.end(root_of(leader), grace_s=0.2) == 0
+        assert await group.end(root_of(leader), reader=reader(), grace_s=0.2) == 0
         assert not [pid for pid in pids if alive(pid)]
         assert alive(bystander.pid)
     finally:
@@ -80,14 +109,14 @@ async def test_all_processes_of_a_hook_are_found_and_ended(shape):
             one.wait()
 
 
-@aio
+@in_loop
 async def test_one_that_obeys_term_is_not_killed():
     leader, _ = tree("pass", 1)
-    assert await group.end(root_of(leader), grace_s=60) == 0
+    assert await group.end(root_of(leader), reader=reader(), grace_s=60) == 0
     assert leader.wait() == -signal.SIGTERM
 
 
-@aio
+@in_loop
 async def test_a_fork_bomb_is_ended():
     bomb = (
         "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
@@ -95,44 +124,46 @@ async def test_a_fork_bomb_is_ended():
         "    if os.fork() == 0 and generation % 2: os.setpgid(0, 0)\n"
     )
     leader, pids = tree(bomb, 32)
-    assert await group.end(root_of(leader), grace_s=0.05) == 0
+    assert await group.end(root_of(leader), reader=reader(), grace_s=0.05) == 0
     assert not [pid for pid in pids if alive(pid)]
     leader.wait()
 
 
-@aio
+@in_loop
 async def test_a_pid_that_was_reused_is_not_taken_for_the_hook():
     other, _ = tree("pass", 1, mark=OTHER_MARK)
     try:
-        ticks = group.start_ticks(other.pid)
-        assert await group.members(Root(other.pid, ticks - 1, MARK)) == []
-        assert [m.pid for m in await group.members(Root(other.pid, ticks, MARK))] == [other.pid]
-        assert await group.end(Root(other.pid, ticks - 1, MARK), grace_s=0) == 0
+        ticks = start_ticks(other.pid)
+        assert await group.members(Root(other.pid, ticks - 1, MARK), reader()) == []
+        assert [m.pid for m in await group.members(Root(other.pid, ticks, MARK), reader())] == [other.pid]
+        assert await group.end(Root(other.pid, ticks - 1, MARK), 0, reader()) == 0
         assert alive(other.pid)
     finally:
         other.kill()
         other.wait()
 
 
-@aio
+@in_loop
 async def test_a_group_member_with_a_reused_pid_is_not_signalled():
     other, _ = tree("pass", 1)
-    ticks = group.start_ticks(other.pid)
-    group._send(group.Member(other.pid, ticks + 1), signal.SIGKILL)
+    ticks = start_ticks(other.pid)
+    with await group._signalled([group.Member(other.pid, ticks + 1)], signal.SIGKILL, reader()) as signalled:
+        assert not signalled.pidfds
     assert alive(other.pid)
-    group._send(group.Member(other.pid, ticks), signal.SIGKILL)
+    with await group._signalled([group.Member(other.pid, ticks)], signal.SIGKILL, reader()):
+        pass
     assert other.wait() == -signal.SIGKILL
 
 
-@aio
+@in_loop
 async def test_a_hook_that_is_gone_already():
     leader, _ = tree("os._exit(0)", 0)
     leader.wait()
-    assert await group.end(Root(None, None, MARK), grace_s=1) == 0
-    assert group.start_ticks(leader.pid) is None
+    assert await group.end(Root(None, None, MARK), 1, reader()) == 0
+    assert start_ticks(leader.pid) is None
 
 
-@aio
+@in_loop
 async def test_an_exit_is_seen_through_its_pidfd_and_not_reaped():
     pid = os.fork()
     if pid == 0:

@@ -2,13 +2,11 @@
 
 import os
 import shutil
-import time
 
 import pytest
 
 from cnprocd.launch import program
-from cnprocd.launch.program import CHANGING_NS, HookRefusedError, Programs, comm_is_kept, open_program
-from cnprocd.safe_open import safe_open
+from cnprocd.launch.program import HookRefusedError, comm_is_kept, open_program
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make files of other users")
 
@@ -133,102 +131,6 @@ def test_a_script_is_no_safer_than_its_interpreter(script, tmp_path):
     assert "is a script of" in refusal(script)
     interpreter.unlink()
     assert "No such file" in refusal(script)
-
-
-def wait_out(*paths):
-    """Wait until the last change of these and their parents is old enough: no call sets a change time."""
-    while max(os.lstat(one).st_ctime_ns for path in paths for one in (path, *path.parents)) >= time.time_ns() - 2 * (
-        CHANGING_NS
-    ):
-        time.sleep(0.01)
-
-
-@pytest.fixture
-def unchanged(script):
-    wait_out(script)
-    return script
-
-
-def walks(monkeypatch):
-    """Count how often a path is walked."""
-    walked = []
-    monkeypatch.setattr(program, "safe_open", lambda path, hint: walked.append(str(path)) or safe_open(path, hint))
-    return walked
-
-
-def opened_by(programs, path):
-    found = programs.open(str(path))
-    os.close(found.fd)
-    return found
-
-
-def test_a_check_is_cached_while_nothing_changes(unchanged, monkeypatch):
-    programs, walked = Programs(), walks(monkeypatch)
-    first = opened_by(programs, unchanged)
-    assert walked == [str(unchanged), "/bin/sh"]
-    again = opened_by(programs, unchanged)
-    assert walked == [str(unchanged), "/bin/sh"]
-    assert (again.path, again.inode, again.by_fd) == (first.path, first.inode, first.by_fd)
-
-
-CHANGES = {
-    "the program is made writable": lambda script: script.chmod(0o757),
-    "a directory is made writable": lambda script: script.parent.chmod(0o777),
-    "the program is no more executable": lambda script: script.chmod(0o644),
-    "the program is gone": lambda script: script.unlink(),
-    "another file is in its place": lambda script: (
-        script.with_name("new").write_text("#!/no/such\n"),
-        script.with_name("new").chmod(0o755),
-        script.with_name("new").rename(script),
-    ),
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_a_cached_check_does_not_outlive_a_change(unchanged, change):
-    programs = Programs()
-    opened_by(programs, unchanged)
-    CHANGES[change](unchanged)
-    with pytest.raises(HookRefusedError):
-        opened_by(programs, unchanged)
-
-
-def test_a_link_that_now_leads_elsewhere_is_followed(unchanged, tmp_path):
-    elsewhere = tmp_path.parent / f"{tmp_path.name}-elsewhere"  # no component of the resolved path changes
-    elsewhere.mkdir()
-    far, near, other = elsewhere / "far", elsewhere / "near", elsewhere / "other"
-    far.symlink_to(unchanged)
-    near.symlink_to(far)
-    wait_out(unchanged, near)
-    programs = Programs()
-    opened_by(programs, near)
-    assert programs._checked
-    other.write_text("#!/bin/sh\n")
-    other.chmod(0o755)
-    far.unlink()
-    far.symlink_to(other)
-    assert opened_by(programs, near).path == os.path.realpath(other)
-
-
-def test_an_interpreter_that_is_made_writable_is_noticed(unchanged, tmp_path):
-    interpreter = tmp_path / "interpreter"
-    shutil.copy("/bin/sh", interpreter)
-    unchanged.write_text(f"#!{interpreter}\n")
-    wait_out(interpreter, unchanged)
-    programs = Programs()
-    opened_by(programs, unchanged)
-    assert programs._checked
-    interpreter.chmod(0o757)
-    with pytest.raises(HookRefusedError):
-        opened_by(programs, unchanged)
-
-
-def test_a_program_that_has_just_changed_is_checked_again(script, monkeypatch):
-    programs, walked = Programs(), walks(monkeypatch)
-    monkeypatch.setattr(program, "CHANGING_NS", 3600 * 10**9)
-    opened_by(programs, script)
-    opened_by(programs, script)
-    assert walked.count(str(script)) == 2
 
 
 def test_odd_first_lines_are_refused_not_followed_for_ever(script):

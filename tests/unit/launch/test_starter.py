@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 from unit.hookkit import HOOK, Records, alive, launch_request, zombies
 
-from cnprocd.launch import spawn
+from cnprocd.launch import program, spawn
 from cnprocd.launch import starter as starter_script
-from cnprocd.launch.program import Program, open_program
+from cnprocd.launch.program import comm_is_kept
 from cnprocd.launch.request import LaunchRequest
 from cnprocd.launch.spawn import Starter, launch_failure
 from cnprocd.rules.ruleset import ResourceLimits
@@ -53,24 +53,21 @@ def starter(request):
 
 @dataclass
 class Start:
-    """The arguments of spawn(). `spawn` closes the program."""
+    """The arguments of spawn()."""
 
     request: LaunchRequest
-    program: Program
 
     def spawn(self, starter, announce):
-        child = starter.spawn(self.request, self.program, announce)
-        os.close(self.program.fd)
-        return child
+        return starter.spawn(self.request, announce)
 
     def failure(self, report):
-        return launch_failure(report, self.request, self.program.path)
+        return launch_failure(report, self.request)
 
 
 def start(*argv, path="/bin/sh", events=({"pid": 1},), **more):
     """Return a start of `path`. `argv` are literal."""
     command = tuple(Template((word,)) for word in (path, *argv))
-    return Start(launch_request(dataclasses.replace(HOOK, command=command, **more), *events), open_program(path))
+    return Start(launch_request(dataclasses.replace(HOOK, command=command, **more), *events))
 
 
 def run(starter, one):
@@ -162,7 +159,27 @@ def test_a_text_without_a_first_line_is_no_program(starter, tmp_path):
     assert "neither a program nor a script" in one.failure(report)
 
 
-def test_a_script_swapped_between_check_and_use_is_not_run(starter, tmp_path):
+@pytest.fixture
+def swapping(monkeypatch):
+    """A function that lets the check of a program in a forked spare be followed by the replacement of the program."""
+
+    def swap(path, other):
+        def open_then_swap(wanted, *depth):
+            found = checked(wanted, *depth)
+            if wanted == str(path):
+                os.replace(other, path)
+            return found
+
+        checked = program.open_program
+        monkeypatch.setattr(program, "open_program", open_then_swap)
+        one = Starter(Records())
+        one._forks = True
+        return one
+
+    return swap
+
+
+def test_a_script_swapped_between_check_and_use_is_not_run(swapping, tmp_path):
     path = tmp_path / "hook"
     path.write_text("#!/bin/sh\necho good\n")
     path.chmod(0o755)
@@ -170,23 +187,22 @@ def test_a_script_swapped_between_check_and_use_is_not_run(starter, tmp_path):
     other = tmp_path / "other"
     other.write_text("#!/bin/sh\necho bad\n")
     other.chmod(0o755)
-    other.rename(path)
-    report, output, _ = run(starter, one)
+    report, output, _ = run(swapping(path, other), one)
     assert output == b""
     assert "was replaced between check and use" in one.failure(report)
 
 
-def test_a_binary_swapped_after_its_check_runs_as_checked(starter, tmp_path):
+def test_a_binary_swapped_after_its_check_runs_as_checked(swapping, tmp_path):
     path = tmp_path / "hook"
     path.write_bytes(Path("/bin/echo").read_bytes())
     path.chmod(0o755)
     one = start("checked", path=str(path))
-    if not one.program.by_fd:
+    if not comm_is_kept(os.uname().release):
         pytest.skip("this kernel names a program executed by descriptor after the descriptor (before 6.14)")
-    path.unlink()
-    path.write_bytes(Path("/bin/false").read_bytes())
-    path.chmod(0o755)
-    report, output, _ = run(starter, one)
+    other = tmp_path / "other"
+    other.write_bytes(Path("/bin/false").read_bytes())
+    other.chmod(0o755)
+    report, output, _ = run(swapping(path, other), one)
     assert (report, output) == (b"", b"checked\n")
 
 
@@ -293,7 +309,7 @@ def test_no_descriptors_left_is_an_error_before_any_start(helped, left):
     free = (number for number in itertools.count() if number not in taken)
     resource.setrlimit(resource.RLIMIT_NOFILE, (next(itertools.islice(free, left, None)), old[1]))
     try:
-        child = helped.spawn(one.request, one.program, announced.append)
+        child = helped.spawn(one.request, announced.append)
     except OSError as error:
         assert error.errno == errno.EMFILE
     finally:

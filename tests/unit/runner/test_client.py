@@ -12,6 +12,7 @@ from dataclasses import asdict
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from unit.reaping import children_reaped  # noqa: F401 (a fixture)
 from unit.runnerkit import ATTEMPT_ID, LIMIT_S, SNAPSHOT, World, hook, play, request
 
 from cnprocd.runner import client, wire

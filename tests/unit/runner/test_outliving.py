@@ -6,6 +6,7 @@ import asyncio
 import os
 from pathlib import Path
 
+from unit.reaping import children_reaped  # noqa: F401 (a fixture)
 from unit.runnerkit import World, attempt_id_of, hook, play, request
 
 from cnprocd.launch.request import Ending

@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 
+from unit.reaping import children_reaped  # noqa: F401 (a fixture)
 from unit.runnerkit import LIMIT_S, attempt_id_of, hook, request
 
 from cnprocd.runner import client, wire
