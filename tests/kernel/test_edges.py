@@ -33,7 +33,7 @@ from kernel.blocking import (
     small_disk,
     stopped,
 )
-from kernel.harness import PATIENCE_S, Daemon, child, rename, running, wait_status
+from kernel.harness import PATIENCE_S, Daemon, running
 
 from cnprocd.control.client import Client
 
@@ -389,14 +389,10 @@ def test_a_burst_that_ends_is_reported_whole(tmp_path):
 $MARKER
 """
     with running(tmp_path, rules) as daemon:
-        begin, end = os.pipe()
-        pids = [
-            child(lambda: (rename("cnptest-burst"), os.close(end), os.read(begin, 1), os._exit(1)))
-            for _ in range(BURST)
-        ]
-        os.close(begin)
-        os.close(end)
-        assert {os.waitstatus_to_exitcode(wait_status(pid)) for pid in pids} == {1}
+        crowd = [sys.executable, "-IS", str(Path(__file__).with_name("crowd.py")), str(BURST), "cnptest-burst"]
+        truth = subprocess.run(crowd, stdout=subprocess.PIPE, text=True, check=True)
+        pids = [int(pid) for pid in truth.stdout.split()]
+        assert len(pids) == BURST
         daemon.mark_burst()
         assert sorted(record["pid"] for record in daemon.matches("every-failure")) == sorted(pids)
         assert not [record for record in daemon.records if record["event"] in ("matches_counted", "log_lost")]
