@@ -286,8 +286,7 @@ class Pipeline:
                 process.cgroup, process.cgroup_source = None, "unknown"
         self.tracker.deaths.adopt(former.leaders)
         if self.tracker.tracking.table:
-            self.tracker.table.take_over(former.processes)
-            self.tracker.adopt(snapshot)
+            self.tracker.adopt(self.tracker.table.take_over(former.processes, snapshot))
         self.recovery.hold(snapshot, self.matcher)
         self.drain()
         living = {process.tgid for process in snapshot}

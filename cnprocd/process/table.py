@@ -48,12 +48,20 @@ class Table:
         self.enter_births()
         return tuple(self._processes.values())
 
-    def take_over(self, known: Iterable[Process]) -> None:
-        """Enter what an earlier table had. Call it before a scan is adopted."""
+    def take_over(self, known: Iterable[Process], scan: Iterable[Process]) -> list[Process]:
+        """Enter what an earlier table had. Return the processes of a scan that are to be adopted then.
+
+        Not those whose PID had another owner: its exit is queued, and the fork of the new owner behind it.
+        """
         for process in sorted(known, key=lambda one: one.ended_ns or 0):
             self._processes[process.tgid] = process
             if process.ended_ns is not None:
                 self._ended.append((process.ended_ns + KEEP_NS, process.ended_ns, process.tgid, False))
+        return [
+            found
+            for found in scan
+            if (former := self._processes.get(found.tgid)) is None or same_process(former, found)
+        ]
 
     def get(self, tgid: int, at_ns: int | None = None) -> Process | None:
         """Return the process that had this PID at `at_ns` (default: now), if the table still has it."""

@@ -111,8 +111,12 @@ def test_overrun_is_counted_exactly_and_repaired(tmp_path, refused):
         assert [record["exit_code"] for record in daemon.matches("three", pid=again)] == [3]
 
 
-def test_pidfds_report_deaths_without_a_table(tmp_path):
-    """Rules of nonzero_exit and comm alone keep no table. Processes of the scan at start are held by pidfds."""
+@pytest.mark.parametrize("came", ["with the start", "with a reload"])
+def test_pidfds_report_deaths_without_a_table(tmp_path, came):
+    """Rules of nonzero_exit and comm alone keep no table. Processes of the scan at start are held by pidfds.
+
+    A reload scans as well: a rule that comes with it asks for other processes.
+    """
     rules = "settings: {receive_buffer: 4K}\nrules:\n"
     rules += "  - {name: failed, events: [nonzero_exit], match: {comm: cnptest-held}}\n$MARKER"
     gate = os.pipe()
@@ -121,9 +125,12 @@ def test_pidfds_report_deaths_without_a_table(tmp_path):
     for process in held:
         while Path(f"/proc/{process}/comm").read_text() != "cnptest-held\n":
             pass
-    with running(tmp_path, rules) as daemon:
-        if not HAS_PIDFD_INFO:
-            pytest.skip("PIDFD_INFO_EXIT needs Linux 6.15")
+    if not HAS_PIDFD_INFO:
+        pytest.skip("PIDFD_INFO_EXIT needs Linux 6.15")
+    reloads = came == "with a reload"
+    with running(tmp_path, rules.replace("comm: cnptest-held", "comm: other") if reloads else rules) as daemon:
+        if reloads:
+            daemon.reload(rules)
         daemon.process.send_signal(signal.SIGSTOP)
         while not is_stopped(daemon.process.pid):
             pass
