@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
@@ -62,7 +63,9 @@ class Handover:
 
     def hand_on_processes(self, tracker: Tracker) -> None:
         """Write what is known now."""
-        known = HandedOn(tracker.table.known(), tuple(tracker.deaths.early_leaders()))
+        known = HandedOn(leaders=tuple(tracker.deaths.early_leaders()))
+        if tracker.tracking.table:  # without one the forks since now are not queued
+            known = known._replace(processes=tracker.table.known(), at_ns=time.monotonic_ns())
         raw, left_out = encode_processes(known, self._boot_id)
         self._write(self._processes, raw)
         if left_out:

@@ -286,7 +286,7 @@ class Pipeline:
                 process.cgroup, process.cgroup_source = None, "unknown"
         self.tracker.deaths.adopt(former.leaders)
         if self.tracker.tracking.table:
-            self.tracker.adopt(self.tracker.table.take_over(former.processes, snapshot))
+            self.tracker.adopt(self.tracker.table.take_over(former.processes, former.at_ns, snapshot))
         self.recovery.hold(snapshot, self.matcher)
         self.drain()
         living = {process.tgid for process in snapshot}

@@ -57,6 +57,7 @@ class HandedOn(NamedTuple):
 
     processes: tuple[Process, ...] = ()
     leaders: tuple[TaskRecord, ...] = ()  # that ended before their processes
+    at_ns: int = 1 << 62  # every event after this time (CLOCK_MONOTONIC) is queued for the next daemon
 
 
 class FormerHooks(NamedTuple):
@@ -69,7 +70,8 @@ class FormerHooks(NamedTuple):
 def encode_processes(known: HandedOn, boot_id: str, most_bytes: int = MOST_BYTES) -> tuple[bytes, int]:
     """Return the text, and how many processes have no room in it."""
     leaders = json.dumps(known.leaders[:MOST_LEADERS])
-    head = f'{{"format": {FORMAT}, "boot_id": {json.dumps(boot_id)}, "leaders": {leaders}, "processes": [\n'
+    head = f'{{"format": {FORMAT}, "boot_id": {json.dumps(boot_id)}, "at_ns": {known.at_ns}, '
+    head += f'"leaders": {leaders}, "processes": [\n'
     room, texts = most_bytes - len(head) - len("]}"), []
     for process in known.processes:
         text = json.dumps(_of_process(process))
@@ -83,7 +85,8 @@ def encode_processes(known: HandedOn, boot_id: str, most_bytes: int = MOST_BYTES
 def decode_processes(raw: bytes, boot_id: str) -> HandedOn:
     """Return what the text of this boot has. Raises JsonError if it is of another boot or format, or damaged."""
     found = _current(raw, boot_id)
-    return HandedOn(tuple(get_list(found, "processes", _process)), tuple(get_list(found, "leaders", _leader)))
+    processes, leaders = get_list(found, "processes", _process), get_list(found, "leaders", _leader)
+    return HandedOn(tuple(processes), tuple(leaders), get_int(found, "at_ns"))
 
 
 def encode_hooks(former: FormerHooks, boot_id: str) -> bytes:

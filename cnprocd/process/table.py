@@ -48,20 +48,24 @@ class Table:
         self.enter_births()
         return tuple(self._processes.values())
 
-    def take_over(self, known: Iterable[Process], scan: Iterable[Process]) -> list[Process]:
-        """Enter what an earlier table had. Return the processes of a scan that are to be adopted then.
+    def take_over(self, known: Iterable[Process], known_ns: int, scan: Iterable[Process]) -> list[Process]:
+        """Enter what an earlier table had at `known_ns`. Return the processes of a scan that are to be adopted then.
 
-        Not those whose PID had another owner: its exit is queued, and the fork of the new owner behind it.
+        Every event since `known_ns` is queued. So a scan must not show what comes after these events: it adds only
+        attributes that were not known, and processes that are older and were not handed on.
         """
         for process in sorted(known, key=lambda one: one.ended_ns or 0):
             self._processes[process.tgid] = process
             if process.ended_ns is not None:
                 self._ended.append((process.ended_ns + KEEP_NS, process.ended_ns, process.tgid, False))
-        return [
-            found
-            for found in scan
-            if (former := self._processes.get(found.tgid)) is None or same_process(former, found)
-        ]
+        left = []
+        for found in scan:
+            former = self._processes.get(found.tgid)
+            if former is not None and same_process(former, found):
+                former.fill_unknown(found)
+            elif former is None and (found.start_ns or 0) + START_TOLERANCE_NS < known_ns:
+                left.append(found)
+        return left
 
     def get(self, tgid: int, at_ns: int | None = None) -> Process | None:
         """Return the process that had this PID at `at_ns` (default: now), if the table still has it."""

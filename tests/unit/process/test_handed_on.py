@@ -36,7 +36,7 @@ def test_every_attribute_is_handed_on():
     """A new attribute of a process must be in this process as well."""
     defaults = {one.name: one.default for one in fields(Process) if one.default is not MISSING}
     assert {name for name, default in defaults.items() if getattr(FULL, name) == default} == set(NOT_HANDED_ON)
-    known = HandedOn((FULL, Process(8)), (LEADER,))
+    known = HandedOn((FULL, Process(8)), (LEADER,), 5)
     raw, left_out = encode_processes(known, BOOT)
     assert (decode_processes(raw, BOOT), left_out) == (known, 0)
 

@@ -15,9 +15,9 @@ from cnprocd.rules.compile import Matcher
 from cnprocd.rules.plan import make_plan
 
 
-def handed_on(tracker: Tracker) -> HandedOn:
+def handed_on(tracker: Tracker, at_ns: int) -> HandedOn:
     """Return what a tracker knows, after its way through the file."""
-    known = HandedOn(tracker.table.known(), tuple(tracker.deaths.early_leaders()))
+    known = HandedOn(tracker.table.known(), tuple(tracker.deaths.early_leaders()), at_ns)
     return decode_processes(encode_processes(known, "boot")[0], "boot")
 
 
@@ -54,7 +54,7 @@ def test_a_restart_costs_no_match(rules, lived, meanwhile, features, cut, ahead)
     past = len(machine.log)
     feed(former, matcher, plan, features, list(machine.log), reader, cut, ahead)
     machine.wait(10 * SECOND)
-    known = handed_on(former)
+    known = handed_on(former, machine.now)
 
     live(machine, meanwhile)
     next_reader = MachineProcFs(machine.proc())
@@ -62,7 +62,7 @@ def test_a_restart_costs_no_match(rules, lived, meanwhile, features, cut, ahead)
     following.deaths.adopt(known.leaders)
     if plan.tracking.table:
         scan = next_reader.scan(plan.tracking.wanted_anew)
-        following.adopt(following.table.take_over(known.processes, scan))
+        following.adopt(following.table.take_over(known.processes, known.at_ns, scan))
     queued = machine.log[past:]
     found = feed(following, matcher, plan, features, queued, next_reader, cut, ahead)
     expected = feed(former, matcher, plan, features, queued, reader, cut, ahead)
