@@ -26,8 +26,8 @@ $MARKER
     match: {comm: cnptraced}
     run: {command: [/bin/true], timeout: 10s}
   - {name: fails, events: [nonzero_exit], match: {comm: cnptraced}, run: {command: [/bin/false], retries: 0}}
-  - {name: user, events: [nonzero_exit], match: {user: nobody}}
-  - {name: exe, events: [nonzero_exit], match: {exe: "/bin/*"}}
+  - {name: user, events: [nonzero_exit], match: {user: nobody, comm: "cnptraced*"}}
+  - {name: exe, events: [nonzero_exit], match: {exe: "/bin/*", comm: "cnptraced*"}}
 """
 
 

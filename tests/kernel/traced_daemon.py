@@ -15,12 +15,13 @@ import runpy
 import sys
 import threading
 import traceback
+from types import FrameType
 
 # `status` and `cgroup` take no lock of the process (docs/architecture.md), nor does a list of /proc. The daemon's own
-# files do not hang.
-ALLOWED = re.compile(r"/proc|/proc/\d+/(status|cgroup)|/proc/self/.*|/dev/null")
-# `stat` of a child that waits for its order and has never called execve(2): it cannot hang.
-OWN_CHILD = "/launch/spawn.py"
+# files do not hang, and its runtime directory (`run` in these tests) is memory.
+ALLOWED = re.compile(r".*/run/.*|/memfd:.*|/proc|/proc/\d+(/(status|cgroup))?|/proc/self/.*|/dev/null")
+# These read the `stat` of a child that has never called execve(2), and of a zombie.
+CANNOT_HANG = {"start_ticks", "zombie_cgroup"}
 OPENS = {"open", "os.listdir", "os.scandir", "sqlite3.connect"}
 
 
@@ -35,10 +36,11 @@ class Tracer:
     def note(self, call: str, *what: object) -> None:
         if not self.active or os.getpid() != self.pid or threading.get_ident() != self.thread:
             return
-        if sys._getframe(2).f_code.co_filename.endswith(OWN_CHILD) or sys._getframe(3).f_code.co_filename.endswith(
-            OWN_CHILD
-        ):
-            return
+        frame: FrameType | None = sys._getframe(1)
+        for _ in range(6):
+            if frame is None or frame.f_code.co_name in CANNOT_HANG:
+                return
+            frame = frame.f_back
         self.active = False
         where = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_stack()[:-2]]
         own = [line for line in where if "/cnprocd/" in line][-4:]
@@ -75,12 +77,12 @@ class Tracer:
         setattr(module, name, noted)
 
     def write(self, fd: int, data: bytes) -> int:
-        if self.active and os.get_blocking(fd):
+        if self.active and os.get_blocking(fd) and not ALLOWED.fullmatch(readlink(f"/proc/self/fd/{fd}")):
             self.note("write to a blocking descriptor", fd)
         return write(fd, data)
 
 
-write = os.write
+write, readlink = os.write, os.readlink
 
 
 def main() -> None:
