@@ -482,8 +482,12 @@ class Endurance:
 
     def reported_after_s(self, records: list[dict[str, object]]) -> list[float]:
         """How long after each death its match was reported, without the time that the daemon waited for a CPU."""
-        written = {record["pid"]: record["written"] for record in records if record.get("rule") == "seen"}
-        times = [(at, float(str(written[pid]))) for pid, at in self.died_at.items() if pid in written]
+        written: dict[object, float] = {}
+        for record in records:
+            died_at, at = self.died_at.get(int(str(record.get("pid") or 0))), float(str(record["written"]))
+            if record.get("rule") == "seen" and died_at is not None and at > died_at - PROMISE_S:
+                written.setdefault(record["pid"], at)  # a later one is of another process with this PID
+        times = [(at, written[pid]) for pid, at in self.died_at.items() if pid in written]
         return [reported - at - self.waits.between_s(at, reported) for at, reported in times]
 
     def figures(self, records: list[dict[str, object]]) -> str:
