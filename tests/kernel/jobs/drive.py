@@ -197,6 +197,7 @@ def _freeze_disk(world: World, step: Disturb) -> None:
 
 
 def _freeze_disk_and_kill(world: World, step: Disturb) -> None:
+    world.mark()  # what failed before is on the disk
     world.journal.add("> volatile")
     with world.frozen_disk():
         _gap(world, step)
@@ -215,6 +216,7 @@ def _fill_disk(world: World, step: Disturb) -> None:
 
 
 def _fill_disk_and_kill(world: World, step: Disturb) -> None:
+    world.mark()  # what failed before is on the disk
     world.journal.add("> volatile")
     with world.full_disk():
         _gap(world, step)
