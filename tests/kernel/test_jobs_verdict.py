@@ -47,6 +47,8 @@ def test_jobs_that_are_not_done_at_the_end_are_found():
         f"{FINE.replace(' 7', ' 1')} / S c 1 keyed 1 8 / E c".replace("daemon 1", "daemon 7"),
         "> step x / > volatile / F 1 slow cnpj-slow / > killed daemon 7 / > started daemon 8 / > durable",
         "> drops 0 / F 1 slow cnpj-slow / > drops 7",
+        "> started daemon 7 / F 1 slow cnpj-slow / > volatile / > killed daemon 7 / S a 1 slow 1 6 / E a"
+        " / S b 1 slow 1 6 / E b / > started daemon 8 / > durable",
         "> started daemon 7 / F 1 again cnpj-again / S a 1 again 1 7 / X a / S b 1 again 1 7 / E b",
     ],
 )

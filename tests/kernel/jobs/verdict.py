@@ -152,6 +152,11 @@ def _join(run: _Run) -> None:
                 process.done_at = run.ends[attempt]
 
 
+def _next_start(run: _Run, at: int) -> float:
+    """Return the line at which the next daemon or runner was started. Hooks of the runner may begin until then."""
+    return min((began for began in run.began_at.values() if began > at), default=float("inf"))
+
+
 def _within(at: int, spans: Sequence[tuple[int, int]]) -> bool:
     return any(begin <= at <= end for begin, end in spans)
 
@@ -185,7 +190,7 @@ def _repetitions(run: _Run) -> list[str]:
             # A hook whose parent was killed before the hook had begun shows another parent.
             parent = run.parents[attempt]
             interrupted = parent not in run.began_at or run.ended_at.get(parent, second) < second
-            lost = any(first < killed_at < second for _, killed_at in run.lost)
+            lost = any(killed_at < second and first < _next_start(run, killed_at) for _, killed_at in run.lost)
             if attempt not in run.on_purpose and not interrupted and not lost:
                 problems.append(f"run again without an interruption: {who} at line {second + 1}")
     return problems
