@@ -28,7 +28,7 @@ from cnprocd.rules.problems import LoadedRules
 from cnprocd.rules.ruleset import ByField, Rule, Settings, hooks_of
 from cnprocd.spool.disk import Disk
 from cnprocd.spool.job import Gather, JobRequest, serialize_key
-from cnprocd.spool.rows import Keep, PastMatch
+from cnprocd.spool.rows import Enqueued, Keep, PastMatch
 from cnprocd.spool.scheduler import MOST_SNAPSHOTS, Scheduler
 from cnprocd.spool.spool import Spool
 from cnprocd.spool.throttle import Discarded, HeldBack, Throttle, key_of
@@ -268,12 +268,26 @@ class Dispatcher:
                 self._failures.note("dispatch", recorded.record, recorded.match.rule.name)
             else:
                 requested.append(recorded)
-        enqueued = self.spool.enqueue(requests)
+        enqueued = self._enqueue(requests, requested)
         if enqueued.shed_by_rule:
             full_until_s = time.monotonic() + FULL_S
             self._full_until_s.update(dict.fromkeys(enqueued.shed_by_rule, full_until_s))
         for recorded, job_id in zip(requested, enqueued.job_ids, strict=True):
             recorded.record["job_id"] = job_id
+
+    def _enqueue(self, requests: list[JobRequest], requested: list[RecordedMatch]) -> Enqueued:
+        """Commit the jobs of a batch together; if that raises, each alone, so that one match costs no other its job."""
+        try:
+            return self.spool.enqueue(requests)
+        except Exception:
+            if len(requests) == 1:
+                self._failures.note("dispatch", requested[0].record, requested[0].match.rule.name)
+                return Enqueued((None,))
+        alone = [self._enqueue([request], [one]) for request, one in zip(requests, requested, strict=True)]
+        shed: Counter[str] = Counter()
+        for one in alone:
+            shed.update(one.shed_by_rule)
+        return Enqueued(tuple(job_id for one in alone for job_id in one.job_ids), shed_by_rule=shed)
 
     def _request(self, recorded: RecordedMatch) -> JobRequest:
         rule, record = recorded.match.rule.rule, recorded.record

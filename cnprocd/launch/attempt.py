@@ -61,7 +61,9 @@ class Launcher(Protocol):
     """
 
     on_ready: Callable[[], None]  # called when `ready` becomes true
-    edges: list[EdgeState]
+
+    @property
+    def edges(self) -> list[EdgeState]: ...
 
     @property
     def ready(self) -> bool: ...
@@ -86,7 +88,6 @@ class LocalLauncher:
         """`blame` gets the times for which the event loop waited for an edge."""
         self._starter = Starter(log, blame)
         self._processes = ProcessReader()
-        self.edges: list[EdgeState] = [self._processes.edge]
         self._cgroup_dir = cgroup_dir
         self._log = log
         self._left_behind = LeftBehind()
@@ -108,6 +109,11 @@ class LocalLauncher:
     def resume(self, request: LaunchRequest, announce: Announce) -> LocalAttempt:
         """Raise OSError: hooks of an earlier daemon are not children of this process."""
         raise OSError("cannot resume a hook of an earlier daemon")
+
+    @property
+    def edges(self) -> list[EdgeState]:
+        """The work beside the running event loop."""
+        return [self._processes.edge]
 
     def left_behind(self) -> bool:
         """Whether a program that a hook left behind still has the hook's output."""

@@ -12,6 +12,7 @@ import contextlib
 import os
 import select
 import struct
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,12 +44,17 @@ class ProcessReader:
     """Reads /proc for group.py. The worker process starts at the first scan. Belongs to the event loop."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self.edge: Edge[bytes, bytes] = Edge(
-            "hook processes", lambda: ChildWorker(Path(process_child.__file__)), _LIMITS, self._loop
-        )
+        self._edge: Edge[bytes, bytes] | None = None
         self._set_aside: dict[int, int] = {}  # PID -> pidfd
         self._turn = asyncio.Lock()  # one scan at a time: a piece that waits would be taken for one that hangs
+
+    @property
+    def edge(self) -> Edge[bytes, bytes]:
+        """The worker process, of the running event loop."""
+        if self._edge is None:
+            script = Path(process_child.__file__)
+            self._edge = Edge("hook processes", lambda: ChildWorker(script), _LIMITS, asyncio.get_running_loop())
+        return self._edge
 
     async def all(self, mark: str = "", oldest: int = 0) -> dict[int, Seen]:
         """Return every process but this one. Those that carry `mark` in their environment are `marked`.
@@ -63,7 +69,7 @@ class ProcessReader:
         """Return those of these processes that exist."""
         head = process_child.REQUEST.pack(oldest, len(mark)) + mark.encode()
         async with self._turn:
-            deadline_s = self._loop.time() + SCAN_S
+            deadline_s = time.monotonic() + SCAN_S
             asked: list[int] = []
             found: list[Seen] = []
             for pid in pids:
@@ -82,7 +88,8 @@ class ProcessReader:
 
     def close(self) -> None:
         """End the worker process."""
-        self.edge.close()
+        if self._edge is not None:
+            self._edge.close()
         for pidfd in self._set_aside.values():
             os.close(pidfd)
         self._set_aside.clear()
@@ -102,9 +109,9 @@ class ProcessReader:
 
     async def _read(self, pids: list[int], head: bytes, deadline_s: float) -> bytes | Missed:
         """Return the rows of these processes, or why there are none. REFUSED: SCAN_S is over, or there is no worker."""
-        answered: asyncio.Future[bytes | Missed] = self._loop.create_future()
+        answered: asyncio.Future[bytes | Missed] = asyncio.get_running_loop().create_future()
         request = head + struct.pack(f"={len(pids)}I", *pids)
-        if self._loop.time() >= deadline_s or not self.edge.submit(request, answered.set_result):
+        if time.monotonic() >= deadline_s or not self.edge.submit(request, answered.set_result):
             return Missed.REFUSED
         return await asyncio.shield(answered)
 

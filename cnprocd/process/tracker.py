@@ -98,12 +98,11 @@ class Tracker:
         if passed:
             self.deaths.pass_over(passed)
         for record in records:
-            self.deaths.record(record)
-        for death in self.deaths.release_held(now_ns):
             try:
-                yield from self._died(death)
+                self.deaths.record(record)
             except Exception:
-                self._failed(death)
+                self._failed(record)
+        yield from self._all_died(self.deaths.release_held(now_ns))
         events.sort(key=_by_time)
         self._last_execs = LastExecs(events)
         handlers, takes = self._handlers, self.unasked.takes
@@ -120,7 +119,7 @@ class Tracker:
     def _failed(self, subject: object) -> None:
         if self._failures is None:
             raise  # noqa: PLE0704  # the exception that is being handled
-        self._failures.note("identify", named(subject) if isinstance(subject, tuple) else subject)
+        self._failures.note("identify", named(subject) if type(subject) is tuple else subject)
 
     def sweep(self, now_ns: int) -> list[Occurrence]:
         """Remove dead processes, about once a second. Return the deaths that were missed until now.
@@ -130,13 +129,20 @@ class Tracker:
         """
         is_alive = self._procfs.is_alive
         self.table.sweep(now_ns, is_alive)
-        found = [o for death in self.deaths.prune() for o in self._died(death)]
+        found = list(self._all_died(self.deaths.prune()))
         if len(self._cores) > 64:
             self._cores = {tgid: at for tgid, at in self._cores.items() if at > now_ns - 60_000_000_000}
         self.family.sweep(is_alive)
         for process, event in self._thread_count.sweep(now_ns, is_alive):
             found += self._counted_out(process, event)
         return found
+
+    def _all_died(self, deaths: Iterable[Death]) -> Iterator[Occurrence]:
+        for death in deaths:
+            try:
+                yield from self._died(death)
+            except Exception:
+                self._failed(death)
 
     # Recovery: see recovery.py for the order of these calls.
 
@@ -157,7 +163,7 @@ class Tracker:
 
     def without_event(self, waited: Waiting) -> list[Occurrence]:
         """Return the deaths whose exit event was lost but whose record came. See Deaths.without_event."""
-        return [o for death in self.deaths.without_event(waited) for o in self._died(death)]
+        return list(self._all_died(self.deaths.without_event(waited)))
 
     # One handler per event type.
 

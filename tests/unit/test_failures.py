@@ -15,6 +15,7 @@ from cnprocd.dispatch import Dispatcher
 from cnprocd.failures import Failures
 from cnprocd.output.match_id import UNKNOWN_MACHINE
 from cnprocd.pipeline import MOST_QUEUED, MOST_RECOVERED, Pipeline
+from cnprocd.process.deaths import Death
 from cnprocd.process.model import EVERYTHING
 from cnprocd.process.tracker import Tracker
 from cnprocd.process.tracking import Tracking
@@ -124,6 +125,18 @@ def break_job(line):
     line.dispatcher._request = raises_for(line.dispatcher._request, 61, of_recorded)
 
 
+def break_commit(line):
+    """The spool raises for a batch with one of its requests, and for that one alone."""
+    real = line.dispatcher.spool.enqueue
+
+    def enqueue(requests):
+        if any(request.event["pid"] == 61 for request in requests):
+            raise ZeroDivisionError("\x1b[2J61")
+        return real(requests)
+
+    line.dispatcher.spool.enqueue = enqueue
+
+
 def break_throttle(line):
     throttle = line.dispatcher._throttles["logged"]
     line.dispatcher._throttles["logged"] = SimpleNamespace(admit=raises_for(throttle.admit, 61, of_record))
@@ -139,6 +152,7 @@ def break_log(line):
         (break_evaluation, "evaluate", 1, [60, 62], 2),
         (break_identification, "identify", 1, [60, 62], 2),
         (break_job, "dispatch", 1, [60, 61, 62], 2),
+        (break_commit, "dispatch", 1, [60, 61, 62], 2),
         (break_throttle, "dispatch", 1, [60, 61, 62], 3),
         (break_log, "log", 2, [60, 62], 3),
     ],
@@ -221,3 +235,20 @@ def test_a_stop_counts_what_the_log_has_no_room_for(line):
     line.pipeline.flush_log()
     (counted,) = line.log.of("matches_counted")
     assert (counted["rule"], counted["count"]) == ("logged", len(VICTIMS))
+
+
+def test_an_exception_in_the_housekeeping_costs_one_death(line):
+    """Exit records whose events were lost: one of them is not understood, the others are deaths."""
+    died = line.tracker._died
+    line.tracker._died = raises_for(died, 61, lambda death: death.tgid)
+    line.tracker.deaths.prune = lambda: [SimpleNamespace(tgid=pid) for pid in ()]
+    line.tracker.deaths.without_event = lambda waited: [death_of(pid) for pid in VICTIMS]
+    found = line.tracker.without_event({})
+    assert [occurrence.process.tgid for occurrence in found] == [60, 62]
+    line.tracker.deaths.record = raises_for(line.tracker.deaths.record, 61, lambda record: record)
+    assert list(line.tracker.take([], [61], 0)) == []
+    assert line.pipeline.failures.count == 2
+
+
+def death_of(pid):
+    return Death(pid, 256, failure_of(pid), None, None)
