@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from kernel.harness import PATIENCE_S, child, rename, running, wait_status
-from unit.control.varlink_idl import parse, wrong
+from unit.control.varlink_idl import Interface, parse, wrong
 
 RULES = """
 rules:
@@ -72,21 +72,20 @@ def test_every_reply_is_as_the_interface_describes_it(tmp_path):
             "History": {"rule": "hooked", "after": ""},
             **{name: {"job_id": job} for name in ("Job", "Output", "Retry")},
         }
-        states = {"Kill", "Drop", "Watch"}  # of no such job, or without end: below
-        for method in interface.methods.keys() - states:
+        endless = {"Kill", "Drop", "Watch"}  # of no such job, or without end
+        _fails(peer, interface, "NotFound", "Job", job_id=1 << 40)
+        _fails(peer, interface, "WrongState", "Drop", job_id=job)
+        for method in sorted(interface.methods.keys() - endless):  # Retry while the job is dead
             reply = peer.call(method, **calls.get(method, {}))
             assert wrong(interface, interface.methods[method][1], reply["parameters"]) == [], method
-        errors = {
-            "NotFound": ("Job", {"job_id": 1 << 40}),
-            "WrongState": ("Drop", {"job_id": job}),
-            "RulesRejected": ("Reload", {}),
-        }
-        daemon.wait_for("job_dead")
         daemon.rules.write_text("rules: [{}]")
-        for error, (method, parameters) in errors.items():
-            reply = peer.call(method, **parameters)
-            assert reply["error"] == f"io.cnprocd.{error}"
-            assert wrong(interface, interface.errors[error], reply["parameters"]) == []
+        _fails(peer, interface, "RulesRejected", "Reload")
+
+
+def _fails(peer: Peer, interface: Interface, error: str, method: str, **parameters: Any) -> None:
+    reply = peer.call(method, **parameters)
+    assert reply["error"] == f"io.cnprocd.{error}"
+    assert wrong(interface, interface.errors[error], reply["parameters"]) == []
 
 
 def test_a_program_gets_each_match_as_it_happens(tmp_path):
