@@ -118,7 +118,7 @@ class Pipeline:
         self._most = EVENT_SLOTS  # events of one batch
         self._known_parents: dict[int, Process | None] = {}
         self._parents_until_s = 0.0
-        self._second_look = SecondLook(tracker.table, procfs)
+        self._second_look = SecondLook(tracker.table, procfs, clock)
         self._drained_ns = 0  # when the last batch was read (CLOCK_MONOTONIC)
 
     # The hot line.

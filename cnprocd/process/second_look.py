@@ -12,15 +12,17 @@ from collections.abc import Callable, Iterable
 from cnprocd.process.model import Process, ProcLookup, Wanted
 from cnprocd.process.table import Table, same_process
 
-MOST_LOOKS = 200  # of one tick; one takes about 20 microseconds
+LOOKS_S = 0.005  # of one tick; one look takes about 20 microseconds, and a hundred times that on a busy machine
+MOST_DUE = 10_000
 
 
 class SecondLook:
     """The processes that are due. Call `look` about once a second."""
 
-    def __init__(self, table: Table, procfs: ProcLookup) -> None:
+    def __init__(self, table: Table, procfs: ProcLookup, clock: Callable[[], float]) -> None:
         self._table = table
         self._procfs = procfs
+        self._clock = clock
         self._due: dict[int, None] = {}  # tgids, in order
 
     def look(self, newcomers: Iterable[int], wanted: Wanted, asks_for: Callable[[Process], bool]) -> None:
@@ -31,17 +33,18 @@ class SecondLook:
         if not (wanted.cmdline or wanted.cgroup):
             self._due.clear()
             return
-        looks, seen = Wanted(cmdline=wanted.cmdline, cgroup=wanted.cgroup), 0
+        looks, deadline_s = Wanted(cmdline=wanted.cmdline, cgroup=wanted.cgroup), self._clock() + LOOKS_S
         due, self._due = self._due, {}
         for tgid in due:
             process = self._table.get(tgid)
             if process is None or process.ended_ns is not None or not asks_for(process):
                 continue
-            if seen == MOST_LOOKS:
+            if self._clock() >= deadline_s:
                 self._due[tgid] = None
                 continue
-            seen += 1
             fresh = self._procfs.read(tgid, looks, "procfs")
             if fresh is not None and fresh.threads and same_process(process, fresh):
                 self._table.own(process).take_newer(fresh)
-        self._due |= dict.fromkeys(newcomers)
+        for tgid in newcomers:
+            if len(self._due) < MOST_DUE:
+                self._due[tgid] = None

@@ -5,10 +5,11 @@ from dataclasses import replace
 from unit.process.machine import MachineProcFs
 
 from cnprocd.process.model import EVERYTHING, Process, Wanted
-from cnprocd.process.second_look import MOST_LOOKS, SecondLook
+from cnprocd.process.second_look import LOOKS_S, SecondLook
 from cnprocd.process.table import Table
 
 SECOND = 1_000_000_000
+LOOK_S = 0.001  # that one look takes
 
 
 def process(tgid, cmdline="postgres -D /data", cgroup="/a.scope", start_s=100):
@@ -20,7 +21,8 @@ class Scene:
         self.table = Table()
         self.table.adopt(processes)
         self.reader = MachineProcFs({one.tgid: replace(one) for one in processes})
-        self.look = SecondLook(self.table, self.reader)
+        self.now_s = 0.0
+        self.look = SecondLook(self.table, self.reader, lambda: self.now_s + len(self.reader.reads) * LOOK_S)
 
     def tick(self, *newcomers, wanted=EVERYTHING, asks_for=lambda one: True):
         self.look.look(newcomers, wanted, asks_for)
@@ -66,11 +68,12 @@ def test_what_no_rule_needs_is_not_read():
 
 
 def test_a_crowd_is_looked_at_over_several_ticks():
-    crowd = range(1000, 1000 + 2 * MOST_LOOKS + 1)
+    most = round(LOOKS_S / LOOK_S)
+    crowd = range(1000, 1000 + 2 * most + 1)
     scene = Scene(*map(process, crowd))
     scene.tick(*crowd)
     for _ in range(3):
         before = len(scene.reader.reads)
         scene.tick()
-        assert len(scene.reader.reads) - before <= MOST_LOOKS
+        assert len(scene.reader.reads) - before <= most
     assert sorted(scene.reader.reads) == list(crowd)
