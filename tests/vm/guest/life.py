@@ -68,6 +68,8 @@ def enable() -> str:
     expect(show("cnprocd.service", "ActiveState") == "active", "not active after systemctl enable --now")
     held = show("cnprocd-connector.socket", "ActiveState")
     expect(held == "active", f"the connector socket is {held}")
+    kmsg = show("cnprocd-kmsg.socket", "ActiveState")
+    expect(kmsg == "active", f"the unit of the kernel's log is {kmsg}")
     return show("cnprocd.service", "StatusText")
 
 
@@ -86,13 +88,15 @@ def sandbox() -> str:
 
 
 def stop_start() -> str:
-    """Stop the service: the socket is closed as well, and no process event starts it again."""
+    """Stop the service: its sockets are closed as well, and neither process events nor kernel lines start it again."""
     run("systemctl", "stop", "cnprocd.service")
     expect(show("cnprocd-connector.socket", "ActiveState") == "inactive", "the connector socket outlived a stop")
-    for _ in range(20):
+    for number in range(20):
         die("vmstopped", 9)
-    states = [show(unit, "ActiveState") for unit in ("cnprocd.service", "cnprocd-connector.socket")]
-    expect(states == ["inactive", "inactive"], f"after events: {states}")
+        Path("/dev/kmsg").write_text(f"line {number} after the stop of cnprocd\n")
+    units = ("cnprocd.service", "cnprocd-connector.socket", "cnprocd-kmsg.socket")
+    states = [show(unit, "ActiveState") for unit in units]
+    expect(states == ["inactive"] * len(units), f"after events: {states}")
     run("systemctl", "start", "cnprocd.service", timeout=180)
     after = cursor()
     pid = die("vmfail", 4)

@@ -10,6 +10,7 @@ import traceback
 
 import crashes
 import hooks
+import identity
 import life
 import matching
 from probe import StepFailedError, diagnose
@@ -25,6 +26,7 @@ STEPS = {
         matching.failing_process,
         matching.good_reload,
         matching.bad_reload,
+        identity.units_and_oom_kills,
         matching.varlink,
         matching.clock_steps,
         hooks.hook_as_user,
