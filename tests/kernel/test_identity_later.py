@@ -64,7 +64,7 @@ def test_a_title_counts_for_older_and_younger_processes(tmp_path):
             process.communicate()
             if (found := rules_of(daemon, younger)) == ["titled"]:
                 break
-            assert found == ["started"]
+            assert found in (["started"], []), "by its arguments, or gone before they were read"
             assert time.monotonic() < deadline, f"{age_s} s old, and known by its arguments"
 
 
@@ -89,7 +89,7 @@ def test_a_process_that_was_moved_is_known_by_its_last_cgroup(tmp_path):
                 if rules_of(daemon, pid) == ["moved"]:
                     break
                 assert time.monotonic() < deadline, f"{age_s} s after it was moved"
-            assert daemon.wait_for("identity_sources", pid=pid)["cgroup"] == "procfs"
+            assert daemon.wait_for("identity_sources", pid=pid)["cgroup"] in ("procfs", "zombie")
     finally:
         for one in reversed(made):
             one.rmdir()
