@@ -34,9 +34,9 @@ from cnprocd.output.record import MATCH_FIELDS
 from cnprocd.process.cgroup_path import Container, Placement, placement_of
 from cnprocd.process.model import NO_LOGIN, Image, Kind, MoreIds, Occurrence, Process
 from cnprocd.process.oom import SIGKILL
-from cnprocd.rules.language.names import LOGIN_UNSET
 from cnprocd.rules.language.syntax import signal_numbers
 from cnprocd.rules.language.value_problem import did_you_mean
+from cnprocd.rules.ruleset import LOGIN_UNSET
 
 FIELDS = (
     *MATCH_FIELDS, "status", "wait_status", "oom_killed", "exe_claimed", "exe_deleted", "cmdline_truncated", "user",

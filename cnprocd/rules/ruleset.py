@@ -19,6 +19,7 @@ EventName = Literal["fork", "exec", "uid", "gid", "sid", "ptrace", "comm", "nonz
 EVENT_NAMES: tuple[EventName, ...] = get_args(EventName)
 ID_KEYS: Mapping[str, Literal["user", "group"]] = {"user": "user", "group": "group", "euid": "user", "loginuid": "user"}
 """Match keys whose values are ids, or names of users or groups."""
+LOGIN_UNSET = "unset"  # how the rule language writes the loginuid of a process outside any login session
 # The events that have an exit status.
 EXIT_EVENTS: frozenset[EventName] = frozenset({"exit", "nonzero_exit"})
 Serialize = Literal["rule", "comm", "none"]

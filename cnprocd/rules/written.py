@@ -14,7 +14,8 @@ from dataclasses import fields, is_dataclass
 from typing import cast
 
 from cnprocd.json_value import JsonDict, JsonValue
-from cnprocd.rules.ruleset import Rule
+from cnprocd.process.model import NO_LOGIN
+from cnprocd.rules.ruleset import LOGIN_UNSET, Rule
 from cnprocd.rules.values import Comparison, Field, IntSet, Pattern, Template
 
 _EVERY_SIGNAL = frozenset(range(1, 65))
@@ -63,6 +64,8 @@ def _written(name: str, value: object) -> JsonValue:
         return _one_or_list([low if low == high else f"{low}-{high}" for low, high in value.ranges])
     if isinstance(value, frozenset):
         return "any" if value == _EVERY_SIGNAL else _one_or_list([_signal(number) for number in sorted(value)])
+    if name == "loginuid":
+        return _one_or_list([LOGIN_UNSET if one == NO_LOGIN else one for one in cast(tuple[int | str, ...], value)])
     if isinstance(value, tuple):
         found = [_written("", one) for one in value]
         return found if name in ("command", "any", "all") else _one_or_list(found)

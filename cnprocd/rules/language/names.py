@@ -18,6 +18,7 @@ from cnprocd.process.model import NO_LOGIN
 from cnprocd.rules.language.regex_cost import MOST_WAYS, regex_cost
 from cnprocd.rules.language.syntax import each, text
 from cnprocd.rules.language.value_problem import InvalidValueError, did_you_mean, invalid, shown
+from cnprocd.rules.ruleset import LOGIN_UNSET
 from cnprocd.rules.values import Pattern
 
 COMM_BYTES = 15
@@ -164,8 +165,6 @@ def _of_list(name: str, entry: str, kind: AttributeKind) -> Pattern:
 
 
 # Users and groups.
-
-LOGIN_UNSET = "unset"
 
 
 def ids(value: object, context: Context, kind: Literal["user", "group"]) -> tuple[int | str, ...]:
