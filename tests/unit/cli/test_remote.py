@@ -155,7 +155,7 @@ def test_the_other_side_ends_with_this_one(there, number):
     until(lambda: all(file.exists() and file.read_text().strip() for file in pids))
     assert local.poll() is None
     local.send_signal(number)
-    local.wait()
+    local.wait(30)
     until(lambda: not any(alive(int(file.read_text())) for file in pids))
 
 
