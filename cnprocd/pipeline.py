@@ -260,7 +260,9 @@ class Pipeline:
     def _defer(self, match: Match, fate: Fate) -> bool:
         """Report a match of a flood later. Count what has no room, and what its throttle has not let pass yet."""
         name = match.rule.name
-        without_room = self.deferred.add(name, match) if fate is Fate.PASSES else name
+        occurrence = match.occurrence  # its process is the table's own, and goes on
+        kept = replace(match, occurrence=replace(occurrence, process=replace(occurrence.process, is_shared=False)))
+        without_room = self.deferred.add(name, kept) if fate is Fate.PASSES else name
         if without_room is not None:
             self.flood.count(without_room)
         return False
