@@ -26,16 +26,20 @@ class Deferred(Generic[_T]):
     def __len__(self) -> int:
         return self._count
 
-    def add(self, rule: str, match: _T) -> str | None:
-        """Keep a match for later. Return the rule that lost a match because there is no room, or None."""
+    def make_room(self, rule: str) -> str | None:
+        """Make room for a match of this rule, before it is made. Return the rule that loses a match, or None.
+
+        If it is this rule, there is no room for the new one. Else its newest match is removed.
+        """
         loser = self._loser(rule) if self._count >= self._most else None
-        if loser == rule:
-            return rule
-        if loser is not None:
+        if loser is not None and loser != rule:
             self._pop(loser, newest=True)
+        return loser
+
+    def add(self, rule: str, match: _T) -> None:
+        """Keep a match for later. There must be room."""
         self._by_rule.setdefault(rule, deque()).append(match)
         self._count += 1
-        return loser
 
     def take(self) -> _T:
         """Return the oldest match of the rule whose turn it is. Raise KeyError if there is none."""

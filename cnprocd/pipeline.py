@@ -22,7 +22,6 @@ from cnprocd.deferred import Deferred
 from cnprocd.delivery import Delivery, Fate, RecordedMatch
 from cnprocd.failures import Failures
 from cnprocd.flood import Flood
-from cnprocd.json_value import JsonDict
 from cnprocd.log import Log, ThrottledLog
 from cnprocd.output.match_id import Machine
 from cnprocd.output.record import match_record
@@ -114,7 +113,9 @@ class Pipeline:
         self._unknown = UnknownAttributes(self.counts.unknown, self._throttled, clock)
         self._rejects_reported = 0
         self.flood = Flood()
-        self.deferred: Deferred[Match] = Deferred()  # matches of a flood, to be reported when no events wait
+        self.deferred: Deferred[tuple[Match, str]] = (
+            Deferred()
+        )  # with their `unique`, to be reported when no events wait
         self._most = EVENT_SLOTS  # events of one batch
         self._known_parents: dict[int, Process | None] = {}
         self._parents_until_s = 0.0
@@ -189,22 +190,24 @@ class Pipeline:
                 if found:
                     found = self._counted(found, occurrence)
                 if found:
-                    matches += self._recorded(found, occurrence, parents)
+                    matches += self._recorded(found, parents, self._unique())
             except Exception:
                 self.failures.note("evaluate", occurrence)
         if matches:
             self._delivery.deliver(matches)
 
     def _recorded(
-        self, found: list[Match], occurrence: Occurrence, parents: dict[int, Process | None], deferred: bool = False
+        self, found: list[Match], parents: dict[int, Process | None], unique: str, deferred: bool = False
     ) -> list[RecordedMatch]:
         """Return the matches of an occurrence with their records, after its attributes are completed."""
+        occurrence = found[0].occurrence
         complete(occurrence, self._procfs, parents)
         if occurrence.kind == "exit" and not self.matcher.asks_for_oom:
             self.kernel_log.explain(occurrence, self._drained_ns)
         self._unknown.report_incomplete(found, occurrence)
         provenance = occurrence.process.provenance() if self.logs_provenance else None
-        return [RecordedMatch(match, self._record(match), provenance, deferred) for match in found]
+        records = [match_record(match, self._procfs.user_name, self._machine, unique) for match in found]
+        return [RecordedMatch(m, record, provenance, deferred) for m, record in zip(found, records, strict=True)]
 
     def _report_deferred(self, budget_s: float) -> None:
         """Report matches of a flood that were deferred, for so long. They run no hook, so nothing must be durable."""
@@ -212,15 +215,16 @@ class Pipeline:
         while self.deferred and self._log_queued() < MOST_QUEUED and self._clock() < deadline_s:
             matches: list[RecordedMatch] = []
             parents = self._parents()
-            for match in [self.deferred.take() for _ in range(min(AT_ONCE, len(self.deferred)))]:
+            for match, unique in [self.deferred.take() for _ in range(min(AT_ONCE, len(self.deferred)))]:
                 try:
-                    matches += self._recorded([match], match.occurrence, parents, deferred=True)
+                    matches += self._recorded([match], parents, unique, deferred=True)
                 except Exception:
                     self.failures.note("evaluate", match.occurrence)
             self._delivery.deliver(matches)
 
-    def _record(self, match: Match) -> JsonDict:
-        return match_record(match, self._procfs.user_name, self._machine, f"{self._life} {self.counts.matches}")
+    def _unique(self) -> str:
+        """Return what tells the matches of this occurrence from all others, if their time is unknown."""
+        return f"{self._life} {self.counts.matches}"
 
     def _parents(self) -> dict[int, Process | None]:
         """Return the parents that were read for other matches of this batch, or during a flood of the last PARENTS_S.
@@ -260,11 +264,13 @@ class Pipeline:
     def _defer(self, match: Match, fate: Fate) -> bool:
         """Report a match of a flood later. Count what has no room, and what its throttle has not let pass yet."""
         name = match.rule.name
-        occurrence = match.occurrence  # its process is the table's own, and goes on
-        kept = replace(match, occurrence=replace(occurrence, process=replace(occurrence.process, is_shared=False)))
-        without_room = self.deferred.add(name, kept) if fate is Fate.PASSES else name
-        if without_room is not None:
-            self.flood.count(without_room)
+        loser = self.deferred.make_room(name) if fate is Fate.PASSES else name
+        if loser is not None:
+            self.flood.count(loser)
+        if loser != name:
+            occurrence = match.occurrence  # its process is the table's own, and goes on
+            kept = replace(occurrence, process=replace(occurrence.process, is_shared=False))
+            self.deferred.add(name, (replace(match, occurrence=kept), self._unique()))
         return False
 
     def _note_nameless(self, occurrence: Occurrence) -> None:
@@ -376,7 +382,7 @@ class Pipeline:
         """Report what a flood has deferred, for FINISH_S, and log the counts of the rate-limited records now."""
         self._report_deferred(FINISH_S)
         while self.deferred:
-            self.flood.count(self.deferred.take().rule.name)
+            self.flood.count(self.deferred.take()[0].rule.name)
         self._report_flood()
         self._throttled.flush(self._clock())
         self.failures.flush()

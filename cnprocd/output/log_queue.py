@@ -114,18 +114,13 @@ class LogQueue:
         """Write what was added since `hold`. If the output is broken, it is dropped and counted."""
         self._is_held = False
         try:
-            while self._entries:
-                self._take(self._sink.put(self._piece()))
-        except BlockingIOError:
-            self._wait()
+            self._write()
         except OSError:
             for _, rule in self._entries:
                 self.drop(rule)
             self._entries.clear()
             self._bytes_of.clear()
             self._bytes = self._written = 0
-        else:
-            self._report_lost()
 
     def drop(self, rule: str | None) -> None:
         """Count a record that cannot be written."""
@@ -136,15 +131,10 @@ class LogQueue:
         """Write what waits, as far as there is room."""
         self._is_waiting = False
         try:
-            while self._entries:
-                self._take(self._sink.put(self._piece()))
-        except BlockingIOError:
-            self._wait()
+            self._write()
         except OSError:
             if self._loop is not None:
                 self._loop.call_later(AGAIN_S, self.flush)  # poll(2) would show it as writable
-        else:
-            self._report_lost()
 
     async def close(self, bound_s: float) -> int:
         """Write what waits, for at most so long, and close the sink. Returns how many records were not written."""
@@ -155,6 +145,16 @@ class LogQueue:
             self.flush()
         self._sink.close()
         return len(self._entries)
+
+    def _write(self) -> None:
+        """Write the queue as far as there is room, then report what was lost. Raises OSError: the output is broken."""
+        try:
+            while self._entries:
+                self._take(self._sink.put(self._piece()))
+        except BlockingIOError:
+            self._wait()
+        else:
+            self._report_lost()
 
     def _is_full(self, size: int, rule: str | None) -> bool:
         return self._bytes + size > MOST_BYTES or (rule is not None and self._bytes_of[rule] + size > MOST_OF_A_RULE)

@@ -11,36 +11,44 @@ from hypothesis import strategies as st
 from cnprocd.deferred import Deferred
 
 
+def add(deferred, rule, match):
+    """Add a match if there is room. Return the rule that lost one."""
+    loser = deferred.make_room(rule)
+    if loser != rule:
+        deferred.add(rule, match)
+    return loser
+
+
 def taken(deferred):
     return [deferred.take() for _ in range(len(deferred))]
 
 
 def test_matches_of_a_rule_leave_in_order():
     deferred = Deferred(10)
-    assert [deferred.add("a", number) for number in range(10)] == [None] * 10
+    assert [add(deferred, "a", number) for number in range(10)] == [None] * 10
     assert taken(deferred) == list(range(10))
 
 
 def test_rules_take_turns():
     deferred = Deferred(10)
     for number in range(4):
-        deferred.add("flood", f"flood {number}")
-    deferred.add("quiet", "quiet 0")
+        add(deferred, "flood", f"flood {number}")
+    add(deferred, "quiet", "quiet 0")
     assert taken(deferred) == ["flood 0", "quiet 0", "flood 1", "flood 2", "flood 3"]
 
 
 def test_a_full_room_refuses_the_newest_of_a_flood():
     deferred = Deferred(3)
-    assert [deferred.add("a", number) for number in range(5)] == [None, None, None, "a", "a"]
+    assert [add(deferred, "a", number) for number in range(5)] == [None, None, None, "a", "a"]
     assert taken(deferred) == [0, 1, 2]
 
 
 def test_a_flood_takes_no_room_from_another_rule():
     deferred = Deferred(4)
     for number in range(4):
-        deferred.add("flood", number)
-    assert [deferred.add("quiet", "first"), deferred.add("quiet", "second")] == ["flood", "flood"]
-    assert deferred.add("quiet", "third") == "quiet"
+        add(deferred, "flood", number)
+    assert [add(deferred, "quiet", "first"), add(deferred, "quiet", "second")] == ["flood", "flood"]
+    assert add(deferred, "quiet", "third") == "quiet"
     assert Counter(map(type, taken(deferred))) == {int: 2, str: 2}
 
 
@@ -53,7 +61,7 @@ def test_an_empty_room_has_nothing_to_take():
 def test_each_match_leaves_or_is_lost(rules, most):
     deferred, lost = Deferred(most), Counter()
     for rule in rules:
-        loser = deferred.add(rule, rule)
+        loser = add(deferred, rule, rule)
         if loser is not None:
             lost[loser] += 1
         assert len(deferred) <= most
