@@ -26,6 +26,7 @@ from cnprocd.event_loop import EventLoop, Ticker
 from cnprocd.failures import Failures
 from cnprocd.handover import Handover
 from cnprocd.hits import Hits
+from cnprocd.launch.attempt import ObservingLauncher
 from cnprocd.load_state import LoadState, ReadDigests
 from cnprocd.log import Log
 from cnprocd.machine_ids import this_machine
@@ -63,6 +64,7 @@ class Options:
     runtime_dir: Path
     refused: frozenset[str] = frozenset()
     runner: Path | None = None  # the runner service's socket; None: hooks are children of the daemon
+    observe_only: bool = False  # no hook is started
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,9 +175,10 @@ def connect(options: Options, loaded: LoadedRules, outside: Outside) -> Parts:
     tracker = Tracker(subscription.plan.tracking, counted, outside.own_tgid, matcher.cares, files, failures)
     follower = HookFollower(subscription, tracker.family, ticker.arm)
     client = None if options.runner is None else RunnerClient(options.runner, log, follower.register_runner)
+    launcher = ObservingLauncher(log, blame=blame) if options.observe_only else client
     disk = ChildDisk(loop, blame)
     dispatcher = Dispatcher(
-        options.state_dir, loaded, log, follower, client, names.hook_user, disk, failures, outside.stalls,
+        options.state_dir, loaded, log, follower, launcher, names.hook_user, disk, failures, outside.stalls,
         outside.output.together,
     )  # fmt: skip
     tap = Tap(dispatcher)

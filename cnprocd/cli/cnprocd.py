@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import cast
 
 from cnprocd import __version__
+from cnprocd.cli.observing import VARIABLE, observes_only
 from cnprocd.cli.snapshots import last_accepted, load_former, start_accepting, start_loader
 from cnprocd.cli.standard_files import STDERR, STDOUT, fill_missing
 from cnprocd.errors import EX_OK, CnprocdError
@@ -48,6 +49,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="Directory of the accepted rules (default: that of the runner, or without it `rules` in --state-dir)",
     )
+    add(
+        "--observe-only",
+        action="store_true",
+        help=f"Refuse rules with hooks, and start none of an earlier daemon's jobs (default: ${VARIABLE})",
+    )
     add("--check", action="store_true", help="Check the rules, print problems, and exit with 0 or 78")
     add(
         "--refuse",
@@ -69,22 +75,28 @@ def run(arguments: list[str] | None = None) -> int:
     """Carry out the command line. Return the exit status."""
     missing = fill_missing()
     options = parser().parse_args(arguments)
+    options.observe_only = observes_only(options.observe_only, os.environ)
+    options.runner = None if options.observe_only else options.runner
     try:
         if STDOUT in missing and options.log_format != "journal" and not options.check:
             what = "cannot write log records: standard output is closed"
             raise CnprocdError(what, "open it, or use --log-format journal")
         if options.check:
-            return _report(_read(options.rules))
-        return _serve(options, start_loader(options.rules, stores=options.runner is None))
+            return _report(_read(options.rules, options.observe_only))
+        return _serve(options, _start_loader(options))
     except CnprocdError as error:
         print(error.render("cnprocd: "), file=sys.stderr)
         return error.exit_status
 
 
-def _read(rules: Path | None) -> LoadedRules:
+def _start_loader(options: argparse.Namespace) -> LoaderProcess[LoadedRules]:
+    return start_loader(options.rules, stores=options.runner is None, observe_only=options.observe_only)
+
+
+def _read(rules: Path | None, observe_only: bool) -> LoadedRules:
     from cnprocd.rules.language.disabled import load_in_force  # imports pydantic, which the daemon does without
 
-    return load_in_force(rules)
+    return load_in_force(rules, observe_only=observe_only)
 
 
 def snapshot_directory(options: argparse.Namespace) -> Path:
@@ -95,7 +107,7 @@ def snapshot_directory(options: argparse.Namespace) -> Path:
 
 
 def _result_or_last_accepted(
-    reading: LoaderProcess[LoadedRules], rules: Path | None, directory: Path
+    reading: LoaderProcess[LoadedRules], rules: Path | None, directory: Path, observe_only: bool
 ) -> tuple[LoadedRules, RulesError | None]:
     """Return the loaded rules; if the files are invalid, those that were accepted last, and the error.
 
@@ -106,7 +118,7 @@ def _result_or_last_accepted(
     except LoaderFailedError:
         raise
     except RulesError as error:
-        accepted = last_accepted(rules, directory)
+        accepted = last_accepted(rules, directory, observe_only=observe_only)
         if accepted is None:
             raise
         return accepted, error
@@ -134,7 +146,7 @@ def _serve(options: argparse.Namespace, reading: LoaderProcess[LoadedRules]) -> 
     from cnprocd.wiring import Options, Outside
 
     directory = snapshot_directory(options)
-    loaded, broken = _result_or_last_accepted(reading, options.rules, directory)
+    loaded, broken = _result_or_last_accepted(reading, options.rules, directory, options.observe_only)
     manager = ServiceManager(os.environ)
     output = make_output(options.log_format, STDOUT, is_journal_stream(os.environ, STDERR))
     log = make_log(output, loaded.settings.log_level)
@@ -145,9 +157,11 @@ def _serve(options: argparse.Namespace, reading: LoaderProcess[LoadedRules]) -> 
         log("error", "rules_rejected", problems=len(broken.problems), message=message)
     stalls = Stalls(log)
     refused = frozenset(options.refuse)
-    settings = Options(options.rules, options.state_dir, options.runtime_dir, refused, options.runner)
+    settings = Options(
+        options.rules, options.state_dir, options.runtime_dir, refused, options.runner, options.observe_only
+    )
     outside = Outside(
-        load=lambda: start_loader(options.rules, stores=options.runner is None).wait(),
+        load=lambda: _start_loader(options).wait(),
         read_digests=lambda: DigestsProcess(options.rules, options.rules or MAIN_FILE).wait(),
         store_snapshot=lambda loaded, keep: start_accepting(directory, loaded, keep).wait(),
         load_former=lambda digests: load_former(directory, digests),

@@ -173,6 +173,11 @@ VERBS = (
                 action="store_true",
                 help="The rules are for another machine: ignore the users, groups and hooks of this one",
             ),
+            arg(
+                "--observe-only",
+                action="store_true",
+                help="The rules are for a daemon that only observes: rules with hooks are errors",
+            ),
         ),
         description="Show every error of every file with its line and column. Warn of rules that are valid but "
         "probably not intended, of hooks that cannot run, and of files that the daemon's user cannot read. Without "

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cnprocd.cli.observing import observes_only
 from cnprocd.cli.standard_files import read_input
 from cnprocd.cli.this_machine import BadHook, bad_hooks, unavailable_here, unreadable_rule_files
 from cnprocd.errors import CnprocdError
@@ -59,25 +61,31 @@ def loaded_rules(
     rules: Path | None,
     user: Callable[[str], int | None] | None = None,
     group: Callable[[str], int | None] | None = None,
+    observe_only: bool = False,
 ) -> LoadedRules:
     """Return the rules of this --rules, with the disabled ones marked. Raises RulesError."""
-    return apply(load(rules, user=user, group=group), disabled_path(rules))
+    observe_only = observes_only(observe_only, os.environ)
+    return apply(load(rules, user=user, group=group, observe_only=observe_only), disabled_path(rules))
 
 
-def check(rules: Path | None, files: Sequence[Path], *, other_host: bool = False) -> Checked:
+def check(
+    rules: Path | None, files: Sequence[Path], *, other_host: bool = False, observe_only: bool = False
+) -> Checked:
     """Check `files` together, the first as the main file and the others as drop-ins; without any, those of --rules.
 
     `-` is standard input, and a pipe such as that of `<(...)` in a shell is read as well. A file that is named twice is
-    read once. With `other_host`, the users, groups and hooks of this machine do not matter.
+    read once. With `other_host`, the users, groups and hooks of this machine do not matter. With `observe_only`, a rule
+    with a hook is an error.
     """
+    observe_only = observes_only(observe_only, os.environ)
     files = list(dict.fromkeys(files))
     look_up = _any_name() if other_host else None
 
     def read(paths: Sequence[Path]) -> LoadedRules:
-        return load(paths[0], also=paths[1:], user=look_up, group=look_up)
+        return load(paths[0], also=paths[1:], user=look_up, group=look_up, observe_only=observe_only)
 
     if not files:
-        found = _check(lambda: loaded_rules(rules, look_up, look_up), other_host)
+        found = _check(lambda: loaded_rules(rules, look_up, look_up, observe_only), other_host)
         return found if other_host or found.problems else replace(found, warnings=found.warnings + _unreadable(rules))
     with tempfile.TemporaryDirectory(prefix="cnprocctl-") as directory:
         copies = {Path(directory) / str(i): file for i, file in enumerate(files) if _is_stream(file)}

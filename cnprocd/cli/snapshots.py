@@ -17,13 +17,13 @@ from cnprocd.rules.snapshot import Snapshot
 from cnprocd.rules.snapshot_files import SnapshotMissingError
 
 
-def start_loader(rules: Path | None, *, stores: bool) -> LoaderProcess[LoadedRules]:
+def start_loader(rules: Path | None, *, stores: bool, observe_only: bool = False) -> LoaderProcess[LoadedRules]:
     """Start to load the rules. `stores`: the daemon stores their snapshot itself, and needs its text."""
 
     def read() -> LoadedRules:
         from cnprocd.rules.language.disabled import load_with_snapshot
 
-        loaded, snapshot = load_with_snapshot(rules)
+        loaded, snapshot = load_with_snapshot(rules, observe_only=observe_only)
         return replace(loaded, snapshot_text=snapshot.text) if stores else loaded
 
     return LoaderProcess(read, rules or MAIN_FILE)
@@ -42,8 +42,11 @@ def start_accepting(directory: Path, loaded: LoadedRules, keep: Collection[str])
     return LoaderProcess(write, directory)
 
 
-def last_accepted(rules: Path | None, directory: Path) -> LoadedRules | None:
-    """Return the rules that were put in force last for this main file, or None. Blocks for as long as the disk does."""
+def last_accepted(rules: Path | None, directory: Path, *, observe_only: bool = False) -> LoadedRules | None:
+    """Return the rules that were put in force last for this main file, or None. Blocks for as long as the disk does.
+
+    None also if this daemon refuses them: they are of another version, or have hooks and it only observes.
+    """
 
     def read() -> LoadedRules | None:
         from cnprocd.rules.language.disabled import load_snapshot
@@ -55,7 +58,10 @@ def last_accepted(rules: Path | None, directory: Path) -> LoadedRules | None:
             return None
         if snapshot is None or snapshot.main_file != (rules or MAIN_FILE).absolute():
             return None
-        return load_snapshot(snapshot)
+        try:
+            return load_snapshot(snapshot, observe_only=observe_only)
+        except RulesError:
+            return None
 
     return LoaderProcess(read, directory).result()
 

@@ -176,7 +176,7 @@ def _lost(daemon: DaemonView) -> JsonDict:
 
 def jobs(daemon: DaemonView) -> JsonDict:
     """Return the counts of the queue, and the hooks that run now."""
-    counts = daemon.dispatcher.spool.counts()
+    counts, launcher = daemon.dispatcher.spool.counts(), daemon.dispatcher.scheduler.launcher
     return {
         "waiting": counts.waiting,
         "running": counts.running,
@@ -187,7 +187,8 @@ def jobs(daemon: DaemonView) -> JsonDict:
         "shed": counts.shed,
         "durable": counts.durable,
         "why_not_durable": counts.why,
-        "runner_silent": not daemon.dispatcher.scheduler.launcher.ready,
+        "runner_silent": not launcher.ready and not launcher.observes_only,
+        "hooks_refused": launcher.observes_only,
         "latency": _latency(daemon),
         "queues": _queues(daemon),
         "hooks": [

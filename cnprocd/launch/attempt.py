@@ -69,6 +69,8 @@ class Launcher(Protocol):
     def ready(self) -> bool: ...
     @property
     def outlives_daemon(self) -> bool: ...
+    @property
+    def observes_only(self) -> bool: ...
     def resume(self, request: LaunchRequest, announce: Announce) -> RunningAttempt: ...
     async def end_leftover(self, root: group.Root, found: Callable[[], None]) -> None: ...
     def prepare(self, *, soon: bool = False) -> None: ...
@@ -80,6 +82,7 @@ class LocalLauncher:
     """Starts hooks as children of this process. `cgroup_dir` is a delegated cgroup v2 directory, if there is one."""
 
     outlives_daemon = False
+    observes_only = False
     ready = True
 
     def __init__(
@@ -146,6 +149,21 @@ class LocalLauncher:
             "info", "hook_output", job_id=request.job_id, rule=request.rule, hook_pid=hook_pid, line=line
         )
         self._left_behind.keep(output)
+
+
+class ObservingLauncher(LocalLauncher):
+    """Starts no hook, for --observe-only: it is never ready. Jobs that an earlier daemon left keep waiting."""
+
+    observes_only = True
+    ready = False
+
+    def __init__(self, log: Log, blame: Callable[[str, float], None] | None = None) -> None:
+        super().__init__(log, blame=blame)
+        self.prepare = lambda *, soon=False: None
+
+    def launch(self, request: LaunchRequest, announce: Announce) -> LocalAttempt:
+        """Raise OSError."""
+        raise OSError("hooks are refused: --observe-only is in effect")
 
 
 class LocalAttempt:

@@ -131,6 +131,7 @@ class RunnerClient:
     """A Launcher over the runner's socket. `on_runner` gets the runner's PID before any hook is sent."""
 
     outlives_daemon = True
+    observes_only = False
 
     def __init__(self, path: Path, log: Log, on_runner: Callable[[int], None]) -> None:
         self.edges: list[EdgeState] = []

@@ -75,7 +75,7 @@ _cnprocctl() {
             COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur"))
             ;;
         "check")
-            COMPREPLY=($(compgen -W "--strict --other-host --rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur"))
+            COMPREPLY=($(compgen -W "--strict --other-host --observe-only --rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur"))
             [[ $cur != -* ]] && COMPREPLY=($(compgen -f -- "$cur"))
             ;;
         "explain")

@@ -38,6 +38,7 @@ complete -c cnprocctl -l until-eof -d 'End when standard input ends; -H uses it 
 complete -c cnprocctl -n '__fish_seen_subcommand_from check' -F -d 'Rule files to check together, the first as the main file; - reads standard input'
 complete -c cnprocctl -n '__fish_seen_subcommand_from check' -l strict -d 'Treat warnings as errors'
 complete -c cnprocctl -n '__fish_seen_subcommand_from check' -l other-host -d 'The rules are for another machine: ignore the users, groups and hooks of this one'
+complete -c cnprocctl -n '__fish_seen_subcommand_from check' -l observe-only -d 'The rules are for a daemon that only observes: rules with hooks are errors'
 complete -c cnprocctl -n '__fish_seen_subcommand_from explain' -a '(__cnprocctl_rules)' -d 'Only this rule; a glob such as '\''ora*'\'' is accepted'
 complete -c cnprocctl -n '__fish_seen_subcommand_from explain' -l job -x -a '(__cnprocctl_jobs)' -d 'Explain the event of this job'
 complete -c cnprocctl -n '__fish_seen_subcommand_from explain' -l without -x -a 'event_mask taskstats socket_filter' -d 'Assume a kernel that lacks event_mask, taskstats or socket_filter; may be repeated'

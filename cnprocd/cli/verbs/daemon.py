@@ -201,6 +201,8 @@ def _jobs(jobs: JsonObject) -> str:
         counts += f"; the oldest waits for {duration(get_number_or_none(jobs, 'oldest_waiting_s'))}"
     if get_bool(jobs, "runner_silent", False):
         counts += "; the RUNNER DOES NOT ANSWER"
+    if get_bool(jobs, "hooks_refused", False):
+        counts += "; hooks are refused (--observe-only)"
     dropped = get_int(jobs, "shed")
     return f"{counts}; {dropped} DROPPED" if dropped else counts
 

@@ -26,7 +26,7 @@ from cnprocd.rules.rule_files import MAIN_FILE, disabled_path
 
 def check(options: Options) -> int:
     """Show every error, then every warning. The exit status is 78 with an error, or if `strict` with a warning."""
-    found = check_files(options.rules, options.files, other_host=options.other_host)
+    found = check_files(options.rules, options.files, other_host=options.other_host, observe_only=options.observe_only)
     ok = not found.problems and not (found.warnings and options.strict)
     if options.json:
         print_json(

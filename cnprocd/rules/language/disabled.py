@@ -35,12 +35,12 @@ class Entry:
     line: int = 0
 
 
-def load_in_force(rules: Path | None) -> LoadedRules:
+def load_in_force(rules: Path | None, *, observe_only: bool = False) -> LoadedRules:
     """Load the rules, and mark those as not enabled that the file disables. Raises RulesError, as `load` does."""
-    return load_with_snapshot(rules)[0]
+    return load_with_snapshot(rules, observe_only=observe_only)[0]
 
 
-def load_with_snapshot(rules: Path | None) -> tuple[LoadedRules, Snapshot]:
+def load_with_snapshot(rules: Path | None, *, observe_only: bool = False) -> tuple[LoadedRules, Snapshot]:
     """Return the rules of load_in_force() and the snapshot of exactly the bytes that were parsed for them."""
     before = file_digests(rule_files(rules))
     contents: dict[Path, bytes] = {}
@@ -50,13 +50,13 @@ def load_with_snapshot(rules: Path | None) -> tuple[LoadedRules, Snapshot]:
         return contents[path]
 
     path = disabled_path(rules)
-    loaded = apply(load(rules, read=read_and_keep), path, read_and_keep)
+    loaded = apply(load(rules, read=read_and_keep, observe_only=observe_only), path, read_and_keep)
     disabled = contents.pop(path, None)
     snapshot = Snapshot.of([(file.absolute(), data) for file, data in contents.items()], disabled)
     return replace(loaded, file_digests=before, snapshot=snapshot.digest), snapshot
 
 
-def load_snapshot(snapshot: Snapshot, *, resolve: bool = True) -> LoadedRules:
+def load_snapshot(snapshot: Snapshot, *, resolve: bool = True, observe_only: bool = False) -> LoadedRules:
     """Load the rules of a snapshot. Raises RulesError: this version of the rule language does not accept them.
 
     Without `resolve` no name service is asked: for the runner, which matches nothing.
@@ -73,7 +73,7 @@ def load_snapshot(snapshot: Snapshot, *, resolve: bool = True) -> LoadedRules:
         return contents[path]
 
     look_up = None if resolve else lambda name: None
-    loaded = load(main, also=dropins, read=kept, user=look_up, group=look_up)
+    loaded = load(main, also=dropins, read=kept, user=look_up, group=look_up, observe_only=observe_only)
     return replace(apply(loaded, path, kept), snapshot=snapshot.digest)
 
 

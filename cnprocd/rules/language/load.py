@@ -41,6 +41,12 @@ __all__ = ["DROPIN_DIRS", "LARGEST", "MAIN_FILE", "LoadedRules", "Problem", "Rul
 _LINE_END = re.compile(r"\r\n|\r|\n")  # not splitlines(): a stray form feed must not shift the lines that are shown
 
 NAMES_LIMIT_S = 5.0  # for all users and groups of the rules together
+HOOKS_REFUSED = ValueProblem(
+    "hooks are refused: --observe-only is in effect",
+    "rules without run",
+    "a hook in a container has the files and users of its image, not those of the host: give this rule to a cnprocd "
+    "that runs on the host",
+)
 _MINIMAL_HINT = 'a minimal file is "rules: []", or with one rule "rules: [{name: failed, events: [nonzero_exit]}]"'
 
 
@@ -78,12 +84,14 @@ def load(
     user: Callable[[str], int | None] | None = None,
     group: Callable[[str], int | None] | None = None,
     read: Callable[[Path], bytes] = read_rule_file,
+    observe_only: bool = False,
 ) -> LoadedRules:
     """Load only the file `path`, with the files `also` as drop-ins; or with None the main file and its drop-ins.
 
     `dropin_dirs` begin with the highest precedence. `user` and `group` return the id of a name or None; by default they
-    use the system's databases. `read` returns the content of a file. Raises RulesError with every problem in every
-    file.
+    use the system's databases. `read` returns the content of a file. With `observe_only`, a rule with a hook is an
+    error, also if it is disabled: `rules enable` and the end of a time enable it without a look at its file. Raises
+    RulesError with every problem in every file.
     """
     warnings: list[Problem] = []
     sources = [_Source(path or main_file, is_dropin=False), *(_Source(one, is_dropin=True) for one in also)]
@@ -104,6 +112,8 @@ def load(
     )
     files = [(source, _validate(source, context)) for source in sources]
     _check_across_files(sources)
+    if observe_only:
+        _refuse_hooks(sources)
     problems = [problem for source in sources for problem in sorted(source.problems, key=_place)]
     if problems:
         raise RulesError(problems)
@@ -300,6 +310,14 @@ def _check_across_files(sources: Sequence[_Source]) -> None:
             _check_duplicate("rule", name, source, mark, rules)
         for name, mark in _list_names(source):
             _check_duplicate("list", name, source, mark, lists)
+
+
+def _refuse_hooks(sources: Sequence[_Source]) -> None:
+    for source in sources:
+        section = _section(source, "rules")
+        for rule in section.items if isinstance(section, yaml12.Sequence) else ():
+            if isinstance(rule, yaml12.Mapping) and "run" in rule.entries:
+                source.reject(rule.entries["run"][0], HOOKS_REFUSED)
 
 
 def _check_duplicate(what: str, name: str, source: _Source, mark: Mark, taken: dict[str, tuple[_Source, Mark]]) -> None:
