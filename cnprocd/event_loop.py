@@ -187,7 +187,7 @@ class EventLoop:
         if self._stopping.is_set():
             return
         self._pipeline.tick()
-        if (self._pipeline.recovery.active or self._pipeline.deferred) and self._timer is None:
+        if self._pipeline.again_s is not None and self._timer is None:
             self._timer = self._loop.call_soon(self._drain)  # no event may come that would continue it
         self._dispatcher.tick()
         self._follower.stop_if_over(self._dispatcher.busy)

@@ -165,6 +165,7 @@ class Pipeline:
             self.flood.note_batch(first[2] / 1e9, last[2] / 1e9, self._drained_ns / 1e9)
         records, passed = batch.records.records, batch.records.passed
         self._evaluate(tracker.take(batch.events, records, self._drained_ns, passed))
+        self._evaluate(self.recovery.lost())
         self.source.blank_slots(tracker.deaths.incomplete_tids)
         if self._files is not None and batch.records and not batch.more:
             self._files.let_go()
@@ -336,11 +337,8 @@ class Pipeline:
         if self._files is not None:
             self._files.tick()
         self.kernel_log.tick(self._procfs.is_alive)
-        missed = self.tracker.sweep(time.monotonic_ns())
-        self.recovery.report_silent(missed)
-        self._evaluate(missed)
-        if missed:  # the next daemon may know another start time from their records, and so another key
-            self.source.blank_slots(self.tracker.deaths.incomplete_tids)
+        self._evaluate(self.tracker.sweep(time.monotonic_ns()))
+        self.recovery.report_silent()
         wanted, newcomers = self.tracker.tracking.wanted, self.tracker.newcomers
         self._second_look.look(newcomers, wanted, lambda one: self.matcher.cares("exit", False, one.comm))
         known = [self.tracker.table.get(tgid) for tgid in newcomers]
@@ -367,7 +365,8 @@ class Pipeline:
     @property
     def again_s(self) -> float | None:
         """After how long to turn although no event comes, or None."""
-        if self.tracker.deaths.has_held or self.recovery.active:
+        deaths = self.tracker.deaths
+        if deaths.has_held or deaths.has_lost or self.recovery.active:
             return HOLD_NS / 1e9
         if self.deferred:
             return HOLD_NS / 1e9 if self._log_queued() < MOST_QUEUED else SLOW_LOG_S

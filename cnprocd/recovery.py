@@ -72,6 +72,8 @@ class Recovery:
         self._resync: _Resync | None = None
         self._resynced_at_s = -_RESYNC_EVERY_S
         self._lost_reported = 0
+        self._silent_count = 0  # exits that the loss hid, found outside a resync and not yet logged
+        self._silent_named: list[Occurrence] = []  # the first of them
 
     def note_overrun(self) -> None:
         """Remember that the kernel dropped something, so that a resync is due."""
@@ -161,12 +163,26 @@ class Recovery:
         resync.named += found[: MOST_NAMED - len(resync.named)]
         return found
 
-    def report_silent(self, missed: Iterable[Occurrence]) -> None:
-        """Count and log the recovered ones of these exits: the kernel sent no event, and raised no error for it."""
-        found = [occurrence for occurrence in missed if occurrence.recovered]
-        if found:
-            self.recovered += len(found)
-            self._report_recovered(found[:MOST_NAMED], len(found), "ended, and the kernel sent no event of it")
+    def lost(self) -> list[Occurrence]:
+        """Return some exits whose event was lost, and that no resync has found. Evaluate them at once."""
+        deaths = self._tracker.deaths
+        if not deaths.has_lost:
+            return []
+        found = list(self._tracker.all_died(deaths.lost(_PIECE)))
+        self._note_silent(found)
+        return found
+
+    def report_silent(self) -> None:
+        """Log what `lost` has returned since the last call."""
+        count, self._silent_count = self._silent_count, 0
+        named, self._silent_named = self._silent_named, []
+        if count:
+            self._report_recovered(named, count, "ended, and the kernel sent no event of it")
+
+    def _note_silent(self, found: list[Occurrence]) -> None:
+        self.recovered += len(found)
+        self._silent_count += len(found)
+        self._silent_named += found[: MOST_NAMED - len(self._silent_named)]
 
     def _report_recovered(self, first: list[Occurrence], count: int, how: str) -> None:
         """Log how many processes were recovered, and which: the first of them."""

@@ -24,8 +24,9 @@ its process id comes here, and waits for the exit event as PASSED, so that the e
 
 from __future__ import annotations
 
-import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Set
+from itertools import islice
 from typing import NamedTuple
 
 from cnprocd.connector.event import Exit
@@ -34,7 +35,7 @@ from cnprocd.connector.taskrecord import TaskRecord
 from cnprocd.process.model import Process
 
 _LEADERS_PRUNED_AT = 1024  # early leaders that are kept before those of dead processes are removed
-MOST_LOST = 200  # deaths that one `prune` returns: to report them takes a fraction of a second
+MOST_LOOKED_FOR = 5_000  # processes that one `prune` looks for in /proc: about 20 ms
 _TOGETHER_NS = 5_000_000  # threads of a group exit end within a few milliseconds of each other
 _TOGETHER_US = 1_000_000  # the records of two threads of a group exit; under load one may be made much later
 HOLD_NS = 2_000_000  # how long after its event a death waits for the records of other threads
@@ -80,6 +81,8 @@ class Deaths:
         self._caught_up = False
         self._dumped: dict[int, int] = {}  # tgid -> status of the thread that showed the core flag
         self._held: list[Death] = []
+        self._lost: OrderedDict[int, tuple[TaskRecord, ...]] = OrderedDict()  # that wait, and whose event was lost
+        self._overtaken: list[TaskRecord] = []  # of last threads: their event was lost, and the id has ended again
         self._reported: dict[int, int] = {}  # tgid -> time of a death that was reported without a record
         self._prune_at = _LEADERS_PRUNED_AT
         self.without_record = 0
@@ -173,10 +176,11 @@ class Deaths:
     @property
     def incomplete_tids(self) -> Set[int]:
         """The thread ids of deaths of which one half has been read and the other has not."""
-        if not self._held:
+        if not self._held and not self._overtaken:
             return self._waiting.keys()
+        overtaken = {tid for record in self._overtaken for tid in (record.pid, record.tgid)}
         held = {tid for death in self._held if death.event for tid in (death.event.process_pid, death.tgid)}
-        return held | self._waiting.keys()
+        return held | overtaken | self._waiting.keys()
 
     def release_held(self, now_ns: int | None) -> list[Death]:
         """Return the held deaths that are complete, or were held for HOLD_NS. `now_ns` None: return all of them."""
@@ -206,8 +210,8 @@ class Deaths:
             tid: records for tid, records in self._waiting.items() if any((r.tgid or tid) in tgids for r in records)
         }
 
-    def without_event(self, waited: Waiting, most: float = math.inf) -> list[Death]:
-        """Return the deaths of `waited` whose event was lost: it has not come, and the process is gone; `most` at once.
+    def without_event(self, waited: Waiting) -> list[Death]:
+        """Return the deaths of `waited` whose event was lost: it has not come, and the process is gone.
 
         The kernel makes a record before it frees the memory of the process, which may take seconds, and the event
         after. So call this only after the events of all processes that were gone have been read. A leader's record
@@ -215,21 +219,52 @@ class Deaths:
         """
         lost: list[Death] = []
         for tid, records in waited.items():
-            if len(lost) >= most:
-                break
-            if self._waiting.get(tid) is not records or self._is_under_way(tid, records):
-                continue
-            del self._waiting[tid]
-            for record in records:
-                if record is _PASSED_OVER:
-                    lost.append(Death(tid, 0, None, record, None))
-                elif record.last:
-                    self._eventless[record.tgid] = record.status
-                    lost.append(self._death(record, None))
-                    self._forget(record)
+            if not self._is_under_way(tid, records):
+                lost += self._lose(tid, records)
         return lost
 
+    def lost(self, most: int) -> list[Death]:
+        """Return deaths whose event was lost, as `prune` or the next end of the same thread id shows.
+
+        Looks at `most` of those that `prune` found.
+        """
+        records, self._overtaken = self._overtaken, []
+        found = [self._death_without_event(record) for record in records]
+        for _ in range(min(most, len(self._lost))):
+            found += self._lose(*self._lost.popitem(last=False))
+        return found
+
+    @property
+    def has_lost(self) -> bool:
+        """Whether `lost` has something to return."""
+        return bool(self._lost or self._overtaken)
+
+    def _lose(self, tid: int, records: tuple[TaskRecord, ...]) -> list[Death]:
+        """Take these records out of those that wait, if they still do. Return the deaths among them."""
+        waiting = self._waiting.get(tid, ())
+        left = tuple(record for record in waiting if not _is_in(record, records))
+        if left:
+            self._waiting[tid] = left
+        else:
+            self._waiting.pop(tid, None)
+        found = [record for record in waiting if _is_in(record, records)]
+        return [
+            Death(tid, 0, None, record, None) if record is _PASSED_OVER else self._death_without_event(record)
+            for record in found
+            if record.last
+        ]
+
+    def _death_without_event(self, record: TaskRecord) -> Death:
+        self._eventless[record.tgid] = record.status
+        death = self._death(record, None)
+        self._forget(record)
+        return death
+
     def _is_under_way(self, tid: int, records: tuple[TaskRecord, ...]) -> bool:
+        """Return whether the process still ends. A newer record of the same thread id shows that it is gone."""
+        waiting = self._waiting.get(tid, ())
+        if not waiting or not _is_in(waiting[-1], records):
+            return False
         return any(record.last and self._is_alive(record.tgid or tid) for record in records)
 
     def early_leaders(self) -> list[TaskRecord]:
@@ -244,42 +279,50 @@ class Deaths:
         """Note that the queue of events was found empty."""
         self._caught_up = True
 
-    def prune(self) -> list[Death]:
-        """Drop abandoned records, about once a second. Return the deaths whose event was lost without an error.
+    def prune(self) -> None:
+        """Find abandoned records, about once a second. Then call `lost` until it returns nothing.
 
         A record is abandoned if its process was gone at the last `prune` and the queue has been found empty since. The
         event of a leader that ended early may not have been asked for; most processes with threads leave such a record.
         The event of a last thread was asked for, and the kernel could not make it (cn_proc.c allocates without waiting,
-        and raises no error). After an overrun thousands may be lost: at most MOST_LOST are returned at once.
+        and raises no error).
         """
-        lost: list[Death] = []
-        gone: Waiting = {}
         if self._caught_up:  # else the daemon is behind: thousands of records may wait and none is abandoned
-            lost = self.without_event(self._gone, MOST_LOST)
-            gone = {tid: records for tid, records in self._waiting.items() if not self._is_under_way(tid, records)}
-        self._gone, self._caught_up = gone, False
+            self._lost |= self._gone
+            undecided = (one for one in self._waiting.items() if one[0] not in self._lost)
+            first = islice(undecided, MOST_LOOKED_FOR)
+            self._gone = {tid: records for tid, records in first if not self._is_under_way(tid, records)}
+        self._caught_up = False
         if len(self._leaders) > self._prune_at:
             self._leaders = {tgid: r for tgid, r in self._leaders.items() if self._is_alive(tgid)}
             self._prune_at = max(_LEADERS_PRUNED_AT, 2 * len(self._leaders))
         for kept in (self._dumped, self._eventless):
             if len(kept) > _LEADERS_PRUNED_AT:
                 kept.clear()
-        return lost
 
     def _joined(self, event: Exit) -> TaskRecord | None:
-        """Return the record of this exit. Older ones of the same thread id, whose event was filtered, are dropped."""
+        """Return the record of this exit.
+
+        The events of older ones of the same thread id were lost, because events come in their order. Those of last
+        threads are deaths.
+        """
         tid, tgid, status = event.process_pid, event.process_tgid, event.exit_code
         waiting = self._waiting.get(tid, ())
-        for number, record in enumerate(waiting, start=1):
-            if record is _PASSED_OVER or (record.tgid == tgid and record.status == status):
-                for dropped in waiting[: number - 1]:
-                    self._forget(dropped)
-                if number < len(waiting):
-                    self._waiting[tid] = waiting[number:]
-                else:
-                    del self._waiting[tid]
-                return record
-        return None
+        abandoned = (*self._gone.get(tid, ()), *self._lost.get(tid, ()))
+        matching = [
+            number
+            for number, record in enumerate(waiting)
+            if record is _PASSED_OVER or (record.tgid == tgid and record.status == status)
+        ]
+        if not matching:
+            return None
+        number = next((n for n in matching if not _is_in(waiting[n], abandoned)), matching[-1])
+        self._overtaken += [older for older in waiting[:number] if older.last and older is not _PASSED_OVER]
+        if number + 1 < len(waiting):
+            self._waiting[tid] = waiting[number + 1 :]
+        else:
+            del self._waiting[tid]
+        return waiting[number]
 
     def _death(self, record: TaskRecord, event: Exit | None) -> Death:
         leader = record if record.pid == record.tgid else self._leader_of.get(record)
@@ -326,6 +369,10 @@ class Deaths:
         if leader is None or (leader is not record and leader.status == 0):
             return True  # one with status 0 may be from before an exec, and the new leader's record may be to come
         return death.status & 0x7F in CORE_SIGNALS and not core_dumped(death.status)
+
+
+def _is_in(record: TaskRecord, records: tuple[TaskRecord, ...]) -> bool:
+    return any(record is one for one in records)
 
 
 def _ended_together(leader: TaskRecord, last: TaskRecord) -> bool:

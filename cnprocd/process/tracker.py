@@ -102,7 +102,7 @@ class Tracker:
                 self.deaths.record(record)
             except Exception:
                 self._failed(record)
-        yield from self._all_died(self.deaths.release_held(now_ns))
+        yield from self.all_died(self.deaths.release_held(now_ns))
         events.sort(key=_by_time)
         self._last_execs = LastExecs(events)
         handlers, takes = self._handlers, self.unasked.takes
@@ -122,14 +122,11 @@ class Tracker:
         self._failures.note("identify", named(subject) if type(subject) is tuple else subject)
 
     def sweep(self, now_ns: int) -> list[Occurrence]:
-        """Remove dead processes, about once a second. Return the deaths that were missed until now.
-
-        They were missed by the count of threads, or because the kernel lost their event without an error; the latter
-        are `recovered`.
-        """
+        """Remove dead processes, about once a second. Return the deaths that the count of threads had missed."""
         is_alive = self._procfs.is_alive
         self.table.sweep(now_ns, is_alive)
-        found = list(self._all_died(self.deaths.prune()))
+        self.deaths.prune()
+        found: list[Occurrence] = []
         if len(self._cores) > 64:
             self._cores = {tgid: at for tgid, at in self._cores.items() if at > now_ns - 60_000_000_000}
         self.family.sweep(is_alive)
@@ -137,7 +134,8 @@ class Tracker:
             found += self._counted_out(process, event)
         return found
 
-    def _all_died(self, deaths: Iterable[Death]) -> Iterator[Occurrence]:
+    def all_died(self, deaths: Iterable[Death]) -> Iterator[Occurrence]:
+        """Yield the exits of these deaths."""
         for death in deaths:
             try:
                 yield from self._died(death)
@@ -163,7 +161,7 @@ class Tracker:
 
     def without_event(self, waited: Waiting) -> list[Occurrence]:
         """Return the deaths whose exit event was lost but whose record came. See Deaths.without_event."""
-        return list(self._all_died(self.deaths.without_event(waited)))
+        return list(self.all_died(self.deaths.without_event(waited)))
 
     # One handler per event type.
 

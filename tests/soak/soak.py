@@ -1,6 +1,6 @@
 """`make soak`: hours of storms with a reload every second and watch clients; nothing is lost, doubled, or growing.
 
-    python tests/soak/soak.py [--seconds 3600] [--block [--seed N]]
+    python tests/soak/soak.py [--seconds 3600] [--block [--seed N]] [--nice N]
 
 Strategy: two generators fork as fast as this machine can, in rounds that mix fork+exit, fork+exec+exit, crowds that end
 at once, processes with threads, and deaths by signal. waitpid() in the generators counts the failures under the name
@@ -208,6 +208,7 @@ def main() -> int:
     )
     parser.add_argument("--edges", help="block only the edges whose name contains this word")
     parser.add_argument("--seed", type=int, help="of the order of blocks (default: a random one, printed)")
+    parser.add_argument("--nice", type=int, default=0, help="of the generators: on a machine that does other work too")
     parser.add_argument("--keep", type=Path, help="write the samples and the verdict here, as JSON")
     options = parser.parse_args()
     if os.geteuid() != 0:
@@ -217,6 +218,7 @@ def main() -> int:
     if program is None:
         print("make soak needs a C compiler (cc) for its generators")
         return 69
+    program = ["nice", "-n", str(options.nice), *program]
     seed = random.randrange(1 << 32) if options.seed is None else options.seed
     with tempfile.TemporaryDirectory(prefix="cnprocd-soak-") as directory, contextlib.ExitStack() as stack:
         os.chmod(directory, 0o755)

@@ -241,7 +241,6 @@ def test_an_exception_in_the_housekeeping_costs_one_death(line):
     """Exit records whose events were lost: one of them is not understood, the others are deaths."""
     died = line.tracker._died
     line.tracker._died = raises_for(died, 61, lambda death: death.tgid)
-    line.tracker.deaths.prune = lambda: [SimpleNamespace(tgid=pid) for pid in ()]
     line.tracker.deaths.without_event = lambda waited: [death_of(pid) for pid in VICTIMS]
     found = line.tracker.without_event({})
     assert [occurrence.process.tgid for occurrence in found] == [60, 62]

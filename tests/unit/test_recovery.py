@@ -6,11 +6,11 @@ from types import SimpleNamespace
 from unit.process.machine import INIT, Machine, MachineProcFs
 from unit.test_failures import Line
 
-from cnprocd.connector.source import Losses
+from cnprocd.connector.source import Batch, Losses
 from cnprocd.connector.status import EVERY_STATUS
-from cnprocd.connector.taskrecord import TaskRecord
+from cnprocd.connector.taskrecord import ReadRecords, TaskRecord
 from cnprocd.process.holder import Ended
-from cnprocd.process.model import EVERYTHING, Occurrence, Process
+from cnprocd.process.model import EVERYTHING, Process
 from cnprocd.process.tracker import Tracker
 from cnprocd.process.tracking import Tracking
 from cnprocd.recovery import Recovery
@@ -187,28 +187,44 @@ def test_a_process_that_is_born_during_a_scan_is_not_missing():
     assert scene.resync() == []
 
 
+def lose(tracker, comm: str, pid: int) -> None:
+    """Take an exit record whose event does not come, until the housekeeping finds it."""
+    failed = TaskRecord(pid, pid, 1, 256, True, False, comm, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0)
+    list(tracker.take([], [failed]))
+    for _ in range(2):
+        tracker.deaths.caught_up()
+        tracker.deaths.prune()
+
+
 def test_silent_losses_are_counted_and_logged():
-    scene = Scene()
-    seen, lost = Occurrence("exit", Process(5), 5), Occurrence("exit", Process(6, comm="x\n"), 6, recovered=True)
-    scene.recovery.report_silent([lost, seen])
-    scene.recovery.report_silent([seen])
-    assert scene.logged("recovered", "count") == [1]
-    assert scene.logged("recovered", "pids") == [[6]]
-    assert scene.logged("recovered", "comms") == [[r"x\x0a"]]
-    assert scene.recovery.recovered == 1
+    """Once for those between two calls of the housekeeping."""
+    scene = Scene(table=False)
+    for pid in (6, 7):
+        lose(scene.tracker, "x\n", pid)
+        assert exits(scene.recovery.lost()) == [("exit", pid, 256, True)]
+        assert scene.recovery.lost() == []
+    for _ in range(2):
+        scene.recovery.report_silent()
+    assert scene.logged("recovered", "count") == [2]
+    assert scene.logged("recovered", "pids") == [[6, 7]]
+    assert scene.logged("recovered", "comms") == [[r"x\x0a"] * 2]
+    assert scene.recovery.recovered == 2
 
 
 # -- in flight ---------------------------------------------------------------------------------------------------
 
 
-def test_slots_are_blanked_after_the_jobs_of_a_tick(tmp_path, monkeypatch):
+def test_slots_are_blanked_after_the_jobs_of_lost_deaths(tmp_path, monkeypatch):
     """The event of a death was lost, and a tick finds its exit record. The next daemon must not find it again.
 
     It might know another start time of the process, and so make another job of the same death.
     """
     line = Line(tmp_path)
-    missed = [Occurrence("exit", line.tracker.table.get(60), 60, 256, None, None, recovered=True)]
-    monkeypatch.setattr(line.tracker, "sweep", lambda now_ns: missed)
-    line.pipeline.tick()
-    assert line.matched_at_blanking == [[60]]
+    empty = Batch([], ReadRecords(), False, False)
+    monkeypatch.setattr(line.pipeline.source, "drain", lambda *options, **more: empty)
+    lose(line.tracker, "worker", 70)
+    assert line.pipeline.again_s is not None, "the loop turns although no event comes"
+    line.pipeline.turn()
+    assert line.matched_at_blanking == [[70]]
+    assert line.pipeline.again_s is None
     line.dispatcher.spool.close()

@@ -15,7 +15,7 @@ from unit.process.machine import Entry, batches
 
 from cnprocd.connector.event import Exit
 from cnprocd.connector.taskrecord import TaskRecord
-from cnprocd.process.deaths import HOLD_NS, MOST_LOST, Death, Deaths
+from cnprocd.process.deaths import HOLD_NS, MOST_LOOKED_FOR, Death, Deaths
 
 P = 100  # the process of every case; its leader has this thread id
 
@@ -275,9 +275,7 @@ def test_abandoned_records_are_dropped_after_an_empty_queue():
     deaths.prune()
     deaths.prune()
     assert len(deaths._waiting) == 2000, "their events may still be in the queue"
-    for _ in range(2):
-        deaths.caught_up()
-        deaths.prune()
+    assert pruned(deaths, 2000) == pruned(deaths, 2000) == []
     assert not deaths._waiting
     assert not deaths._leaders
 
@@ -293,35 +291,92 @@ def test_a_record_newer_than_the_last_prune_waits_for_its_event():
     assert deaths.exit(event(last, 1))[1].record is not None
 
 
+def pruned(deaths: Deaths, most: int = 100) -> list[Death]:
+    """Prune after the queue was found empty. Return the deaths whose event was lost."""
+    deaths.caught_up()
+    deaths.prune()
+    return deaths.lost(most)
+
+
 def test_a_death_without_its_event_is_found_after_an_empty_queue():
     """The kernel failed to allocate the event and reports nothing."""
     deaths = Deaths(lambda tgid: False)
     deaths.record(record(End(P, 3 << 8, last=True, threaded=False)))
-    assert deaths.prune() == []
-    assert deaths.prune() == [], "its event may still be in the queue"
-    deaths.caught_up()
-    assert deaths.prune() == [], "gone, but perhaps only just"
-    deaths.caught_up()
-    (death,) = deaths.prune()
+    deaths.prune()
+    deaths.prune()
+    assert not deaths.has_lost, "its event may still be in the queue"
+    assert pruned(deaths) == [], "gone, but perhaps only just"
+    (death,) = pruned(deaths)
     assert (death.status, death.event, death.leader.comm) == (3 << 8, None, "leader")
-    assert deaths.prune() == deaths.without_event(deaths.waiting()) == []
+    assert pruned(deaths) == deaths.without_event(deaths.waiting()) == []
     assert not deaths.incomplete_tids
 
 
-def test_thousands_of_lost_events_are_reported_in_parts():
-    """After an overrun: to report them all at once would stop the event loop for seconds."""
-    deaths = Deaths(lambda tgid: False)
-    pids = range(1000, 1000 + 2 * MOST_LOST + 1)
+def test_thousands_of_lost_events_are_found_in_parts():
+    """After an overrun: to look for all at once, or to report them at once, would stop the event loop for seconds."""
+    looked_for = []
+    deaths = Deaths(lambda tgid: bool(looked_for.append(tgid)))
+    pids = range(1000, 1000 + 2 * MOST_LOOKED_FOR + 1)
     for pid in pids:
         deaths.record(record(End(pid, 3 << 8, last=True, threaded=False, tgid=pid)))
     found = []
-    for most in (0, MOST_LOST, MOST_LOST, 1, 0):
+    while len(found) < len(pids):
+        looked_for.clear()
         deaths.caught_up()
-        lost = deaths.prune()
-        assert len(lost) == most
-        assert len(deaths.incomplete_tids) == len(pids) - len(found) - most, "the others stay in the slots"
-        found += lost
+        deaths.prune()
+        assert len(looked_for) <= MOST_LOOKED_FOR
+        while deaths.has_lost:
+            lost = deaths.lost(64)
+            assert len(lost) <= 64
+            found += lost
+            assert len(deaths.incomplete_tids) == len(pids) - len(found), "the others stay in the slots"
     assert [death.tgid for death in found] == list(pids)
+
+
+def failed(status: int, comm: str, alone: bool = True) -> End:
+    return End(P, status, True, comm, threaded=not alone)
+
+
+def test_a_lost_event_is_no_secret_when_its_pid_ends_again():
+    """In a storm PIDs are used again within seconds. The later event cannot be that of a record with another status."""
+    deaths = Deaths(lambda tgid: False)
+    marker, storm = failed(5 << 8, "marker"), failed(1 << 8, "storm")
+    deaths.record(record(marker))
+    deaths.record(record(storm))
+    _, death = deaths.exit(event(storm, 9))
+    assert (death.status, death.leader.comm) == (1 << 8, "storm")
+    assert deaths.incomplete_tids == {P}, "the slot of what is not reported is kept"
+    (lost,) = deaths.lost(100)
+    assert (lost.status, lost.leader.comm, lost.event) == (5 << 8, "marker", None)
+    assert not deaths.has_lost
+    assert not deaths.incomplete_tids
+
+
+def test_a_pid_that_ends_again_keeps_the_two_deaths_apart():
+    """The same status twice: the first was gone before, so that its event is lost, and the event is the second's."""
+    deaths = Deaths(lambda tgid: False)
+    first, second = failed(1 << 8, "first"), failed(1 << 8, "second")
+    deaths.record(record(first))
+    assert pruned(deaths) == []
+    deaths.record(record(second))
+    _, death = deaths.exit(event(second, 9))
+    assert (death.leader.comm, death.event.timestamp_ns) == ("second", 9)
+    assert [lost.leader.comm for lost in deaths.lost(100)] == ["first"]
+    assert pruned(deaths) == pruned(deaths) == []
+
+
+def test_a_lost_death_is_found_although_its_pid_ends_again():
+    """A resync looks at the records that waited when it began. A newer record shows that the older process is gone."""
+    deaths = Deaths(lambda tgid: True)  # the PID has a new owner, which lives
+    first, second = failed(5 << 8, "first"), failed(1 << 8, "second")
+    deaths.record(record(first))
+    waited = deaths.waiting()
+    assert deaths.without_event(waited) == [], "it may be freeing its memory"
+    deaths.record(record(second))
+    (lost,) = deaths.without_event(waited)
+    assert lost.leader.comm == "first"
+    _, death = deaths.exit(event(second, 9))
+    assert death.leader.comm == "second"
 
 
 def test_a_process_freeing_its_memory_has_not_lost_its_event():
@@ -331,11 +386,9 @@ def test_a_process_freeing_its_memory_has_not_lost_its_event():
     last = End(P, 3 << 8, last=True, threaded=False)
     deaths.record(record(last))
     for _ in range(5):
-        deaths.caught_up()
-        assert deaths.prune() == deaths.without_event(deaths.waiting()) == []
+        assert pruned(deaths) == deaths.without_event(deaths.waiting()) == []
     alive.clear()
-    deaths.caught_up()
-    assert deaths.prune() == [], "gone just now: its event may be on its way"
+    assert pruned(deaths) == [], "gone just now: its event may be on its way"
     assert deaths.exit(event(last, 1))[1].record is not None
 
 
@@ -355,8 +408,7 @@ def test_another_record_of_the_same_thread_id_has_not_waited():
     deaths.prune()
     assert deaths.exit(event(first, 1))[1] is not None
     deaths.record(record(second))
-    deaths.caught_up()
-    assert deaths.prune() == []
+    assert pruned(deaths) == []
     assert deaths.exit(event(second, 2))[1].record is not None
 
 
@@ -408,8 +460,6 @@ def test_a_reused_pid_keeps_the_order_of_its_records(passed_first):
 def test_a_lost_event_of_a_passed_process_ends_it():
     deaths = Deaths(lambda tgid: False)
     deaths.pass_over([P])
-    for _ in range(2):
-        deaths.caught_up()
-        found = deaths.prune()
-    assert [(death.tgid, death.is_passed_over) for death in found] == [(P, True)]
+    assert pruned(deaths) == []
+    assert [(death.tgid, death.is_passed_over) for death in pruned(deaths)] == [(P, True)]
     assert not deaths.has_waiting
