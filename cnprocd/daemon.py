@@ -11,6 +11,7 @@ import contextlib
 import gc
 import signal
 
+from cnprocd.connector.source import REFUSED
 from cnprocd.errors import CnprocdError, StateError
 from cnprocd.log import Log
 from cnprocd.output.log import LOG_BOUND_S
@@ -18,6 +19,7 @@ from cnprocd.owner_lock import OwnedError, OwnerLock
 from cnprocd.process.handed_on import HandedOn
 from cnprocd.reload import log_receive_buffer
 from cnprocd.rules.problems import LoadedRules
+from cnprocd.surroundings import missing_of_host, missing_records
 from cnprocd.wiring import Options, Outside, Parts, connect
 
 ACCEPT_S = 2.0  # of a start, for the snapshot of the rules; 0 if the spool has waited that long for the same disk
@@ -61,6 +63,7 @@ async def start(parts: Parts, outside: Outside) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, parts.stopping.set)
     log_receive_buffer(parts.pipeline.source, parts.rules.loaded.settings.receive_buffer_bytes, outside.log)
+    log_missing(parts.pipeline.source.no_taskstats_because, outside.log)
     former = set(parts.dispatcher.snapshots()) - {parts.rules.loaded.snapshot}
     parts.dispatcher.scheduler.promises.remember(await outside.load_former(former))
     known, hooks = parts.handover.take_processes(), parts.handover.take_hooks()
@@ -107,6 +110,15 @@ async def stop(parts: Parts, outside: Outside) -> None:
     if not parts.kept_by_manager:
         with contextlib.suppress(OSError):
             parts.pipeline.source.close()
+
+
+def log_missing(no_records_because: str, log: Log) -> None:
+    """Log what this machine or container withholds."""
+    found = missing_of_host()
+    if no_records_because not in ("", REFUSED):
+        found.append(missing_records(no_records_because))
+    for one in found:
+        log("warning", "limited", feature=one.feature, message=one.sentence)
 
 
 def _last_line(status: str, unread: int) -> str:

@@ -35,6 +35,15 @@ _CAP_NET_ADMIN = 12
 # The inode numbers of the initial namespaces (include/linux/proc_ns.h).
 _INIT_NAMESPACES = {"user": 0xEFFFFFFD, "pid": 0xEFFFFFFC}
 
+USE_HOST = {
+    "user": "run it on the host, or in a container without a user namespace of its own (Kubernetes: hostUsers: true)",
+    "pid": "run it on the host, or in a container with the host's PID namespace (Kubernetes: hostPID: true; podman run "
+    "--pid host)",
+    "net": "run it on the host, or in a container with the host's network (Kubernetes: hostNetwork: true; podman run "
+    "--network host)",
+}
+"""What to do about each namespace in which the kernel ignores a subscriber."""
+
 
 class Listener:
     """One subscription to the proc connector. It is not subscribed before `subscribe` has returned."""
@@ -141,8 +150,10 @@ class Listener:
     def _request(self, op: int, mask: int | None, ticket: int) -> None:
         try:
             self._socket.send(uapi.pack_subscription(op, mask, ticket))
-        except ConnectionRefusedError as error:
-            raise ConnectorUnavailableError("cannot reach the proc connector", reason_for_silence()) from error
+        except ConnectionRefusedError as error:  # the kernel's own socket is in init_net only (cn_init)
+            raise ConnectorUnavailableError(
+                "cannot reach the proc connector: this process is in another network namespace", USE_HOST["net"]
+            ) from error
 
 
 def require_privilege() -> None:
@@ -159,5 +170,5 @@ def reason_for_silence() -> str:
     """Return a hint why the kernel ignores the subscription, from the namespaces of this process."""
     for kind, inode in _INIT_NAMESPACES.items():
         if Path(f"/proc/self/ns/{kind}").stat().st_ino != inode:
-            return f"this process is in another {kind} namespace: run it on the host, not in a container"
-    return "the kernel lacks CONFIG_PROC_EVENTS, or this process is in another network namespace (container)"
+            return f"this process is in another {kind} namespace: {USE_HOST[kind]}"
+    return "the kernel lacks CONFIG_PROC_EVENTS"

@@ -29,6 +29,7 @@ from cnprocd.connector.taskrecord import AsksFor, ReadRecords
 from cnprocd.connector.taskstats import Taskstats, TaskstatsAbsent
 from cnprocd.connector.uapi import PROC_EVENT_EXIT
 
+REFUSED = "refused on request"  # with --refuse
 _RECORD_IN_EVENTS = 3  # a queued record takes up to 2,304 bytes of buffer and an event 832: room for as many of both
 
 
@@ -86,7 +87,7 @@ class Source:
         self._events_seen = 0
         self._event_slots_used = 0
         self.records_seen = 0
-        self.no_taskstats_because = "refused on request" if "taskstats" in refused else ""
+        self.no_taskstats_because = REFUSED if "taskstats" in refused else ""
         self._buffer_bytes = receive_buffer_bytes
         self._refused = refused
         self._sequence = SequenceTracker()

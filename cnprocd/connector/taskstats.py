@@ -65,7 +65,7 @@ class Taskstats:
         if adopted_fd is not None:
             self._drops_at_adoption = self.drops()
         try:
-            self._cpus = _POSSIBLE_CPUS.read_text().strip().encode() + b"\0"
+            self._cpus = _possible_cpus()
             with _open() as asking:  # on an adopted socket the answers would be queued behind records
                 self._family = _find_family(asking)
                 self.version = _ask_version(asking, self._family)
@@ -131,6 +131,14 @@ class Taskstats:
         with contextlib.suppress(OSError, TaskstatsAbsent):
             _send(self._socket, self._family, _TASKSTATS_CMD_GET, _ATTR_DEREGISTER_CPUMASK, self._cpus)
         self._socket.close()
+
+
+def _possible_cpus() -> bytes:
+    """Return the list of CPUs to register for. Raises TaskstatsAbsent: a container may have no /sys."""
+    try:
+        return _POSSIBLE_CPUS.read_text().strip().encode() + b"\0"
+    except OSError as error:
+        raise TaskstatsAbsent(f"taskstats: cannot read {_POSSIBLE_CPUS}: {error.strerror}") from error
 
 
 def _open() -> socket.socket:

@@ -113,6 +113,7 @@ CLASSES: Mapping[str, str] = {
     "runner_refused": "The runner refused a connection.",
     "control_unavailable": "The control socket cannot be used.",
     "control_failed": "A request on the control socket failed.",
+    "limited": "This machine or container lacks something, so some fields are unknown or cost more.",
     "metrics_unwritable": "The metrics file cannot be written.",
 }
 """The classes of records: the values of the field `event`."""
@@ -131,6 +132,7 @@ OTHER: Mapping[str, str] = {
     "durable": "Whether jobs are on disk.",
     "event_mask": "Whether the kernel filters events by mask.",
     "events": "Number of events that fit.",
+    "feature": "What is missing: exit_records, cgroup_paths or host_files.",
     "files": "Rule files.",
     "foreign_sender": "Datagrams that another process sent.",
     "hook_pid": "Process ID of the hook.",

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from cnprocd.process import lookup_child
 from cnprocd.process.files import FileId, claim_of, verified_path
+from cnprocd.process.host_view import cgroup_roots
 from cnprocd.process.model import EVERYTHING, TICK_NS, Image, MoreIds, Process, Provenance, Wanted
 from cnprocd.process.stat import (
     Stat,
@@ -91,7 +92,7 @@ def zombie_cgroup(tgid: int, ended_ns: int) -> str | None:
     stat = read_stat(tgid)  # only now: of a living process it can wait (see lookups.py)
     if stat is None or stat.start_ticks * TICK_NS - clock_offset_ns() > ended_ns:
         return None  # the zombie of a later owner of this PID
-    path = parse_cgroup(raw)
+    path = parse_cgroup(raw, cgroup_roots())
     return None if path == "/" else path
 
 
@@ -156,7 +157,7 @@ def to_process(tgid: int, files: Files, source: Provenance) -> Process | None:
     if files.cmdline:
         process.take_cmdline(parse_cmdline(files.cmdline), is_cut(files.cmdline), source)
     if files.cgroup:
-        cgroup = parse_cgroup(files.cgroup)
+        cgroup = parse_cgroup(files.cgroup, cgroup_roots())
         if not (stat.is_dead and cgroup == "/"):  # see zombie_cgroup
             process.cgroup, process.cgroup_source = cgroup, source
     return process
@@ -198,7 +199,7 @@ def unread_process(tgid: int, wanted: Wanted, source: Provenance) -> Process | N
     )
     process.more_ids = MoreIds(status.euid)
     if wanted.cgroup and (raw := _read(tgid, "cgroup")):
-        process.cgroup, process.cgroup_source = parse_cgroup(raw), source
+        process.cgroup, process.cgroup_source = parse_cgroup(raw, cgroup_roots()), source
     return process
 
 

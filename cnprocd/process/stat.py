@@ -117,12 +117,37 @@ def is_cut(raw: bytes) -> bool:
     return len(raw) >= _MAX_CMDLINE
 
 
-def parse_cgroup(raw: bytes) -> str | None:
-    """Return the cgroup path that systemd uses: of the unified hierarchy, or of name=systemd on a hybrid system.
+class CgroupRoot(NamedTuple):
+    """Where the paths of one hierarchy count from: `depth` levels below the root, at `own` (None: not known)."""
 
-    A zombie's cgroup may have been removed; the kernel marks that (kernel/cgroup/cgroup.c proc_cgroup_show), and the
-    mark is taken away here.
-    """
+    depth: int = 0
+    own: str | None = ""
+
+    def absolute(self, path: str) -> str | None:
+        """Return the path from the root of the hierarchy, or None if it is not known."""
+        if not self.depth:
+            return path
+        parts = [part for part in path.split("/") if part]
+        up = parts.count("..")
+        if up == self.depth:
+            return "/" + "/".join(parts[up:])
+        if self.own is None or up > self.depth:
+            return None
+        return "/".join([*self.own.split("/")[: self.depth - up + 1], *parts[up:]])
+
+
+class CgroupRoots(NamedTuple):
+    """Where the paths of the unified hierarchy and of name=systemd count from."""
+
+    unified: CgroupRoot
+    named: CgroupRoot
+
+
+HOST_CGROUPS = CgroupRoots(CgroupRoot(), CgroupRoot())
+
+
+def cgroup_lines(raw: bytes) -> tuple[str | None, str | None]:
+    """Return the paths of /proc/PID/cgroup in the unified hierarchy and in name=systemd."""
     unified = named = None
     for line in raw.split(b"\n"):
         hierarchy, _, rest = line.partition(b":")
@@ -131,5 +156,16 @@ def parse_cgroup(raw: bytes) -> str | None:
             unified = text(raw_path)
         elif controllers == b"name=systemd":
             named = text(raw_path)
-    path = named if unified in (None, "/") and named else unified
-    return None if path is None else path.removesuffix(_REMOVED)
+    return unified, named
+
+
+def parse_cgroup(raw: bytes, roots: CgroupRoots = HOST_CGROUPS) -> str | None:
+    """Return the cgroup path that systemd uses: of the unified hierarchy, or of name=systemd on a hybrid system.
+
+    A zombie's cgroup may have been removed; the kernel marks that (kernel/cgroup/cgroup.c proc_cgroup_show), and the
+    mark is taken away here.
+    """
+    unified, named = cgroup_lines(raw)
+    if named and (unified is None or not unified.strip("/.")):
+        return roots.named.absolute(named.removesuffix(_REMOVED))
+    return None if unified is None else roots.unified.absolute(unified.removesuffix(_REMOVED))

@@ -20,10 +20,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from cnprocd.process.files import FileId, KnownFiles, Mounts, parse_mountinfo
+from cnprocd.process.host_view import sees_host_files
 
 LookUp = Callable[[Sequence[str]], "list[FileId | None] | None"]
 """Return the file of each path, None for a path without one; None if the answer is late."""
 
+IN_IMAGE = "this process is in a container, where the path leads to a file of the image"
 LATE = "the look at it is late"
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -74,6 +76,7 @@ class WatchedFiles:
         self._files = files
         self._look_up = look_up
         self._mount_table = MountTable()
+        self._sees_host = sees_host_files()
         self._inotify = _checked(_LIBC.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
         self._directories: dict[int, str] = {}  # watch -> directory of named paths
         self._watched: dict[int, tuple[FileId, set[str]]] = {}  # watch -> a file and the paths that it has or had
@@ -143,7 +146,9 @@ class WatchedFiles:
         mounts = self._mount_table.now()
         looked_at = []
         for path in sorted(paths):
-            if mounts.is_local(path):
+            if not self._sees_host:
+                self._reasons[path] = IN_IMAGE
+            elif mounts.is_local(path):
                 looked_at.append(path)
             else:
                 self._reasons[path] = "another machine or a process serves its filesystem"

@@ -34,6 +34,7 @@ FLOORS = {
     "service": "the service manager's sockets and watchdog; imports nothing of cnprocd",
     "connector": "the kernel's two sockets: events, exit records, filters, losses",
     "process": "processes and their attributes, from events, exit records and /proc",
+    "surroundings": "what a machine or container withholds, in words",
     "rules": "match occurrences, and decide what to ask the kernel for",
     "rules/language": "rule files to rules, for the loader process and the commands; the daemon never imports it",
     "load_state": "the outcome of the last load, and whether the rule files changed since",

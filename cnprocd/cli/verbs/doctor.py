@@ -17,17 +17,21 @@ from typing import Literal
 
 from cnprocd.cli import canary
 from cnprocd.cli.grammar import Options
+from cnprocd.cli.observing import VARIABLE, observes_only
 from cnprocd.cli.ruleset import loaded_rules, warnings
 from cnprocd.cli.terminal import Style, counted, duration, print_json, size
 from cnprocd.cli.this_machine import bad_hooks, program_path, unreadable_rule_files
+from cnprocd.connector.listener import USE_HOST
 from cnprocd.connector.uapi import NETLINK_CONNECTOR, QUEUED_EVENT_BYTES
 from cnprocd.control.client import Client, NotRunningError
 from cnprocd.errors import EX_OK, CnprocdError
 from cnprocd.json_value import get_bool, get_dict, get_int, get_number, get_str, get_str_or_none
 from cnprocd.owner_lock import holder_of
+from cnprocd.process.host_view import sees_host_files
 from cnprocd.process.kernel_log import DEVICE
 from cnprocd.process.procfs import read_stat
 from cnprocd.rules.problems import RulesError
+from cnprocd.surroundings import missing_of_host, missing_records
 
 Severity = Literal["pass", "warn", "fail"]
 _COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
@@ -35,6 +39,9 @@ _CAPABILITIES = {12: "CAP_NET_ADMIN", 19: "CAP_SYS_PTRACE"}
 _INIT_NAMESPACES = {"pid": 0xEFFFFFFC, "user": 0xEFFFFFFD}  # include/linux/proc_ns.h
 _OPTIONS = {"CONFIG_CONNECTOR": "fail", "CONFIG_PROC_EVENTS": "fail", "CONFIG_TASKSTATS": "warn"}
 _LEAST_FREE_BYTES = 64 << 20
+_KERNEL_LOG_FIX = (
+    "use a kernel built with CONFIG_PRINTK; in a container, pass the device (podman run --device /dev/kmsg)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +87,13 @@ def _capabilities(options: Options) -> Iterator[Finding]:
         if held >> bit & 1:
             yield Finding("pass", f"{name} is granted")
         elif name == "CAP_NET_ADMIN":
-            yield Finding("fail", f"{name} is missing: no events, no exit records", "run as root (here: sudo)")
+            yield Finding("fail", f"{name} is missing: no events, no exit records", _privileged(name))
         else:
-            yield Finding("warn", f"{name} is missing: `exe` of other users' processes is unknown", "run as root")
+            yield Finding("warn", f"{name} is missing: `exe` of other users' processes is unknown", _privileged(name))
+
+
+def _privileged(capability: str) -> str:
+    return f"run as root (here: sudo), in a container with {capability} added"
 
 
 def _namespaces(options: Options) -> Iterator[Finding]:
@@ -90,11 +101,7 @@ def _namespaces(options: Options) -> Iterator[Finding]:
         if os.stat(f"/proc/self/ns/{kind}").st_ino == inode:
             yield Finding("pass", f"in the host's {kind} namespace")
         else:
-            yield Finding(
-                "fail",
-                f"in another {kind} namespace: the kernel ignores its subscriptions",
-                "run on the host, not in a container",
-            )
+            yield Finding("fail", f"in another {kind} namespace: the kernel ignores its subscriptions", USE_HOST[kind])
     try:
         same = os.stat("/proc/self/ns/net").st_ino == os.stat("/proc/1/ns/net").st_ino
     except PermissionError:
@@ -105,8 +112,21 @@ def _namespaces(options: Options) -> Iterator[Finding]:
         yield Finding(
             "fail",
             "in another network namespace: the connector does not exist there",
-            "run on the host, without PrivateNetwork=",
+            f"{USE_HOST['net']}; a systemd service: without PrivateNetwork=",
         )
+
+
+def _container(options: Options) -> Iterator[Finding]:
+    in_container = not sees_host_files()
+    for one in missing_of_host():
+        yield Finding("warn", one.what, one.fix)
+    if not in_container:
+        yield Finding("pass", "the host's files are seen")
+    elif observes_only(False, os.environ):
+        yield Finding("pass", f"hooks are refused ({VARIABLE}): they would have the files and users of the image")
+    else:
+        what = "hooks would have the files and users of the image, not those of the host"
+        yield Finding("warn", what, f"start cnprocd with --observe-only, or set {VARIABLE}=1")
 
 
 def _kernel(options: Options) -> Iterator[Finding]:
@@ -159,9 +179,8 @@ def _round_trip(options: Options) -> Iterator[Finding]:
     else:
         yield Finding("pass", f"a child's exit({canary.CODE}) arrived after {duration(received.after_s)}")
     if not received.features.taskstats:
-        yield Finding(
-            "warn", f"no exit records: {received.no_taskstats_because}", "cnprocd works without; rules cost more"
-        )
+        missing = missing_records(received.no_taskstats_because)
+        yield Finding("warn", missing.what, missing.fix or "use a kernel with CONFIG_TASKSTATS, 5.19 or newer")
     elif received.event is not None and received.record is None:
         yield Finding("warn", "exit records are available, but none came", "run cnprocd with --refuse taskstats")
     elif received.record is not None:
@@ -289,7 +308,7 @@ def _kernel_log(options: Options) -> Iterator[Finding]:
     try:
         os.close(os.open(DEVICE, os.O_RDONLY | os.O_NONBLOCK))
     except FileNotFoundError:
-        yield Finding("warn", f"there is no {DEVICE}: oom_killed is unknown", "use a kernel built with CONFIG_PRINTK")
+        yield Finding("warn", f"there is no {DEVICE}: oom_killed is unknown", _KERNEL_LOG_FIX)
     except PermissionError:
         yield Finding("warn", f"cannot open {DEVICE}", "run it as root")
     else:
@@ -310,6 +329,7 @@ def _output(*command: str) -> str:
 CHECKS: dict[str, Check] = {
     "privilege": _capabilities,
     "namespaces": _namespaces,
+    "container": _container,
     "kernel": _kernel,
     "round trip": _round_trip,
     "listeners": _listeners,
