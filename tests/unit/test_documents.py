@@ -1,10 +1,12 @@
 """The documents agree with the tree: links, paths, commands and tests exist, and each figure stands in one document."""
 
 import ast
+import importlib
 import json
 import re
 import subprocess
 import sys
+import tomllib
 from functools import cache
 from pathlib import Path
 
@@ -24,6 +26,7 @@ LONGEST_TEST_NAME = 60
 # The directories whose files a document may name by a path from the top, or (second line) from the package.
 TOP = ("cnprocd", "tests", "docs", "config", "packaging", "systemd")
 ROOMS = tuple(path.name for path in (ROOT / "cnprocd").iterdir() if path.is_dir())
+sys.path.insert(0, str(ROOT / "packaging"))  # flavours.py: the table of packages
 MADE = (".venv/",)  # not in the tree: a command makes it
 
 each_document = pytest.mark.parametrize(
@@ -69,10 +72,26 @@ def test_the_readme_keeps_the_commands_that_others_look_for():
 
 
 def test_the_readme_installs_one_package_for_each_release():
-    lines = re.findall(r"^    (?:apt|dnf) install (\S+)", text_of(ROOT / "README.md"), re.M)
-    names = ["dist/cnprocd_0.1.0-1~deb12_amd64.deb", "dist/cnprocd_0.1.0-1_all.deb", "dist/cnprocd-0.1.0-1.noarch.rpm"]
-    taken = [[name for name in names if Path(name).match(pattern.removeprefix("./"))] for pattern in lines]
-    assert taken == [[name] for name in names]
+    """Each command that installs from dist/ takes one package, and every package of this machine has a command."""
+    flavours = importlib.import_module("flavours")
+    patterns = re.findall(r"^    (?:apt|dnf|zypper) install \./(\S+)", text_of(ROOT / "README.md"), re.M)
+    for machine, deb in (("x86_64", "amd64"), ("aarch64", "arm64")):
+        names = [
+            f"dist/{one.file_name('0.1.0')}" for one in flavours.PACKAGES.values() if one.machine in (machine, "any")
+        ]
+        here = [pattern.replace("x86_64", machine).replace("amd64", deb) for pattern in patterns]
+        taken = [[name for name in names if Path(name).match(pattern)] for pattern in here]
+        assert sorted(taken) == sorted([name] for name in names)
+
+
+def test_the_table_of_distributions_is_that_of_the_packages():
+    flavours = importlib.import_module("flavours").FLAVOURS
+    rows = [
+        line.strip("| ").split(" | ") for line in text_of(ROOT / "docs/install.md").splitlines() if line[:2] == "| "
+    ]
+    written = [(row[0], row[1], row[2], row[3].split()[0]) for row in rows[1:]]
+    facts = [(one.title, one.kernel, str(one.systemd), one.python) for one in flavours.values()]
+    assert written == facts
 
 
 @each_document
@@ -152,8 +171,8 @@ def test_the_performance_document_is_what_the_bench_writes():
 
 
 def test_the_security_contact_is_the_packages_maintainer():
-    maintainer = re.search(r'^MAINTAINER = ".*<(.+)>"$', text_of(ROOT / "packaging/build.py"), re.M)[1]
-    assert maintainer in text_of(ROOT / "SECURITY.md")
+    (maintainer,) = tomllib.loads(text_of(ROOT / "pyproject.toml"))["project"]["maintainers"]
+    assert maintainer["email"] in text_of(ROOT / "SECURITY.md")
 
 
 def test_no_test_name_is_longer_than_60_characters():

@@ -11,14 +11,14 @@ give information. Exit status 0 only if every step of every guest passed.
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -27,7 +27,6 @@ from qemu import Machine, MachineError, pack_payload, qemu_missing
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-TITLES = {"debian12": "Debian 12", "debian13": "Debian 13"}
 STEP_LIMIT_S = 420.0
 MOST_DIAGNOSES = 3  # of failed steps; later failures mostly have the same cause
 LIMITS_S = {"kernel_suite": 1200.0}  # half a minute on a CPU that is not emulated
@@ -42,25 +41,35 @@ class Verdict:
     detail: str
 
 
+@dataclass(frozen=True)
+class Guest:
+    """One machine: its title in reports, and the package that it installs. Its name is that of an image's recipe."""
+
+    title: str
+    package: str
+
+
+GUESTS = {
+    "debian12": Guest("Debian 12", "debian12-x86_64"),
+    "debian13": Guest("Debian 13", "debian13"),
+    "arm64": Guest("Debian 13 arm64", "debian13"),  # `make test-arm64`
+}
+DEFAULT = ("debian12", "debian13")
+
+
 def package_builder() -> ModuleType:
     """Return packaging/build.py as a module. It is a script and not part of a Python package."""
-    spec = importlib.util.spec_from_file_location("packaging_build", ROOT / "packaging/build.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["packaging_build"] = module
-    spec.loader.exec_module(module)
-    return module
+    sys.path.insert(0, str(ROOT / "packaging"))
+    return importlib.import_module("build")
 
 
 def packages(guest: str, scratch: Path) -> dict[str, Path]:
     """Build this version and the next, under the names that the steps expect."""
     builder = package_builder()
-    flavour, epoch = builder.FLAVOURS[guest], builder.source_epoch()
+    package, epoch = builder.PACKAGES[GUESTS[guest].package], builder.source_epoch()
     found = {}
     for number in ("1", "2"):
-        each = replace(flavour, release=flavour.release.replace("1", number, 1))
-        deb = builder.build(each, scratch / number, epoch)
+        deb = builder.build(package.with_release(number), scratch / number, epoch)
         found[f"packages/{number}/{deb.name}"] = deb
     return found
 
@@ -86,7 +95,7 @@ def steps_of(guest: Machine, names: list[str]) -> Iterator[tuple[str, Verdict]]:
                 uptime = guest.reboot()
                 verdict = Verdict(True, time.monotonic() - started, f"agent up after {uptime:.0f} s")
             else:
-                answer = guest.step(name, LIMITS_S.get(name, STEP_LIMIT_S))
+                answer = guest.step(name, LIMITS_S.get(name, STEP_LIMIT_S) * guest.platform.slowness)
                 verdict = Verdict(answer["ok"], answer["seconds"], answer["detail"])
         except MachineError as error:
             yield name, Verdict(False, time.monotonic() - started, str(error))
@@ -103,15 +112,15 @@ def take_through(name: str, names: list[str], console: Path | None) -> dict[str,
     with tempfile.TemporaryDirectory(prefix="cnprocd-vm-") as directory:
         scratch = Path(directory)
         tar = payload(name, scratch)
-        say(f"{TITLES[name]}: image and packages ready after {time.monotonic() - built:.0f} s")
+        say(f"{GUESTS[name].title}: image and packages ready after {time.monotonic() - built:.0f} s")
         started = time.monotonic()
         with Machine(disk, tar, scratch) as guest:
             try:
                 guest.wait_boot()
-                say(f"{TITLES[name]}: booted in {time.monotonic() - started:.0f} s")
+                say(f"{GUESTS[name].title}: booted in {time.monotonic() - started:.0f} s")
                 for step, verdict in steps_of(guest, names):
                     verdicts[step] = verdict
-                    say(f"{TITLES[name]}: {step}: {'ok' if verdict.ok else 'FAILED'} ({verdict.seconds:.0f} s)")
+                    say(f"{GUESTS[name].title}: {step}: {'ok' if verdict.ok else 'FAILED'} ({verdict.seconds:.0f} s)")
                     say("    " + verdict.detail.replace("\n", "\n    "))
                     if not verdict.ok and diagnoses < MOST_DIAGNOSES:
                         diagnoses += 1
@@ -128,7 +137,7 @@ def take_through(name: str, names: list[str], console: Path | None) -> dict[str,
 def table(names: list[str], results: dict[str, dict[str, Verdict]]) -> str:
     """Return a table of steps, with one column for each guest, in seconds."""
     width = max(map(len, names))
-    lines = ["step".ljust(width) + "".join(f"  {TITLES[guest]:>18}" for guest in results)]
+    lines = ["step".ljust(width) + "".join(f"  {GUESTS[guest].title:>18}" for guest in results)]
     for name in names:
         cells = []
         for verdicts in results.values():
@@ -147,17 +156,19 @@ def say(text: str) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Take the packages through a service's life in booted machines.")
-    parser.add_argument("--guest", action="append", choices=list(TITLES))
+    parser.add_argument("--guest", action="append", choices=list(GUESTS), help="default: the two of amd64")
     parser.add_argument("--step", action="append", help="only these, in this order")
     parser.add_argument("--keep-console", type=Path, metavar="DIR")
     options = parser.parse_args()
-    if reason := qemu_missing():
-        say(f"make test-vm cannot run: {reason}")
-        return 1
+    guests = options.guest or DEFAULT
+    for architecture in {image.RECIPES[guest].architecture for guest in guests}:
+        if reason := qemu_missing(architecture):
+            say(f"cannot run the guests: {reason}")
+            return 1
     listed = subprocess.run([sys.executable, str(HERE / "guest/steps.py"), "--list"], capture_output=True, text=True)
     names = options.step or listed.stdout.split()
     results: dict[str, dict[str, Verdict]] = {}
-    for guest in options.guest or TITLES:
+    for guest in guests:
         try:
             results[guest] = take_through(guest, names, options.keep_console)
         except image.ImageError as error:

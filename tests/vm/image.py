@@ -82,17 +82,21 @@ class Recipe:
     name: str
     suite: str
     packages: tuple[str, ...]
-    kernel: str = "linux-image-cloud-amd64"
+    architecture: str = "amd64"
 
+    @property
+    def kernel(self) -> str:
+        """Return the metapackage of the kernel: the cloud flavour."""
+        return f"linux-image-cloud-{self.architecture}"
+
+
+# python3-*: dependencies of the distribution-pure package; the guest has no network to fetch them.
+TRIXIE_PACKAGES = (*COMMON_PACKAGES, "python3-pydantic", "python3-structlog", "python3-sdnotify", "python3-yaml")
 
 RECIPES = {
     "debian12": Recipe("debian12", "bookworm", COMMON_PACKAGES),
-    # python3-*: dependencies of the distribution-pure package; the guest has no network to fetch them.
-    "debian13": Recipe(
-        "debian13",
-        "trixie",
-        (*COMMON_PACKAGES, "python3-pydantic", "python3-structlog", "python3-sdnotify", "python3-yaml"),
-    ),
+    "debian13": Recipe("debian13", "trixie", TRIXIE_PACKAGES),
+    "arm64": Recipe("arm64", "trixie", TRIXIE_PACKAGES, architecture="arm64"),
 }
 
 
@@ -103,6 +107,7 @@ class Image:
     root: Path
     kernel: Path
     initrd: Path
+    architecture: str
 
 
 class ImageError(Exception):
@@ -127,7 +132,7 @@ def obtain(recipe: Recipe) -> Image:
         if not where.is_dir():
             build(recipe, where)
             drop_stale(recipe, keep=where)
-    return Image(where / "root.ext4", where / "vmlinuz", where / "initrd")
+    return Image(where / "root.ext4", where / "vmlinuz", where / "initrd", recipe.architecture)
 
 
 @contextlib.contextmanager
@@ -147,9 +152,13 @@ def drop_stale(recipe: Recipe, keep: Path) -> None:
 
 def build(recipe: Recipe, where: Path) -> None:
     """Make the three files in a temporary directory beside `where`, then rename: no incomplete image is ever used."""
-    missing = [tool for tool in ("mmdebstrap", "mke2fs", "dpkg-deb") if not shutil.which(tool)]
-    if missing:
-        raise ImageError(f"cannot build {recipe.name}: no {', '.join(missing)} (apt packages mmdebstrap e2fsprogs)")
+    tools = ["mmdebstrap", "mke2fs", "dpkg-deb"]
+    packages = "mmdebstrap e2fsprogs"
+    if recipe.architecture != run(["dpkg", "--print-architecture"]).strip():
+        tools += ["arch-test", "qemu-aarch64-static"]  # the kernel starts its programs with the emulator (binfmt_misc)
+        packages += " arch-test qemu-user-static binfmt-support"
+    if missing := [tool for tool in tools if not shutil.which(tool)]:
+        raise ImageError(f"cannot build {recipe.name}: no {', '.join(missing)} (apt packages {packages})")
     if os.geteuid() != 0:
         raise ImageError(f"cannot build {recipe.name}: mmdebstrap and mke2fs -d must run as root to keep owners")
     with tempfile.TemporaryDirectory(prefix=f".{recipe.name}-", dir=where.parent) as scratch:
@@ -171,6 +180,7 @@ def bootstrap(recipe: Recipe, tree: Path) -> None:
     slim = ["path-exclude=/usr/share/man/*", "path-exclude=/usr/share/locale/*", "path-exclude=/usr/share/doc/*"]
     run([
         "mmdebstrap", "--variant=apt", f"--include={','.join(recipe.packages)}",
+        f"--architectures={recipe.architecture}",
         *(f"--aptopt={option}" for option in (*host_apt_options(), "Apt::Install-Recommends false")),
         *(f"--dpkgopt={option}" for option in slim),
         f'--customize-hook={sys.executable} {__file__} unpack-kernel {recipe.kernel} "$1"',
@@ -316,5 +326,5 @@ def run(command: list[str], cwd: str | None = None) -> str:
 if __name__ == "__main__" and sys.argv[1:2] == ["unpack-kernel"]:
     unpack_kernel(sys.argv[2], Path(sys.argv[3]))
 elif __name__ == "__main__":
-    for each in RECIPES.values():
+    for each in (RECIPES[name] for name in sys.argv[1:] or RECIPES):
         print(each.name, obtain(each).root)

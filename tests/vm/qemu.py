@@ -16,15 +16,33 @@ import socket
 import subprocess
 import tarfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from image import Image
 
 ACCELERATOR = os.environ.get("CNPROCD_VM_ACCEL", "tcg,thread=multi")
-# console=ttyS0 for the log. mitigations are expensive under TCG and not under test.
-COMMAND_LINE = "root=/dev/vda rw console=ttyS0 quiet mitigations=off systemd.show_status=false tsc=reliable panic=0"
+# mitigations are expensive under TCG and not under test.
+COMMAND_LINE = "root=/dev/vda rw quiet mitigations=off systemd.show_status=false panic=0"
 BOOT_LIMIT_S = 240.0
+
+
+@dataclass(frozen=True)
+class Platform:
+    """The emulator of one architecture, its machine, and what that adds to the kernel's command line."""
+
+    emulator: str
+    machine: tuple[str, ...]
+    command_line: str
+    slowness: float  # against amd64: factor of all time limits
+
+
+PLATFORMS = {
+    "amd64": Platform("qemu-system-x86_64", ("-machine", "q35", "-cpu", "max"), "console=ttyS0 tsc=reliable", 1.0),
+    # Not -cpu max: pointer authentication is expensive under TCG.
+    "arm64": Platform("qemu-system-aarch64", ("-machine", "virt", "-cpu", "cortex-a72"), "console=ttyAMA0", 3.0),
+}
 
 
 class MachineError(Exception):
@@ -38,6 +56,7 @@ class Machine:
         self.console = scratch / "console.log"
         self.channel_path = scratch / "agent.sock"
         self.image, self.payload = image, payload
+        self.platform = PLATFORMS[image.architecture]
         self.buffer = b""
         self.counter = 0
         self.boot_id = ""
@@ -70,10 +89,12 @@ class Machine:
         self.channel.close()
 
     def command(self) -> list[str]:
+        platform = self.platform
         return [
-            "qemu-system-x86_64", "-accel", ACCELERATOR, "-machine", "q35", "-cpu", "max", "-smp", "2", "-m", "1024",
+            platform.emulator, "-accel", ACCELERATOR, *platform.machine, "-smp", "2", "-m", "1024",
             "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
-            "-kernel", str(self.image.kernel), "-initrd", str(self.image.initrd), "-append", COMMAND_LINE,
+            "-kernel", str(self.image.kernel), "-initrd", str(self.image.initrd),
+            "-append", f"{COMMAND_LINE} {platform.command_line}",
             "-drive", f"file={self.disk},if=virtio,format=raw,cache=unsafe",
             "-drive", f"file={self.payload},if=virtio,format=raw,readonly=on",
             "-device", "virtio-rng-pci",
@@ -86,7 +107,7 @@ class Machine:
     def wait_boot(self) -> float:
         """Wait for the agent's hello of a new boot. Return the guest's uptime at that moment."""
         while True:
-            message = self.receive(time.monotonic() + BOOT_LIMIT_S)
+            message = self.receive(time.monotonic() + BOOT_LIMIT_S * self.platform.slowness)
             if message.get("hello") not in (None, self.boot_id):
                 self.boot_id = message["hello"]
                 return float(message["uptime"])
@@ -105,7 +126,7 @@ class Machine:
         self.counter += 1
         self.channel.sendall(json.dumps({"id": self.counter, "step": "reboot", "timeout": 60}).encode() + b"\n")
         try:
-            self.qemu.wait(BOOT_LIMIT_S)
+            self.qemu.wait(BOOT_LIMIT_S * self.platform.slowness)
         except subprocess.TimeoutExpired:
             raise MachineError(f"the guest did not shut down; end of its console:\n{self.console_tail()}") from None
         self.channel.close()
@@ -127,9 +148,10 @@ class Machine:
         return self.console.read_bytes()[-3000:].decode(errors="replace") if self.console.exists() else "(nothing)"
 
 
-def qemu_missing() -> str:
+def qemu_missing(architecture: str) -> str:
     """Return why no guest can run here, or an empty string."""
-    return "" if shutil.which("qemu-system-x86_64") else "qemu-system-x86_64 is missing (apt package qemu-system-x86)"
+    emulator, package = PLATFORMS[architecture].emulator, {"amd64": "x86", "arm64": "arm"}[architecture]
+    return "" if shutil.which(emulator) else f"{emulator} is missing (apt package qemu-system-{package})"
 
 
 def pack_payload(where: Path, files: dict[str, Path]) -> Path:

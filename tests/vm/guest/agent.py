@@ -33,6 +33,7 @@ def perform(step: str, timeout: float) -> dict[str, Any]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
+        env=os.environ | {"CNPROCD_VM_LIMIT_S": str(timeout)},
     )
     try:
         output, _ = child.communicate(timeout=timeout)

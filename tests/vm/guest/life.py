@@ -54,7 +54,7 @@ def kernel_suite() -> str:
             command, cwd=HERE, env=os.environ | {"PYTHONPATH": path}, stdout=output, stderr=subprocess.STDOUT
         )
         try:
-            code = pytest.wait(1100)
+            code = pytest.wait(float(os.environ["CNPROCD_VM_LIMIT_S"]) * 0.9)
         except subprocess.TimeoutExpired:
             code = -1
             pytest.kill()
