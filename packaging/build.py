@@ -135,8 +135,8 @@ def unpacked(lock: str, abi: str, machine: Machine) -> Path:
         "--require-hashes", "--no-cache-dir", "--no-build-isolation", "--target", str(modules),
         *for_python(abi, machine), "-r", str(LOCKS / lock),
     ])  # fmt: skip
-    machine = ("bin", "**/INSTALLER", "**/REQUESTED", "**/RECORD", "**/direct_url.json", "**/__pycache__")
-    for junk in (*machine, "yaml/_yaml*.so", "_yaml"):
+    junk_of_pip = ("bin", "**/INSTALLER", "**/REQUESTED", "**/RECORD", "**/direct_url.json", "**/__pycache__")
+    for junk in (*junk_of_pip, "yaml/_yaml*.so", "_yaml"):
         for path in list(modules.glob(junk)):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     return modules

@@ -87,7 +87,7 @@ def tree(file, tmp_path):
 
 def pytest_terminal_summary(terminalreporter):
     """Print one row for each package: size, dependencies, lint, and what was run of it."""
-    rows = {}
+    rows: dict[str, dict] = {}
     for report in terminalreporter.getreports("passed"):
         found = dict(report.user_properties)
         if report.when == "call" and "package" in found:
