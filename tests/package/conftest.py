@@ -101,6 +101,6 @@ def pytest_terminal_summary(terminalreporter):
         ran = "; ".join(row["ran"]) or "nothing"
         table.append((package.file_name(VERSION), row["size"], depends, row["lint"], ran))
     widths = [max(len(row[column]) for row in table) for column in range(4)]
-    for row in table if rows else ():
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False))
-        terminalreporter.write_line(f"{line}  {row[4]}")
+    for cells in table if rows else ():
+        line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=False))
+        terminalreporter.write_line(f"{line}  {cells[4]}")
