@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 RUN := /run/cnprocd-make
 
-.PHONY: run demo test lint unit kernel fuzz clean package test-vm test-arm64 test-fleet bench bench-full soak test-jobs endurance
+.PHONY: run demo test lint unit kernel fuzz clean package test-vm test-arm64 test-fleet test-container bench bench-full soak test-jobs endurance
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -64,6 +64,10 @@ test-fleet: $(STAMP)
 	PYTHONPATH=$(CURDIR) $(BIN)/python -u tests/fleet/run.py $(FLEET)
 	PYTHONPATH=$(CURDIR) $(BIN)/python -u tests/fleet/role.py
 	$(BIN)/python -m pytest -q tests/fleet/remote_ssh.py
+
+# The container image and the DaemonSet's options, with podman (apt install podman crun runc mmdebstrap). Two minutes.
+test-container: $(STAMP)
+	$(BIN)/python -m pytest -q tests/container/observing.py
 
 # Compare with other listeners. They are fetched and compiled into .bench/; skipped ones are listed with the reason.
 bench: $(STAMP)
