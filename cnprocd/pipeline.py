@@ -143,7 +143,7 @@ class Pipeline:
             self._report_deferred(TURN_S)
         if self.source.rejects.total() != self._rejects_reported:
             self._report_rejects()
-        return Turn(len(batch.events) + len(batch.records), batch.more)
+        return Turn(len(batch.events) + len(batch.records), batch.more or self.source.looked_ahead)
 
     def _fit_batches(self, events: int, took_s: float) -> None:
         """Keep batches so small that one takes TURN_S at most: matches cost ten times what other events cost."""
@@ -164,7 +164,7 @@ class Pipeline:
             first, last = batch.events[0], batch.events[-1]
             self.flood.note_batch(first[2] / 1e9, last[2] / 1e9, self._drained_ns / 1e9)
         records, passed = batch.records.records, batch.records.passed
-        self._evaluate(tracker.take(batch.events, records, self._drained_ns, passed))
+        self._evaluate(tracker.take(batch.events, records, self._drained_ns, passed, self.source.look_ahead))
         self._evaluate(self.recovery.lost())
         self.source.blank_slots(tracker.deaths.incomplete_tids)
         if self._files is not None and batch.records and not batch.more:

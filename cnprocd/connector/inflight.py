@@ -72,28 +72,36 @@ class InFlight:
         self.events = view[_HEAD_SIZE : _HEAD_SIZE + _EVENTS_SIZE]
         self.records = view[_HEAD_SIZE + _EVENTS_SIZE :]
 
-    def blank(self, event_slots: int, record_slots: int, keep: Set[int] = frozenset()) -> tuple[int, int]:
+    def blank(
+        self, event_slots: int, record_slots: int, keep: Set[int] = frozenset(), ahead: int = 0
+    ) -> tuple[int, int]:
         """Blank the first `event_slots` and `record_slots`, except those about exits of the threads in `keep`.
 
-        Return how many slots of each kind are kept. They are moved to the front. Records go first: if the daemon is
+        Return how many slots of each kind are kept. They are moved to the front, and behind them the next `ahead` event
+        slots. Records go first: if the daemon is
         killed in between, the next one finds an event alone, whose job has the same key, and no record alone.
         """
-        events, records = self.events[: event_slots * SLOT_SIZE], self.records[: record_slots * RECORD_SLOT_SIZE]
-        kept_events = kept_records = 0
+        end = event_slots + ahead
+        events, records = self.events[: end * SLOT_SIZE], self.records[: record_slots * RECORD_SLOT_SIZE]
+        kept_records = 0
         if keep and record_slots:
             tids = _numbers(records, _RECORDED_TID_AT, RECORD_SLOT_SIZE).tolist()
             wanted = [i for i, tid in enumerate(tids) if tid in keep]
             kept_records = _move_to_front(records, RECORD_SLOT_SIZE, wanted[-RECORD_SLOTS // 2 :])
         _blank(records, RECORD_SLOT_SIZE, kept_records)
-        if keep and event_slots:
-            tids = _numbers(events, _EXITED_TID_AT, SLOT_SIZE).tolist()
-            if not keep.isdisjoint(tids):
-                whats = _numbers(events, uapi.OFFSET_WHAT, SLOT_SIZE).tolist()
-                is_kept = [what == uapi.PROC_EVENT_EXIT and tid in keep for what, tid in zip(whats, tids, strict=True)]
-                wanted = list(compress(range(event_slots), is_kept))
-                kept_events = _move_to_front(events, SLOT_SIZE, wanted[-EVENT_SLOTS // 2 :])
+        wanted = self._kept_events(event_slots, keep) if keep and event_slots else []
+        kept_events = _move_to_front(events, SLOT_SIZE, [*wanted[-EVENT_SLOTS // 2 :], *range(event_slots, end)])
         _blank(events, SLOT_SIZE, kept_events)
-        return kept_events, kept_records
+        return kept_events - ahead, kept_records
+
+    def _kept_events(self, event_slots: int, keep: Set[int]) -> list[int]:
+        events = self.events[: event_slots * SLOT_SIZE]
+        tids = _numbers(events, _EXITED_TID_AT, SLOT_SIZE).tolist()
+        if keep.isdisjoint(tids):
+            return []
+        whats = _numbers(events, uapi.OFFSET_WHAT, SLOT_SIZE).tolist()
+        is_kept = [what == uapi.PROC_EVENT_EXIT and tid in keep for what, tid in zip(whats, tids, strict=True)]
+        return list(compress(range(event_slots), is_kept))
 
     def _find_leftover(self, file: bytes) -> None:
         events: list[bytes] = []

@@ -17,6 +17,7 @@ from collections.abc import Callable, Set
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from cnprocd.connector.ahead import Ahead
 from cnprocd.connector.decode import SLOT_SIZE, Rejects, rows, sequences
 from cnprocd.connector.event import Row
 from cnprocd.connector.filter import NOTHING, connector_program, taskstats_program
@@ -97,6 +98,9 @@ class Source:
         self._asks_for: AsksFor | None = None
         self._record_losses = select.epoll()
         self._ahead: set[int] = set()  # threads whose record was read before the batch that has their exit
+        self._events_ahead: list[Row] = []  # read by `look_ahead`, for the next drain
+        self._slots_ahead = 0  # behind those of the last batch
+        self._more_ahead = False
         self._closed_taskstats_drops = 0
         self._drops_at_adoption = listener.drops()
 
@@ -179,17 +183,19 @@ class Source:
         """
         leftover, self._leftover = self._leftover, None
         self.listener.slots.most = most
-        slots = self.listener.receive() if leftover is None else memoryview(leftover.events)
-        more = leftover is not None or self.listener.slots.filled
-        events: list[Row] = []
-        if slots is not None:
-            events = rows(slots, self.listener.rejects)
+        if leftover is not None:
+            more = True
+            events = rows(memoryview(leftover.events), self.listener.rejects)
             self._events_seen += len(events)
-            # The request at the time of the leftover is unknown, so gaps in its numbers may not be losses.
-            if leftover is None:
-                self._event_slots_used = self.listener.slots.first + len(slots) // SLOT_SIZE
-                if self._request is not None and self._request.sequence:
-                    self.losses.missing += self._sequence.note(sequences(slots))
+        elif self._slots_ahead:
+            events, more = self._events_ahead, self._more_ahead
+            self._event_slots_used += self._slots_ahead
+            self._events_ahead, self._slots_ahead, self._more_ahead = [], 0, False
+        else:
+            events, slots = self._receive()
+            more = self.listener.slots.filled
+            if slots:
+                self._event_slots_used = self.listener.slots.first + slots
         records = ReadRecords()
         if self.taskstats is not None:
             if leftover is not None:
@@ -200,6 +206,36 @@ class Source:
         overrun, self._overruns_before = overruns > self._overruns_before, overruns
         self.losses.overruns = overruns
         return Batch(events, records, more, overrun)
+
+    def look_ahead(self) -> Ahead:
+        """Return the events that came since the last drain, for a look. The next drain returns them as its batch."""
+        slots = self.listener.slots
+        slots.first = self._event_slots_used
+        if self._slots_ahead or slots.first == EVENT_SLOTS:
+            return Ahead([], is_all=False)
+        try:
+            self._events_ahead, self._slots_ahead = self._receive()
+        except OSError:  # raised again by the next drain, if it lasts
+            return Ahead([], is_all=False)
+        self._more_ahead = slots.filled
+        return Ahead(self._events_ahead, not slots.filled)
+
+    @property
+    def looked_ahead(self) -> bool:
+        """Whether the next drain has events that will not wake the loop."""
+        return self._slots_ahead > 0
+
+    def _receive(self) -> tuple[list[Row], int]:
+        """Receive events once. Return them, and how many slots they take."""
+        slots = self.listener.receive()
+        if slots is None:
+            return [], 0
+        events = rows(slots, self.listener.rejects)
+        self._events_seen += len(events)
+        # Not of a leftover: the request of its time is unknown, so gaps in its numbers may not be losses.
+        if self._request is not None and self._request.sequence:
+            self.losses.missing += self._sequence.note(sequences(slots))
+        return events, len(slots) // SLOT_SIZE
 
     def _drain_records(self, events: list[Row], everything: bool) -> ReadRecords:
         assert self.taskstats is not None
@@ -217,14 +253,12 @@ class Source:
 
         The exits of the threads in `keep` stay, because one half of each is still to come.
         """
-        if self.taskstats is None:
-            self.listener.slots.first = self._in_flight.blank(self._event_slots_used, 0, keep)[0]
-        else:
-            self.listener.slots.first, self.taskstats.first = self._in_flight.blank(
-                self._event_slots_used, self.taskstats.used, keep
-            )
-            self.taskstats.used = self.taskstats.first
-        self._event_slots_used = self.listener.slots.first
+        used, ahead, taskstats = self._event_slots_used, self._slots_ahead, self.taskstats
+        records_used = taskstats.used if taskstats is not None else 0
+        self._event_slots_used, kept_records = self._in_flight.blank(used, records_used, keep, ahead)
+        self.listener.slots.first = self._event_slots_used + ahead
+        if taskstats is not None:
+            taskstats.first = taskstats.used = kept_records
 
     def count_losses(self) -> None:
         """Read the kernel's own counters into `losses`."""
@@ -239,7 +273,7 @@ class Source:
 
     def discard(self) -> int:
         """Read what is queued without evaluating it; return how many events that were."""
-        count = 0
+        count = len(self._events_ahead)
         while (slots := self.listener.receive()) is not None:
             count += len(slots) // SLOT_SIZE
             if not self.listener.slots.filled:

@@ -40,8 +40,9 @@ def complete(occurrence: Occurrence, procfs: ProcLookup, parents: dict[int, Proc
     if fresh is not None and _is_same(process, fresh, occurrence):
         if process.is_shared:  # its children were born without these attributes
             process = occurrence.process = replace(process, is_shared=False)
-        lasting = occurrence.kind in KINDS_OF_LASTING_COMM
-        process.fill_unknown(fresh, comm=lasting and not occurrence.of_thread)
+        if _may_differ(process, fresh, occurrence):
+            fresh = fresh.without_program()
+        process.fill_unknown(fresh, comm=not occurrence.of_thread)
 
 
 def _lacks_only_cgroup(occurrence: Occurrence) -> bool:
@@ -55,9 +56,19 @@ def _lacks_only_cgroup(occurrence: Occurrence) -> bool:
 def _missing(occurrence: Occurrence) -> Wanted:
     """Return what to read: the attributes that are unknown. A zombie has no exe and no cmdline."""
     process = occurrence.process
-    lives = occurrence.kind != "exit" or occurrence.of_thread
+    lives = occurrence.kind in KINDS_OF_LASTING_COMM and (occurrence.kind != "exit" or occurrence.of_thread)
     image = lives and process.cmdline is None and process.exe is None
     return Wanted(ids=process.uid is None, exe=image, cmdline=image, cgroup=process.cgroup is None)
+
+
+def _may_differ(process: Process, fresh: Process, occurrence: Occurrence) -> bool:
+    """Return whether /proc may show another program than at the event: most others are followed by an exec.
+
+    What an exec has executed was read at once. If that came too late, so does this.
+    """
+    if occurrence.kind == "exec":
+        return process.comm is None or fresh.comm != process.comm
+    return occurrence.kind not in KINDS_OF_LASTING_COMM
 
 
 def _is_same(process: Process, fresh: Process, occurrence: Occurrence) -> bool:

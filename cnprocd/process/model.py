@@ -194,12 +194,20 @@ class Process:
         """
         if (self.uid, self.euid) == (uid, euid) and not by_exec:
             return self
-        changed = replace(self, is_shared=False)
+        changed = self.without_program() if by_exec else replace(self, is_shared=False)
         changed.take_user_ids(uid, euid)
-        if by_exec:
-            changed.comm, changed.comm_source = None, "unknown"
-            changed.forget_image()
         return changed
+
+    def without_program(self) -> Process:
+        """Return a copy of which the comm, the executable and the arguments are unknown."""
+        copy = replace(self, is_shared=False)
+        copy.forget_program()
+        return copy
+
+    def forget_program(self) -> None:
+        """The process may execute another program by now, of which nothing is known."""
+        self.comm, self.comm_source = None, "unknown"
+        self.forget_image()
 
     def take_more_ids(self, fresh: Process) -> None:
         """Take each id of `fresh` that is known there."""
@@ -249,7 +257,8 @@ class Process:
 
     def take_newer(self, fresh: Process) -> None:
         """Take from `fresh`, which was read of the same process later, each attribute that is known there."""
-        self.comm, self.comm_source = fresh.comm, fresh.comm_source
+        if fresh.comm is not None:
+            self.comm, self.comm_source = fresh.comm, fresh.comm_source
         if fresh.uid is not None:
             self.take_ids(fresh, fresh.ids_source)
         self.take_more_ids(fresh)

@@ -140,8 +140,8 @@ def to_process(tgid: int, files: Files, source: Provenance) -> Process | None:
         tgid=tgid,
         ppid=stat.ppid,
         start_ns=stat.start_ticks * TICK_NS - clock_offset_ns(),
-        comm=stat.comm,
-        comm_source=source,
+        comm=None if stat.is_executing else stat.comm,
+        comm_source="unknown" if stat.is_executing else source,
         threads=0 if stat.is_dead else max(1, stat.threads),
         threaded=stat.threads > 1,
         counted_ns=time.clock_gettime_ns(time.CLOCK_MONOTONIC),
@@ -151,7 +151,7 @@ def to_process(tgid: int, files: Files, source: Provenance) -> Process | None:
             process.uid, process.gid = parse_ids(files.status)
             process.ids_source = source
     process.more_ids = _more_ids(files)
-    if files.exe is not None:
+    if files.exe is not None and not stat.is_executing:
         take_claim(process, text(files.exe), files.exefile)
         process.image_source = source
     if files.cmdline:

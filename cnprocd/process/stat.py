@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 _MAX_CMDLINE = 4096
 _REMOVED = " (deleted)"
-_STAT_FIELDS = 20  # of /proc/PID/stat, from the state to the start time; the thirty after it are not split
+_STAT_FIELDS = 24  # of /proc/PID/stat, from the state to the start of the code; those after it are not split
 
 
 class Stat(NamedTuple):
@@ -23,6 +23,7 @@ class Stat(NamedTuple):
     ppid: int
     threads: int
     start_ticks: int
+    is_executing: bool = False  # execve(2) is under way: its event is to come, and the comm may be the new one
 
     @property
     def is_dead(self) -> bool:
@@ -36,7 +37,11 @@ def text(raw: bytes) -> str:
 
 
 def parse_stat(raw: bytes) -> Stat:
-    """Parse /proc/PID/stat. Raises ValueError if it is malformed."""
+    """Parse /proc/PID/stat. Raises ValueError if it is malformed.
+
+    In execve(2) the new comm shows before the program is mapped and the event is sent (fs/binfmt_elf.c). Until then the
+    process has memory, and its code begins at 0. (1 is shown if the reader may not know; a zombie has no memory.)
+    """
     opening, closing = raw.find(b"("), raw.rfind(b")")
     fields = raw[closing + 1 :].split(maxsplit=_STAT_FIELDS)
     if opening < 0 or closing < opening or len(fields) < _STAT_FIELDS:
@@ -47,6 +52,7 @@ def parse_stat(raw: bytes) -> Stat:
         ppid=int(fields[1]),
         threads=int(fields[17]),
         start_ticks=int(fields[19]),
+        is_executing=fields[20] != b"0" and fields[23] == b"0",
     )
 
 

@@ -13,13 +13,14 @@ from dataclasses import replace
 from operator import itemgetter
 from typing import Any
 
+from cnprocd.connector.ahead import Ahead, nothing_ahead
 from cnprocd.connector.event import Ack, Comm, Coredump, Event, Exec, Exit, Fork, Gid, Ptrace, Row, Sid, Uid, named
 from cnprocd.connector.taskrecord import TaskRecord
 from cnprocd.failures import Failures
 from cnprocd.process.deaths import Death, Deaths, Waiting
 from cnprocd.process.executed_file import take_executed_file
+from cnprocd.process.executions import Executions
 from cnprocd.process.family import HookFamily
-from cnprocd.process.last_execs import LastExecs
 from cnprocd.process.model import KINDS_OF_LASTING_COMM, FileLookup, Kind, Occurrence, Process, ProcLookup, Wanted
 from cnprocd.process.table import Table
 from cnprocd.process.thread_count import ThreadCount
@@ -50,7 +51,7 @@ class Tracker:
         self.family = HookFamily(own_tgid)
         self.newcomers: set[int] = set()  # tgids that started or changed their comm since the last tick, with a table
         self.use(tracking, cares)
-        self._last_execs = LastExecs([])
+        self._executions = Executions(procfs)
         self._procfs = procfs
         self._cores: dict[int, int] = {}  # tgid -> time of its coredump event: one dump is one occurrence
         self._handlers: dict[type, Callable[[Any], Iterable[Occurrence]]] = {
@@ -84,17 +85,19 @@ class Tracker:
         records: Iterable[TaskRecord],
         now_ns: int | None = None,
         passed: list[int] | None = None,
+        look_ahead: Callable[[], Ahead] = nothing_ahead,
     ) -> Iterator[Occurrence]:
         """Yield the occurrences in order. `records` must have been drained after `events`.
 
         `now_ns` (CLOCK_MONOTONIC) bounds how long an incomplete death is held; None: until this call. `passed`: the
-        processes whose record was passed over.
+        processes whose record was passed over. `look_ahead` returns the events that are queued behind this batch.
 
         Evaluate each occurrence at once. It shows the state at the time of its event, and only until the next one is
         taken, because its processes are the table's own, not copies.
         """
         if not events:
             self.deaths.caught_up()
+        self._executions.begin(events, self.tracking, look_ahead)
         if passed:
             self.deaths.pass_over(passed)
         for record in records:
@@ -104,7 +107,6 @@ class Tracker:
                 self._failed(record)
         yield from self.all_died(self.deaths.release_held(now_ns))
         events.sort(key=_by_time)
-        self._last_execs = LastExecs(events)
         handlers, takes = self._handlers, self.unasked.takes
         for row in events:
             try:
@@ -180,8 +182,10 @@ class Tracker:
                 self.newcomers.add(tgid)
                 if former is not None and "exit" in self.tracking.kinds:
                     vanished.append(self._vanished(former))
+                if self._executions.is_in_doubt(event.parent_tgid, event.timestamp_ns):
+                    child.forget_program()
                 if child.comm is None:
-                    self._fill(child)
+                    self._fill(child, event.timestamp_ns)
                 elif not (vanished or self._of_thread_forks or self._cares("fork", False, child.comm)):
                     self.unasked.remember(child.comm)
                     return ()
@@ -194,16 +198,11 @@ class Tracker:
         tgid = event.process_tgid
         self._thread_count.executed(tgid)
         if self.tracking.table:
-            fresh = self._procfs.read(tgid, self.tracking.wanted, "exec")
-            self._learn(fresh)
-            self.table.exec(tgid, event.timestamp_ns, fresh)
+            program = self._executions.program(tgid, event.timestamp_ns)
+            self._learn(program)
+            self.table.exec(tgid, event.timestamp_ns, program)
             self.newcomers.add(tgid)
-        found = self._occurrences("exec", tgid, event.process_pid, event, True, {})
-        if found and not self._last_execs.is_last(tgid, event.timestamp_ns):
-            for occurrence in found:  # /proc shows the program that was executed after this one
-                process = occurrence.process = replace(occurrence.process, comm=None, comm_source="unknown")
-                process.forget_image()
-        return found
+        return self._occurrences("exec", tgid, event.process_pid, event, True, {})
 
     def _uid(self, event: Uid) -> Iterable[Occurrence]:
         by_exec = self.tracking.table and self.table.uid(event)
@@ -366,6 +365,8 @@ class Tracker:
         if not (for_process or for_threads):
             return found
         process = known or self._living(tgid, kind, event.timestamp_ns)
+        if kind not in KINDS_OF_LASTING_COMM and self._executions.is_in_doubt(tgid, event.timestamp_ns):
+            process = process.without_program()
         for of_thread in (False, True):
             if not (for_threads if of_thread else for_process):
                 continue
@@ -379,20 +380,20 @@ class Tracker:
         return found
 
     def _living(self, tgid: int, kind: Kind, at_ns: int) -> Process:
-        """Return a process that is believed alive: from the table, or from /proc now."""
+        """Return a process that is believed alive: from the table, or from /proc."""
         known = self.table.get(tgid, at_ns) if self.tracking.table else None
         if known is not None:
             return known
+        if kind == "exec":
+            return self._executions.program(tgid, at_ns) or Process(tgid)
         fresh = self._procfs.read(tgid, self.tracking.wanted_anew, "procfs") or Process(tgid)
-        if kind not in KINDS_OF_LASTING_COMM:
-            fresh.comm, fresh.comm_source = None, "unknown"
-        return fresh
+        return fresh if kind in KINDS_OF_LASTING_COMM else fresh.without_program()
 
-    def _fill(self, process: Process) -> None:
-        """Read a child from /proc whose parent is not in the table."""
-        fresh = self._procfs.read(process.tgid, self.tracking.wanted_anew, "procfs")
+    def _fill(self, child: Process, forked_ns: int) -> None:
+        """Read a new process from /proc whose comm is not that of a known process."""
+        fresh = self._executions.born(child.tgid, forked_ns, self.tracking.wanted_anew)
         if fresh is not None:
-            process.take_identity(fresh)
+            child.fill_unknown(fresh)
 
     def _vanished(self, process: Process) -> Occurrence:
         occurrence = Occurrence("exit", process, process.tgid, recovered=True)

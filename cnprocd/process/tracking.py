@@ -30,6 +30,13 @@ class Tracking:
         return self.table or not (self.kinds | self.thread_kinds) <= {"exit"}
 
     @property
+    def wanted_at_exec(self) -> Wanted | None:
+        """What to read of a process that has executed a program; None: nothing, because no rule looks at it."""
+        if self.table:
+            return self.wanted
+        return self.wanted_anew if "exec" in self.kinds or "exec" in self.thread_kinds else None
+
+    @property
     def wanted_anew(self) -> Wanted:
         """What to read of a process that is not known yet."""
         wanted = self.wanted

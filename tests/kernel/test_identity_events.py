@@ -74,8 +74,6 @@ def test_comm_of_a_uid_event_is_that_of_its_moment(tmp_path):
             process.wait()
         daemon.mark()
         comms = {record["comm"] for record in daemon.matches("uid")}
-        if "true" in comms:
-            pytest.xfail("the first program was read from /proc after the second one was executed: docs/guarantees.md")
         assert comms <= {os.path.basename(os.path.realpath(sys.executable)), "python", None}
 
 

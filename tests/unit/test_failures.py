@@ -8,6 +8,7 @@ from unit.hookkit import Records
 from unit.process.machine import INIT, SECOND, WHAT, Machine, MachineProcFs
 from unit.test_dispatch import NoHooks
 
+from cnprocd.connector.ahead import nothing_ahead
 from cnprocd.connector.event import Exit
 from cnprocd.connector.source import Batch, Losses
 from cnprocd.connector.taskrecord import ReadRecords
@@ -55,6 +56,8 @@ class Line:
         self.matched_at_blanking: list[list[Any]] = []
         source = SimpleNamespace(
             drain=self.drain,
+            look_ahead=nothing_ahead,
+            looked_ahead=False,
             losses=Losses(),
             count_losses=lambda: None,
             rejects=SimpleNamespace(total=lambda: 0),

@@ -67,13 +67,13 @@ FLOORS = {
 PURE = """
 deferred delivery errors escape failures flood json_value log patience stall_meter
 cli/plans cli/reasons cli/rule_text
-connector/decode connector/event connector/filter connector/gathering connector/request connector/sequence
-connector/status connector/taskrecord connector/uapi
+connector/ahead connector/decode connector/event connector/filter connector/gathering connector/request
+connector/sequence connector/status connector/taskrecord connector/uapi
 control/interface control/introspection control/protocol control/verb
 launch/render launch/request
 output/console output/fields output/match_id output/metrics output/record
-process/cgroup_path process/completion process/counted_lookup process/deaths process/executed_file process/family
-process/files process/handed_on process/last_execs process/model process/oom process/second_look process/stat
+process/cgroup_path process/completion process/counted_lookup process/deaths process/executed_file process/executions
+process/family process/files process/handed_on process/model process/oom process/second_look process/stat
 process/table process/thread_count process/tracker process/tracking process/unasked
 rules/compile rules/needs rules/plan rules/predicate rules/ruleset rules/unresolved rules/values rules/written
 rules/language/actions rules/language/advice rules/language/condition rules/language/fields rules/language/lint

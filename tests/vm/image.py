@@ -35,10 +35,11 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 IMAGE_SIZE = "1600M"  # sparse: only written blocks take space
 
-# Packages of every guest. pytest and hypothesis are for tests/kernel on the guest's kernel.
+# Packages of every guest. pytest and hypothesis are for tests/kernel on the guest's kernel. libpam-systemd: a service
+# manager of a user needs the runtime directory that it makes.
 COMMON_PACKAGES = (
-    "systemd", "systemd-sysv", "udev", "dbus", "kmod", "passwd", "procps", "python3", "python3-pytest",
-    "python3-hypothesis",
+    "systemd", "systemd-sysv", "udev", "dbus", "libpam-systemd", "kmod", "passwd", "procps", "python3",
+    "python3-pytest", "python3-hypothesis",
 )  # fmt: skip
 
 # Modules for the root disk, in the order of modules.dep. Names that are built into a kernel are skipped.

@@ -51,6 +51,18 @@ def test_what_was_settled_is_gone(tmp_path):
     assert (left.events, left.records) == (b"", ())
 
 
+def test_what_was_looked_at_ahead_stays_behind_what_is_kept(tmp_path):
+    """Events 0 to 2 are handled, 3 and 4 were looked at: they stay, in front, for this daemon and for the next one."""
+    slots = InFlight(tmp_path / "in-flight", "boot")
+    put(slots, 5, 0)
+    for _ in range(2):  # a tick can blank once more before they are taken
+        handled = 3 if bytes(slots.events[:80]) == event(0) else 0
+        assert slots.blank(handled, 0, ahead=2) == (0, 0)
+        assert bytes(slots.events[:160]) == event(3) + event(4)
+        left = InFlight(tmp_path / "in-flight", "boot").leftover
+        assert left.events == event(3) + event(4)
+
+
 def test_another_boot_has_other_pids(tmp_path):
     put(InFlight(tmp_path / "in-flight", "boot"), 3, 2)
     assert InFlight(tmp_path / "in-flight", "another").leftover.events == b""

@@ -49,6 +49,7 @@ class Task:
     had_threads: bool = False
     zombie: bool = False
     hook: bool = False
+    executed: bool = False  # a program of its own
 
     def picture(self, now: int) -> Process:
         """Return all that /proc would show."""
@@ -128,7 +129,7 @@ class Machine:
         self._give(pid)
         child = replace(
             parent, tgid=pid, ppid=tgid, start_ns=self.now, comm=parent.threads[by], threads={pid: parent.threads[by]},
-            had_threads=False, hook=parent.hook or tgid == self.own,
+            had_threads=False, hook=parent.hook or tgid == self.own, executed=False,
         )  # fmt: skip
         self.tasks[pid] = child
         self._happened("fork", child, pid)
@@ -153,7 +154,8 @@ class Machine:
         comm = exe.rpartition("/")[2][:15]
         task.threads[tgid] = task.comm = comm
         task.exe, task.cmdline = exe, cmdline or exe
-        task.cgroup = cgroup or task.cgroup
+        if not task.executed:  # its starter moves it, as systemd does; later moves send no event
+            task.cgroup, task.executed = cgroup or task.cgroup, True
         self.now += MICROSECOND
         self._happened("exec", task, tgid)
         self._say(Exec, process_pid=tgid, process_tgid=tgid)
@@ -307,15 +309,22 @@ class Machine:
 
 
 class MachineProcFs:
-    """/proc of a machine: identity as of the current event, existence as of the drain of the batch."""
+    """/proc of a machine: identity as of the current event, existence as of the drain of the batch.
+
+    `executed`: the processes that executed a program in the current batch, as of their last exec. `of_threads`: those
+    that a thread forked, as of their fork.
+    """
 
     def __init__(self, proc: dict[int, Process]) -> None:
         self.proc = self.late = proc
+        self.executed: dict[int, Process] = {}
+        self.of_threads: dict[int, Process] = {}
         self.reads: list[int] = []
 
     def read(self, tgid: int, wanted: Wanted, source) -> Process | None:
         self.reads.append(tgid)
-        found = self.proc.get(tgid)
+        born = self.of_threads.get(tgid) if wanted.ids else None  # else it is read for another reason
+        found = self.executed.get(tgid) if source == "exec" else born or self.proc.get(tgid)
         return None if found is None else shown(found, wanted, source)
 
     def zombie_cgroup(self, tgid: int, ended_ns: int) -> str | None:
@@ -375,6 +384,10 @@ class Unfolding(list):
     def __init__(self, events: Iterable[Event], reader: MachineProcFs, views: dict[int, dict[int, Process]]) -> None:
         super().__init__(events)
         self._views, self._reader = views, reader
+        execs = sorted((event[2], event[4]) for event in self if event[0] == WHAT[Exec])
+        reader.executed = {tgid: views[at_ns][tgid] for at_ns, tgid in execs if tgid in views[at_ns]}
+        forks = [(event[2], event[6]) for event in self if event[0] == WHAT[Fork] and event[3] != event[4]]
+        reader.of_threads = {tgid: views[at_ns][tgid] for at_ns, tgid in forks if tgid in views[at_ns]}
 
     def __iter__(self):
         for event in super().__iter__():
@@ -487,28 +500,64 @@ def batches(
     return found
 
 
-def superseded(drains: list[list[Event]]) -> set[int]:
-    """Return the times of execs that another exec of the process follows in one drain: /proc shows that one's program.
+@dataclass(frozen=True)
+class Unread:
+    """The times of events whose program no read of /proc shows any more, because another exec or comm came too soon."""
 
-    `drains`: the events of each.
-    """
-    times = set()
+    execs: set[int]  # another exec of the process follows in the same drain
+    forks: set[int]  # an exec of the child follows in the same drain
+    forks_by_threads: set[int]  # the child has the comm of a thread, which only a read shows
+
+
+def unread(drains: list[list[Event]]) -> Unread:
+    """Return what cannot be read. `drains`: the events of each."""
+    found = Unread(set(), set(), set())
     for events in drains:
-        execs = [event for event in events if isinstance(event, Exec)]
-        last = {event.process_tgid: event.timestamp_ns for event in sorted(execs, key=lambda one: one.timestamp_ns)}
-        times |= {event.timestamp_ns for event in execs} - set(last.values())
-    return times
+        last: dict[int, int] = {}
+        for event in sorted(events, key=lambda one: one.timestamp_ns):
+            if isinstance(event, Exec):
+                last[event.process_tgid] = event.timestamp_ns
+        for event in events:
+            at_ns = event.timestamp_ns
+            if isinstance(event, Exec) and at_ns < last[event.process_tgid]:
+                found.execs.add(at_ns)
+            elif isinstance(event, Fork):
+                if at_ns < last.get(event.child_tgid, 0):
+                    found.forks.add(at_ns)
+                if event.parent_pid != event.parent_tgid:
+                    found.forks_by_threads.add(at_ns)
+    return found
 
 
-def as_read(truth: Iterable[Occurrence], unread_ns: set[int]) -> list[Occurrence]:
-    """Return what can be known of what happened: not which program an exec at one of these times executed."""
-    unknown = {"comm": None, "exe": None, "cmdline": None}
-    return [
-        replace(one, process=replace(one.process, **unknown))
-        if one.kind == "exec" and one.kernel_time_ns in unread_ns
-        else one
-        for one in truth
-    ]
+def as_read(truth: list[Occurrence], unread: Unread) -> list[Occurrence]:
+    """Return what can be known of what happened.
+
+    Of a process whose exec could not be read only a new comm is known, until the next exec. Its children inherit this
+    if its comm is known; else they are read.
+    """
+    vague: dict[int, dict[str, str | None]] = {}  # tgid -> its attributes
+    found = []
+    for one in truth:
+        process, tgid, at_ns = one.process, one.process.tgid, one.kernel_time_ns
+        if one.kind == "exec" and not one.of_thread:
+            vague.pop(tgid, None)
+            if at_ns in unread.execs:
+                vague[tgid] = {"comm": None, "exe": None, "cmdline": None}
+        elif one.kind == "fork" and not one.of_thread:
+            vague.pop(tgid, None)
+            inherited = dict(vague.get(process.ppid, {}))
+            if at_ns in unread.forks_by_threads:
+                inherited["comm"] = None
+            if "comm" in inherited and inherited["comm"] is None and at_ns not in unread.forks:
+                inherited = {}  # the child is read
+            if inherited:
+                vague[tgid] = inherited
+        elif one.kind == "comm" and tgid in vague and one.tid == tgid:
+            vague[tgid]["comm"] = process.comm
+        if one.kind != "exit":
+            process = replace(process, **vague.get(tgid, {}))
+        found.append(replace(one, process=process))
+    return found
 
 
 def living(table: Table) -> set[int]:

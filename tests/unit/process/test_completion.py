@@ -42,7 +42,7 @@ class Proc:
         return found.cgroup if found is not None and not found.threads else None
 
 
-def completed(process: Process, kind="exec", *, proc=None, **fields) -> Process:
+def completed(process: Process, kind="coredump", *, proc=None, **fields) -> Process:
     occurrence = Occurrence(kind, process, process.tgid, kernel_time_ns=AT_NS, ancestors=(), **fields)
     complete(occurrence, proc or Proc(FULL), {})
     return process

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cnprocd.process.procfs import Files, to_process
 from cnprocd.process.stat import (
     parse_cgroup,
     parse_cmdline,
@@ -19,7 +20,7 @@ from cnprocd.process.stat import (
 def stat_line(comm: bytes, state="S", ppid=1, threads=1, start=12345, pid=77) -> bytes:
     """proc_pid_stat(5): 52 fields, comm in parentheses and not escaped."""
     before = [ppid, 77, 77, 34816, 77, 4194304, 100, 0, 0, 0, 1, 2, 0, 0, 20, 0]
-    after = [1000000, 300, 18446744073709551615, *range(27)]
+    after = [1000000, 300, 18446744073709551615, 4194304, *range(26)]
     rest = " ".join(map(str, [*before, threads, 0, start, *after]))
     return b"%d (%s) %s %s\n" % (pid, comm, state.encode(), rest.encode())
 
@@ -39,6 +40,23 @@ def test_stat_is_read_around_any_comm(comm, state, ppid, threads, start):
     stat = parse_stat(stat_line(comm, state, ppid, threads, start))
     assert stat.comm.encode("utf-8", "surrogateescape") == comm
     assert (stat.state, stat.ppid, stat.threads, stat.start_ticks) == (state, ppid, threads, start)
+
+
+@pytest.mark.parametrize(
+    ("memory", "code", "executing"),
+    [
+        (1000000, 0, True),  # between the new comm and the new program's code
+        (1000000, 4194304, False),
+        (1000000, 1, False),  # the reader may not know where the code is
+        (0, 0, False),  # a zombie or a kernel thread
+    ],
+)
+def test_an_exec_that_is_under_way_is_detected(memory, code, executing):
+    line = stat_line(b"sh").replace(b"1000000 300 18446744073709551615 4194304 ", b"%d 300 1 %d " % (memory, code))
+    assert parse_stat(line).is_executing is executing
+    shown = to_process(77, Files(line, exe=b"/bin/sh"), "exec")
+    assert (shown.comm, shown.comm_source) == ((None, "unknown") if executing else ("sh", "exec"))
+    assert (shown.exe_claimed is None) is executing
 
 
 @pytest.mark.parametrize(

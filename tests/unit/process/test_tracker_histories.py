@@ -20,7 +20,7 @@ from unit.process.machine import (
     living,
     many_steps,
     steps,
-    superseded,
+    unread,
 )
 
 from cnprocd.process.deaths import HOLD_NS
@@ -75,7 +75,7 @@ def played(machine: Machine, tracker: Tracker, reader: MachineProcFs, cut, more,
 def known_of(machine: Machine, cut, more) -> list[Occurrence]:
     """Return what happened, as far as drains like these can know it."""
     drains = [[entry.said for entry in events] for events, _, _ in batches(machine.log, cut, more)]
-    return as_read(machine.truth, superseded(drains))
+    return as_read(machine.truth, unread(drains))
 
 
 @given(steps, cuts, ahead, st.integers(0, 99), st.booleans())

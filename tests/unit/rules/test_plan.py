@@ -27,7 +27,7 @@ from unit.process.machine import (
     live,
     many_steps,
     steps,
-    superseded,
+    unread,
 )
 from unit.rules import trees as rule_trees
 from unit.rules.simulated_kernel import Kernel, event_message, record_message
@@ -165,8 +165,8 @@ class History:
 
     def true_matches(self, matcher: Matcher) -> Counter:
         """Return the matches of the rules for what really happened."""
-        unread_ns = superseded([[event for event, _ in events] for events, *_ in self.drains])
-        return Counter(key(m.rule.name, m.event, o) for o in as_read(self.truth, unread_ns) for m in matcher.match(o))
+        known = as_read(self.truth, unread([[event for event, _ in events] for events, *_ in self.drains]))
+        return Counter(key(m.rule.name, m.event, o) for o in known for m in matcher.match(o))
 
 
 def unplanned() -> Plan:

@@ -9,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hooks import prepare
+from identity import Kept, unknown_attributes
 from probe import RULES, SCRATCH, cursor, die, expect, main_pid, matched_pids, run, show, until
 
 HERE = Path(__file__).resolve().parent
 STORM = 400
+KEPT = 60
 LOAD = Path("/run/systemd/system/cnprocd.service.d")
 
 
@@ -80,16 +82,41 @@ def kill_runner() -> str:
 
 
 def restart_under_load() -> str:
+    """Restart the service. What the daemon knew of processes that die meanwhile is handed on."""
+    prepare()
+    kept = Kept(KEPT)
     after = cursor()
     done = threading.Thread(target=run, args=("systemctl", "restart", "cnprocd.service"))
-    died = storm(STORM, "vmstorm", {STORM // 4: done.start})
+    at: dict[int, Callable[[], object]] = {n: lambda: kept.end(1) for n in range(0, STORM, STORM // KEPT)}
+    died = storm(STORM, "vmstorm", at | {STORM // 4: done.start})
     done.join()
+    kept.end(KEPT)
     died += storm(20, "vmstorm", {})
-    return compare(died, matched_pids(after, "vm-storm"))
+    verdict = compare(died, matched_pids(after, "vm-storm"))
+    return f"{verdict}; by arguments: {compare(kept.ended, matched_pids(after, 'vm-kept'))}"
+
+
+def kill_and_forget() -> str:
+    """Kill the daemon, which hands nothing on: each process matches, or is counted as unknown."""
+    prepare()
+    kept = Kept(KEPT)
+    after = cursor()
+    os.kill(main_pid(), signal.SIGKILL)
+    kept.end(KEPT // 2)
+    until("a new daemon", ready)
+    kept.end(KEPT)
+    seen = set(matched_pids(after, "vm-kept"))
+    unknown = unknown_attributes().get("cmdline", 0)
+    expect(seen <= set(kept.ended), f"other processes matched: {seen - set(kept.ended)}")
+    expect(len(seen) + unknown >= KEPT, f"{KEPT} died, {len(seen)} matched, {unknown} counted as unknown")
+    expect(seen >= set(kept.ended[KEPT // 2 :]), "not all that lived at the start matched")
+    return f"{KEPT} died, {len(seen)} matched, {unknown} unknown"
 
 
 def upgrade_under_load() -> str:
-    """Install the next version of the package while processes die. The edited rules are kept."""
+    """Install the next version of the package while processes die. The edited rules and all knowledge are kept."""
+    prepare()
+    kept = Kept(KEPT)
     (deb,) = HERE.glob("packages/2/*.deb")
     edited = RULES.read_text()
     before = main_pid()
@@ -99,14 +126,17 @@ def upgrade_under_load() -> str:
     died = []
     while upgrade.is_alive():
         died += storm(5, "vmstorm", {})
+        kept.end(1)
         upgrade.join(0.2)
+    kept.end(KEPT)
     died += storm(20, "vmstorm", {})
     until("the new one is up", ready)
     version = run("dpkg-query", "-W", "-f", "${Version}", "cnprocd").stdout
     expect("-2" in version, f"the version is {version}")
     expect(main_pid() != before, "the old daemon still runs")
     expect(RULES.read_text() == edited, "the edited rules were replaced")
-    return f"{version}: " + compare(died, matched_pids(after, "vm-storm"))
+    verdict = compare(died, matched_pids(after, "vm-storm"))
+    return f"{version}: {verdict}; by arguments: {compare(kept.ended, matched_pids(after, 'vm-kept'))}"
 
 
 def watchdog() -> str:

@@ -23,6 +23,10 @@ esac
 HOOKS_TEXT = (
     RULES_TEXT
     + """
+  - name: vm-kept
+    events: [nonzero_exit]
+    match: {cmdline: "*vm-kept*"}
+    log: {level: info, message: "{pid} {cmdline}"}
   - name: vm-look
     events: [nonzero_exit]
     match: {comm: vmlook}

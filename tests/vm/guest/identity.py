@@ -1,12 +1,14 @@
-"""A step about what only a real systemd has: units and scopes with a memory limit."""
+"""Steps about what only a real systemd has: memory limits, the manager of a user, and a daemon that is replaced."""
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 from pathlib import Path
 
 from matching import RULES_TEXT
-from probe import cursor, expect, first, run, show, write_rules
+from probe import cursor, expect, first, matched_pids, run, show, until, write_rules
 
 CONTAINER = "0123456789abcdef" * 4
 RULES = f"""
@@ -68,3 +70,94 @@ def _killed_by_hand(after: str) -> str:
     record = first(after, "CNPROCD_RULE=vm-by-hand", f"CNPROCD_PID={patient}")
     expect(record["CNPROCD_OOM_KILLED"] == "false", f"a kill by hand: {record}")
     return "by hand beside one"
+
+
+USER, USER_ID = "vmuser", 4242
+MANAGER = f"user@{USER_ID}.service"
+USER_RULES = """
+  - name: vm-user-unit
+    events: [nonzero_exit]
+    match: {exit_code: 5, user_unit: "vm-*"}
+    record: [unit]
+"""
+USER_UNITS = {"vm-plain.service": 5, "vm-of@a\\x2db.service": 5, "vm-good.service": 0}
+RUNTIME_DIRECTORY = f"XDG_RUNTIME_DIR=/run/user/{USER_ID}"
+AS_USER = ("setpriv", f"--reuid={USER}", f"--regid={USER}", "--init-groups", "env", RUNTIME_DIRECTORY)
+MOST_TRIES = 5
+
+
+def user_manager() -> str:
+    """Units of a real service manager of a user: their processes match by `user_unit`.
+
+    On an emulated CPU a read of /proc can take longer than the daemon waits for it. Then the attribute must be counted
+    as unknown, and the unit is started once more.
+    """
+    run("useradd", "--create-home", f"--uid={USER_ID}", USER)
+    units = Path(f"/home/{USER}/.config/systemd/user")
+    units.mkdir(parents=True)
+    (units / "vm-of@.service").write_text("[Service]\nExecStart=/bin/sh -c 'sleep 2; exit 5'\n")
+    (units / "vm-plain.service").write_text("[Service]\nExecStart=/bin/sh -c 'sleep 2; exit 5'\n")
+    (units / "vm-good.service").write_text("[Service]\nExecStart=/bin/true\n")
+    run("chown", "-R", f"{USER}:{USER}", f"/home/{USER}")
+    write_rules(RULES_TEXT + USER_RULES)
+    run("systemctl", "reload", "cnprocd.service")
+    run("loginctl", "enable-linger", USER)
+    until("the manager of the user", lambda: show(MANAGER, "ActiveState") == "active", limit_s=120)
+    tries = [f"{unit} at try {_failed_for_a_user(unit, code)}" for unit, code in USER_UNITS.items()]
+    run("loginctl", "disable-linger", USER)
+    run("systemctl", "stop", MANAGER)
+    write_rules(RULES_TEXT)
+    run("systemctl", "reload", "cnprocd.service")
+    return f"{MANAGER}: " + ", ".join(tries)
+
+
+def _failed_for_a_user(unit: str, code: int) -> int:
+    """Return at which try a process of the unit matched."""
+    for number in range(1, MOST_TRIES + 1):
+        after, unknown = cursor(), unknown_attributes()
+        run(*AS_USER, "systemctl", "--user", "start", unit)
+        until(f"{unit} ends", lambda: _user_state(unit) in ("failed", "inactive"))
+        pids = matched_pids(after, "vm-user-unit")
+        expect(bool(pids) <= (code == 5), f"{unit} ended with {code} and matched: {pids}")
+        if code != 5:
+            return number
+        if pids:
+            record = first(after, "CNPROCD_RULE=vm-user-unit", f"CNPROCD_PID={pids[0]}")
+            seen = (record["CNPROCD_UNIT"], record["CNPROCD_USER_UNIT"], record["CNPROCD_UID"])
+            expect(seen == (MANAGER, unit, str(USER_ID)), f"another unit: {record}")
+            return number
+        now = unknown_attributes()
+        expect(now.get("cgroup", 0) > unknown.get("cgroup", 0), f"{unit} neither matched nor was counted: {now}")
+    expect(False, f"{unit} matched at none of {MOST_TRIES} tries: {unknown_attributes()}")
+    return 0
+
+
+def _user_state(unit: str) -> str:
+    return run(*AS_USER, "systemctl", "--user", "show", "--value", "-p", "ActiveState", unit).stdout.strip()
+
+
+def unknown_attributes() -> dict[str, int]:
+    """Return how often each attribute was unknown that a rule needed, since the daemon's start."""
+    events = json.loads(run("cnprocctl", "status", "--json").stdout)["events"]
+    found: dict[str, int] = {}
+    for one in events["identity_unknown"]:
+        found[one["attribute"]] = found.get(one["attribute"], 0) + one["count"]
+    return found
+
+
+class Kept:
+    """Processes that the daemon knows by their arguments, which no exit record has. They end when asked."""
+
+    def __init__(self, count: int) -> None:
+        """Start them, and let a reload read what all of them are."""
+        command = ["/bin/sh", "-c", "read line; exit 3", "vm-kept"]
+        self._alive = [subprocess.Popen(command, stdin=subprocess.PIPE) for _ in range(count)]
+        self.ended: list[int] = []
+        run("systemctl", "reload", "cnprocd.service")
+
+    def end(self, most: int) -> None:
+        """End so many of them, or all that are left."""
+        for process in self._alive[:most]:
+            process.communicate()
+            self.ended.append(process.pid)
+        del self._alive[:most]
