@@ -161,3 +161,19 @@ class Kept:
             process.communicate()
             self.ended.append(process.pid)
         del self._alive[:most]
+
+    def compare(self, after: str) -> str:
+        """Compare those that ended with the matches since `after`.
+
+        On an emulated CPU a few reads of /proc take longer than the daemon waits for them: these must be counted.
+        """
+        seen = set(matched_pids(after, "vm-kept"))
+        expect(seen <= set(self.ended), f"other processes matched: {seen - set(self.ended)}")
+        lines = run("journalctl", "-q", "-o", "json", f"--after-cursor={after}").stdout.splitlines()
+        logged = [one for one in map(json.loads, lines) if one.get("CNPROCD_EVENT") == "identity_unknown"]
+        counted = sum(int(one["CNPROCD_COUNT"]) for one in logged) + unknown_attributes().get("cmdline", 0)
+        died, unmatched = len(self.ended), len(self.ended) - len(seen)
+        expect(
+            unmatched <= min(counted, died // 10), f"{died} died, {unmatched} not matched, {counted} counted as unknown"
+        )
+        return f"by arguments: {len(seen)} of {died}, the others counted as unknown"
