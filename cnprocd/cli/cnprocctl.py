@@ -33,13 +33,13 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str] | None = None) -> int:
     """Carry out the command line. Return the exit status."""
     words = sys.argv[1:] if arguments is None else arguments
-    elsewhere = any(word.startswith(("-H", "--host")) for word in words)
     options = parse(words)
     try:
-        if elsewhere or options.until_eof:
+        if options.host or options.until_eof:
             from cnprocd.cli import remote  # most commands need neither ssh nor threads
 
             hosts, rest = remote.split(words)
+            remote.require_all(options.host or (), hosts)
             if hosts:
                 return remote.run(hosts, rest, as_json=options.json)
             remote.end_with_input()

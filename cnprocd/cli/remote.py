@@ -26,12 +26,18 @@ from typing import IO, TextIO
 
 from cnprocd.cli.terminal import Style
 from cnprocd.errors import EX_OK, CnprocdError
+from cnprocd.escape import printable
 
 SSH_FAILED = 255  # ssh(1): an error occurred before the command was run, or the connection was lost
 NOT_INSTALLED = 127  # sh(1): the command was not found
 WRONG_USAGE = 2
-_WORD = r"[^\s:@\[\]-][^\s:@\[\]]*"  # not an option of ssh
-_HOST = re.compile(rf"(?P<name>(?:{_WORD}@)?(?:{_WORD}|\[[\w:.%]+\]))(?::(?P<port>[0-9]+))?")
+# No option of ssh, and none of the characters that newer releases of ssh refuse (ssh.c valid_ruser, valid_hostname):
+# ProxyCommand and Match exec of an ssh_config give %r and %h to a shell.
+_NOT_IN_USER = r"""\s\x00-\x1f\x7f:@\[\]'"`;&<>|(){}"""
+_USER = rf"[^{_NOT_IN_USER}-](?:[^{_NOT_IN_USER}]*[^{_NOT_IN_USER}\\])?"
+_NAME = rf"[^{_NOT_IN_USER}$\\-][^{_NOT_IN_USER}$\\]*"
+_HOST = re.compile(rf"(?P<name>(?:{_USER}@)?(?:{_NAME}|\[[\w:.%]+\]))(?::(?P<port>[0-9]{{1,5}}))?")
+_HIGHEST_PORT = 65535
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +71,24 @@ def split(words: Sequence[str]) -> tuple[list[Host], list[str]]:
 def host_of(text: str) -> Host:
     """Return the host of `[user@]host[:port]`. An IPv6 address stands in brackets. Raises CnprocdError."""
     found = _HOST.fullmatch(text)
-    if found is None:
-        error = CnprocdError(f'invalid host "{text}"', "give [user@]host[:port]; an IPv6 address stands in brackets")
-        error.exit_status = WRONG_USAGE
-        raise error
+    if found is None or not 0 < int(found["port"] or 1) <= _HIGHEST_PORT:
+        what = f'invalid host "{printable(text)}"'
+        raise _wrong_usage(what, "give [user@]host[:port]; an IPv6 address stands in brackets")
     return Host(text, found["name"].replace("[", "").replace("]", ""), found["port"])
+
+
+def require_all(named: Iterable[str], hosts: Iterable[Host]) -> None:
+    """Raise CnprocdError if `split` did not find a host that argparse found: the verb would run on this machine."""
+    missed = set(named) - {host.name for host in hosts}
+    if missed:
+        what = f'cannot run the verb on "{printable(min(missed))}": the option is shortened or joined with another one'
+        raise _wrong_usage(what, "write -H HOST or --host HOST as words of their own")
+
+
+def _wrong_usage(what: str, hint: str) -> CnprocdError:
+    error = CnprocdError(what, hint)
+    error.exit_status = WRONG_USAGE
+    return error
 
 
 def command(host: Host, words: Sequence[str], *, reads_input: bool) -> list[str]:

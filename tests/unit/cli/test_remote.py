@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from cnprocd.cli import cnprocctl
 from cnprocd.cli.remote import Host, command, host_of, split
 from cnprocd.errors import CnprocdError
 
@@ -76,6 +77,37 @@ def test_a_host_is_taken_apart(text, destination, port):
 def test_what_ssh_could_take_for_an_option_is_refused(text):
     with pytest.raises(CnprocdError, match="invalid host"):
         host_of(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["a;id", "$(id)", "a'b", 'a"b', "`id`", "a|b", "a&b", "a\\b", "u;x@h", "a<b", "(a)", "{a,b}"]
+)
+def test_a_host_with_characters_of_a_shell_is_refused(text):
+    """A ProxyCommand or Match exec of the user's ssh_config gives %h and %r to a shell."""
+    with pytest.raises(CnprocdError, match="invalid host"):
+        host_of(text)
+
+
+@pytest.mark.parametrize("text", ["a:0", "a:65536", "a:999999999999"])
+def test_a_port_that_none_can_have_is_refused(text):
+    with pytest.raises(CnprocdError, match="invalid host"):
+        host_of(text)
+
+
+def test_an_invalid_host_is_shown_without_control_characters():
+    with pytest.raises(CnprocdError) as caught:
+        host_of("a\n\x1b[31mb")
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "words", [["history", "-fH", "db1"], ["history", "-fHdb1"], ["status", "--hos", "db1"], ["status", "--hos=db1"]]
+)
+def test_no_spelling_of_a_host_lets_the_verb_run_here(words, capsys):
+    """argparse takes them for -H. The verb would run on this machine, and `jobs drop` would drop a job of this one."""
+    assert cnprocctl.run(words) == 2
+    out, err = capsys.readouterr()
+    assert (out, "write -H HOST" in err) == ("", True)
 
 
 def test_hosts_are_taken_out_wherever_they_stand():
