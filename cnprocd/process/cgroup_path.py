@@ -123,18 +123,21 @@ def _containers(components: tuple[str, ...]) -> tuple[Container, ...]:
     for index, component in enumerate(components):
         above = components[index - 1] if index else ""
         below = components[index + 1] if index + 1 < len(components) else None
-        one = _of_engine(component, above) or _of_lxc(component, above) or _of_machined(component, below)
+        one = _of_engine(component, above, below or "") or _of_lxc(component, above) or _of_machined(component, below)
         if one is not None:
             found.append(one)
     return tuple(found)
 
 
-def _of_engine(component: str, above: str) -> Container | None:
-    """Docker, Podman, containerd, CRI-O, ECS: a 64-digit id, alone or behind the name of its engine."""
+def _of_engine(component: str, above: str, below: str) -> Container | None:
+    """Docker, Podman, containerd, CRI-O, ECS: a 64-digit id, alone or behind the name of its engine.
+
+    Podman's directory of a pod is the pod's id alone, and the pod's containers are below it.
+    """
     scope = _SCOPE.fullmatch(component)
     if scope is not None:
         return Container(scope[2], _SCOPE_RUNTIMES[scope[1]])
-    if _HEX_ID.fullmatch(component):
+    if _HEX_ID.fullmatch(component) and not below.startswith("libpod-"):
         return Container(component, _PARENT_RUNTIMES.get(above))
     if _FARGATE_ID.fullmatch(component) and component.startswith(above + "-"):
         return Container(component, "containerd")

@@ -21,7 +21,7 @@ from operator import itemgetter, ne
 from cnprocd.connector.ahead import Ahead, nothing_ahead
 from cnprocd.connector.event import Row
 from cnprocd.connector.uapi import PROC_EVENT_COMM, PROC_EVENT_EXEC, PROC_EVENT_FORK
-from cnprocd.process.model import Process, ProcLookup, Wanted
+from cnprocd.process.model import MoreIds, Process, ProcLookup, Wanted
 from cnprocd.process.table import START_TOLERANCE_NS
 from cnprocd.process.tracking import Tracking
 
@@ -56,8 +56,8 @@ class Executions:
     def program(self, tgid: int, at_ns: int) -> Process | None:
         """Return what the process executed at this time; None if it was gone.
 
-        If it has executed another program before it was read, only its cgroup is known. Its comm is unknown as well if
-        it has changed that before.
+        If it has executed another program before it was read, only its cgroup and login session are known. If it has
+        changed its comm before, all but that is.
         """
         if self._doubts:
             self._doubts.pop(tgid, None)
@@ -65,7 +65,10 @@ class Executions:
         if found is None or (found.start_ns or 0) > at_ns + START_TOLERANCE_NS:
             return None
         if at_ns < self._last[tgid]:
-            return Process(tgid, start_ns=found.start_ns, cgroup=found.cgroup, cgroup_source=found.cgroup_source)
+            known = Process(tgid, start_ns=found.start_ns, cgroup=found.cgroup, cgroup_source=found.cgroup_source)
+            if found.loginuid is not None:
+                known.more_ids = MoreIds(loginuid=found.loginuid)
+            return known
         if not self._is_certain:
             self._doubts[tgid] = found.counted_ns
         if tgid in self._renamed and any(at_ns < new_ns <= found.counted_ns for new_ns in self._renamed[tgid]):

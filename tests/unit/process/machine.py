@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from cnprocd.connector.event import Comm, Coredump, Event, Exec, Exit, Fork, Gid, Ptrace, Sid, Uid
 from cnprocd.connector.taskrecord import TaskRecord
 from cnprocd.process.files import FileId, FoundFile
-from cnprocd.process.model import TICK_NS, Occurrence, Process, Wanted
+from cnprocd.process.model import NO_LOGIN, TICK_NS, MoreIds, Occurrence, Process, Wanted
 from cnprocd.process.table import Table
 
 WHAT = {
@@ -42,6 +42,8 @@ class Task:
     comm: str  # the leader's
     uid: int = 0
     gid: int = 0
+    euid: int = 0
+    loginuid: int = NO_LOGIN
     exe: str | None = None
     cmdline: str | None = None
     cgroup: str | None = "/"
@@ -57,6 +59,7 @@ class Task:
             self.tgid, self.ppid, self.start_ns, comm=self.comm, uid=self.uid, gid=self.gid, cgroup=self.cgroup,
             exe=None if self.zombie else self.exe, cmdline=None if self.zombie else self.cmdline,
             threads=0 if self.zombie else len(self.threads), counted_ns=now,
+            more_ids=MoreIds(self.euid, self.loginuid),
         )  # fmt: skip
 
 
@@ -96,7 +99,7 @@ class Machine:
     def put(self, tgid: int, ppid: int, comm: str, threads: int = 1, **attributes) -> Task:
         """Add a process that existed before any listener; it sends no event."""
         task = Task(tgid, ppid, self.now, comm, **attributes)
-        task.cmdline = task.cmdline or task.exe
+        task.cmdline, task.euid = task.cmdline or task.exe, task.uid
         task.threads = {tgid + i: comm for i in range(threads)}
         task.had_threads = threads > 1
         self.tasks[tgid] = task
@@ -144,7 +147,15 @@ class Machine:
         self._happened("fork", task, tid, of_process=False)
         self._say(Fork, parent_pid=task.ppid, parent_tgid=task.ppid, child_pid=tid, child_tgid=tgid)
 
-    def exec(self, tgid: int, exe: str, by: int | None = None, cmdline: str | None = None, cgroup: str | None = None):
+    def exec(
+        self,
+        tgid: int,
+        exe: str,
+        by: int | None = None,
+        cmdline: str | None = None,
+        cgroup: str | None = None,
+        loginuid: int | None = None,
+    ) -> None:
         task = self.tasks[tgid]
         by = by or next(iter(task.threads))
         for tid in [t for t in task.threads if t != by]:
@@ -154,8 +165,9 @@ class Machine:
         comm = exe.rpartition("/")[2][:15]
         task.threads[tgid] = task.comm = comm
         task.exe, task.cmdline = exe, cmdline or exe
-        if not task.executed:  # its starter moves it, as systemd does; later moves send no event
+        if not task.executed:  # what starts it moves it and sets the session, as systemd does; no event reports either
             task.cgroup, task.executed = cgroup or task.cgroup, True
+            task.loginuid = task.loginuid if loginuid is None else loginuid
         self.now += MICROSECOND
         self._happened("exec", task, tgid)
         self._say(Exec, process_pid=tgid, process_tgid=tgid)
@@ -169,19 +181,19 @@ class Machine:
         self._happened("comm", task, tid, of_process=tid == tgid, thread_comm=comm)
         self._say(Comm, process_pid=tid, process_tgid=tgid, comm=comm.encode("utf-8", "surrogateescape"))
 
-    def set_ids(self, tgid: int, uid: int, gid: int) -> None:
-        """Set the ids of every thread, as glibc does."""
+    def set_ids(self, tgid: int, uid: int, gid: int, euid: int | None = None) -> None:
+        """Set the ids of every thread, as glibc does. `euid`: the effective one, if it is another."""
         task = self.tasks[tgid]
         task.gid = gid
         for tid in task.threads:
             self.now += MICROSECOND
             self._happened("gid", task, tid, of_process=tid == tgid)
             self._say(Gid, process_pid=tid, process_tgid=tgid, rgid=gid, egid=gid)
-        task.uid = uid
+        task.uid, task.euid = uid, uid if euid is None else euid
         for tid in task.threads:
             self.now += MICROSECOND
             self._happened("uid", task, tid, of_process=tid == tgid)
-            self._say(Uid, process_pid=tid, process_tgid=tgid, ruid=uid, euid=uid)
+            self._say(Uid, process_pid=tid, process_tgid=tgid, ruid=uid, euid=task.euid)
 
     def setsid(self, tgid: int, tid: int | None = None) -> None:
         self.now += MICROSECOND
@@ -348,6 +360,8 @@ def shown(found: Process, wanted: Wanted, source) -> Process:
     )  # fmt: skip
     if wanted.ids:
         process.uid, process.gid, process.ids_source = found.uid, found.gid, source
+    if wanted.ids or wanted.loginuid:
+        process.more_ids = MoreIds(found.euid if wanted.ids else None, found.loginuid if wanted.loginuid else None)
     if wanted.exe:
         process.exe, process.image_source = found.exe, source
     if wanted.cmdline:
@@ -402,6 +416,7 @@ COMMS = ["sh", "ora_pmon_A", "ora_smon_B", "java", "a b) c", "x\ny"]
 STANDING_IMAGES = ["/usr/lib/systemd/systemd", "/usr/sbin/cnprocd"]
 IMAGES = ["/bin/sh", "/opt/db/ora_pmon_A", "/opt/db/ora_smon_B", "/usr/bin/java"]
 CGROUPS = [None, None, "/system.slice/oracle.service", "/user.slice/u.scope"]
+LOGINUIDS = [None, None, 0, 54]
 CODES, SIGNALS = [0, 0, 1, 3, 5, 255], [9, 15, 6, 11]
 OPERATIONS = """fork fork fork fork fork exec exec thread thread thread end_thread end_thread exit exit exit exit kill
 crash early_leader early_leader rename rename_thread ids setsid ptrace reap wait wait_long""".split()
@@ -442,7 +457,8 @@ def live(machine: Machine, operations, lone_codes=(0,), spare=(), pace_ns=0) -> 
         elif tgid in spare:
             continue
         elif name == "exec":
-            machine.exec(tgid, IMAGES[c % len(IMAGES)], by=tid, cgroup=CGROUPS[a % len(CGROUPS)])
+            cgroup, loginuid = CGROUPS[a % len(CGROUPS)], LOGINUIDS[b % len(LOGINUIDS)]
+            machine.exec(tgid, IMAGES[c % len(IMAGES)], by=tid, cgroup=cgroup, loginuid=loginuid)
         elif name == "thread" and free:
             machine.thread(tgid, free[c % len(free)], by=tid)
         elif name == "early_leader" and free and tgid in threads:
@@ -455,7 +471,7 @@ def live(machine: Machine, operations, lone_codes=(0,), spare=(), pace_ns=0) -> 
         elif name in ("rename", "rename_thread"):
             machine.rename(tgid, COMMS[c % len(COMMS)], tid=tgid if name == "rename" and tgid in threads else tid)
         elif name == "ids" and tgid in threads:
-            machine.set_ids(tgid, [0, 54, 1000][a % 3], [0, 55][b % 2])
+            machine.set_ids(tgid, [0, 54, 1000][a % 3], [0, 55][b % 2], euid=[None, 0, 54][c % 3])
         elif name == "setsid":
             machine.setsid(tgid, tid)
         elif name == "ptrace":

@@ -29,9 +29,8 @@ from unit.process.machine import (
     steps,
     unread,
 )
-from unit.rules import trees as rule_trees
 from unit.rules.simulated_kernel import Kernel, event_message, record_message
-from unit.rules.trees import ENDING_KEYS, trees
+from unit.rules.trees import ENDING_KEYS, IDENTITY_KEYS, trees
 
 from cnprocd.connector import uapi
 from cnprocd.connector.filter import ConnectorFilter, TaskstatsFilter, connector_program
@@ -56,10 +55,6 @@ WITH_RECORDS = [features for features in KERNELS if features.taskstats]
 WITHOUT_RECORDS = [features for features in KERNELS if not features.taskstats]
 
 # --- random rule sets
-
-
-# The machine of these histories has no effective uids and no login sessions.
-IDENTITY_KEYS = {key: values for key, values in rule_trees.IDENTITY_KEYS.items() if key not in ("euid", "loginuid")}
 
 
 def written(events, match, include_hooks, threads) -> Rule | None:
