@@ -203,11 +203,12 @@ def _children(value: JsonValue) -> Iterable[JsonValue]:
 
 
 def to_call(value: JsonObject) -> Call:
-    """Return the call of a client's message. Raises ProtocolError."""
+    """Return the call of a client's message. A parameter that is null is left out. Raises ProtocolError."""
     try:
         if get_bool(value, "upgrade", False):
             raise ProtocolError("invalid call: this service has no other protocol to upgrade to")
         parameters = get_dict(value, "parameters", {}) if value.get("parameters") is not None else {}
+        parameters = {name: argument for name, argument in parameters.items() if argument is not None}
         more, oneway = get_bool(value, "more", False), get_bool(value, "oneway", False)
         return Call(get_str(value, "method"), parameters, more, oneway)
     except JsonError as error:

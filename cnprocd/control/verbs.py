@@ -175,8 +175,9 @@ async def _drop(daemon: view.DaemonView, args: Args) -> JsonObject:
 
 
 async def _kill(daemon: view.DaemonView, args: Args) -> JsonObject:
+    retry = get_bool(args, "retry", False)
     job = await _required(daemon, args)
-    if not daemon.dispatcher.scheduler.kill(job.job_id, retry=get_bool(args, "retry", False)):
+    if not daemon.dispatcher.scheduler.kill(job.job_id, retry=retry):
         hint = "`cnprocctl jobs drop` cancels a waiting one" if job.state is State.WAITING else f"it is {job.state}"
         raise VerbError(f"job {job.job_id} is not running", hint, EX_NO, WRONG_STATE)
     return {"job_id": job.job_id, "state": "running"}

@@ -28,7 +28,8 @@ json_values = st.recursive(
     max_leaves=12,
 )
 parameters = st.dictionaries(st.text(), json_values, max_size=4)
-calls = st.builds(Call, st.text(), parameters, st.booleans(), st.booleans())
+arguments = st.dictionaries(st.text(), json_values.filter(lambda value: value is not None), max_size=4)
+calls = st.builds(Call, st.text(), arguments, st.booleans(), st.booleans())
 replies = st.one_of(
     st.builds(Reply, parameters, st.booleans()),
     st.builds(
@@ -156,3 +157,9 @@ def test_found_by_fuzzing_deep_nesting_is_refused(text, depth):
         assert pack(Reply(value))
         return
     assert depth >= 62
+
+
+def test_a_parameter_that_is_null_is_as_one_that_is_absent():
+    """The interface has `limit: ?int`, and programs with generated code send all members."""
+    call = to_call({"method": "io.cnprocd.History", "parameters": {"limit": None, "after": "", "rule": None}})
+    assert call.parameters == {"after": ""}
