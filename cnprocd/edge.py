@@ -26,6 +26,8 @@ from typing import Generic, Protocol, TypeVar
 
 from cnprocd.worker import Worker, WorkerEndedError
 
+_STARVED = ("R", "T", "t")  # states of proc_pid_stat(5): runnable, stopped, traced
+
 W = TypeVar("W")
 R = TypeVar("R")
 
@@ -34,6 +36,7 @@ class Missed(Enum):
     """Why a piece of work has no answer."""
 
     LATE = "late"  # the deadline passed first
+    STARVED = "starved"  # the deadline passed, because the worker had no processor or was stopped
     REFUSED = "refused"  # no worker and no room in the inbox
     FAILED = "failed"  # the work raised, or its worker ended
     STOPPED = "stopped"  # the edge was closed first
@@ -285,9 +288,15 @@ class Edge(Generic[W, R]):
             self._free(seat, Missed.FAILED, ended=True)
 
     def _take_back(self) -> None:
-        """Look whether a stuck worker has answered or ended: between two calls of ask() the loop cannot notice."""
-        for seat in [seat for seat in self._stuck if seat.poller.poll(0)]:
-            self._collect(seat)
+        """Look whether a stuck worker has answered or ended: between two calls of ask() the loop cannot notice.
+
+        End the others, because room is needed.
+        """
+        for seat in list(self._stuck):
+            if seat.poller.poll(0):
+                self._collect(seat)
+            else:
+                seat.worker.abandon()  # it waits as well, since it has a processor
 
     def _on_readable(self, seat: _Seat[W, R]) -> None:
         # wait() or _take_back() may have taken the answer after the loop saw it.
@@ -331,10 +340,12 @@ class Edge(Generic[W, R]):
         del self._busy[seat]
         self._stuck[seat] = piece.submitted_s
         self.counters.stuck = len(self._stuck)
-        seat.worker.abandon()
+        state = seat.worker.state()
+        if state != "R":  # else it answers as soon as it has a processor, and a new one would need more of it
+            seat.worker.abandon()
         if self.limits.spares:
             self._loop.call_soon(self._grow)  # not now: the caller has waited long enough
-        self._end(piece, Missed.LATE)
+        self._end(piece, Missed.STARVED if state in _STARVED else Missed.LATE)
 
     def _next(self) -> None:
         """Begin what waits, as far as there are workers."""
@@ -347,7 +358,7 @@ class Edge(Generic[W, R]):
     def _end(self, piece: _Piece[W, R], answer: R | Missed) -> None:
         """Count a piece and hand its answer out."""
         counters = self.counters
-        if answer is Missed.LATE:
+        if answer is Missed.LATE or answer is Missed.STARVED:
             counters.late += 1
             if self._on_late is not None:
                 self._on_late(piece.work)

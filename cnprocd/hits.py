@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from cnprocd.pipeline import Counts
+from cnprocd.counts import Counts
 from cnprocd.spool.history import COUNTING_SINCE
 from cnprocd.spool.rows import RuleHits
 from cnprocd.spool.spool import Spool

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from cnprocd.log import Log
 from cnprocd.reload import RulesInForce
+from cnprocd.rules.problems import LoadedRules
 from cnprocd.rules.unresolved import Kind, Name, unresolved_names, with_ids
 from cnprocd.rules.written import digest
 
@@ -57,11 +58,14 @@ class NameResolution:
                 number = self._id_of(name.kind, name.name)
                 if number is not None:
                     found[name] = number
-        pause_s = self._pause_s
         if found:
-            rules = with_ids(loaded.rules, found)
-            self._rules.put(replace(loaded, rules=rules, digests={rule.name: digest(rule) for rule in rules}))
+            self._rules.change(lambda loaded: _with_ids(loaded, found))  # which asks again for the names that are left
             names = sorted(f"{kind} {name}" for kind, name in found)
             self._log("notice", "names_resolved", names=names, message=f"resolved: {', '.join(names)}")
-        self._pause_s = pause_s
-        self._arm()
+        else:
+            self._arm()
+
+
+def _with_ids(loaded: LoadedRules, found: Mapping[Name, int]) -> LoadedRules:
+    rules = with_ids(loaded.rules, found)
+    return replace(loaded, rules=rules, digests={rule.name: digest(rule) for rule in rules})

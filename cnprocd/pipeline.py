@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 from cnprocd.connector.inflight import EVENT_SLOTS
 from cnprocd.connector.source import Batch, Source
+from cnprocd.counts import Counts
 from cnprocd.deferred import Deferred
 from cnprocd.delivery import Delivery, Fate, RecordedMatch
 from cnprocd.failures import Failures
@@ -34,6 +34,7 @@ from cnprocd.process.model import Occurrence, Process, ProcScan, Wanted
 from cnprocd.process.second_look import SecondLook
 from cnprocd.process.tracker import Tracker
 from cnprocd.recovery import Recovery
+from cnprocd.rescan import Rescan
 from cnprocd.rules.compile import Match, Matcher
 from cnprocd.rules.plan import Plan
 from cnprocd.unknown_attributes import UnknownAttributes
@@ -56,18 +57,6 @@ class Turn(NamedTuple):
 
     seen: int
     more: bool
-
-
-@dataclass(slots=True)
-class Counts:
-    """Counters since start, for status and metrics."""
-
-    occurrences: int = 0
-    matches: int = 0
-    unknown: Counter[tuple[str, str]] = field(default_factory=Counter)  # by attribute and reason
-    kinds: Counter[str] = field(default_factory=Counter)
-    rules: Counter[str] = field(default_factory=Counter)
-    rule_last_ns: dict[str, int] = field(default_factory=dict)  # wall clock
 
 
 class Pipeline:
@@ -310,18 +299,28 @@ class Pipeline:
                 return True
         return False
 
-    def use(self, matcher: Matcher, plan: Plan) -> None:
-        """Use other rules, or another plan for the same ones, from the next batch on.
+    def prepare(self, both: Matcher, plan: Plan) -> Rescan:
+        """Serve other rules as well as those in force, which go on matching. The kernel has been asked for `plan`.
 
-        Drain first, so that the queued events are evaluated by the rules they happened under, then ask the kernel for
-        the new plan, then call this. So no event is lost or matched twice. Afterwards as much is known of the running
-        processes as after a start: what the new rules need was not read for the old ones.
+        When the rescan is done, as much is known of the running processes as after a start with the other rules.
+        """
+        self._use_plan(both, plan)
+        return Rescan(
+            self._procfs, self.tracker, self._files, lambda group: self.recovery.hold(group, both), self._clock
+        )
+
+    def use(self, matcher: Matcher, plan: Plan) -> None:
+        """Use other rules from the next batch on.
+
+        Call `prepare` first, drain, so that the queued events are evaluated by the rules they happened under, and ask
+        the kernel for the new plan. So no event is lost or matched twice.
         """
         self.matcher = matcher
-        snapshot = self._scan(plan.tracking.wanted_anew)
-        self.tracker.change(plan.tracking, matcher.cares, snapshot)
+        self._use_plan(matcher, plan)
+
+    def _use_plan(self, matcher: Matcher, plan: Plan) -> None:
+        self.tracker.use(plan.tracking, matcher.cares)
         self.source.pass_over(self.tracker.unasked.asks_for)
-        self.recovery.hold(snapshot, matcher)
 
     def _scan(self, wanted: Wanted) -> list[Process]:
         """Read every process. If rules name programs, find out which of them run files that were replaced since."""

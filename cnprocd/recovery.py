@@ -12,9 +12,10 @@ they are the only one.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from typing import TypeVar
 
 from cnprocd.connector.source import Losses, Source
 from cnprocd.connector.taskrecord import TaskRecord
@@ -27,7 +28,7 @@ from cnprocd.rules.compile import Matcher
 
 _IN_FLIGHT_NS = 2_000_000  # between a task's disappearance from /proc and its exit event (sent after reaping)
 MOST_NAMED = 20  # processes in a record
-_PIECE = 64  # records that are looked at between two looks at the clock
+_PIECE = 64  # records or processes that are looked at between two looks at the clock
 _RESYNC_EVERY_S = 1.0  # a scan of /proc per second is what a storm that never ends may cost
 
 
@@ -35,12 +36,12 @@ _RESYNC_EVERY_S = 1.0  # a scan of /proc per second is what a storm that never e
 class _Resync:
     """A comparison with /proc that is under way."""
 
-    scan: Iterator[Process]
+    scan: Iterator[Sequence[Process]] | None  # None: there is no table to compare
     waiting: Iterator[tuple[int, tuple[TaskRecord, ...]]]  # records without their event at its beginning
     began_ns: int
     losses: Losses  # at its beginning
     scanned_ns: int | None = None
-    ended: list[Ended] = field(default_factory=list)  # of the held processes, at the end of the scan
+    pieces: Iterator[list[Occurrence]] = field(default_factory=lambda: iter(()))  # what is left to return, then
     living: set[int] = field(default_factory=set)
     found: list[Occurrence] = field(default_factory=list)
     named: list[Occurrence] = field(default_factory=list)  # of the exits that were returned, those for the log
@@ -102,11 +103,11 @@ class Recovery:
         self._pending = False
         self.resyncs += 1
         tracking = self._tracker.tracking
-        scan = self._procfs.scan(tracking.wanted_anew) if tracking.table else ()
+        scan = self._procfs.scan_in_groups(tracking.wanted_anew) if tracking.table else None
         self._source.count_losses()
         losses = replace(self._source.losses)  # what is lost from here on, the next resync reports
         waiting = iter(self._tracker.deaths.waiting().items())
-        self._resync = _Resync(iter(scan), waiting, time.monotonic_ns(), losses)
+        self._resync = _Resync(scan, waiting, time.monotonic_ns(), losses)
 
     def go_on(self, seen_ns: int, budget_s: float) -> list[Occurrence]:
         """Continue for at most so long. Return exits that the loss hid. Evaluate them before the next call.
@@ -118,40 +119,55 @@ class Recovery:
         if resync.scanned_ns is None:
             if not self._scan(resync, deadline_s):
                 return []
-            resync.ended = [] if self._holder is None else self._holder.ended()
+            resync.pieces = self._compare(resync, [] if self._holder is None else self._holder.ended())
             resync.scanned_ns = time.monotonic_ns()
         if seen_ns < resync.scanned_ns + _IN_FLIGHT_NS:
             return []
         found: list[Occurrence] = []
-        while piece := dict(islice(resync.waiting, _PIECE)):
-            found += self._tracker.without_event(piece)
-            if self._clock() >= deadline_s:
-                return self._recovered(resync, self._with_statuses(found, resync.ended))
-        return self._finish(resync, found)
+        for piece in resync.pieces:
+            found += self._recovered(resync, piece)
+            if len(found) >= _PIECE or self._clock() >= deadline_s:
+                return found
+        self._resync = None
+        self._report_losses(resync.losses)
+        self._report_recovered(resync.named, resync.count, "ended while events were lost")
+        return found
 
     def _scan(self, resync: _Resync, deadline_s: float) -> bool:
         """Take in processes until the time is up; return whether all are taken in.
 
-        Each at once: what is read later than an event must not be overwritten by what was read before it.
+        Each group at once: what an event changes must not be overwritten by what was read before it, and a process
+        whose end was evaluated must not return to the table.
         """
-        for process in resync.scan:
-            resync.living.add(process.tgid)
-            resync.found += self._tracker.adopt([process])
+        for group in resync.scan or ():
+            if not self._tracker.tracking.table:  # other rules need none
+                return True
+            resync.living.update(process.tgid for process in group)
+            resync.found += self._tracker.adopt(group)
             if self._clock() >= deadline_s:
                 return False
         return True
 
-    def _finish(self, resync: _Resync, found: list[Occurrence]) -> list[Occurrence]:
+    def _compare(self, resync: _Resync, ended: list[Ended]) -> Iterator[list[Occurrence]]:
+        """Yield the exits that the loss hid, a few at a time: thousands may have been lost."""
+        tracker, statuses = self._tracker, {process.tgid: status for process, status in ended}
+        tgids: set[int] = set()  # of these exits: those that were not evaluated yet are still held
+        for found in self._without_status(resync):
+            for occurrence in found:
+                tgids.add(occurrence.process.tgid)
+                if occurrence.status is None:
+                    occurrence.status = statuses.get(occurrence.process.tgid)
+            yield found
+        if not tracker.tracking.table:
+            yield from _pieces(self._shown_by_pidfds([one for one in ended if one.process.tgid not in tgids]))
+
+    def _without_status(self, resync: _Resync) -> Iterator[list[Occurrence]]:
         tracker = self._tracker
-        self._resync = None
-        found = resync.found + found
-        if tracker.tracking.table:
-            found += tracker.missing(resync.living, resync.began_ns)
-        found = self._with_statuses(found, resync.ended) + self._shown_by_pidfds(found, resync.ended)
-        found = self._recovered(resync, found)
-        self._report_losses(resync.losses)
-        self._report_recovered(resync.named, resync.count, "ended while events were lost")
-        return found
+        while waiting := dict(islice(resync.waiting, _PIECE)):
+            yield tracker.without_event(waiting)
+        yield from _pieces(resync.found)
+        if tracker.tracking.table and resync.scan is not None:  # a reload may have changed the plan since the beginning
+            yield from map(tracker.missing, _pieces(tracker.table.unseen(resync.living, resync.began_ns)))
 
     def _recovered(self, resync: _Resync, found: list[Occurrence]) -> list[Occurrence]:
         """Mark and count recovered exits. Return those that rules ask for."""
@@ -222,24 +238,14 @@ class Recovery:
         if self._holder is not None:
             self._holder.release(tgid)
 
-    def _with_statuses(self, found: list[Occurrence], ended: list[Ended]) -> list[Occurrence]:
-        """Add the statuses that the pidfds show."""
-        by_tgid = {process.tgid: status for process, status in ended}
-        for occurrence in found:
-            if occurrence.status is None:
-                occurrence.status = by_tgid.get(occurrence.process.tgid)
-        return found
-
-    def _shown_by_pidfds(self, found: list[Occurrence], ended: list[Ended]) -> list[Occurrence]:
+    def _shown_by_pidfds(self, ended: list[Ended]) -> list[Occurrence]:
         """Return the exits that the pidfds alone show.
 
         The event of one that ended has been evaluated since, if it came: then it is not held any more. With a table,
         one that ended after the scan had read it is left to the next resync, which is pending.
         """
-        if self._tracker.tracking.table or self._holder is None:
-            return []
-        tgids = {occurrence.process.tgid for occurrence in found}
-        alone = [(one, status) for one, status in ended if one.tgid not in tgids and self._holder.holds(one)]
+        holder = self._holder
+        alone = [] if holder is None else [(one, status) for one, status in ended if holder.holds(one)]
         return [Occurrence("exit", process, process.tgid, status) for process, status in alone]
 
     def _report_losses(self, losses: Losses) -> None:
@@ -255,6 +261,13 @@ class Recovery:
             sequence_gaps_total=losses.sequence_gaps,
             message=_overrun_message(lost, self._tracker.tracking.table),
         )
+
+
+_T = TypeVar("_T")
+
+
+def _pieces(everything: list[_T]) -> Iterator[list[_T]]:
+    return (everything[at : at + _PIECE] for at in range(0, len(everything), _PIECE))
 
 
 def _cares_for(matcher: Matcher, process: Process) -> bool:

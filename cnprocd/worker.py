@@ -56,6 +56,9 @@ class Worker(Protocol[W_contra, R_co]):
         Raises WorkerEndedError, or what the work raised.
         """
 
+    def state(self) -> str:
+        """Return what it does, by the letter that proc_pid_stat(5) has for it; empty if that is unknown."""
+
     def abandon(self) -> None:
         """Give up a stuck worker: end it if that is possible."""
 
@@ -96,6 +99,9 @@ class ThreadWorker(Generic[W, R]):
         if error is not None:
             raise error
         return cast(R, self._answer)
+
+    def state(self) -> str:
+        return ""
 
     def abandon(self) -> None:
         """Nothing ends a thread from outside."""
@@ -164,6 +170,13 @@ class ChildWorker:
         if not answer:
             raise WorkerEndedError(f"the worker process {self._pid} has ended")
         return answer
+
+    def state(self) -> str:
+        try:
+            with open(f"/proc/{self._pid}/status", "rb") as file:
+                return file.read(256).partition(b"\nState:\t")[2][:1].decode()
+        except OSError:
+            return ""
 
     def abandon(self) -> None:
         with contextlib.suppress(ProcessLookupError):

@@ -21,8 +21,8 @@ import asyncio
 import os
 import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 
 from cnprocd.edge import Counters, Edge, Limits, Missed
@@ -114,7 +114,7 @@ class Lookups:
         if not procfs.exists(tgid):
             return None  # the most frequent case in a storm, and 3 us instead of 40
         found = self._ask([tgid], _bits(wanted))
-        return None if found is None else to_process(tgid, found[0], source)
+        return None if isinstance(found, Missed) else to_process(tgid, found[0], source)
 
     def is_alive(self, tgid: int) -> bool:
         """Return whether any thread of the process still runs. Read by the loop: `status` does not wait."""
@@ -125,14 +125,16 @@ class Lookups:
         return procfs.zombie_cgroup(tgid, ended_ns)
 
     def scan(self, wanted: Wanted) -> Iterator[Process]:
-        """Yield every process that is alive now. Of one that hangs: what its `status` shows, and report it.
+        """Yield every process that is alive now. Of one that hangs: what its `status` shows, and report it."""
+        return chain.from_iterable(self.scan_in_groups(wanted))
 
-        A few are read at a time, so the caller may do other work in between.
-        """
-        bits, pids = _bits(wanted), iter(procfs.all_pids())
+    def scan_in_groups(self, wanted: Wanted, tgids: Iterable[int] | None = None) -> Iterator[list[Process]]:
+        """Yield the living ones of these processes, or of all, as `scan`. Those of a group were read at once."""
+        bits, pids = _bits(wanted), iter(procfs.all_pids() if tgids is None else tgids)
         unread: list[int] = []
         self._scan_wait_s = 0.0
         while batch := list(islice(pids, lookup_child.MOST_PIDS)):
+            group = []
             for tgid, files in self._files_of(batch, bits):
                 if files is None:
                     unread.append(tgid)
@@ -140,7 +142,8 @@ class Lookups:
                 else:
                     process = to_process(tgid, files, "procfs")
                 if process is not None and process.threads:
-                    yield process
+                    group.append(process)
+            yield group
         if unread:
             self._log(
                 "warning",
@@ -178,23 +181,25 @@ class Lookups:
             return
         self._scan_wait_s += time.monotonic() - began_s
         for tgid in allowed:
-            began_s = time.monotonic()
-            self.edge.prepare(max(0.0, SCAN_S - self._scan_wait_s))
-            alone = self._ask([tgid], bits) if self._scan_wait_s < SCAN_S else None
-            if alone is None:
-                self._scan_wait_s += time.monotonic() - began_s
-            yield tgid, None if alone is None else alone[0]
+            alone: list[Files] | Missed = Missed.STARVED
+            while alone is Missed.STARVED and self._scan_wait_s < SCAN_S:
+                began_s = time.monotonic()
+                self.edge.prepare(max(0.0, SCAN_S - self._scan_wait_s))
+                alone = self._ask([tgid], bits)
+                if isinstance(alone, Missed):
+                    self._scan_wait_s += time.monotonic() - began_s
+            yield tgid, None if isinstance(alone, Missed) else alone[0]
 
-    def _ask(self, tgids: list[int], bits: int) -> list[Files] | None:
+    def _ask(self, tgids: list[int], bits: int) -> list[Files] | Missed:
         """Read one process; if it is late, set it aside."""
         began_s = time.monotonic()
         answer = self.edge.ask(_request(tgids, bits), self._patience.wait_s(began_s))
         if isinstance(answer, bytes):
             return _parse(answer)
         now_s = time.monotonic()
-        if answer is Missed.LATE:
+        if answer in (Missed.LATE, Missed.STARVED):
             self._patience.spend(now_s - began_s)
-            for tgid in tgids:
+            for tgid in tgids if answer is Missed.LATE else ():
                 self._put_aside(tgid, now_s)
             message = "reads of /proc did not return; the attributes of these processes are unknown"
         else:
@@ -202,7 +207,7 @@ class Lookups:
         self._throttled.add(
             "warning", "proc_unreadable", now_s, {"count": len(tgids)}, message, pids=tgids, reason=answer.value
         )
-        return None
+        return answer
 
     # Processes and users that are set aside.
 

@@ -7,7 +7,7 @@ undecodable bytes as lone surrogates (PEP 383). A process chooses its comm itsel
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, Protocol
 
@@ -326,6 +326,12 @@ class ProcScan(ProcLookup, Protocol):
 
     def scan(self, wanted: Wanted) -> Iterable[Process]:
         """Return every process that is alive now."""
+
+    def scan_in_groups(self, wanted: Wanted, tgids: Iterable[int] | None = None) -> Iterator[Sequence[Process]]:
+        """Yield the living ones of these processes, or of all. Those of a group were read at the same time, just now.
+
+        The caller may evaluate events between two groups, but not within one: then it would be out of date.
+        """
 
     def user_name(self, uid: int) -> str | None:
         """Return the name of a user, the number of one without a name, or None if no answer came in time."""

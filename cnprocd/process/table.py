@@ -278,34 +278,43 @@ class Table:
         """Enter a /proc scan (first half of a resync). Return former owners of reused PIDs, whose exit was lost."""
         vanished = []
         for found in snapshot:
-            known = self._entry(found.tgid)
-            if known is None:
-                self._processes[found.tgid] = found
-            elif same_process(known, found):
-                known = self.own(known)
-                known.threads, known.counted_ns, known.ppid = found.threads, found.counted_ns, found.ppid
-                known.threaded = known.threaded or found.threaded
-                known.ended_ns = None  # its leader may have ended before it
-                known.take_newer(found)
-            elif (known.start_ns or 0) < (found.start_ns or 0):
+            known = self.renew(found)
+            if known is not None and (known.start_ns or 0) < (found.start_ns or 0):
                 self._processes[found.tgid] = found
                 if known.ended_ns is None:
                     vanished.append(known)
         return vanished
 
-    def missing(self, living: Container[int], scan_began_ns: int) -> list[Process]:
-        """Remove and return the processes that are gone without an exit event (second half of a resync).
+    def renew(self, found: Process) -> Process | None:
+        """Enter what /proc shows of a process now. If its PID had an owner before it, leave and return that entry."""
+        known = self._entry(found.tgid)
+        if known is None:
+            self._processes[found.tgid] = found
+        elif not same_process(known, found):
+            return known
+        else:
+            known = self.own(known)
+            known.threads, known.counted_ns, known.ppid = found.threads, found.counted_ns, found.ppid
+            known.threaded = known.threaded or found.threaded
+            known.ended_ns = None  # its leader may have ended before it
+            known.take_newer(found)
+        return None
+
+    def started_since(self, at_ns: int) -> list[int]:
+        """Return the PIDs of the living processes that started then or later."""
+        births = [tgid for tgid, (fork_ns, _) in self._births.items() if fork_ns >= at_ns]
+        return births + [
+            process.tgid
+            for process in self._processes.values()
+            if process.ended_ns is None and (process.start_ns or 0) >= at_ns
+        ]
+
+    def unseen(self, living: Container[int], scan_began_ns: int) -> list[Process]:
+        """Return the processes that are gone without an exit event (second half of a resync).
 
         Call it after the events that came during the scan were read. `living` are the PIDs of the scan. A process that
         started after the scan began cannot be in it.
         """
-        gone = self.unseen(living, scan_began_ns)
-        for process in gone:
-            del self._processes[process.tgid]
-        return gone
-
-    def unseen(self, living: Container[int], scan_began_ns: int) -> list[Process]:
-        """Return what `missing` would."""
         for tgid in [tgid for tgid in self._births if tgid not in living]:
             self._entry(tgid)
         return [
@@ -313,6 +322,16 @@ class Table:
             for process in self._processes.values()
             if process.ended_ns is None and (process.start_ns or 0) < scan_began_ns and process.tgid not in living
         ]
+
+    def remove(self, unseen: Iterable[Process]) -> list[Process]:
+        """Remove these processes. Return those that were still in the table: the end of others was seen since."""
+        gone = []
+        for one in unseen:
+            entry = self._processes.get(one.tgid)
+            if entry is not None and entry.ended_ns is None and entry.start_ns == one.start_ns:
+                del self._processes[one.tgid]
+                gone.append(entry)
+        return gone
 
     def clear(self) -> None:
         self._processes.clear()

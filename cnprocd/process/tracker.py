@@ -8,7 +8,7 @@ Most events are forks and exits of processes that no rule asks for. They are han
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from operator import itemgetter
 from typing import Any
@@ -65,19 +65,11 @@ class Tracker:
         self._of_thread_forks = "fork" in tracking.thread_kinds
         self.deaths.wanted = tracking.statuses.wait_statuses()
         self.deaths.forget_passed()
-        self.table.enter_births()
-        self.unasked = Unasked(self.table, self.deaths, self.family, self.newcomers, tracking, cares)
-
-    def change(self, tracking: Tracking, cares: Cares, snapshot: Iterable[Process]) -> None:
-        """Use another plan from the next event on, and know what a tracker that starts now with it would know.
-
-        `snapshot`: a /proc scan of what the plan wants; not used without a table.
-        """
-        self.use(tracking, cares)
         if tracking.table:
-            self.adopt(list(snapshot))
+            self.table.enter_births()
         else:
             self.table.clear()
+        self.unasked = Unasked(self.table, self.deaths, self.family, self.newcomers, tracking, cares)
 
     def take(
         self,
@@ -146,20 +138,30 @@ class Tracker:
 
     # Recovery: see recovery.py for the order of these calls.
 
-    def adopt(self, snapshot: list[Process]) -> list[Occurrence]:
+    def adopt(self, snapshot: Sequence[Process]) -> list[Occurrence]:
         """Enter a /proc scan. Return exits of processes whose PID already has a new owner."""
         for process in snapshot:
             self._learn(process)
         return [self._vanished(process) for process in self.table.adopt(snapshot)]
 
+    def renew(self, group: Iterable[Process]) -> None:
+        """Enter processes that were read just now, while no event is lost: each end has been evaluated or is queued."""
+        for process in group:
+            self._learn(process)
+            if self.tracking.table:
+                self.table.renew(process)
+
     def _learn(self, process: Process | None) -> None:
         if process is not None and process.exe is not None and self._files is not None:
             self._files.learn(process)
 
-    def missing(self, living: set[int], scan_began_ns: int) -> list[Occurrence]:
-        """Return the exits of processes that vanished without an event: of unknown status, unless a record has come."""
-        found = self.without_event(self.deaths.waiting_of(self.table.unseen(living, scan_began_ns)))
-        return found + [self._vanished(process) for process in self.table.missing(living, scan_began_ns)]
+    def missing(self, unseen: Sequence[Process]) -> list[Occurrence]:
+        """Return the exits of processes that vanished without an event: of unknown status, unless a record has come.
+
+        `unseen`: from Table.unseen.
+        """
+        found = self.without_event(self.deaths.waiting_of(unseen))
+        return found + [self._vanished(process) for process in self.table.remove(unseen)]
 
     def without_event(self, waited: Waiting) -> list[Occurrence]:
         """Return the deaths whose exit event was lost but whose record came. See Deaths.without_event."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from cnprocd.connector.status import ALL_SIGNALS, EVERY_STATUS, FAILURES, NO_STATUS, StatusSet
@@ -128,8 +128,10 @@ def _required_comm(condition: Condition | None) -> tuple[Pattern, ...] | None:
 class Matcher:
     """An index of all enabled rules. Immutable except for its cache of comms: a reload makes a new one."""
 
-    def __init__(self, rules: Iterable[Rule]) -> None:
-        self.rules = tuple(compile_rule(rule, order) for order, rule in enumerate(rules) if rule.enabled)
+    def __init__(self, rules: Iterable[Rule | CompiledRule]) -> None:
+        """`rules`, in file order; those that are compiled already have their place in it."""
+        compiled = (one if isinstance(one, CompiledRule) else compile_rule(one, at) for at, one in enumerate(rules))
+        self.rules = tuple(one for one in compiled if one.rule.enabled)
         self.undecided: list[CompiledRule] = []  # rules that an unknown attribute decided; the caller takes them
         asking = [rule for rule in self.rules if "comm" in rule.match_needs and not rule.rule.threads]
         self.asks_for_comm: frozenset[Kind] = frozenset().union(*(rule.kinds for rule in asking))
@@ -139,6 +141,10 @@ class Matcher:
             for kind in {kind for rule in self.rules for kind in rule.kinds}
             for threads in (False, True)
         }
+
+    def and_other(self, other: Matcher) -> Matcher:
+        """Return a matcher of the rules of both: its plan serves either."""
+        return Matcher(replace(one, order=at) for at, one in enumerate((*self.rules, *other.rules)))
 
     @property
     def exe_paths(self) -> frozenset[str]:

@@ -52,6 +52,8 @@ FLOORS = {
     "delivery": "what the pipeline hands over, and the protocol of where it goes",
     "deferred": "matches of a flood that are reported when no events wait",
     "unknown_attributes": "counts and logs what rules needed to know and could not",
+    "counts": "what the pipeline counts",
+    "rescan": "the processes as other rules need them, before those come into force",
     "pipeline": "the only room that joins connector, process, rules and output",
     "dispatch": "the jobs and the log records of matches",
     "hits": "the hits of each rule, from the pipeline's counts to the spool",
@@ -65,7 +67,7 @@ FLOORS = {
 }
 
 PURE = """
-deferred delivery errors escape failures flood json_value log patience stall_meter
+counts deferred delivery errors escape failures flood json_value log patience stall_meter
 cli/plans cli/reasons cli/rule_text
 connector/ahead connector/decode connector/event connector/filter connector/gathering connector/request
 connector/sequence connector/status connector/taskrecord connector/uapi

@@ -3,8 +3,8 @@
 import pytest
 from unit.hookkit import Records
 
+from cnprocd.counts import Counts
 from cnprocd.hits import Hits
-from cnprocd.pipeline import Counts
 from cnprocd.spool.history import COUNTING_SINCE
 from cnprocd.spool.rows import RuleHits
 from cnprocd.spool.spool import Spool

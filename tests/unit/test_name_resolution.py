@@ -27,13 +27,13 @@ class Scene:
         self.asked = 0
         self.records: list[Any] = []
         loaded = load(file, user=lambda name: None, group=lambda name: None)
-        self.rules: Any = SimpleNamespace(loaded=loaded, on_swap=[], put=self.put)
+        self.rules: Any = SimpleNamespace(loaded=loaded, on_swap=[], change=self.change)
         self.resolution = NameResolution(
             self.rules, self.id_of, lambda level, event, **fields: self.records.append(fields)
         )
 
-    def put(self, loaded) -> None:
-        self.rules.loaded = loaded
+    def change(self, change) -> None:
+        self.rules.loaded = change(self.rules.loaded)
         for handler in self.rules.on_swap:
             handler()
 

@@ -1,6 +1,7 @@
 """After an overrun: nothing is missed, nothing is reported twice, and another overrun is not forgotten."""
 
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 from unit.process.machine import INIT, Machine, MachineProcFs
@@ -228,3 +229,30 @@ def test_slots_are_blanked_after_the_jobs_of_lost_deaths(tmp_path, monkeypatch):
     assert line.matched_at_blanking == [[70]]
     assert line.pipeline.again_s is None
     line.dispatcher.spool.close()
+
+
+def test_a_table_that_a_reload_turns_on_is_not_compared():
+    """The resync began without one: it has scanned nothing, and nothing is missing."""
+    scene = Scene(table=False)
+    scene.recovery.begin()
+    scene.tracker.use(replace(scene.tracker.tracking, table=True))
+    scene.tracker.renew(scene.procfs.scan(EVERYTHING))
+    assert scene.recovery.go_on(FAR_NS, LONG_S) == []
+    assert len(scene.tracker.table) > 1
+
+
+def test_many_vanished_processes_are_returned_a_few_at_a_time():
+    """Each is evaluated, and thousands at once would stop the loop. One that ends meanwhile is not returned."""
+    scene = Scene()
+    many = range(1000, 3000)
+    scene.tracker.adopt([Process(tgid, INIT, 1, comm="sh", threads=1) for tgid in many])
+    scene.recovery.begin()
+    pieces = [scene.recovery.go_on(FAR_NS, LONG_S)]
+    last = scene.tracker.table.get(many[-1])
+    assert last is not None
+    scene.tracker.table.end(last, 10)
+    while scene.recovery.active:
+        pieces.append(scene.recovery.go_on(FAR_NS, LONG_S))
+    assert max(map(len, pieces)) <= 128
+    assert sorted(o.process.tgid for piece in pieces for o in piece) == list(many[:-1])
+    assert scene.logged("recovered", "count") == [len(many) - 1]

@@ -1,7 +1,6 @@
 """Many requests to reload cost at most two reloads, and a reload that could not read the files is tried again."""
 
 import asyncio
-import contextlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,7 +34,7 @@ class Scene:
         self.loaded: LoadedRules = loaded
         manager: Any = SimpleNamespace(reloading=lambda: None, ready=lambda line: None, status=lambda line: None)
         parts: Any = SimpleNamespace(snapshots=list)
-        stalls: Any = SimpleNamespace(running=lambda edge: contextlib.nullcontext())
+        stalls: Any = SimpleNamespace(steps=lambda edge, work: work)
         self.rules: Any = RulesInForce(
             self.loaded, self.load, self.load, parts, parts, parts, manager, self.log, lambda level: None,
             asyncio.Event(), stalls, self.accept,
@@ -55,9 +54,10 @@ class Scene:
         if self.refusals:
             raise self.refusals.pop(0)
 
-    def swap(self, loaded):
+    async def swap(self, loaded):
         self.swaps += 1
         self.log("notice", "rules_loaded")
+        return True
 
 
 def test_a_hundred_requests_cost_two_reloads():

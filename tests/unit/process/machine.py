@@ -11,7 +11,7 @@ attribute known. Facts (kernel/exit.c, kernel/fork.c, drivers/connector/cn_proc.
 - A thread's FORK names the process's parent; a process's FORK names the very thread that forked.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from random import Random
 from zlib import crc32
@@ -350,6 +350,12 @@ class MachineProcFs:
 
     def scan(self, wanted: Wanted) -> list[Process]:
         return [shown(p, wanted, "procfs") for p in self.late.values() if p.threads]
+
+    def scan_in_groups(self, wanted: Wanted, tgids: Iterable[int] | None = None) -> Iterator[list[Process]]:
+        """Each process is a group, read when it is asked for."""
+        for tgid in list(self.late) if tgids is None else tgids:
+            if (found := self.late.get(tgid)) is not None and found.threads:
+                yield [shown(found, wanted, "procfs")]
 
 
 def shown(found: Process, wanted: Wanted, source) -> Process:

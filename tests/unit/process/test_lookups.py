@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -60,6 +61,14 @@ def lookups(loop, records, hanging=()):
     return made
 
 
+def put_aside(loop, made, tgid):
+    """Read a hanging process until that is noticed: on a busy machine its reader may get no processor in time."""
+    before = made.set_aside
+    while made.set_aside == before:
+        both_ready(loop, made)
+        assert made.read(tgid, EVERYTHING, "procfs") is None
+
+
 def run_until(loop, condition):
     async def wait():
         while not condition():
@@ -111,21 +120,46 @@ def test_a_zombie_is_not_alive(loop, records, sleepers):
 def test_a_hanging_process_is_set_aside_and_others_are_read(loop, records, sleepers):
     bad, good = sleepers(), sleepers()
     made = lookups(loop, records, [bad.pid])
-    both_ready(loop, made)
-    assert made.read(bad.pid, EVERYTHING, "procfs") is None
+    put_aside(loop, made, bad.pid)
     assert made.read(good.pid, EVERYTHING, "procfs").comm == "sleep"
     assert made.read(bad.pid, EVERYTHING, "procfs") is None  # without waiting again
-    assert (made.counters.late, made.skipped, made.set_aside) == (1, 1, 1)
+    assert (made.skipped, made.set_aside) == (1, 1)
     assert [event for event, _ in records] == ["proc_unreadable"]
     assert records[0][1]["pids"] == [bad.pid]
+    made.close()
+
+
+def test_a_stopped_reader_sets_no_process_aside(loop, records, sleepers):
+    """The process that was read is not to blame: another reader reads it."""
+    good = sleepers()
+    started = []
+
+    def start():
+        started.append(ChildWorker(Path(lookup_child.__file__)))
+        return started[-1]
+
+    made = Lookups(loop, records, str, start=start)
+    made.prepare()
+    both_ready(loop, made)
+    for worker in started:
+        os.kill(worker._pid, signal.SIGSTOP)
+    assert made.read(good.pid, EVERYTHING, "procfs") is None
+    assert made.set_aside == 0
+    assert records[0][1]["reason"] == "starved"
+    found = None
+    while found is None:
+        both_ready(loop, made)
+        found = made.read(good.pid, EVERYTHING, "procfs")
+    assert found.comm == "sleep"
+    for worker in started:
+        os.kill(worker._pid, signal.SIGCONT)  # those that were not asked: they end with the edge
     made.close()
 
 
 def test_a_process_is_set_aside_until_it_has_ended(loop, records, sleepers):
     bad = sleepers()
     made = lookups(loop, records, [bad.pid])
-    assert made.read(bad.pid, EVERYTHING, "procfs") is None
-    assert made.set_aside == 1
+    put_aside(loop, made, bad.pid)
     bad.kill()
     bad.wait()
     run_until(loop, lambda: made.set_aside == 0)
@@ -135,10 +169,11 @@ def test_a_process_is_set_aside_until_it_has_ended(loop, records, sleepers):
 def test_after_exec_a_process_is_read_again(loop, records, sleepers):
     bad = sleepers()
     made = lookups(loop, records, [bad.pid])
+    put_aside(loop, made, bad.pid)
+    late = made.counters.late
     both_ready(loop, made)
-    assert made.read(bad.pid, EVERYTHING, "procfs") is None
     assert made.read(bad.pid, EVERYTHING, "exec") is None
-    assert made.counters.late == 2 and made.skipped == 0
+    assert made.counters.late == late + 1 and made.skipped == 0
     made.close()
 
 
@@ -147,10 +182,9 @@ def test_a_user_with_several_hanging_processes_is_set_aside(loop, records, sleep
     innocent, other = sleepers(54321), sleepers(54322)
     made = lookups(loop, records, [process.pid for process in bad])
     for process in bad:
-        both_ready(loop, made)
-        assert made.read(process.pid, EVERYTHING, "procfs") is None
+        put_aside(loop, made, process.pid)
     assert made.read(innocent.pid, EVERYTHING, "procfs") is None
-    assert made.skipped == 1 and made.counters.late == SEVERAL
+    assert made.skipped == 1
     assert made.read(other.pid, EVERYTHING, "procfs").uid == 54322
     made.close()
 
@@ -163,9 +197,8 @@ def test_a_scan_lacks_only_exe_and_cmdline_of_hanging_ones(loop, records, sleepe
     assert found[good.pid].cmdline == "sleep 1000"
     assert (found[bad.pid].comm, found[bad.pid].uid, found[bad.pid].cmdline) == ("sleep", os.getuid(), None)
     assert found[bad.pid].start_ns is None
-    assert [fields["pids"] for event, fields in records if "count" in fields and fields.get("reason") is None] == [
-        [bad.pid]
-    ]
+    (reported,) = [fields["pids"] for _, fields in records if "count" in fields and fields.get("reason") is None]
+    assert bad.pid in reported  # on a busy machine perhaps others as well
     made.close()
 
 

@@ -342,9 +342,9 @@ def test_who_is_missing_from_a_scan_has_vanished_once(table):
     fork(table, 1, 200, 50)  # after the scan began: the scan cannot have it
     fork(table, 1, 300, 20)
     table.end(table.get(300), at(21))  # its end was seen
-    assert table.missing({1}, at(40)) == [shell]
+    assert table.remove(table.unseen({1}, at(40))) == [shell]
     assert table.get(100) is None
-    assert table.missing({1}, at(40)) == []
+    assert table.unseen({1}, at(40)) == []
 
 
 def test_one_process_is_known_by_its_start_within_a_tick():

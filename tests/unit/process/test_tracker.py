@@ -468,10 +468,11 @@ def test_a_process_whose_end_was_lost_is_missing_after_a_scan():
     began = scene.machine.now
     snapshot = scene.reader.scan(EVERYTHING)
     assert scene.tracker.adopt(snapshot) == []
-    told = scene.tracker.missing({process.tgid for process in snapshot}, began)
+    living = {process.tgid for process in snapshot}
+    told = scene.tracker.missing(scene.tracker.table.unseen(living, began))
     assert [(o.kind, o.process.tgid, o.status, o.recovered) for o in told] == [("exit", 100, None, True)]
     assert told[0].process.comm == "sh"
-    assert scene.tracker.missing({process.tgid for process in snapshot}, began) == []
+    assert scene.tracker.missing(scene.tracker.table.unseen(living, began)) == []
 
 
 def test_a_process_whose_pid_has_a_new_owner_has_vanished():

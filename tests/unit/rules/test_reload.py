@@ -1,16 +1,19 @@
 """After a reload the same rules match the same running processes as a daemon that was started at that moment."""
 
+import itertools
 from collections import Counter
+from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from unit.process.machine import SECOND, MachineProcFs, Unfolding, batches, live, steps
 from unit.rules.simulated_kernel import Kernel, event_message, record_message
-from unit.rules.test_plan import OWN, WITH_RECORDS, key, machine_before_us, only, relatives, rule_sets
+from unit.rules.test_plan import OWN, WITH_RECORDS, key, machine_before_us, only, relatives, rule_sets, written
 
 from cnprocd.connector.request import Features
 from cnprocd.process.deaths import HOLD_NS
 from cnprocd.process.tracker import Tracker
+from cnprocd.rescan import Rescan
 from cnprocd.rules.compile import Matcher
 from cnprocd.rules.plan import Plan, make_plan
 
@@ -48,24 +51,51 @@ def started(matcher, plan: Plan, reader) -> Tracker:
     return tracker
 
 
+# Rules that need what was not read for others, and match often.
+TELLING = [
+    written(["exit"], match, False, False)
+    for match in ({"comm": "*"}, {"exe": "/*"}, {"cgroup": "/*"}, {"cmdline": "*"}, {"parent": {"exe": "/*"}})
+]
+telling = st.lists(st.sampled_from(TELLING), min_size=1, max_size=2).map(
+    lambda chosen: [replace(rule, name=f"r{n}") for n, rule in enumerate(chosen)]
+)
+
+
 @given(
-    rule_sets, rule_sets, steps, steps, st.sampled_from(WITH_RECORDS), st.lists(st.integers(1, 100), max_size=4),
-    st.lists(st.integers(0, 6), max_size=4),
+    rule_sets | telling, rule_sets | telling, steps, st.lists(steps, max_size=3), steps, st.sampled_from(WITH_RECORDS),
+    st.lists(st.integers(1, 100), max_size=4), st.lists(st.integers(0, 6), max_size=4), st.integers(1, 4),
 )  # fmt: skip
 @settings(max_examples=150)
-def test_a_reload_knows_what_a_fresh_start_knows(before, after, lived, later, features, cut, ahead):
+def test_a_reload_knows_what_a_fresh_start_knows(before, after, lived, meanwhile, later, features, cut, ahead, slice_):
+    """Also if processes start, change and end while /proc is read; and the rules in force match them all the time."""
     machine = machine_before_us(hooks=False)
     reader = MachineProcFs(machine.proc())
     old, new = Matcher(before), Matcher(after)
     old_plan, new_plan = make_plan(old, features), make_plan(new, features)
-    running = started(old, old_plan, reader)
+    running, steady = started(old, old_plan, reader), started(old, old_plan, reader)
 
     live(machine, lived)
+    for tracker in (running, steady):
+        feed(tracker, old, old_plan, features, list(machine.log), reader, cut, ahead)
+    both = old.and_other(new)
+    both_plan = make_plan(both, features)
+    running.use(both_plan.tracking, both.cares)
+    clock = itertools.count()  # each look at it is one step: a slice is so many groups
+    rescan = Rescan(reader, running, None, lambda group: None, lambda: next(clock), lambda: machine.now)
+    for some in [*meanwhile, None]:
+        machine.wait(10 * SECOND)
+        reader.proc = reader.late = machine.proc()
+        while not (is_done := rescan.go_on(slice_)) and some is None:
+            pass
+        if is_done or some is None:
+            break
+        past = len(machine.log)
+        live(machine, some)
+        happened = machine.log[past:]
+        found = feed(running, old, both_plan, features, happened, reader, cut, ahead)
+        assert found == feed(steady, old, old_plan, features, happened, reader, cut, ahead)
     past, truths = len(machine.log), len(machine.truth)
-    feed(running, old, old_plan, features, list(machine.log), reader, cut, ahead)
-    machine.wait(10 * SECOND)
-    reader.proc = reader.late = machine.proc()
-    running.change(new_plan.tracking, new.cares, reader.scan(new_plan.tracking.wanted_anew))
+    running.use(new_plan.tracking, new.cares)
     fresh_reader = MachineProcFs(machine.proc())
     fresh = started(new, new_plan, fresh_reader)
 
