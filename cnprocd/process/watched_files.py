@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import select
 import struct
+import termios
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -28,6 +30,7 @@ LookUp = Callable[[Sequence[str]], "list[FileId | None] | None"]
 IN_IMAGE = "this process is in a container, where the path leads to a file of the image"
 LATE = "the look at it is late"
 
+read = os.read
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _EVENT = struct.Struct("=iIII")  # wd mask cookie len (inotify(7))
 _IN_MOVED_FROM, _IN_MOVED_TO, _IN_CREATE, _IN_DELETE = 0x40, 0x80, 0x100, 0x200
@@ -229,11 +232,14 @@ class WatchedFiles:
                 _LIBC.inotify_rm_watch(self._inotify, watch)
 
     def _events(self) -> Iterator[tuple[int, int, bytes]]:
-        while True:
+        """Yield what is queued now. What comes meanwhile is about later records, and may come without end."""
+        left = struct.unpack("=i", fcntl.ioctl(self._inotify, termios.FIONREAD, bytes(4)))[0]
+        while left > 0:
             try:
-                raw = os.read(self._inotify, _READ_BYTES)
+                raw = read(self._inotify, min(left, _READ_BYTES))
             except BlockingIOError:
                 return
+            left -= len(raw)
             at = 0
             while at < len(raw):
                 watch, mask, _cookie, length = _EVENT.unpack_from(raw, at)

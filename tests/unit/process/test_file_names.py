@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from cnprocd.process import watched_files
 from cnprocd.process.file_names import CHECKED_FOR_S, MISSED_FOR_S, FileNames
 from cnprocd.process.files import FileId, FoundFile
 from cnprocd.process.lookup_child import file_at
@@ -133,3 +134,26 @@ def test_identities_on_an_untrusted_device_are_not_compared(names, tmp_path):
     assert names.is_same(file, file) is True
     assert names.is_same(file, file._replace(inode=1)) is False
     assert names.is_same(file, FileId(1, 1)) is None
+
+
+def test_a_user_who_never_stops_changing_files_stops_nothing(names, tmp_path, monkeypatch):
+    """A rule names a program in a directory of a user: what inotify has at first is read, and no more."""
+    made(tmp_path / "d")
+    names.use([str(tmp_path / "d")], None)
+    made(tmp_path / "other")
+    reads = []
+
+    def read_and_change(fd, size):
+        raw = os.read(fd, size)
+        reads.append(raw)
+        assert len(reads) < 100, "it reads for ever"
+        made(tmp_path / str(len(reads)))
+        return raw
+
+    monkeypatch.setattr(watched_files, "read", read_and_change)
+    names.refresh()
+    assert len(reads) == 1
+    replaced = made(tmp_path / "new")
+    os.replace(tmp_path / "new", tmp_path / "d")
+    names.refresh()
+    assert names.find(replaced, None) == FoundFile((str(tmp_path / "d"),), True, False)
