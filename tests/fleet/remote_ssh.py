@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -150,13 +151,16 @@ def test_status_and_reload_of_two_hosts(fleet):
     assert any(line.startswith(f"{fleet.hosts[1]}: ") and "died" in line for line in err.splitlines())
 
 
-def test_watch_of_two_hosts_ends_with_its_client(fleet):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])
+def test_watch_of_two_hosts_ends_with_its_client(fleet, number):
+    """Ctrl-C goes to the whole foreground group, so to ssh as well. SIGKILL is one that the client cannot handle."""
     watching = subprocess.Popen(
         fleet.command("--json", "watch"),
         env=fleet.environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     ready = [watching.stderr.readline() for _ in fleet.hosts]
     assert sorted(line.split(": ")[0] for line in ready) == fleet.hosts
@@ -167,7 +171,10 @@ def test_watch_of_two_hosts_ends_with_its_client(fleet):
     assert [line["data"]["pid"] for line in lines] == [pid, pid]
     remote = [pid for pid in fleet.remote_pids() if is_alive(pid)]
     assert len(remote) == 2
-    watching.kill()  # not even a signal that it could handle
+    if number == signal.SIGINT:
+        os.killpg(watching.pid, number)
+    else:
+        watching.kill()
     watching.communicate()
     deadline = time.monotonic() + PATIENCE_S
     while any(map(is_alive, remote)):
