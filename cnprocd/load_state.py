@@ -20,7 +20,7 @@ from cnprocd.rules.rule_files import changed
 
 CHECK_EVERY_S = 60.0  # without a request
 PAUSE_S = 0.1  # between two checks, each of which starts a process: later requests wait and share one
-WAIT_S = 2.0  # for a check that was requested; a stuck disk must not delay `status` for longer
+WAIT_S = 0.5  # for a check that was requested; a stuck disk must not delay `status` for longer
 LONGEST_ERROR = 200  # characters of an error in the status line
 
 FailedStep = Literal["reload", "start", "acceptance"]

@@ -1,6 +1,6 @@
 """The protocol of the control socket: Varlink (varlink.org), the convention of systemd for local services. PURE.
 
-    message   one JSON object of UTF-8, then a NUL byte; at most MAX_MESSAGE bytes
+    message   one JSON object of UTF-8, then a NUL byte; at most MAX_MESSAGE bytes, a call at most MAX_CALL
     call      {"method": "io.cnprocd.Status", "parameters": {}}, and maybe "more" or "oneway"
     reply     {"parameters": {...}}, and "continues": true if another reply to the same call follows
     error     {"error": "io.cnprocd.NotFound", "parameters": {...}}
@@ -38,6 +38,7 @@ from cnprocd.json_value import (
 INTERFACE = "io.cnprocd"
 SERVICE = "org.varlink.service"  # the interface that every Varlink service has
 MAX_MESSAGE = 1 << 20
+MAX_CALL = 128 * 1024  # of a client: the daemon decodes one of each connection in a turn of its loop
 MAX_DEPTH = 64  # of brackets: the json module recurses once a level, and Python limits recursion to about a thousand
 SOCKET_NAME = "control.sock"
 WRONG_USAGE = 2  # the exit status of argparse; errors.py has the others
@@ -150,7 +151,9 @@ def _plain(message: Call | Reply | Failure) -> JsonDict:
 class Decoder:
     """Turn bytes, as they arrive, into JSON objects. Holds at most one message and what arrived with it."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = MAX_MESSAGE) -> None:
+        """`most`: the longest message, in bytes."""
+        self._most = most
         self._buffer = bytearray()
         self._searched = 0
 
@@ -165,11 +168,11 @@ class Decoder:
 
     def next(self) -> JsonObject | None:
         """Return the object of the next whole message, or None until more arrives. Raises ProtocolError."""
-        end = self._buffer.find(b"\0", self._searched, MAX_MESSAGE + 1)
+        end = self._buffer.find(b"\0", self._searched, self._most + 1)
         if end < 0:
             self._searched = len(self._buffer)
-            if self._searched > MAX_MESSAGE:
-                raise ProtocolError(f"invalid message: it is longer than {MAX_MESSAGE} bytes")
+            if self._searched > self._most:
+                raise ProtocolError(f"invalid message: it is longer than {self._most} bytes")
             return None
         payload = bytes(self._buffer[:end])
         del self._buffer[: end + 1]

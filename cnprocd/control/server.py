@@ -6,7 +6,7 @@ that sends a thousand requests at once gets one answer at a time between batches
 stops a client that reads nothing. Each limit and its consequence:
 
     connections   over 64, or over 56 of clients that may only read: refused with the reason
-    message       over 1 MiB, or not JSON: answered with the reason, and closed
+    call          over 128 KiB, or not JSON: answered with the reason, and closed
     idle          no whole call for 30 s: closed; a subscriber may be silent for any time
     subscriber    over 256 KiB unread: items are dropped and counted, and the next item carries the count
     stalled       an answer or item unread for 60 s: closed
@@ -33,6 +33,7 @@ from cnprocd.control.protocol import (
     FAILED,
     INTERFACE,
     INVALID_MESSAGE,
+    MAX_CALL,
     PERMISSION_DENIED,
     SERVICE,
     SOCKET_NAME,
@@ -173,7 +174,7 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self, server: ControlServer) -> None:
         self._server = server
-        self._decoder = Decoder()
+        self._decoder = Decoder(MAX_CALL)
         self._transport: asyncio.Transport | None = None
         self._access = access.Access(read=False, change=False)
         self._timer: asyncio.TimerHandle | None = None

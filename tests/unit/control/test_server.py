@@ -14,7 +14,7 @@ from cnprocd.control import access
 from cnprocd.control.access import Peer, access_of
 from cnprocd.control.client import Client, NotRunningError, RefusedError
 from cnprocd.control.interface import DESCRIPTION
-from cnprocd.control.protocol import SOCKET_NAME, Call, Decoder, Failure, Reply, method_of, pack, to_reply
+from cnprocd.control.protocol import MAX_CALL, SOCKET_NAME, Call, Decoder, Failure, Reply, method_of, pack, to_reply
 from cnprocd.control.server import ClientLimits, ControlServer
 from cnprocd.control.verb import Verb, VerbError
 from cnprocd.errors import EX_CONFIG, EX_NOPERM, CnprocdError
@@ -227,7 +227,9 @@ def test_an_answer_over_the_limit_becomes_an_error(running):
         assert client.ask("echo") == {}
 
 
-GARBAGE = [b"GET / HTTP/1.1\r\n\r\n\0", b"\0\0\0\0", b"[]\0", os.urandom(300) + b"\0", b"x" * 2**21]
+# The calls of all connections are decoded in one turn of the loop, so a long one is refused before it is decoded.
+LONG_CALL = pack(Call(method_of("echo"), {"text": "x" * MAX_CALL}))
+GARBAGE = [b"GET / HTTP/1.1\r\n\r\n\0", b"\0\0\0\0", b"[]\0", os.urandom(300) + b"\0", b"x" * 2**21, LONG_CALL]
 
 
 @pytest.mark.parametrize("garbage", GARBAGE, ids=range(len(GARBAGE)))
