@@ -69,8 +69,11 @@ class EventLoop:
         log: Log,
         stopping: asyncio.Event,
         stalls: Stalls,
+        is_watched: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`is_watched`: whether a client is subscribed to matches."""
         self._loop = loop
+        self._is_watched = is_watched
         self._ticker = ticker
         self._rules = rules
         self._pipeline = pipeline
@@ -180,7 +183,7 @@ class EventLoop:
         """Return the factor for the window, by what the rules have needed since the last one."""
         before, self._looked_up = self._looked_up, self._lookups.count
         looks_up = self._pipeline.tracker.tracking.looks_up
-        return patience(self._looked_up != before, looks_up, self._rules.loaded.runs_hooks)
+        return patience(self._looked_up != before, looks_up, self._rules.loaded.runs_hooks or self._is_watched())
 
     def _tick(self) -> None:
         """Do the housekeeping, and go on ticking while there is activity or something waits for a tick."""

@@ -19,7 +19,7 @@ from cnprocd.connector.request import Features
 from cnprocd.connector.source import Source
 from cnprocd.control import access
 from cnprocd.control.room import ControlRoom
-from cnprocd.control.tap import Tap
+from cnprocd.control.tap import MATCHES, Tap
 from cnprocd.dispatch import Dispatcher
 from cnprocd.edge import EdgeState
 from cnprocd.event_loop import EventLoop, Ticker
@@ -197,16 +197,16 @@ def connect(options: Options, loaded: LoadedRules, outside: Outside) -> Parts:
     )  # fmt: skip
     hits = Hits(pipeline.counts, dispatcher.spool)
     rules.on_swap.append(lambda: hits.forget_others({rule.name for rule in rules.loaded.rules}))
-    edges: list[EdgeState] = [lookups.edge, names.edge, disk.edge]
-    edges += [*dispatcher.scheduler.launcher.edges, *outside.output.edges]
+    edges: list[EdgeState] = [lookups.edge, names.edge, disk.edge, *dispatcher.scheduler.launcher.edges]
     view = ControlledDaemon(rules, subscription, pipeline, dispatcher, hits, kept_by_manager, outside, edges)
     control = ControlRoom(view, tap, options.runtime_dir, log, lambda: names.resolve("readers", access.readers_group))
-    edges.append(control.metrics.edge)
+    edges += [*outside.output.edges, control.metrics.edge]
     resolution = NameResolution(rules, names.id_of, log)
     rules.on_swap += [control.reloaded, names.expire]
     event_loop = EventLoop(
-        loop, ticker, rules, pipeline, counted, dispatcher, follower, manager, log, stopping, outside.stalls
-    )
+        loop, ticker, rules, pipeline, counted, dispatcher, follower, manager, log, stopping, outside.stalls,
+        lambda: control.server.wanted(MATCHES),
+    )  # fmt: skip
     handover = Handover(options.runtime_dir, boot_id(), lookups, log)
     ticker.handlers += [lambda: handover.keep_hooks(tracker.family), hits.store]
     ticker.handlers += [lambda: lookups.tick(time.monotonic()), lambda: names.tick(time.monotonic())]

@@ -5,7 +5,7 @@ polled for a window. An isolated event is always handled at once. Load is many e
 follow each other without a pause.
 
 A window is short only where time counts: while attributes are read from /proc, where a process may soon be gone. Exit
-records wait in the socket. If no rule runs a hook either, a log record may come later.
+records wait in the socket. If no rule runs a hook and no client watches, a log record may come later.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ PATIENCE = 5  # factor for the window if nothing was looked up in /proc since th
 PATIENCE_OF_LOGS = 25  # factor if the rules look up nothing at all, and only log
 
 
-def patience(looked_up: bool, looks_up: bool, runs_hooks: bool) -> int:
+def patience(looked_up: bool, looks_up: bool, is_awaited: bool) -> int:
     """Return the factor for the window.
 
     `looked_up`: attributes were read from /proc since the last window. `looks_up`: the rules may need such attributes.
+    `is_awaited`: a rule runs a hook, or a client is subscribed to matches.
     """
     if looked_up:
         return 1
-    return PATIENCE if looks_up or runs_hooks else PATIENCE_OF_LOGS
+    return PATIENCE if looks_up or is_awaited else PATIENCE_OF_LOGS
 
 
 class Gathering:

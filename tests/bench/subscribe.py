@@ -130,7 +130,15 @@ def main() -> None:
         directory = Path(name)
         (directory / "rules.yaml").write_text(RULES)
         options = ["--rules", "rules.yaml", "--state-dir", "state", "--runtime-dir", "run", "--log-format", "json"]
-        command = [sys.executable, "-m", "cnprocd.cli.cnprocd", *options]
+        command = [
+            "nice",
+            "-n",
+            "-10",
+            sys.executable,
+            "-m",
+            "cnprocd.cli.cnprocd",
+            *options,
+        ]  # as cnprocd.service has it
         with (directory / "log").open("wb") as log, subprocess.Popen(command, cwd=directory, stdout=log) as daemon:
             while b'"started"' not in (directory / "log").read_bytes():
                 assert daemon.poll() is None

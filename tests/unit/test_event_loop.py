@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cnprocd.connector.gathering import LOAD_EVENTS
+from cnprocd.connector.gathering import LOAD_EVENTS, PATIENCE, PATIENCE_OF_LOGS
 from cnprocd.event_loop import EventLoop, Ticker
 from cnprocd.pipeline import Turn
 from cnprocd.stalls import Stalls
@@ -135,3 +135,16 @@ def test_a_match_gives_the_loop_a_turn(scene):
         assert stalls.pauses == 0
 
     scene(work, matches_each=1)
+
+
+@pytest.mark.parametrize(("is_watched", "times"), [(True, PATIENCE), (False, PATIENCE_OF_LOGS)])
+def test_a_client_that_watches_waits_less_for_a_match(is_watched, times):
+    """Of rules that only log and look nothing up. Without a client a record may come up to 50 ms later, under load."""
+    part: Any = SimpleNamespace
+    rules = part(loaded=part(runs_hooks=False))
+    pipeline = part(tracker=part(tracking=part(looks_up=False)))
+    event_loop = EventLoop(
+        part(), part(handlers=[]), rules, pipeline, part(count=0), part(), part(), part(), part(), part(), part(),
+        lambda: is_watched,
+    )  # fmt: skip
+    assert event_loop._patience() == times

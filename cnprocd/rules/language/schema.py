@@ -215,8 +215,8 @@ class SettingsModel(Model):
         validate_default=True,
         alias="gather",
         description="Under load, the time for which events are gathered before they are read together; five times "
-        "as long while no attribute is read from /proc, 25 times if no rule needs one and no rule runs a hook. "
-        "0s: never wait.",
+        "as long while no attribute is read from /proc, 25 times if no rule needs one, no rule runs a hook and no "
+        "client watches. 0s: never wait.",
     )
     record: RecordFields = Field(
         default_factory=tuple, description="Fields that the record of every match shall have; see record of a rule."

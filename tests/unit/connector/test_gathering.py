@@ -41,7 +41,7 @@ def test_a_window_stays_open_under_load_and_reopens_at_once():
 
 
 @pytest.mark.parametrize(
-    ("looked_up", "looks_up", "runs_hooks", "times"),
+    ("looked_up", "looks_up", "is_awaited", "times"),
     [
         (True, True, False, 1),
         (False, True, False, PATIENCE),
@@ -50,8 +50,8 @@ def test_a_window_stays_open_under_load_and_reopens_at_once():
         (False, False, False, PATIENCE_OF_LOGS),
     ],
 )
-def test_it_is_longer_where_nothing_is_looked_up(looked_up, looks_up, runs_hooks, times):
-    assert patience(looked_up, looks_up, runs_hooks) == times
+def test_it_is_longer_where_nothing_is_looked_up(looked_up, looks_up, is_awaited, times):
+    assert patience(looked_up, looks_up, is_awaited) == times
     assert windows((LOAD_EVENTS, FAR), times=times) == [W * times]
     # Events without a pause use the same window.
     assert windows(*[(2, W * times * 0.9)] * LOAD_WAKEUPS, times=times)[-1] == W * times
