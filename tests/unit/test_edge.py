@@ -297,7 +297,7 @@ def test_a_stuck_child_is_killed_and_replaced_for_ever(loop):
     edge.close()
 
 
-def test_a_stopped_child_is_replaced_and_its_work_is_not_to_blame(loop):
+def test_a_stopped_child_is_replaced_and_blames_no_work(loop):
     started = []
 
     def start():
