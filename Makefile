@@ -65,7 +65,7 @@ test-fleet: $(STAMP)
 	PYTHONPATH=$(CURDIR) $(BIN)/python -u tests/fleet/role.py
 	$(BIN)/python -m pytest -q tests/fleet/remote_ssh.py
 
-# The container image and the DaemonSet's options, with podman (apt install podman crun runc mmdebstrap). Two minutes.
+# The container image and the options of the DaemonSet, with podman (apt install podman crun runc mmdebstrap).
 test-container: $(STAMP)
 	$(BIN)/python -m pytest -q tests/container/observing.py
 
