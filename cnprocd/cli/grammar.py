@@ -89,6 +89,13 @@ _WITHOUT = arg(
     help="Assume a kernel that lacks event_mask, taskstats or socket_filter; may be repeated",
 )
 
+_DRAFT = arg(
+    "--draft",
+    type=Path,
+    metavar="FILE",
+    help="Take the content of this rule file from standard input, as if it had been saved",
+)
+
 EVENT = (
     arg("--pid", type=number, metavar="PID", help="Process ID; alone it names a process that runs now"),
     arg("--kind", choices=KINDS, metavar="KIND", help="Kind of the event (exit)"),
@@ -178,13 +185,19 @@ VERBS = (
                 action="store_true",
                 help="The rules are for a daemon that only observes: rules with hooks are errors",
             ),
+            _DRAFT,
         ),
         description="Show every error of every file with its line and column. Warn of rules that are valid but "
         "probably not intended, of hooks that cannot run, and of files that the daemon's user cannot read. Without "
         "FILE, check the files that the daemon would load. Needs no daemon. The exit status is 0, or 78 if a file is "
         "invalid. With --json, rules_hash is the hash that `status` and the metrics of a daemon show that has "
         "loaded these files, wherever they stand.",
-        examples=("cnprocctl check", "cnprocctl check rules.yaml rules.d/*.yaml", "cnprocctl check - < rules.yaml"),
+        examples=(
+            "cnprocctl check",
+            "cnprocctl check rules.yaml rules.d/*.yaml",
+            "cnprocctl check - < rules.yaml",
+            "cnprocctl check --draft /etc/cnprocd/rules.d/oracle.yaml < oracle.yaml",
+        ),
     ),
     Verb(
         "explain",
@@ -194,6 +207,7 @@ VERBS = (
             arg("rule", nargs="?", metavar="RULE", help="Only this rule; a glob such as 'ora*' is accepted"),
             arg("--job", type=number, metavar="ID", help="Explain the event of this job"),
             _WITHOUT,
+            _DRAFT,
             *EVENT,
         ),
         description="Without an event, show what the rules request from the kernel, and its cost. With an event (of "
@@ -205,7 +219,7 @@ VERBS = (
         "test",
         "trial:test",
         "Show which rules match a described event",
-        EVENT,
+        (_DRAFT, *EVENT),
         description="For each rule that matches, show the log record and the command line of the hook. Nothing is "
         "run, and no daemon is needed. A PID alone stands for a running process that ends now. The exit status is 0 if "
         "a rule matches, else 1.",
@@ -371,10 +385,17 @@ VERBS = (
         "recording:replay",
         "Evaluate rules on a recording",
         (
-            arg("file", type=Path, metavar="FILE", help="File that `record` wrote"),
+            arg("file", type=Path, nargs="?", metavar="FILE", help="File that `record` wrote"),
+            arg("--history", action="store_true", help="Evaluate the rules on past matches instead of a recording"),
             _RULE,
+            arg("-n", "--limit", type=limit, metavar="N", help="Only the newest N matches (with --history 50)"),
+            _DRAFT,
         ),
-        description="The same file and the same rules give the same matches on any machine. Nothing is run.",
+        description="The same file and the same rules give the same matches on any machine. Nothing is run. With "
+        "--history, show for each event of the newest past matches which rules fired, and which would fire now. A rule "
+        "that needs a field that was not recorded is shown as unknown. The history has only events that some rule "
+        "matched; `record` keeps all. There, --rule selects the past matches.",
+        examples=("cnprocctl replay it.rec", "cnprocctl replay --history -n 1000"),
     ),
     Verb(
         "help",

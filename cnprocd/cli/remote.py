@@ -99,8 +99,8 @@ def command(host: Host, words: Sequence[str], *, reads_input: bool) -> list[str]
 
 
 def reads_input(words: Iterable[str]) -> bool:
-    """Whether the verb reads standard input: `check -`, `test --event -`."""
-    return any(word in ("-", "--event=-") for word in words)
+    """Whether the verb reads standard input: `check -`, `test --event -`, `check --draft FILE`."""
+    return any(word in ("-", "--event=-", "--draft") or word.startswith("--draft=") for word in words)
 
 
 def run(hosts: Sequence[Host], words: Sequence[str], *, as_json: bool) -> int:

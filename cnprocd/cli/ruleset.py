@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cnprocd.cli.drafts import Draft, dropins_with
 from cnprocd.cli.observing import observes_only
 from cnprocd.cli.standard_files import read_input
 from cnprocd.cli.this_machine import BadHook, bad_hooks, unavailable_here, unreadable_rule_files
@@ -62,14 +63,27 @@ def loaded_rules(
     user: Callable[[str], int | None] | None = None,
     group: Callable[[str], int | None] | None = None,
     observe_only: bool = False,
+    draft: Draft | None = None,
 ) -> LoadedRules:
-    """Return the rules of this --rules, with the disabled ones marked. Raises RulesError."""
+    """Return the rules of this --rules, with the disabled ones marked. Raises RulesError.
+
+    With a draft, return them as they would be if its file had that content.
+    """
     observe_only = observes_only(observe_only, os.environ)
-    return apply(load(rules, user=user, group=group, observe_only=observe_only), disabled_path(rules))
+    disabled = disabled_path(rules)
+    if draft is None:
+        return apply(load(rules, user=user, group=group, observe_only=observe_only), disabled)
+    main, *also = dropins_with(rules, draft)
+    return apply(load(main, also=also, read=draft.read, user=user, group=group, observe_only=observe_only), disabled)
 
 
 def check(
-    rules: Path | None, files: Sequence[Path], *, other_host: bool = False, observe_only: bool = False
+    rules: Path | None,
+    files: Sequence[Path],
+    *,
+    other_host: bool = False,
+    observe_only: bool = False,
+    draft: Draft | None = None,
 ) -> Checked:
     """Check `files` together, the first as the main file and the others as drop-ins; without any, those of --rules.
 
@@ -85,7 +99,7 @@ def check(
         return load(paths[0], also=paths[1:], user=look_up, group=look_up, observe_only=observe_only)
 
     if not files:
-        found = _check(lambda: loaded_rules(rules, look_up, look_up, observe_only), other_host)
+        found = _check(lambda: loaded_rules(rules, look_up, look_up, observe_only, draft), other_host, draft)
         return found if other_host or found.problems else replace(found, warnings=found.warnings + _unreadable(rules))
     with tempfile.TemporaryDirectory(prefix="cnprocctl-") as directory:
         copies = {Path(directory) / str(i): file for i, file in enumerate(files) if _is_stream(file)}
@@ -113,12 +127,12 @@ def _content(file: Path) -> bytes:
         return pipe.read(LARGEST + 1)
 
 
-def _check(read: Callable[[], LoadedRules], other_host: bool) -> Checked:
+def _check(read: Callable[[], LoadedRules], other_host: bool, draft: Draft | None = None) -> Checked:
     try:
         loaded = read()
     except RulesError as error:
         return Checked((), 0, error.problems, ())
-    found = tuple(warnings(loaded, other_host=other_host))
+    found = tuple(warnings(loaded, other_host=other_host, draft=draft))
     return Checked(loaded.files, len(loaded.rules), (), found, loaded.rules_hash)
 
 
@@ -168,9 +182,9 @@ def warnings_of_files(files: Sequence[Path]) -> list[tuple[str, Problem]]:
     return warnings(apply(load(files[0], also=files[1:]), disabled_path(files[0])))
 
 
-def warnings(loaded: LoadedRules, *, other_host: bool = False) -> list[tuple[str, Problem]]:
+def warnings(loaded: LoadedRules, *, other_host: bool = False, draft: Draft | None = None) -> list[tuple[str, Problem]]:
     """Return the warnings of the loader and of lint, and about hooks that cannot run here, as (kind, problem)."""
-    known = places(loaded)
+    known = places(loaded, draft)
     found = list(lint(loaded.rules))
     if not other_host:
         found += [*map(_of_hook, bad_hooks(loaded.rules)), *unavailable_here(loaded.rules)]
@@ -185,9 +199,9 @@ def _of_hook(bad: BadHook) -> LintWarning:
     return LintWarning(bad.rule.name, at, "hook", f"the hook cannot run: {bad.error.what}", bad.error.hint)
 
 
-def places(loaded: LoadedRules) -> dict[str, Place]:
+def places(loaded: LoadedRules, draft: Draft | None = None) -> dict[str, Place]:
     """Return the position of each rule."""
-    return {name: place for file in loaded.files for name, place in _of_file(file)}
+    return {name: place for file in loaded.files for name, place in _of_file(file, draft)}
 
 
 def overridden(file: Path, name: str, directories: Sequence[Path] = DROPIN_DIRS) -> Iterator[tuple[Path, int | None]]:
@@ -217,8 +231,9 @@ def _problem(warning: LintWarning, known: dict[str, Place]) -> Problem:
     return Problem(place.file, mark.line, mark.column, message, hint=warning.hint, source_line=line)
 
 
-def _of_file(file: Path) -> Iterator[tuple[str, Place]]:
-    text = file.read_text(encoding="utf-8-sig")
+def _of_file(file: Path, draft: Draft | None = None) -> Iterator[tuple[str, Place]]:
+    data = draft.content if draft is not None and file == draft.file else file.read_bytes()
+    text = data.decode("utf-8-sig")
     root = yaml12.read(text).root
     if not isinstance(root, yaml12.Mapping) or "rules" not in root.entries:
         return

@@ -92,8 +92,14 @@ method History(
   since_ns: ?int,
   until_ns: ?int,
   limit: ?int,
-  after: ?string
+  after: ?string,
+  match_id: ?string
 ) -> (matches: []object, note: ?string)
+
+# Count past matches by rule, unit or kind (by; rule if it is null) in periods of per_s seconds (60), from since_ns
+# until now, at most 1440 periods. A count has at_ns, the begin of its period; key, null if the unit is unknown; and
+# count. The keys with the fewest matches are counted together as "others".
+method Counts(by: ?string, since_ns: ?int, per_s: ?int) -> (counts: []object, note: ?string)
 
 # Subscribe to matches. Call it with `more`. The first reply has `ready`; every match from then on follows in a reply of
 # its own. If the client reads too slowly, matches are skipped, and the next reply has their number. A match that a

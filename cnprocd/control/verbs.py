@@ -7,8 +7,9 @@ accessors of json_value check the arguments, which come from outside; the server
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine, Iterable, Mapping
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 
 from cnprocd.control import view
@@ -42,10 +43,13 @@ from cnprocd.output import metrics
 from cnprocd.rules.written import written_rule
 from cnprocd.spool.disk_messages import FindJobs
 from cnprocd.spool.job import Job, State
-from cnprocd.spool.rows import Found, MatchFilter
+from cnprocd.spool.rows import CountFilter, Found, MatchFilter
 from cnprocd.stalls import Stalls
 
 MAX_LIMIT = 1000
+COUNTED_BY = ("rule", "unit", "kind")
+MOST_PERIODS = 1440  # of an answer of `counts`
+MOST_PERIOD_S = 30 * 86_400
 TURN_BYTES = 64 << 10  # of an answer that are encoded in one turn of the loop
 TURN_OVERHEAD_BYTES = 512  # that a value takes beside its text, in time
 ENVELOPE_BYTES = 1 << 10  # of an answer around its values, and its note
@@ -71,6 +75,7 @@ def verbs_of(daemon: view.DaemonView) -> Mapping[str, Verb]:
         "kill": Verb(partial(_kill, daemon), changes=True, takes=one | {"retry"}),
         "drop": Verb(partial(_drop, daemon), changes=True, takes=one),
         "history": Verb(partial(_history, daemon), takes=filters),
+        "counts": Verb(partial(_counts, daemon), takes=frozenset({"by", "since_ns", "per_s"})),
         "watch": Verb(lambda args: {"ready": True}, topic=MATCHES),
     }
     return {
@@ -211,6 +216,7 @@ async def _history(daemon: view.DaemonView, args: Args) -> EncodedReply:
         until_ns=get_int_or_none(args, "until_ns", minimum=-_MAX_NS, maximum=_MAX_NS),
         limit=_limit(args),
         after=_text(args, "after"),
+        match_id=_text(args, "match_id"),
     )
     encoded, why = EncodedValues(), None
     try:
@@ -221,6 +227,22 @@ async def _history(daemon: view.DaemonView, args: Args) -> EncodedReply:
         if wanted.after is None or not encoded.texts:  # else the client asks for the rest
             raise
     return EncodedReply("matches", tuple(encoded.texts), _history_note(daemon, why))
+
+
+async def _counts(daemon: view.DaemonView, args: Args) -> JsonObject:
+    daemon.dispatcher.store_past_matches()
+    per_ns = get_int(args, "per_s", 60, minimum=1, maximum=MOST_PERIOD_S) * view.NS
+    until_ns = time.time_ns()
+    since_ns = get_int(args, "since_ns", 0, minimum=0, maximum=_MAX_NS)
+    wanted = CountFilter(
+        by=get_choice_or_none(args, "by", COUNTED_BY) or "rule",
+        since_ns=max(since_ns, until_ns - MOST_PERIODS * per_ns),
+        until_ns=until_ns,
+        per_ns=per_ns,
+    )
+    found = await daemon.dispatcher.spool.count_matches(wanted)
+    note = _history_note(daemon, found.why)
+    return {"counts": [asdict(one) for one in found.value], **({} if note is None else {"note": note})}
 
 
 def _history_note(daemon: view.DaemonView, why: str | None) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cnprocd.spool.job import Job, State
-from cnprocd.spool.rows import ClockReading, MatchFilter, PastMatch, Rows
+from cnprocd.spool.rows import ClockReading, CountFilter, MatchCount, MatchFilter, PastMatch, Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +89,13 @@ class FindMatches:
 
 
 @dataclass(frozen=True, slots=True)
+class CountMatches:
+    """Count matches by period and key."""
+
+    wanted: CountFilter
+
+
+@dataclass(frozen=True, slots=True)
 class FindDead:
     """Find the rows of dead jobs: one job, those of the rules that match a glob, or all."""
 
@@ -96,7 +103,7 @@ class FindDead:
     rule: str | None
 
 
-Query = FindJobs | FindJob | FindOutput | FindMatches | FindDead
+Query = FindJobs | FindJob | FindOutput | FindMatches | CountMatches | FindDead
 Request = Open | Write | Prune | Close | Query
 
 
@@ -150,6 +157,13 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
+class Counted:
+    """The matches of each period, by key."""
+
+    counts: tuple[MatchCount, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """The file cannot be used. `rows`: its live jobs, if it can be read but not written."""
 
@@ -165,7 +179,7 @@ class Unanswerable:
     reason: str
 
 
-Answer = Opened | Done | Pruned | Page | Failed | Unanswerable | Job | str | Rows | None
+Answer = Opened | Done | Pruned | Page | Counted | Failed | Unanswerable | Job | str | Rows | None
 
 
 def reason_of(answer: Answer) -> str | None:

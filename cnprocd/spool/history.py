@@ -6,16 +6,20 @@ import json
 import math
 import re
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from cnprocd.json_value import JsonError, JsonObject, as_dict, parse_json
 from cnprocd.spool.changes import Row
 from cnprocd.spool.disk_messages import Page
-from cnprocd.spool.rows import MatchFilter, PastMatch, RuleHits
+from cnprocd.spool.rows import CountFilter, MatchCount, MatchFilter, PastMatch, RuleHits
 
 MOST_OUTPUT_BYTES = 64 << 20  # of the outputs of all jobs together; those of the oldest jobs are deleted first
 COLUMNS = "time_ns, rule, comm, pid, record, job_id, uid, user, unit, match_id"
 MARKS = "?, ?, ?, ?, ?, ?, ?, ?, ?, ?"
+OTHERS = "others"  # the key of counts that are not among the MOST_KEYS largest
+MOST_KEYS = 7
+_KEYS = {"rule": "rule", "unit": "unit", "kind": "CASE WHEN json_valid(record) THEN json_extract(record, '$.kind') END"}
 COUNTING_SINCE = ""  # the row of `hits` that says since when hits are counted; no rule has this name
 
 
@@ -79,7 +83,7 @@ def find_matches(
         if pattern is not None:
             conditions.append(f"matches.{column} GLOB ?")
             values.append(glob(pattern))
-    for column, value in (("pid", wanted.pid), ("uid", wanted.uid), ("user", wanted.user)):
+    for column, value in _exact(wanted):
         if value is not None:
             conditions.append(f"{column} = ?")
             values.append(value)
@@ -103,6 +107,33 @@ def find_matches(
         PastMatch(row[0], row[1], row[2], row[3], record, row[5], row[6]) for row, record in found if record is not None
     ]
     return Page(tuple(matches), rows[-1][7] if rows and more else 0)
+
+
+def _exact(wanted: MatchFilter) -> list[tuple[str, int | str | None]]:
+    return [
+        ("pid", wanted.pid), ("uid", wanted.uid), ("user", wanted.user), ("match_id", wanted.match_id),
+    ]  # fmt: skip
+
+
+def count_matches(db: sqlite3.Connection, wanted: CountFilter) -> tuple[MatchCount, ...]:
+    """Return how many matches there were in each period, by key. The keys with the fewest matches are counted as one.
+
+    So the answer is bounded, although processes can choose the names of units.
+    """
+    rows = db.execute(
+        f"SELECT time_ns / ?1, {_KEYS[wanted.by]}, count(*) FROM matches"  # noqa: S608  # constants
+        " WHERE time_ns BETWEEN ?2 AND ?3 GROUP BY 1, 2",
+        (wanted.per_ns, wanted.since_ns, wanted.until_ns),
+    ).fetchall()
+    totals: Counter[str | None] = Counter()
+    for _, key, count in rows:
+        totals[key] += count
+    named = {key for key, _ in totals.most_common(MOST_KEYS)}
+    counts: Counter[tuple[int, str | None]] = Counter()
+    for period, key, count in rows:
+        counts[period, key if key in named else OTHERS] += count
+    found = sorted(counts.items(), key=lambda item: (item[0][0], item[0][1] or ""))
+    return tuple(MatchCount(period * wanted.per_ns, key, count) for (period, key), count in found)
 
 
 def _bounds(wanted: MatchFilter) -> list[int | str]:

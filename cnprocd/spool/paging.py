@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from cnprocd.spool import disk_messages as m
 from cnprocd.spool.job import Job
-from cnprocd.spool.rows import Found, NotInHistoryError, PastMatch
+from cnprocd.spool.rows import CountFilter, Found, MatchCount, NotInHistoryError, PastMatch
 
 T = TypeVar("T")
 Find = Callable[[m.Query], Awaitable[m.Answer]]
@@ -59,3 +59,11 @@ async def _pages(
             return
     known = [] if found or isinstance(page, m.Unanswerable) else in_memory()
     yield Found(known, m.reason_of(page))
+
+
+async def count_matches(
+    find: Find, wanted: CountFilter, in_memory: Callable[[], tuple[MatchCount, ...]]
+) -> Found[tuple[MatchCount, ...]]:
+    """Return how many past matches there were in each period: one short answer."""
+    found = await find(m.CountMatches(wanted))
+    return Found(found.counts) if isinstance(found, m.Counted) else Found(in_memory(), m.reason_of(found))

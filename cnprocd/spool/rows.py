@@ -69,6 +69,26 @@ class MatchFilter:
     until_ns: int | None = None
     limit: int = 100
     after: str | None = None
+    match_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CountFilter:
+    """Count past matches between two times (wall clock) by rule, unit or kind, in periods of `per_ns`."""
+
+    by: str
+    since_ns: int
+    until_ns: int
+    per_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class MatchCount:
+    """How many past matches of one rule, unit or kind there were from `at_ns` on, for one period."""
+
+    at_ns: int
+    key: str | None
+    count: int
 
 
 class NotInHistoryError(CnprocdError):

@@ -40,11 +40,13 @@ from cnprocd.spool.disk_messages import FindDead, FindJob, FindJobs, FindMatches
 from cnprocd.spool.job import NS, Job, JobRequest, State, after_interruption
 from cnprocd.spool.rows import (
     ClockReading,
+    CountFilter,
     Counts,
     Enqueued,
     Found,
     Keep,
     Leftover,
+    MatchCount,
     MatchFilter,
     PastMatch,
     Rows,
@@ -405,6 +407,12 @@ class Spool:
         """Yield past matches, newest first, in pages; the last may be empty. Raises NotInHistoryError."""
         return paging.match_pages(self._copy.find, FindMatches(wanted), lambda: self._remembered(wanted))
 
+    async def count_matches(self, wanted: CountFilter) -> Found[tuple[MatchCount, ...]]:
+        return await paging.count_matches(self._copy.find, wanted, lambda: self._memory().count_matches(wanted))
+
     def _remembered(self, wanted: MatchFilter) -> list[PastMatch]:
+        return self._memory().matches(wanted)
+
+    def _memory(self) -> Store:
         self._store.replace_matches(self._copy.recent)
-        return self._store.matches(wanted)
+        return self._store

@@ -163,3 +163,5 @@ def _found(store: Store, query: m.Query) -> m.Answer:
             return store.dead_rows(query.job_id, query.rule)
         case m.FindMatches():
             return store.page_of_matches(query.wanted, query.following, PAGE_MATCHES, PAGE_BYTES)
+        case m.CountMatches():
+            return m.Counted(store.count_matches(query.wanted))

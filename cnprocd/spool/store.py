@@ -23,8 +23,10 @@ from cnprocd.spool.disk_messages import Ended, Page
 from cnprocd.spool.job import NS, Job, JobRequest, State
 from cnprocd.spool.rows import (
     ClockReading,
+    CountFilter,
     Enqueued,
     Leftover,
+    MatchCount,
     MatchFilter,
     NotInHistoryError,
     PastMatch,
@@ -313,6 +315,9 @@ class Store:
 
     def page_of_matches(self, wanted: MatchFilter, following: int, most: int, most_bytes: int) -> Page:
         return history.find_matches(self._db, wanted, following, most, most_bytes)
+
+    def count_matches(self, wanted: CountFilter) -> tuple[MatchCount, ...]:
+        return history.count_matches(self._db, wanted)
 
     def output(self, job_id: int) -> str | None:
         return history.find_output(self._db, job_id)

@@ -7,7 +7,7 @@ _cnprocctl() {
     for ((i = 1; i < COMP_CWORD; i++)); do
         word=${COMP_WORDS[i]}
         case "$word" in
-            --after|--ancestor|--by|--cgroup|--cmdline|--comm|--container|--count|--cpu-time|--euid|--event|--exe|--exe-claimed|--exit-code|--for|--group|--host|--interval|--job|--kind|--kinds|--lifetime|--limit|--lines|--loginuid|--match|--max-rss|--max-size|--output|--parent|--pid|--pod-uid|--rate|--rule|--rules|--runtime-dir|--signal|--since|--state|--state-dir|--status|--unit|--until|--user|--user-unit|--without|-H|-n|-o) ((i++)) ;;
+            --after|--ancestor|--by|--cgroup|--cmdline|--comm|--container|--count|--cpu-time|--draft|--euid|--event|--exe|--exe-claimed|--exit-code|--for|--group|--host|--interval|--job|--kind|--kinds|--lifetime|--limit|--lines|--loginuid|--match|--max-rss|--max-size|--output|--parent|--pid|--pod-uid|--rate|--rule|--rules|--runtime-dir|--signal|--since|--state|--state-dir|--status|--unit|--until|--user|--user-unit|--without|-H|-n|-o) ((i++)) ;;
             -*) ;;
             *) if [[ -z $verb && $word == help ]]; then help=yes; elif [[ -z $verb ]]; then verb=$word; elif [[ " rules jobs " == *" $verb "* ]]; then verb="$verb $word"; fi ;;
         esac
@@ -22,6 +22,7 @@ _cnprocctl() {
         --container) COMPREPLY=(); return ;;
         --count) COMPREPLY=(); return ;;
         --cpu-time) COMPREPLY=(); return ;;
+        --draft) COMPREPLY=(); return ;;
         --euid) COMPREPLY=(); return ;;
         --event) COMPREPLY=(); return ;;
         --exe) COMPREPLY=(); return ;;
@@ -75,15 +76,15 @@ _cnprocctl() {
             COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur"))
             ;;
         "check")
-            COMPREPLY=($(compgen -W "--strict --other-host --observe-only --rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur"))
+            COMPREPLY=($(compgen -W "--strict --other-host --observe-only --draft --rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur"))
             [[ $cur != -* ]] && COMPREPLY=($(compgen -f -- "$cur"))
             ;;
         "explain")
-            COMPREPLY=($(compgen -W "--job --without --pid --kind --comm --exit-code --signal --status --core --oom-killed --lost --user --euid --loginuid --group --exe --exe-claimed --cmdline --unit --user-unit --container --pod-uid --cgroup --parent --ancestor --lifetime --max-rss --cpu-time --from-hook --thread --event --rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur"))
+            COMPREPLY=($(compgen -W "--job --without --draft --pid --kind --comm --exit-code --signal --status --core --oom-killed --lost --user --euid --loginuid --group --exe --exe-claimed --cmdline --unit --user-unit --container --pod-uid --cgroup --parent --ancestor --lifetime --max-rss --cpu-time --from-hook --thread --event --rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur"))
             [[ $cur != -* ]] && COMPREPLY=($(compgen -W "$(_cnprocctl_rules)" -- "$cur"))
             ;;
         "test")
-            COMPREPLY=($(compgen -W "--pid --kind --comm --exit-code --signal --status --core --oom-killed --lost --user --euid --loginuid --group --exe --exe-claimed --cmdline --unit --user-unit --container --pod-uid --cgroup --parent --ancestor --lifetime --max-rss --cpu-time --from-hook --thread --event --rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur"))
+            COMPREPLY=($(compgen -W "--draft --pid --kind --comm --exit-code --signal --status --core --oom-killed --lost --user --euid --loginuid --group --exe --exe-claimed --cmdline --unit --user-unit --container --pod-uid --cgroup --parent --ancestor --lifetime --max-rss --cpu-time --from-hook --thread --event --rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur"))
             ;;
         "schema")
             COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur"))
@@ -146,7 +147,7 @@ _cnprocctl() {
             [[ $cur != -* ]] && COMPREPLY=($(compgen -f -- "$cur"))
             ;;
         "replay")
-            COMPREPLY=($(compgen -W "--rule --rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur"))
+            COMPREPLY=($(compgen -W "--history --rule -n --limit --draft --rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur"))
             [[ $cur != -* ]] && COMPREPLY=($(compgen -f -- "$cur"))
             ;;
     esac

@@ -70,6 +70,7 @@ def test_every_reply_is_as_the_interface_describes_it(tmp_path):
             "Rule": {"name": "failed"},
             "Jobs": {"limit": 5, "state": "dead"},
             "History": {"rule": "hooked", "after": ""},
+            "Counts": {"by": "kind", "per_s": 60},
             **{name: {"job_id": job} for name in ("Job", "Output", "Retry")},
         }
         endless = {"Kill", "Drop", "Watch"}  # of no such job, or without end

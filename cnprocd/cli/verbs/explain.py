@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from itertools import chain, repeat
 
+from cnprocd.cli.drafts import draft_of
 from cnprocd.cli.grammar import FEATURES, Options
 from cnprocd.cli.plans import RulePlan, WholePlan, rule_plan, whole_plan
 from cnprocd.cli.reasons import Explained, explain_all
@@ -33,7 +34,7 @@ _VERDICTS = {True: ("yes", "green"), False: ("no", "red"), None: ("unknown", "ye
 
 def explain(options: Options) -> int:
     """Show the plan; or with an event, the reasons for and against a match."""
-    loaded = loaded_rules(options.rules)
+    loaded = loaded_rules(options.rules, draft=draft_of(options))
     rules = [compile_rule(rule, order) for order, rule in enumerate(loaded.rules) if rule.enabled]
     if options.rule is not None:
         rules = [rule for rule in rules if wanted(rule.name, options.rule)]
@@ -45,8 +46,9 @@ def explain(options: Options) -> int:
             if options.rule not in names:
                 raise no_such_rule(options.rule, names)
             raise NotFoundError(f'the rule "{options.rule}" is disabled', f"cnprocctl rules enable {options.rule}")
-    if options.job is not None or described(options):
-        occurrence = _of_job(options) if options.job is not None else occurrence_from(options)
+    event = described(options)
+    if options.job is not None or event:
+        occurrence = _of_job(options) if options.job is not None else occurrence_from(options, event)
         return _reasons([explain_all(rule, occurrence) for rule in rules], occurrence.process.provenance(), options)
     return _plan(rules, Matcher(loaded.rules), options)
 

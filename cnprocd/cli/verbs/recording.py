@@ -14,6 +14,7 @@ from types import FrameType
 from typing import BinaryIO
 
 from cnprocd import __version__
+from cnprocd.cli.drafts import draft_of
 from cnprocd.cli.grammar import Options
 from cnprocd.cli.lines import match_line
 from cnprocd.cli.listening import BUFFER_BYTES
@@ -193,7 +194,15 @@ class _Recorder:
 
 
 def replay(options: Options) -> int:
-    """Show the matches of the rules on a recording, then figures."""
+    """Show the matches of the rules on a recording, then figures; or with --history, on past matches."""
+    if options.history == (options.file is not None):
+        error = CnprocdError("what to replay is not clear", "give the FILE of a recording, or --history")
+        error.exit_status = 2
+        raise error
+    if options.history:
+        from cnprocd.cli.verbs.past import replay_history
+
+        return replay_history(options)
     try:
         with open(options.file, "rb") as file:
             recording = read(file)
@@ -203,10 +212,11 @@ def replay(options: Options) -> int:
     if recording.header.get("byte_order") != sys.byteorder:
         raise RecordingError("the recording is of a machine with another byte order", "replay it on such a machine")
     ids = {name: uid for uid, name in recording.names.items()}
-    loaded = loaded_rules(options.rules, user=_user(ids))
+    loaded = loaded_rules(options.rules, user=_user(ids), draft=draft_of(options))
     require_rule(options.rule, lambda: [rule.name for rule in loaded.rules])
     found = replayed(recording, Matcher(loaded.rules))
     matches = [match for match in found.matches if wanted(str(match["rule"]), options.rule)]
+    matches = matches if options.limit is None else matches[-options.limit :]
     if options.json:
         print_json({"matches": matches, "summary": _summary(found, recording), "timing": _timing(found)})
         return EX_OK

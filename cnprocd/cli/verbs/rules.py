@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from cnprocd.cli.drafts import draft_of
 from cnprocd.cli.grammar import Options
 from cnprocd.cli.problem_text import painted
 from cnprocd.cli.quantities import NS
@@ -26,7 +27,13 @@ from cnprocd.rules.rule_files import MAIN_FILE, disabled_path
 
 def check(options: Options) -> int:
     """Show every error, then every warning. The exit status is 78 with an error, or if `strict` with a warning."""
-    found = check_files(options.rules, options.files, other_host=options.other_host, observe_only=options.observe_only)
+    found = check_files(
+        options.rules,
+        options.files,
+        other_host=options.other_host,
+        observe_only=options.observe_only,
+        draft=draft_of(options),
+    )
     ok = not found.problems and not (found.warnings and options.strict)
     if options.json:
         print_json(

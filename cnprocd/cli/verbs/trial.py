@@ -7,6 +7,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from cnprocd.cli.drafts import draft_of
 from cnprocd.cli.event_from_options import Accounts, DescriptionError, occurrence_of
 from cnprocd.cli.grammar import Options
 from cnprocd.cli.reasons import afterwards
@@ -29,8 +30,8 @@ _MOST_ANCESTORS = 64
 
 def test(options: Options) -> int:
     """Show each rule that would fire, with its record and the argument list of its hook."""
-    loaded = loaded_rules(options.rules)
-    occurrence = occurrence_from(options)
+    loaded = loaded_rules(options.rules, draft=draft_of(options))
+    occurrence = occurrence_from(options, described(options))
     matches = Matcher(loaded.rules).match(occurrence)
     found = [_outcome(match) for match in matches]
     if options.json:
@@ -43,9 +44,11 @@ def test(options: Options) -> int:
     return EX_OK if found else EX_NO
 
 
-def occurrence_from(options: Options) -> Occurrence:
-    """Return the event of the EVENT options: described, as JSON, or of a running process. Raises DescriptionError."""
-    event = described(options)
+def occurrence_from(options: Options, event: JsonObject) -> Occurrence:
+    """Return the event of the EVENT options, which `described` returned, or of a running process.
+
+    Raises DescriptionError.
+    """
     if options.pid is not None and options.comm is None and options.event is None:
         return _of_process(options.pid, event)
     return occurrence_of(event, ACCOUNTS)

@@ -11,7 +11,7 @@ from unit.hookkit import Records, request, searched
 from cnprocd.launch.request import AttemptResult
 from cnprocd.spool import database, history
 from cnprocd.spool.job import State
-from cnprocd.spool.rows import MatchFilter, NotInHistoryError, PastMatch, Rows, RuleHits
+from cnprocd.spool.rows import CountFilter, MatchFilter, NotInHistoryError, PastMatch, Rows, RuleHits
 from cnprocd.spool.spool import FILE_NAME, Spool
 from cnprocd.spool.store import Store
 
@@ -327,3 +327,46 @@ def test_dead_jobs_are_revived_by_rule_or_all(spool):
     assert searched(spool.revive()) == [3]
     assert searched(spool.revive()) == []
     assert spool._store.waiting == spool.counts().waiting == 4
+
+
+# -- counts ------------------------------------------------------------------------------------------------------
+
+
+def _count(store, by, **given):
+    wanted = {"since_ns": 0, "until_ns": 100 * NS, "per_ns": 10 * NS} | given
+    return [(one.at_ns // NS, one.key, one.count) for one in store.count_matches(CountFilter(by=by, **wanted))]
+
+
+def test_matches_are_counted_by_period_and_key(store):
+    units = ["db.service", None, "db.service", "web.service"]
+    store.replace_matches(
+        history.match_row(at_s * NS, rule, "c", 1, {"unit": unit, "kind": kind, "match_id": str(at_s)})
+        for at_s, rule, unit, kind in zip((1, 9, 11, 12), "abaa", units, ("exit", "exec", "exit", "exit"), strict=True)
+    )
+    assert _count(store, "rule") == [(0, "a", 1), (0, "b", 1), (10, "a", 2)]
+    assert _count(store, "unit") == [(0, None, 1), (0, "db.service", 1), (10, "db.service", 1), (10, "web.service", 1)]
+    assert _count(store, "kind") == [(0, "exec", 1), (0, "exit", 1), (10, "exit", 2)]
+    assert _count(store, "rule", since_ns=9 * NS, until_ns=11 * NS) == [(0, "b", 1), (10, "a", 1)]
+
+
+def test_counts_of_many_keys_are_bounded(store):
+    """Processes can choose the names of units, so the rare ones are counted as one."""
+    rows = [history.match_row(1, "r", "c", 1, {"unit": f"u{i // 2}.service", "match_id": str(i)}) for i in range(1000)]
+    store.replace_matches([*rows, history.match_row(1, "r", "c", 1, {"unit": "u0.service", "match_id": "x"})])
+    found = store.count_matches(CountFilter("unit", 0, NS, NS))
+    assert len(found) == history.MOST_KEYS + 1
+    assert sum(one.count for one in found) == 1001
+    assert {one.key for one in found} >= {"u0.service", history.OTHERS}
+
+
+def test_a_damaged_record_has_no_kind(store):
+    store.replace_matches([history.match_row(1, "r", "c", 1, {"kind": "exit", "match_id": "1"})])
+    store._db.execute("UPDATE matches SET record = 'damaged'")
+    assert _count(store, "kind") == [(0, None, 1)]
+
+
+def test_a_match_is_found_by_its_id(spool):
+    matches = [PastMatch(i, "r", "c", i, {"match_id": f"id{i}", "pid": i}) for i in range(5)]
+    spool.record_matches(matches)
+    (found,) = searched(spool.find_matches(MatchFilter(match_id="id3"))).value
+    assert found.pid == 3
