@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 RUN := /run/cnprocd-make
 
-.PHONY: run demo test lint unit kernel fuzz clean package test-vm test-arm64 test-fleet test-container bench bench-full soak test-jobs endurance
+.PHONY: run demo test lint unit kernel fuzz clean package test-vm test-arm64 test-fleet test-container test-page bench bench-full soak test-jobs endurance
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -69,6 +69,15 @@ test-fleet: $(STAMP)
 test-container: $(STAMP)
 	$(BIN)/python -m pytest -q tests/container/observing.py
 
+# Use the Cockpit page in a real browser (chromium, chromium-driver, cockpit-ws, cockpit-bridge), on loopback, as root.
+# Screenshots are in .page/. Two minutes. To run some steps: make test-page PAGE="live edit".
+$(VENV)/.page: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check selenium pillow
+	@touch $@
+
+test-page: $(VENV)/.page
+	$(BIN)/python -u tests/page/look.py $(PAGE)
+
 # Compare with other listeners. They are fetched and compiled into .bench/; skipped ones are listed with the reason.
 bench: $(STAMP)
 	$(BIN)/python tests/bench/bench.py
@@ -99,4 +108,4 @@ test-jobs: $(STAMP)
 	cd tests && ../$(BIN)/python -m kernel.jobs.run $(JOBS)
 
 clean:
-	rm -rf $(VENV) .bench .fleet .fuzz build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .bench .fleet .fuzz .page build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -51,6 +51,7 @@ def test_a_package_holds_everything_and_nothing_else(source, package, tree):
     expected |= {f"usr/lib/systemd/system/{unit}" for unit in builder.UNITS}
     expected |= {f"usr/bin/{name}" for name in builder.PROJECT["scripts"]}
     expected |= {"etc/cnprocd/rules.yaml", "usr/share/cnprocd/rules.schema.json"}
+    expected |= {f"usr/share/cockpit/cnprocd/{path.name}" for path in (source / "packaging/cockpit").iterdir()}
     expected |= {f"usr/share/doc/cnprocd/docs/{path.name}" for path in (source / "docs").glob("*.md")}
     zsh = {"deb": "vendor-completions", "rpm": "site-functions"}[package.flavour.packager]
     expected |= {f"usr/share/zsh/{zsh}/_cnprocctl", "usr/share/bash-completion/completions/cnprocctl"}

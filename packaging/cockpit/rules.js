@@ -1,0 +1,130 @@
+// Rules: what is in force, hits, price, where each rule stands; enable, disable (for a time), reload.
+
+import { access, call, cnprocctl, run } from "./daemon.js";
+import { alert, announce, badge, button, card, empty, facts, failure, fill, h, onChange, row, table, time } from "./dom.js";
+
+const cockpit = window.cockpit;
+const MAIN_FILE = "/etc/cnprocd/rules.yaml";
+const HEADS = ["Rule", "State", "Hits", "Last hit", "Price", "Files", "Actions"];
+const TIMES = [["", "until enabled"], ["1h", "for 1 hour"], ["8h", "for 8 hours"], ["1d", "for 1 day"], ["7d", "for 7 days"]];
+const PRICES = ["free", "cheap", "moderate", "dear", "very dear"];
+
+// The option that lets commands read the files of a daemon that was started with other ones.
+export const rulesOption = status => !status || status.files[0] === MAIN_FILE ? [] : ["--rules", status.files[0]];
+
+export function problemList(problems, onPlace) {
+    return h("ul", { class: "problems" }, problems.map(one => h("li", {},
+        badge(one.level ?? "bad", one.level === "warn" ? "warning" : "error"),
+        onPlace ? button(`line ${one.line}`, () => onPlace(one), { "aria-label": `Go to ${one.file} line ${one.line}` })
+                : h("span", {}, `${one.file}:${one.line}:${one.column} `),
+        " ", one.message, one.accepted && h("div", { class: "muted" }, "accepted: ", one.accepted),
+        one.hint && h("div", { class: "muted" }, "hint: ", one.hint))));
+}
+
+// Load the files. Resolves to what to show about it.
+export async function reload() {
+    try {
+        const { rules, warnings } = await call("Reload");
+        announce("Rules loaded");
+        return [alert("ok", `Loaded: ${rules} rules are in force`),
+                problemList(warnings.map(one => ({ ...one, level: "warn" })))];
+    } catch (error) {
+        const refused = error.details?.problems;
+        return refused ? [alert("bad", "The reload was refused; the rules in force are as before", error.message), problemList(refused)]
+                       : failure(error);
+    }
+}
+
+export function rulesView(main, { path, status }) {
+    return path.length ? oneRule(main, path[0], status) : allRules(main, status);
+}
+
+function stateOf(rule) {
+    if (rule.in_force === false) return badge("warn", "not in force");
+    if (rule.enabled) return badge("ok", "enabled");
+    return rule.disabled_until_ns ? [badge("info", "disabled"), " until ", time(rule.disabled_until_ns)] : badge("info", "disabled");
+}
+
+const FILES = { changed: "changed in the files", removed: "removed from the files", new: "new in the files" };
+export const placeOf = rule => rule.file && h("a", {
+    href: `#/edit?${new URLSearchParams({ file: rule.file, line: rule.line })}`, "data-key": `place-${rule.name}`,
+}, `${rule.file.split("/").at(-1)}:${rule.line}`);
+
+// Enable or disable with a choice of times. `after` gets an error or null.
+function toggle(rule, status, after) {
+    if (!access.admin) return "-";
+    const act = args => run(["cnprocctl", ...rulesOption(status), "rules", ...args, "--", rule.name], { admin: "require" }).done
+            .then(({ error }) => { if (!error) announce(`${rule.name}: ${args[0]}d`); after(error) });
+    if (!rule.enabled)
+        return button("Enable", () => act(["enable"]), { "data-key": `toggle-${rule.name}`, "aria-label": `Enable ${rule.name}` });
+    const choice = h("select", {
+        "aria-label": `Disable ${rule.name}`, "data-key": `toggle-${rule.name}`,
+        onchange: () => choice.value !== "no" && act(["disable", ...(choice.value ? ["--for", choice.value] : [])]),
+    }, h("option", { value: "no" }, "Disable ..."), TIMES.map(([value, label]) => h("option", { value }, label)));
+    return choice;
+}
+
+function allRules(main, first) {
+    const note = h("div"), changed = h("div"), list = h("div", {}, "Loading ...");
+    const actions = h("div", { class: "toolbar" },
+        access.admin && button("Reload", async () => { fill(note, await reload()); load() }, { class: "primary" }),
+        button(access.admin ? "Edit" : "View files", () => cockpit.location.go(["edit"])));
+    fill(main, card("Rules", actions, note, changed, list));
+    let prices = new Map(), status = first, listed = null;
+    const after = error => { fill(note, error && failure(error)); load() };
+    const draw = onChange(({ rules }) => fill(list, rules.length ? table("Rules", HEADS, rules.map(rule => row(HEADS, [
+        [h("a", { href: `#/rules/${encodeURIComponent(rule.name)}`, "data-key": `rule-${rule.name}` }, h("bdi", {}, rule.name)),
+         h("div", { class: "muted" }, rule.description)],
+        stateOf(rule), (rule.hits ?? 0).toLocaleString(), time(rule.last), rule.price, [placeOf(rule), " ",
+            rule.files !== "same" && FILES[rule.files] && badge("warn", FILES[rule.files])],
+        toggle(rule, status, after),
+    ]))) : empty("No rules", "Write the first one with Edit, or copy one of /usr/share/doc/cnprocd/examples.")));
+
+    function redraw() {
+        const now = new Map(status.rules.map(one => [one.name, one]));
+        fill(changed, status.reload.changed_files?.length > 0 && alert("warn", "The rule files differ from the rules in force",
+            `Reload loads them: ${status.reload.changed_files.join(", ")}`), !status.reload.ok && alert("bad",
+            "The last reload failed; the rules in force are older than the files", status.reload.error));
+        if (listed) draw({ admin: access.admin, rules: listed.map(one => ({
+            ...one, hits: now.get(one.name)?.hits, last: now.get(one.name)?.last_hit_ns, price: prices.get(one.name) ?? "-" })) });
+    }
+
+    async function load() {
+        try {
+            listed = await cnprocctl([...rulesOption(status), "rules", "list"]);
+            redraw();
+            const { rules } = await cnprocctl([...rulesOption(status), "explain"]);
+            prices = new Map(rules.map(one => [one.rule, `${PRICES[one.cost] ?? one.cost} (${one.cost} of 4): ${one.cost_means}`]));
+        } catch (error) {
+            if (!listed) fill(list, failure(error));
+        }
+        redraw();
+    }
+
+    load();
+    let hash = JSON.stringify([first.rules_hash, first.reload, first.rules.map(one => one.enabled)]);
+    return {
+        poll: now => {
+            status = now;
+            const next = JSON.stringify([now.rules_hash, now.reload, now.rules.map(one => one.enabled)]);
+            if (next !== hash) load();
+            hash = next;
+            redraw();
+        },
+    };
+}
+
+function oneRule(main, name, status) {
+    const body = h("div", {}, "Loading ...");
+    fill(main, h("p", {}, h("a", { href: "#/rules" }, "\u2190 Rules")), card("Rule", body));
+    const known = status.rules.find(one => one.name === name);
+    Promise.all([cnprocctl([...rulesOption(status), "rules", "show", "--", name]),
+                 run(["cnprocctl", ...rulesOption(status), "rules", "show", "--", name]).done,
+                 cnprocctl([...rulesOption(status), "explain", "--", name]).catch(() => null)]).then(([rule, text, plan]) => {
+        const price = plan?.rules?.[0];
+        fill(body, facts([["Rule", h("bdi", {}, name)], ["Place", placeOf(rule)], ["Hits", known?.hits], ["Last hit", known && time(known.last_hit_ns)],
+                          ["Price", price && `${price.cost} of 4: ${price.cost_means}`], ["Identity", price && `${price.identity}: ${price.identity_means}`]]),
+             h("pre", { tabindex: "0", "aria-label": "The rule with all its defaults" }, text.output));
+    }, error => fill(body, failure(error)));
+    return {};
+}
