@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -16,9 +17,11 @@ from kernel.blocking import runner_service
 from kernel.harness import Daemon, child, rename, wait_status
 
 from cnprocd.control.client import Client
+from cnprocd.json_value import JsonValue
 
 TRACER = str(Path(__file__).with_name("traced_daemon.py"))
 RULES = """
+settings: {receive_buffer: 64K}
 rules:
 $MARKER
   - name: hooked
@@ -29,6 +32,12 @@ $MARKER
   - {name: user, events: [nonzero_exit], match: {user: nobody, comm: "cnptraced*"}}
   - {name: exe, events: [nonzero_exit], match: {exe: "/bin/*", comm: "cnptraced*"}}
 """
+NEEDS_A_TABLE = '  - {name: parent, events: [nonzero_exit], match: {comm: "cnptraced*", parent: {cmdline: "*"}}}'
+QUESTIONS: list[tuple[str, dict[str, JsonValue]]] = [
+    ("status", {}), ("metrics", {}), ("digests", {}), ("rule", {"name": "user"}), ("jobs", {}), ("job", {"job_id": 1}),
+    ("output", {"job_id": 1}), ("retry_dead", {}), ("history", {}), ("history", {"comm": "cnp*"}),
+]  # fmt: skip
+FAILURES = 300  # more than the receive buffer holds
 
 
 def offences(tmp_path: Path, mode: str, **env: str) -> list[dict[str, object]]:
@@ -51,8 +60,15 @@ def offences(tmp_path: Path, mode: str, **env: str) -> list[dict[str, object]]:
             daemon.wait_for("hook_finished")
             daemon.wait_for("hook_failed", rule="fails")
             with Client(tmp_path / "run") as client:
-                for verb in ("status", "metrics", "jobs", "reload", "history"):
-                    client.ask(verb)
+                for verb, parameters in QUESTIONS:
+                    client.ask(verb, **parameters)
+                daemon.write_rules(RULES + NEEDS_A_TABLE)
+                client.ask("reload")
+            os.kill(daemon.process.pid, signal.SIGSTOP)
+            for _ in range(FAILURES):
+                wait_status(child(lambda: os._exit(3)))
+            os.kill(daemon.process.pid, signal.SIGCONT)
+            daemon.wait_for("overrun")
             wait_status(child(lambda: (rename("cnptraced"), os._exit(3))))
             daemon.mark()
             assert daemon.stop() == 0

@@ -328,13 +328,18 @@ def test_after_its_hooks_it_asks_for_no_more_than_before(tmp_path, request):
     # A process that claims to be one of a hook is none: any user can start it.
     claims = subprocess.Popen(["sleep", "600"], env={"PATH": os.environ["PATH"], "CNPROCD_JOB_ID": "1"})
     request.addfinalizer(lambda: (claims.kill(), claims.wait()))
-    with running(tmp_path, hook_rules(tmp_path, "(sleep 0.2 &) ")) as daemon, Client(tmp_path / "run") as client:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    request.addfinalizer(lambda: os.close(os.open(gate, os.O_RDWR)))  # which ends what the hook left
+    body = f"(read word < {gate} &) "  # on a busy machine a second passes before the question below is answered
+    rules = hook_rules(tmp_path, body).replace('"cnptest-*"', "cnptest-asks")  # other programs' processes run no hook
+    with running(tmp_path, rules) as daemon, Client(tmp_path / "run") as client:
         before = asked(client)
         assert before == ["nonzero_exit"]
-        fail("cnptest-h")
-        daemon.wait_for("hook_started")
-        assert "fork" in asked(client)
+        fail("cnptest-asks")
         daemon.wait_for("hook_finished")
+        assert "fork" in asked(client)
+        gate.write_text("end\n")
         deadline = time.monotonic() + PATIENCE_S
         while asked(client) != before:
             assert time.monotonic() < deadline, f"still asks for {asked(client)}"
