@@ -293,6 +293,15 @@ def _owner(options: Options) -> Iterator[Finding]:
         yield Finding("warn", f"{free} is held by no daemon", "give the daemon both --state-dir and --runtime-dir")
 
 
+def _package(options: Options) -> Iterator[Finding]:
+    """Name what an installation by pip or pipx lacks."""
+    if Path("/usr/lib/systemd/system/cnprocd.service").exists():
+        yield Finding("pass", "installed with its systemd units")
+    else:
+        what = "without a package: no systemd units, user cnprocd, manual pages, completions or /etc/cnprocd"
+        yield Finding("warn", what, "install a package to get them: docs/install.md")
+
+
 def _systemd(options: Options) -> Iterator[Finding]:
     if not Path("/run/systemd/system").is_dir():
         yield Finding("pass", "this machine does not run systemd; cnprocd can run in the foreground")
@@ -338,5 +347,6 @@ CHECKS: dict[str, Check] = {
     "state": _places,
     "owner": _owner,
     "daemon": _daemon,
+    "package": _package,
     "systemd": _systemd,
 }

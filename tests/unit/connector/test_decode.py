@@ -39,7 +39,7 @@ def values_of(member):
     for name, kind in MEMBERS[member]._fields_:
         is_pid = name.endswith(("pid", "tgid"))
         fields[name] = st.binary(max_size=16) if name == "comm" else pids if is_pid else words
-        assert name == "comm" or kind.__name__ in ("c_int", "c_uint")
+        assert name == "comm" or kind.__name__.removesuffix("_be") in ("c_int", "c_uint")
     return st.fixed_dictionaries(fields)
 
 

@@ -133,6 +133,10 @@ class NlAttr(Structure):
     _fields_ = (("nla_len", c_uint16), ("nla_type", c_uint16))
 
 
+class _U32(Structure):  # a payload in the order of the other structures: see big_endian.py
+    _fields_ = (("value", c_uint32),)
+
+
 _TYPE_PID, _TYPE_TGID, _TYPE_STATS, _TYPE_AGGR_PID, _TYPE_AGGR_TGID = 1, 2, 3, 4, 5
 
 
@@ -143,11 +147,9 @@ def _attribute(kind, payload):
 def exit_record(stats, group=None, family=27, cmd=2, named_pid=None):
     """Return the message of taskstats_exit(): AGGR_PID, and AGGR_TGID for a process that had threads."""
     pid = stats.ac_pid if named_pid is None else named_pid
-    body = _attribute(
-        _TYPE_AGGR_PID, _attribute(_TYPE_PID, bytes(c_uint32(pid))) + _attribute(_TYPE_STATS, bytes(stats))
-    )
+    body = _attribute(_TYPE_AGGR_PID, _attribute(_TYPE_PID, bytes(_U32(pid))) + _attribute(_TYPE_STATS, bytes(stats)))
     if group is not None:
-        tgid = bytes(c_uint32(stats.ac_tgid))
+        tgid = bytes(_U32(stats.ac_tgid))
         body += _attribute(_TYPE_AGGR_TGID, _attribute(_TYPE_TGID, tgid) + _attribute(_TYPE_STATS, bytes(group)))
     length = 20 + len(body)
     return bytes(NlMsgHdr(length, family)) + bytes(GenlMsgHdr(cmd, 1)) + body
