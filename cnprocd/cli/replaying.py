@@ -111,6 +111,8 @@ class RecordedProc:
     def is_alive(self, tgid: int) -> bool:
         return tgid in self._known
 
+    is_ending = is_alive
+
 
 def replay(recording: Recording, matcher: Matcher) -> Replayed:
     """Return every match of these rules, with figures."""

@@ -12,6 +12,7 @@ class CountedLookup:
         self.count = 0  # since start
         self._lookup = lookup
         self.is_alive = lookup.is_alive
+        self.is_ending = lookup.is_ending
 
     def read(self, tgid: int, wanted: Wanted, source: Provenance) -> Process | None:
         """Return the process as /proc shows it now, or None if it is gone."""

@@ -36,7 +36,6 @@ from cnprocd.process.model import Process
 
 _LEADERS_PRUNED_AT = 1024  # early leaders that are kept before those of dead processes are removed
 MOST_LOOKED_FOR = 5_000  # processes that one `prune` looks for in /proc: about 20 ms
-_TOGETHER_NS = 5_000_000  # threads of a group exit end within a few milliseconds of each other
 _TOGETHER_US = 1_000_000  # the records of two threads of a group exit; under load one may be made much later
 HOLD_NS = 2_000_000  # how long after its event a death waits for the records of other threads
 _REPORTED_NS = 1_000_000_000  # without records, a second death of the same PID within this time is the same death
@@ -68,10 +67,19 @@ PASSED = (_PASSED_OVER,)
 class Deaths:
     """The join. Feed records, then `release_held`, then exit events."""
 
-    def __init__(self, is_alive: Callable[[int], bool], wanted: frozenset[int] = EVERY_STATUS.wait_statuses()) -> None:
-        """`wanted`: the statuses whose records and events the kernel passes; early leaders' records always pass."""
+    def __init__(
+        self,
+        is_alive: Callable[[int], bool],
+        is_ending: Callable[[int], bool] | None = None,
+        wanted: frozenset[int] = EVERY_STATUS.wait_statuses(),
+    ) -> None:
+        """`is_ending`: whether a process is between its last record and its event; None: it is if it is alive.
+
+        `wanted`: the statuses whose records and events the kernel passes; early leaders' records always pass.
+        """
         self.wanted = wanted
         self._is_alive = is_alive
+        self._is_ending = is_ending or is_alive
         self._leaders: dict[int, TaskRecord] = {}  # tgid -> leader that ended before its process, which lives on
         self._leader_of: dict[TaskRecord, TaskRecord] = {}  # a last thread's record -> its leader's
         self._lasts: dict[int, TaskRecord] = {}  # tgid -> a last thread's record; its leader's may be about to come
@@ -265,7 +273,7 @@ class Deaths:
         waiting = self._waiting.get(tid, ())
         if not waiting or not _is_in(waiting[-1], records):
             return False
-        return any(record.last and self._is_alive(record.tgid or tid) for record in records)
+        return any(record.last and self._is_ending(record.tgid or tid) for record in records)
 
     def early_leaders(self) -> list[TaskRecord]:
         """Return the records of leaders whose processes go on."""
@@ -379,39 +387,3 @@ def _ended_together(leader: TaskRecord, last: TaskRecord) -> bool:
     """Whether two records can be of one process whose threads ended together, and not of two owners of one PID."""
     same_status = not (leader.status ^ last.status) & ~CORE_FLAG
     return same_status and abs(leader.lifetime_us - last.lifetime_us) <= _TOGETHER_US
-
-
-class StatusEvidence(NamedTuple):
-    """The best exit status among a process's threads so far, if no exit record marks the last thread."""
-
-    status: int
-    at_ns: int
-    of_leader: bool
-
-    @classmethod
-    def of(cls, event: Exit) -> StatusEvidence:
-        return cls(event.exit_code, event.timestamp_ns, event.process_pid == event.process_tgid)
-
-    def after(self, event: Exit) -> StatusEvidence:
-        """Return the better evidence: this one, or the exit of another thread.
-
-        A signal ends all threads, so it wins, with its core flag, which only one of them shows. Of two exit codes the
-        later one wins, unless they came together. Then one of them belongs to exit_group: not the 0 of a thread that
-        was ending anyway, and the leader's rather than another thread's.
-        """
-        other = StatusEvidence.of(event)
-        if self.status & 0x7F or other.status & 0x7F:
-            first, second = (self, other) if self.status & 0x7F else (other, self)
-            same_signal = first.status & 0x7F == second.status & 0x7F
-            return first._replace(status=first.status | second.status & CORE_FLAG) if same_signal else first
-        if abs(other.at_ns - self.at_ns) > _TOGETHER_NS:
-            return max(self, other, key=_when)
-        return max(self, other, key=_weight)
-
-
-def _when(evidence: StatusEvidence) -> int:
-    return evidence.at_ns
-
-
-def _weight(evidence: StatusEvidence) -> tuple[bool, bool, int]:
-    return evidence.status != 0, evidence.of_leader, evidence.at_ns

@@ -120,6 +120,10 @@ class Lookups:
         """Return whether any thread of the process still runs. Read by the loop: `status` does not wait."""
         return procfs.is_alive(tgid)
 
+    def is_ending(self, tgid: int) -> bool:
+        """Return whether a process with an exit record may still be on its way to its exit event. Read by the loop."""
+        return procfs.is_ending(tgid)
+
     def zombie_cgroup(self, tgid: int, ended_ns: int) -> str | None:
         """Return the cgroup in which a process ended that is not reaped yet. Read by the loop: it does not wait."""
         return procfs.zombie_cgroup(tgid, ended_ns)

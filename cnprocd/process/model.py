@@ -300,6 +300,9 @@ class ProcLookup(Protocol):
     def is_alive(self, tgid: int) -> bool:
         """Return whether any thread of the process still runs."""
 
+    def is_ending(self, tgid: int) -> bool:
+        """Return whether a process whose last exit record was made may still be on its way to its exit event."""
+
     def zombie_cgroup(self, tgid: int, ended_ns: int) -> str | None:
         """Return the cgroup in which a process ended that is not reaped yet; None if /proc does not show it."""
 

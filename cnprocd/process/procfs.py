@@ -79,6 +79,16 @@ def is_alive(tgid: int) -> bool:
     return status is not None and not status.is_dead
 
 
+def is_ending(tgid: int) -> bool:
+    """Return whether a process whose last exit record was made may still be on its way to its exit event.
+
+    It has given up its memory by then (kernel/exit.c do_exit: exit_mm follows taskstats_exit). A process with memory is
+    the next owner of the PID.
+    """
+    status = read_status(tgid)
+    return status is not None and not status.is_dead and not status.has_memory
+
+
 def zombie_cgroup(tgid: int, ended_ns: int) -> str | None:
     """Return the cgroup of the zombie that ended then; None if it was reaped. A zombie cannot make a read wait.
 
@@ -221,6 +231,7 @@ class ProcFs:
 
     read = staticmethod(read_process)
     is_alive = staticmethod(is_alive)
+    is_ending = staticmethod(is_ending)
     zombie_cgroup = staticmethod(zombie_cgroup)
     scan = staticmethod(scan)
 

@@ -96,6 +96,7 @@ class Status(NamedTuple):
     uid: int  # real
     gid: int  # real
     euid: int | None
+    has_memory: bool  # it has not ended, and is no kernel thread
 
 
 def parse_status(raw: bytes) -> Status:
@@ -109,7 +110,9 @@ def parse_status(raw: bytes) -> Status:
     threads = int(fields[b"Threads"])
     comm = re.sub(rb"\\([n\\])", lambda found: b"\n" if found[1] == b"n" else b"\\", fields[b"Name"])
     is_dead = fields[b"State"][:1] in b"ZX" and threads <= 1
-    return Status(text(comm), int(fields[b"PPid"]), threads, is_dead, *parse_ids(raw), parse_euid(raw))
+    return Status(
+        text(comm), int(fields[b"PPid"]), threads, is_dead, *parse_ids(raw), parse_euid(raw), b"VmSize" in fields
+    )
 
 
 def parse_cmdline(raw: bytes) -> str | None:

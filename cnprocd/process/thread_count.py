@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cnprocd.connector.event import Exit
-from cnprocd.process.deaths import StatusEvidence
+from cnprocd.process.evidence import StatusEvidence
 from cnprocd.process.model import Process, ProcLookup, Wanted
 from cnprocd.process.table import KEEP_NS, Table, same_process
 

@@ -47,7 +47,7 @@ class Tracker:
         self._files = files
         self.table = Table()
         self._thread_count = ThreadCount(self.table, procfs)
-        self.deaths = Deaths(procfs.is_alive)
+        self.deaths = Deaths(procfs.is_alive, procfs.is_ending)
         self.family = HookFamily(own_tgid)
         self.newcomers: set[int] = set()  # tgids that started or changed their comm since the last tick, with a table
         self.use(tracking, cares)

@@ -87,6 +87,8 @@ class NoProc:
     def is_alive(self, tgid: int) -> bool:
         return False
 
+    is_ending = is_alive
+
 
 def matcher(*rules: dict[str, object]) -> Matcher:
     return Matcher(plain(RuleFileModel.model_validate({"rules": list(rules)}).rules))

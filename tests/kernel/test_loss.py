@@ -28,7 +28,10 @@ $MARKER
 """
 
 
-def drops_of(pid):
+CONNECTOR, GENERIC = "11", "16"  # NETLINK_CONNECTOR, and NETLINK_GENERIC, which carries the exit records
+
+
+def drops_of(pid, protocols=(CONNECTOR, GENERIC)):
     """Return the kernel's count of drops at the connector and taskstats sockets of a process."""
     inodes = set()
     for fd in os.listdir(f"/proc/{pid}/fd"):
@@ -39,7 +42,7 @@ def drops_of(pid):
         if target.startswith("socket:["):
             inodes.add(target[8:-1])
     rows = [line.split() for line in Path("/proc/net/netlink").read_text().splitlines()[1:]]
-    return sum(int(row[8]) for row in rows if row[9] in inodes)
+    return sum(int(row[8]) for row in rows if row[9] in inodes and row[1] in protocols)
 
 
 def reported_lost(daemon):
@@ -170,3 +173,48 @@ def test_forged_datagrams_are_dropped_and_counted(tmp_path):
         assert record["foreign_sender"] >= 1
         daemon.mark()
         assert daemon.matches() == []
+
+
+def born_as(pid, body):
+    """Let a process of this PID run `body`: the kernel gives the next free one after ns_last_pid (proc(5))."""
+    while True:
+        Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid - 1))
+        born = child(body)
+        if born == pid:
+            return
+        os.kill(born, signal.SIGKILL)  # another program was faster
+        wait_status(born)
+
+
+@pytest.mark.parametrize("owner", ["fails", "lives"])
+def test_a_reused_pid_hides_no_death_whose_event_was_lost(tmp_path, owner):
+    """The record of the death came. In a storm its PID soon belongs to another process, which may run for days."""
+    rules = "settings: {receive_buffer: 64K}\nrules:\n"
+    rules += "  - {name: failed, events: [nonzero_exit], match: {comm: cnptest-held}}\n$MARKER"
+    gate = os.pipe()
+    with running(tmp_path, rules, "--refuse=pidfd_info") as daemon:
+        pid = daemon.process.pid
+        for _ in range(20):  # other programs may fail as well, and fill the records' buffer
+            daemon.process.send_signal(signal.SIGSTOP)
+            while not is_stopped(pid):
+                pass
+            dropped, records_dropped = (drops_of(pid, [protocol]) for protocol in (CONNECTOR, GENERIC))
+            for _ in range(300):  # fill the queue of events
+                if drops_of(pid, [CONNECTOR]) > dropped:
+                    break
+                wait_status(child(lambda: os._exit(1)))
+            held = child(lambda: (rename("cnptest-held"), os._exit(3)))
+            assert wait_status(held) == 3 << 8
+            born_as(held, lambda: os._exit(1) if owner == "fails" else os.read(gate[0], 1))
+            if owner == "fails":
+                wait_status(held)
+            has_record = drops_of(pid, [GENERIC]) == records_dropped
+            daemon.process.send_signal(signal.SIGCONT)
+            if has_record:
+                break
+        try:
+            assert daemon.wait_for("rule_matched", pid=held)["recovered"]
+        finally:
+            os.write(gate[1], b"x" * 20)
+        daemon.mark()
+        assert len(daemon.matches("failed", pid=held)) == 1

@@ -93,6 +93,8 @@ class Proc:
     def is_alive(self, tgid):
         return self._random() < 0.5
 
+    is_ending = is_alive
+
 
 class Datagrams(Target):
     name = "datagrams"

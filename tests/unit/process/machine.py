@@ -348,6 +348,8 @@ class MachineProcFs:
         found = self.late.get(tgid)
         return found is not None and found.threads > 0
 
+    is_ending = is_alive
+
     def scan(self, wanted: Wanted) -> list[Process]:
         return [shown(p, wanted, "procfs") for p in self.late.values() if p.threads]
 

@@ -392,6 +392,14 @@ def test_a_process_freeing_its_memory_has_not_lost_its_event():
     assert deaths.exit(event(last, 1))[1].record is not None
 
 
+def test_a_new_owner_of_the_pid_hides_no_lost_death():
+    """The PID of a death whose event was lost belongs to a process that runs for days."""
+    deaths = Deaths(lambda tgid: True, lambda tgid: False)
+    deaths.record(record(End(P, 3 << 8, last=True, threaded=False)))
+    assert pruned(deaths) == []
+    assert [death.status for death in pruned(deaths)] == [3 << 8]
+
+
 def test_an_event_that_comes_after_all_is_not_told_again():
     deaths = Deaths(lambda tgid: False)
     last = End(P, 3 << 8, last=True, threaded=False)

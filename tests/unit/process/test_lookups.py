@@ -110,9 +110,11 @@ def test_a_zombie_is_not_alive(loop, records, sleepers):
     process = sleepers()
     made = lookups(loop, records)
     assert made.is_alive(process.pid)
+    assert not made.is_ending(process.pid), "it has its memory"
     process.kill()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     assert not made.is_alive(process.pid)
+    assert not made.is_ending(process.pid)
     assert made.read(process.pid, EVERYTHING, "procfs").threads == 0
     made.close()
 
