@@ -65,16 +65,22 @@ def test_uid_names_the_ids_of_the_event(tmp_path):
 
 
 def test_comm_of_a_uid_event_is_that_of_its_moment(tmp_path):
-    """su changes its uid and executes a shell at once: the event is about su, or its comm is unknown."""
-    with running(tmp_path, UIDS) as daemon:
+    """su changes its uid and executes a shell at once: the event is about su, or its program is unknown."""
+    rules = UIDS.replace("    events: [uid]\n", "    events: [uid]\n    record: [exe, cmdline]\n")
+    code = f"import os; os.setuid({NOBODY}); os.execv('/bin/true', ['true'])"
+    with running(tmp_path, rules) as daemon:
+        pids = set()
         for _ in range(100):
-            process = subprocess.Popen(
-                [sys.executable, "-ISc", f"import os; os.setuid({NOBODY}); os.execv('/bin/true', ['true'])"],
-            )
+            process = subprocess.Popen([sys.executable, "-ISc", code])
             process.wait()
+            pids.add(process.pid)
         daemon.mark()
-        comms = {record["comm"] for record in daemon.matches("uid")}
-        assert comms <= {os.path.basename(os.path.realpath(sys.executable)), "python", None}
+        found = [record for record in daemon.matches("uid") if record["pid"] in pids]
+        assert {record["pid"] for record in found} == pids
+        first = os.path.basename(os.path.realpath(sys.executable))
+        assert {record["comm"] for record in found} <= {first, "python", None}
+        assert {record["exe"] for record in found} <= {os.path.realpath(sys.executable), None}
+        assert not [record for record in found if str(record["cmdline"]).startswith("true")]
 
 
 def test_default_message_makes_the_plan_know_the_comm(tmp_path):

@@ -63,7 +63,8 @@ def test_every_short_life_matches_by_what_its_path_is_not(tmp_path):
     rules = GLOB.format(comm="false", directory=program.parent, program=program)
     with running(tmp_path, rules) as daemon:
         pids = failures(program, 400)
-        assert matched(daemon, "other") == matched(daemon, "glob") == sorted(pids)
+        for rule in ("other", "glob"):  # other programs of this directory may fail meanwhile
+            assert [pid for pid in matched(daemon, rule) if pid in pids] == sorted(pids)
 
 
 def test_a_program_bound_over_another_does_not_match(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ from cnprocd.json_value import JsonDict, JsonError, JsonObject, as_dict, parse_j
 from cnprocd.launch import render
 from cnprocd.output.record import match_record, message
 from cnprocd.process import procfs
+from cnprocd.process.file_names import FileNames, look_up_here
 from cnprocd.process.model import Occurrence, Process
 from cnprocd.rules.compile import Match, Matcher
 from cnprocd.rules.language.load import system_group, system_user
@@ -31,8 +33,10 @@ _MOST_ANCESTORS = 64
 def test(options: Options) -> int:
     """Show each rule that would fire, with its record and the argument list of its hook."""
     loaded = loaded_rules(options.rules, draft=draft_of(options))
-    occurrence = occurrence_from(options, described(options))
-    matches = Matcher(loaded.rules).match(occurrence)
+    occurrence, matcher = occurrence_from(options, described(options)), Matcher(loaded.rules)
+    if occurrence.kind == "exit" and options.exe is None:
+        _take_named_path(occurrence.process, matcher)
+    matches = matcher.match(occurrence)
     found = [_outcome(match) for match in matches]
     if options.json:
         print_json([asdict(one) for one in found])
@@ -131,6 +135,21 @@ def _of_process(pid: int, event: JsonObject) -> Occurrence:
         occurrence.kernel_time_ns = time.monotonic_ns()
     occurrence.ancestors = occurrence.ancestors or _ancestors(process)
     return occurrence
+
+
+def _take_named_path(process: Process, matcher: Matcher) -> None:
+    """Take the path by which the exit record of a running process will name its program: one that a rule names."""
+    if process.exe_file is None or not matcher.exe_paths:
+        return
+    try:
+        files = FileNames(look_up_here)
+    except OSError:  # no inotify instance: the daemon has none either, or it is another user's limit
+        return
+    with contextlib.closing(files):
+        files.use(matcher.exe_paths, None)
+        found = files.find(process.exe_file, process.comm)
+    if found is not None:
+        process.take_executed_file(process.exe_file, found)
 
 
 def _ancestors(process: Process) -> tuple[Process, ...]:

@@ -479,7 +479,10 @@ def live(machine: Machine, operations, lone_codes=(0,), spare=(), pace_ns=0) -> 
         elif name in ("rename", "rename_thread"):
             machine.rename(tgid, COMMS[c % len(COMMS)], tid=tgid if name == "rename" and tgid in threads else tid)
         elif name == "ids" and tgid in threads:
-            machine.set_ids(tgid, [0, 54, 1000][a % 3], [0, 55][b % 2], euid=[None, 0, 54][c % 3])
+            task, euid = machine.tasks[tgid], [None, 0, 54][c % 3]
+            # Without privilege a process gets only ids that it has.
+            may_have = 0 in (task.uid, task.euid) or euid in (task.uid, task.euid)
+            machine.set_ids(tgid, [0, 54, 1000][a % 3], [0, 55][b % 2], euid=euid if may_have else None)
         elif name == "setsid":
             machine.setsid(tgid, tid)
         elif name == "ptrace":
