@@ -11,6 +11,7 @@ import contextlib
 import os
 import pwd
 import struct
+import sys
 import time
 from collections.abc import Iterator
 from functools import lru_cache
@@ -34,6 +35,7 @@ from cnprocd.process.stat import (
 )
 
 _CHUNK = 8192
+_REMEMBERED_PROGRAMS = 1024
 _EXEFILE = struct.Struct("=QQB")
 
 
@@ -150,7 +152,7 @@ def to_process(tgid: int, files: Files, source: Provenance) -> Process | None:
         tgid=tgid,
         ppid=stat.ppid,
         start_ns=stat.start_ticks * TICK_NS - clock_offset_ns(),
-        comm=None if stat.is_executing else stat.comm,
+        comm=None if stat.is_executing else sys.intern(stat.comm),  # many processes run one program: one text for all
         comm_source="unknown" if stat.is_executing else source,
         threads=0 if stat.is_dead else max(1, stat.threads),
         threaded=stat.threads > 1,
@@ -168,8 +170,8 @@ def to_process(tgid: int, files: Files, source: Provenance) -> Process | None:
         process.take_cmdline(parse_cmdline(files.cmdline), is_cut(files.cmdline), source)
     if files.cgroup:
         cgroup = parse_cgroup(files.cgroup, cgroup_roots())
-        if not (stat.is_dead and cgroup == "/"):  # see zombie_cgroup
-            process.cgroup, process.cgroup_source = cgroup, source
+        if cgroup is not None and not (stat.is_dead and cgroup == "/"):  # see zombie_cgroup
+            process.cgroup, process.cgroup_source = sys.intern(cgroup), source
     return process
 
 
@@ -182,12 +184,17 @@ def _more_ids(files: Files) -> MoreIds | None:
 
 def take_claim(process: Process, shown: str, exefile: bytes | None) -> None:
     """Take what /proc/PID/exe shows. `exe` is its path only if evidence vouches for it (see files.py)."""
+    process.exe, process.image = _program(shown, exefile)
+
+
+@lru_cache(maxsize=_REMEMBERED_PROGRAMS)  # of one program all processes have the same
+def _program(shown: str, exefile: bytes | None) -> tuple[str | None, Image]:
     device, inode, evidence = _EXEFILE.unpack(exefile) if exefile is not None else (0, 0, 0)
     file = FileId(device, inode) if inode else None
     claim = claim_of(shown, file, file if evidence & lookup_child.AT_TEXT else None)
     at_path = file if evidence & lookup_child.AT_PATH else None
-    process.exe = verified_path(claim, at_path, bool(evidence & lookup_child.HOST_MOUNTS))
-    process.image = Image(claim.path, claim.is_deleted, claim.file)
+    exe = verified_path(claim, at_path, bool(evidence & lookup_child.HOST_MOUNTS))
+    return exe, Image(claim.path, claim.is_deleted, claim.file)
 
 
 def unread_process(tgid: int, wanted: Wanted, source: Provenance) -> Process | None:
