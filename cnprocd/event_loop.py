@@ -24,6 +24,7 @@ from cnprocd.stalls import Stalls
 from cnprocd.subscription import HookFollower
 
 BUDGET_S = 0.01  # of draining before the loop serves the others
+FLOOD_BUDGET_S = 0.05  # the same in a flood: starting the hooks of its matches takes time that other events need
 IN_PLACE_S = 0.05  # of windows, one after the other, before the loop runs its timers
 TICK_S = 1.0
 LAST_EVENTS_S = 4.0  # of reading what is queued at a stop
@@ -160,7 +161,8 @@ class EventLoop:
     def _turn_for_a_while(self) -> float:
         """Turn the pipeline within the budget. Return how long to let events gather; 0: listen to the sockets."""
         began_s = time.monotonic()
-        deadline_s, quiet_s = began_s + BUDGET_S, began_s - self._active_at_s
+        budget_s = FLOOD_BUDGET_S if self._pipeline.flood.active else BUDGET_S
+        deadline_s, quiet_s = began_s + budget_s, began_s - self._active_at_s
         seen, more = self._pipeline.turn()
         most = seen
         while more and time.monotonic() < deadline_s:

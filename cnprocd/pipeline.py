@@ -77,10 +77,11 @@ class Pipeline:
         clock: Callable[[], float] = time.monotonic,
         failures: Failures | None = None,
         log_queued: Callable[[], int] = lambda: 0,
+        waited_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         """`files`: the paths that rules name, kept up to date here; None: no rule names one.
 
-        `log_queued` returns how many log records wait for the output.
+        `log_queued`: log records that wait for the output; `waited_s`: the time of commits since start.
         """
         self._machine = machine
         self._life = os.urandom(8).hex()  # of this daemon, for matches whose time is unknown
@@ -97,14 +98,13 @@ class Pipeline:
         self._files = files
         self._log = log
         self._log_queued = log_queued
+        self._waited_s = waited_s
         self._throttled = ThrottledLog(log, _REPORT_EVERY_S)
         self._clock = clock
         self._unknown = UnknownAttributes(self.counts.unknown, self._throttled, clock)
         self._rejects_reported = 0
         self.flood = Flood()
-        self.deferred: Deferred[tuple[Match, str]] = (
-            Deferred()
-        )  # with their `unique`, to be reported when no events wait
+        self.deferred = Deferred[tuple[Match, str]]()  # with their `unique`, to be reported when no events wait
         self._most = EVENT_SLOTS  # events of one batch
         self._known_parents: dict[int, Process | None] = {}
         self._parents_until_s = 0.0
@@ -115,10 +115,10 @@ class Pipeline:
 
     def turn(self) -> Turn:
         """Drain, identify, match and dispatch one batch."""
-        began_s, self._drained_ns = self._clock(), time.monotonic_ns()
+        began_s, self._drained_ns = self._clock() - self._waited_s(), time.monotonic_ns()
         batch = self.source.drain(self._most, all_records=self.recovery.active)
         self._handle(batch)
-        self._fit_batches(len(batch.events), self._clock() - began_s)
+        self._fit_batches(len(batch.events), self._clock() - self._waited_s() - began_s)
         recovery = self.recovery
         recovery.begin_if_due()
         if recovery.active:
@@ -135,7 +135,10 @@ class Pipeline:
         return Turn(len(batch.events) + len(batch.records), batch.more or self.source.looked_ahead)
 
     def _fit_batches(self, events: int, took_s: float) -> None:
-        """Keep batches so small that one takes TURN_S at most: matches cost ten times what other events cost."""
+        """Keep batches so small that one takes TURN_S at most: matches cost ten times what other events cost.
+
+        This is without the wait for the commit, which the matches of a batch share.
+        """
         if took_s > TURN_S:
             self._most = max(LEAST_EVENTS, min(self._most, events) // 2)
         elif took_s < TURN_S / 4 and self._most < EVENT_SLOTS:

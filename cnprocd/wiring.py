@@ -187,7 +187,7 @@ def connect(options: Options, loaded: LoadedRules, outside: Outside) -> Parts:
     kernel_log = _open_kernel_log(options, manager)
     pipeline = Pipeline(
         source, tracker, matcher, tap, recovery, lookups, log, this_machine(), files, kernel_log, failures=failures,
-        log_queued=lambda: outside.output.queued,
+        log_queued=lambda: outside.output.queued, waited_s=dispatcher.spool.waited_s,
     )  # fmt: skip
     rules = RulesInForce(
         loaded, outside.load, outside.read_digests, subscription, pipeline, dispatcher, manager, log,

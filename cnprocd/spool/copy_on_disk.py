@@ -93,6 +93,7 @@ class CopyOnDisk:
         self._late = False
         self._reported = False  # that the spool is not durable
         self._patience = Patience(PATIENCE_S, shortest_s=0.0)
+        self.waited_s = 0.0  # for commits, since start
         self._changes = Changes()
         self._sent = Changes()
         self._sent_ended: tuple[m.Ended, ...] = ()
@@ -175,11 +176,13 @@ class CopyOnDisk:
             return
         began_s = time.monotonic()
         until_s = began_s + self._patience.wait_s(began_s)
-        while self._phase is _Phase.OPEN and unfinished():
-            if not self._disk.wait(until_s - time.monotonic()):
-                self._patience.spend(time.monotonic() - began_s)
-                self._be_late()
-                return
+        in_time = True
+        while in_time and self._phase is _Phase.OPEN and unfinished():
+            in_time = self._disk.wait(until_s - time.monotonic())
+        self.waited_s += time.monotonic() - began_s
+        if not in_time:
+            self._patience.spend(time.monotonic() - began_s)
+            self._be_late()
 
     def forget_ended(self, keep: int, older_than_ns: int) -> dict[State, int]:
         """Forget all but the newest ended jobs of the memory. Return how many of each state."""

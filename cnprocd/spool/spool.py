@@ -82,6 +82,7 @@ class Spool:
         self._forgotten = dict.fromkeys(State, 0)  # ended jobs that only the file has
         self._store = Store(database.in_memory())
         self._copy = CopyOnDisk(path, self._store, disk, log, self._reading, self._taken_in)
+        self.waited_s = lambda: self._copy.waited_s  # for commits, since start
         self._copy.on_pruned = self._pruned
         self._copy.start()
         if self._store.last_job_id() == 0 and not self.durable:

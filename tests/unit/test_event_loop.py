@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cnprocd import event_loop
 from cnprocd.connector.gathering import LOAD_EVENTS, PATIENCE, PATIENCE_OF_LOGS
 from cnprocd.event_loop import EventLoop, Ticker
 from cnprocd.pipeline import Turn
@@ -27,6 +28,7 @@ class Load:
         self.source = SimpleNamespace(filenos=lambda: (ready.fileno(),))
         self.recovery = SimpleNamespace(active=False)
         self.has_pending_counts = False
+        self.flood = SimpleNamespace(active=False)
         tracking = SimpleNamespace(looks_up=True)
         self.tracker = SimpleNamespace(tracking=tracking, deaths=SimpleNamespace(has_held=False))
 
@@ -148,3 +150,25 @@ def test_a_client_that_watches_waits_less_for_a_match(is_watched, times):
         lambda: is_watched,
     )  # fmt: skip
     assert event_loop._patience() == times
+
+
+@pytest.mark.parametrize(("is_flood", "turns"), [(False, 10), (True, 50)])
+def test_in_a_flood_events_get_more_of_the_loop(monkeypatch, is_flood, turns):
+    """Else starting the hooks of a user's flood would take most of it, and deaths of others would wait."""
+    part: Any = SimpleNamespace
+    taken: list[float] = []
+    monkeypatch.setattr(event_loop, "time", part(monotonic=lambda: len(taken) / 1000))
+
+    def turn() -> Turn:
+        taken.append(0.001)
+        return Turn(LOAD_EVENTS, True)
+
+    source = part(filenos=tuple)
+    pipeline = part(turn=turn, flood=part(active=is_flood), source=source)
+    ticker = part(handlers=[], arm=lambda: None)
+    tested = EventLoop(
+        part(), ticker, part(), pipeline, part(count=0), part(), part(), part(), part(), part(is_set=lambda: False),
+        part(), lambda: False,
+    )  # fmt: skip
+    assert tested._turn_for_a_while() == 0.0
+    assert abs(len(taken) - turns) <= 1

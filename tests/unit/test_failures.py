@@ -15,7 +15,7 @@ from cnprocd.connector.taskrecord import ReadRecords
 from cnprocd.dispatch import Dispatcher
 from cnprocd.failures import Failures
 from cnprocd.output.match_id import UNKNOWN_MACHINE
-from cnprocd.pipeline import MOST_QUEUED, MOST_RECOVERED, Pipeline
+from cnprocd.pipeline import LEAST_EVENTS, MOST_QUEUED, MOST_RECOVERED, Pipeline
 from cnprocd.process.deaths import Death
 from cnprocd.process.model import EVERYTHING
 from cnprocd.process.tracker import Tracker
@@ -218,6 +218,23 @@ def test_a_floods_matches_are_reported_when_no_events_wait(line):
     assert line.matched("logged") == list(VICTIMS)
     assert line.pipeline.again_s is None
     assert not line.pipeline.flood.counted
+
+
+@pytest.mark.parametrize("is_commit", [True, False])
+def test_the_wait_for_a_commit_makes_no_batch_smaller(line, is_commit):
+    """Smaller batches would wait more often, and each match of a flood of hooks for longer."""
+    now_s, real = [100.0, 0.0], line.dispatcher.spool.enqueue
+    line.pipeline._clock, line.pipeline._waited_s = lambda: now_s[0], lambda: now_s[1]
+
+    def enqueue(requests):
+        now_s[0] += 0.1
+        now_s[1] += 0.1 if is_commit else 0.0
+        return real(requests)
+
+    line.dispatcher.spool.enqueue = enqueue
+    before = line.pipeline._most
+    line.pipeline.turn()
+    assert line.pipeline._most == (before if is_commit else LEAST_EVENTS)
 
 
 def test_deferred_matches_wait_while_the_log_is_slow(line):
