@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 from cnprocd.connector.inflight import EVENT_SLOTS
@@ -302,15 +303,14 @@ class Pipeline:
                 return True
         return False
 
-    def prepare(self, both: Matcher, plan: Plan) -> Rescan:
+    def prepare(self, both: Matcher, plan: Plan, other: Matcher) -> Rescan:
         """Serve other rules as well as those in force, which go on matching. The kernel has been asked for `plan`.
 
         When the rescan is done, as much is known of the running processes as after a start with the other rules.
         """
         self._use_plan(both, plan)
-        return Rescan(
-            self._procfs, self.tracker, self._files, lambda group: self.recovery.hold(group, both), self._clock
-        )
+        hold = partial(self.recovery.hold, matcher=both, successor=other)
+        return Rescan(self._procfs, self.tracker, self._files, hold, self._clock)
 
     def use(self, matcher: Matcher, plan: Plan) -> None:
         """Use other rules from the next batch on.
@@ -320,6 +320,7 @@ class Pipeline:
         """
         self.matcher = matcher
         self._use_plan(matcher, plan)
+        self.recovery.let_go(matcher)
 
     def _use_plan(self, matcher: Matcher, plan: Plan) -> None:
         self.tracker.use(plan.tracking, matcher.cares)

@@ -218,8 +218,12 @@ class Recovery:
 
     # Pidfds, the second source of exit statuses.
 
-    def hold(self, processes: Iterable[Process], matcher: Matcher) -> None:
-        """Open pidfds on those of these living processes whose exit a rule could match by comm."""
+    def hold(self, processes: Iterable[Process], matcher: Matcher, successor: Matcher | None = None) -> None:
+        """Open pidfds on those of these living processes whose exit a rule could match by comm.
+
+        `successor`: the rules that come into force next. What they ask for has precedence: after a reload as many
+        processes are held as after a start.
+        """
         if self._holder is None or not matcher.wants("exit", threads=False):
             return
         if self._holder.crowded:  # the exits of some were filtered in the kernel, so no event released them
@@ -229,9 +233,18 @@ class Recovery:
                 if not cares or ended.status not in self._source.wanted_exits:
                     self._holder.release(ended.process.tgid)
             self._holder.thinned()
-        for process in processes:
-            if _cares_for(matcher, process):
-                self._holder.hold(process)
+        wanted = [process for process in processes if _cares_for(matcher, process)]
+        if successor is not None:
+            wanted.sort(key=lambda one: not _cares_for(successor, one))
+            missing = sum(_cares_for(successor, one) for one in wanted) - self._holder.room
+            self._holder.release_all(lambda held: not _cares_for(successor, held), max(0, missing))
+        for process in wanted:
+            self._holder.hold(process)
+
+    def let_go(self, matcher: Matcher) -> None:
+        """Close the pidfds of processes that no rule asks for any more."""
+        if self._holder is not None:
+            self._holder.release_all(lambda held: not _cares_for(matcher, held))
 
     def release(self, tgid: int) -> None:
         """Close the pidfd of a process whose exit was seen."""

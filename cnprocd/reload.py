@@ -271,7 +271,7 @@ class RulesInForce:
         """
         matcher = await self._compiled(loaded.rules)
         both = self._pipeline.matcher.and_other(matcher)
-        rescan = self._pipeline.prepare(both, self._subscription.use(both))
+        rescan = self._pipeline.prepare(both, self._subscription.use(both), matcher)
         while not (self._stopping.is_set() or rescan.go_on()):
             await asyncio.sleep(0)
         if self._stopping.is_set():

@@ -16,6 +16,7 @@ import fcntl
 import os
 import resource
 import struct
+from collections.abc import Callable
 from typing import NamedTuple
 
 from cnprocd.process.model import Process
@@ -92,6 +93,17 @@ class Holder:
             return
         with contextlib.suppress(OSError):  # gone, or out of descriptors
             self._held[process.tgid] = os.pidfd_open(process.tgid), process
+
+    def release_all(self, is_spare: Callable[[Process], bool], most: int = MOST_HELD) -> None:
+        """Close the pidfds of so many processes for which this returns True, the oldest first."""
+        spare = [tgid for tgid, (_, process) in self._held.items() if is_spare(process)]
+        for tgid in spare[:most]:
+            self.release(tgid)
+
+    @property
+    def room(self) -> int:
+        """How many more can be held."""
+        return max(0, self._limit - len(self._held))
 
     def release(self, tgid: int) -> None:
         """Close the pidfd of a process whose exit was reported."""

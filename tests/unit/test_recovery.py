@@ -1,20 +1,25 @@
 """After an overrun: nothing is missed, nothing is reported twice, and another overrun is not forgotten."""
 
+import subprocess
 import time
 from dataclasses import replace
 from types import SimpleNamespace
 
+import pytest
 from unit.process.machine import INIT, Machine, MachineProcFs
 from unit.test_failures import Line
 
 from cnprocd.connector.source import Batch, Losses
 from cnprocd.connector.status import EVERY_STATUS
 from cnprocd.connector.taskrecord import ReadRecords, TaskRecord
-from cnprocd.process.holder import Ended
+from cnprocd.process.holder import Ended, Holder
 from cnprocd.process.model import EVERYTHING, Process
 from cnprocd.process.tracker import Tracker
 from cnprocd.process.tracking import Tracking
 from cnprocd.recovery import Recovery
+from cnprocd.rules.compile import Matcher
+from cnprocd.rules.language.plain import plain
+from cnprocd.rules.language.schema import RuleModel
 
 OWN = 50
 FAR_NS = 1 << 62
@@ -256,3 +261,39 @@ def test_many_vanished_processes_are_returned_a_few_at_a_time():
     assert max(map(len, pieces)) <= 128
     assert sorted(o.process.tgid for piece in pieces for o in piece) == list(many[:-1])
     assert scene.logged("recovered", "count") == [len(many) - 1]
+
+
+@pytest.fixture
+def crowd():
+    """Four processes that live, two of each name, in the order of a scan."""
+    sleepers = [subprocess.Popen(["sleep", "600"]) for _ in range(4)]
+    yield [Process(one.pid, comm="ab"[at % 2]) for at, one in enumerate(sleepers)]
+    for one in sleepers:
+        one.kill()
+        one.wait()
+
+
+def rules_on(*comms: str) -> Matcher:
+    models = [{"name": f"r{at}", "events": ["exit"], "match": {"comm": one}} for at, one in enumerate(comms)]
+    return Matcher([plain(RuleModel.model_validate(one)) for one in models])
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 100])
+@pytest.mark.parametrize(("before", "after"), [("a", "b"), ("ab", "b"), ("b", "ab"), ("a", "")])
+def test_after_a_reload_as_many_are_held_as_after_a_start(crowd, limit, before, after):
+    """If there is room for a few only, what the former rules asked for must not keep it."""
+    held = []
+    for former in (rules_on(*before), None):
+        rules, holder = rules_on(*after), Holder(limit)
+        recovery = Recovery(SimpleNamespace(wanted_exits=EVERY_STATUS), None, None, holder, None)
+        if former is None:
+            recovery.hold(crowd, rules)
+        else:
+            recovery.hold(crowd, former)
+            for process in crowd:  # the rescan of a reload comes in groups
+                recovery.hold([process], former.and_other(rules), rules)
+            recovery.let_go(rules)
+        assert {process.comm for process in crowd if holder.holds(process)} <= set(after)
+        held.append(len(holder))
+        holder.close()
+    assert held[0] == held[1]
