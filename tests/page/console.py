@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from selenium import webdriver
@@ -110,23 +110,23 @@ def wait_for(what: str, found: Callable[[], object], patience_s: float = PATIENC
 
 
 class Daemon:
-    """cnprocd with its standard files."""
+    """cnprocd with its standard files: that of this source, or `command`."""
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, command: Sequence[str] = (), socket: Path = SOCKET) -> None:
         self._log = log
+        self._command = command or [sys.executable, "-m", "cnprocd.cli.cnprocd"]
+        self._socket = socket
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         log = self._log.open("ab")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "cnprocd.cli.cnprocd", "--log-format", "json"], stdout=log, stderr=log, cwd=ROOT
-        )
+        self._process = subprocess.Popen([*self._command, "--log-format", "json"], stdout=log, stderr=log, cwd=ROOT)
         process = self._process
 
         def connects() -> bool:
             assert process.poll() is None, self._log.read_text()
             with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as one:
-                one.connect(str(SOCKET))
+                one.connect(str(self._socket))
                 return True
             return False
 
@@ -140,18 +140,20 @@ class Daemon:
 
 
 @contextlib.contextmanager
-def cockpit(user: str, log: Path) -> Iterator[str]:
-    """Run cockpit-ws for this user. Yield its address."""
+def cockpit(user: str, log: Path, root: Path = Path("/")) -> Iterator[str]:
+    """Run cockpit-ws of a root directory for this user. Yield its address."""
     port = free_port()
     command = [
-        _cockpit_ws(), "--address=127.0.0.1", f"--port={port}", "--no-tls",
+        "chroot", str(root), _cockpit_ws(root), "--address=127.0.0.1", f"--port={port}", "--no-tls",
         f"--local-session=/usr/local/bin/cnptest-bridge-{user}",
     ]  # fmt: skip
-    home = log.parent / f"home-{user}"
-    home.mkdir(mode=0o777)
+    home = root / f"var/lib/cnptest-home-{user}"
+    home.mkdir(mode=0o777, exist_ok=True)
     home.chmod(0o777)
     with log.open("ab") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, "HOME": str(home)})
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, env={**os.environ, "HOME": f"/tmp/cnptest-home-{user}"}
+        )
     try:
         wait_for("cockpit-ws answers", lambda: _answers(port))
         yield f"http://127.0.0.1:{port}"
@@ -160,10 +162,9 @@ def cockpit(user: str, log: Path) -> Iterator[str]:
         process.wait(PATIENCE_S)
 
 
-def _cockpit_ws() -> str:
-    found = next(
-        (path for path in ("/usr/lib/cockpit/cockpit-ws", "/usr/libexec/cockpit-ws") if Path(path).exists()), None
-    )
+def _cockpit_ws(root: Path) -> str:
+    places = ("usr/lib/cockpit/cockpit-ws", "usr/libexec/cockpit-ws")
+    found = next((f"/{path}" for path in places if (root / path).exists()), None)
     assert found is not None, "cannot find cockpit-ws: apt install cockpit-ws"
     return found
 

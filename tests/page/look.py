@@ -14,7 +14,7 @@ import io
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from console import RULES, Browser, Daemon, cockpit, enter, wait_for
@@ -69,9 +69,9 @@ class Page:
         self.browser.open(self.address, at)
         return self.browser
 
-    def shot(self, name: str) -> None:
+    def shot(self, name: str, styles: Sequence[str] = ("light", "dark")) -> None:
         """Keep a screenshot, light and dark."""
-        for style in ("light", "dark"):
+        for style in styles:
             self._style(style)
             picture = self.browser.driver.get_screenshot_as_png()
             OUTPUT.mkdir(exist_ok=True)
@@ -464,9 +464,32 @@ def burst(page: Page) -> None:
     see(f"{BURST} deaths while the page was open: {rows} rows, longest frame {longest_ms} ms")
 
 
+def in_cockpit(page: Page) -> None:
+    """Find the page in Cockpit's menu, and follow its address."""
+    if not Path("/usr/share/cockpit/shell").exists():
+        see("nothing: cockpit-system is not installed")
+        return
+    browser = page.browser
+    browser.driver.get(f"{page.address}/cnprocd")
+    browser.see("Process events", "nav")
+    browser.driver.switch_to.frame(browser.find("iframe[name$='localhost/cnprocd']"))
+    try:
+        browser.see("watching", ".tiles")
+        browser.find("svg.chart")
+        page.shot("cockpit", ("light",))
+        browser.click("a", "Rules")
+        browser.see("oracle-process-died", "tbody")
+        browser.driver.switch_to.default_content()
+        wait_for("the address", lambda: str(browser.driver.current_url).endswith("/cnprocd#/rules"))
+    finally:
+        browser.driver.switch_to.default_content()
+        browser.errors()  # those of Cockpit's own pages, which miss systemd and D-Bus here
+    see("the page in Cockpit's menu, in its frame; the address of a view in the address bar")
+
+
 STEPS: tuple[Callable[[Page], None], ...] = (
-    first_view, live, one_match, hostile, rules, edit, refused, two_tabs, jobs, record, read_only, stopped, narrow,
-    burst,
+    first_view, in_cockpit, live, one_match, hostile, rules, edit, refused, two_tabs, jobs, record, read_only, stopped,
+    narrow, burst,
 )  # fmt: skip
 
 
