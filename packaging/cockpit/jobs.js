@@ -16,17 +16,13 @@ function actions(job, after) {
     const change = (label, what, text) => button(label, async event => {
         event.target.disabled = true;
         try {
-            await what();
-            announce(`Job ${job.job_id} ${text}`);
+            if (await what()) announce(`Job ${job.job_id} ${text}`);
             after(null);
-        } catch (error) {
-            event.target.disabled = false;
-            after(error);
-        }
+        } catch (error) { after(error) }
+        event.target.disabled = false;
     }, { "data-key": `${label}-${job.job_id}`, "aria-label": `${label} job ${job.job_id}` });
-    const sure = async (question, detail, yes, method) => {
-        if (await ask(question, detail, yes)) await call(method, { job_id: job.job_id });
-    };
+    const sure = async (question, detail, yes, method) =>
+        await ask(question, detail, yes) && call(method, { job_id: job.job_id });
     if (!access.admin) return "-";
     if (job.state === "dead") return change("Retry", () => call("Retry", { job_id: job.job_id }), "waits again");
     if (job.state === "waiting") return change("Drop", () => sure(`Drop job ${job.job_id}?`,

@@ -59,7 +59,10 @@ function toggle(rule, status, after) {
         return button("Enable", () => act(["enable"]), { "data-key": `toggle-${rule.name}`, "aria-label": `Enable ${rule.name}` });
     const choice = h("select", {
         "aria-label": `Disable ${rule.name}`, "data-key": `toggle-${rule.name}`,
-        onchange: () => choice.value !== "no" && act(["disable", ...(choice.value ? ["--for", choice.value] : [])]),
+        onchange: () => {
+            act(["disable", ...(choice.value ? ["--for", choice.value] : [])]);
+            choice.value = "no";
+        },
     }, h("option", { value: "no" }, "Disable ..."), TIMES.map(([value, label]) => h("option", { value }, label)));
     return choice;
 }
@@ -80,25 +83,26 @@ function allRules(main, first) {
         toggle(rule, status, after),
     ]))) : empty("No rules", "Write the first one with Edit, or copy one of /usr/share/doc/cnprocd/examples.")));
 
-    function redraw() {
+    function redraw(always) {
         const now = new Map(status.rules.map(one => [one.name, one]));
         fill(changed, status.reload.changed_files?.length > 0 && alert("warn", "The rule files differ from the rules in force",
             `Reload loads them: ${status.reload.changed_files.join(", ")}`), !status.reload.ok && alert("bad",
             "The last reload failed; the rules in force are older than the files", status.reload.error));
-        if (listed) draw({ admin: access.admin, rules: listed.map(one => ({
+        if (!listed || (!always && list.querySelector("select:focus"))) return;  // an open choice stays open
+        draw({ admin: access.admin, rules: listed.map(one => ({
             ...one, hits: now.get(one.name)?.hits, last: now.get(one.name)?.last_hit_ns, price: prices.get(one.name) ?? "-" })) });
     }
 
     async function load() {
         try {
             listed = await cnprocctl([...rulesOption(status), "rules", "list"]);
-            redraw();
+            redraw(true);
             const { rules } = await cnprocctl([...rulesOption(status), "explain"]);
             prices = new Map(rules.map(one => [one.rule, `${PRICES[one.cost] ?? one.cost} (${one.cost} of 4): ${one.cost_means}`]));
         } catch (error) {
             if (!listed) fill(list, failure(error));
         }
-        redraw();
+        redraw(true);
     }
 
     load();
@@ -109,7 +113,7 @@ function allRules(main, first) {
             const next = JSON.stringify([now.rules_hash, now.reload, now.rules.map(one => one.enabled)]);
             if (next !== hash) load();
             hash = next;
-            redraw();
+            redraw(false);
         },
     };
 }

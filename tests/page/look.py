@@ -29,6 +29,7 @@ HOOK_MAY_SUCCEED = Path("/run/cnptest-hook-may-succeed")
 PAST = 10_000
 BURST = 500
 RULES_TEXT = """\
+settings: {hook_slots: 1}
 rules:
   - name: oracle-process-died
     description: Free what a dead background process held
@@ -200,7 +201,7 @@ def rules(page: Page) -> None:
     browser = page.open("/rules")
     browser.see("oracle-process-died", "tbody")
     browser.see("of 4", "tbody")
-    browser.see("rules.yaml:2", "tbody")
+    browser.see("rules.yaml:3", "tbody")
     browser.script(
         "const one = document.querySelector('select[aria-label=\"Disable oracle-failed\"]');"
         "one.value = '1h'; one.dispatchEvent(new Event('change'))"
@@ -244,11 +245,11 @@ def edit(page: Page) -> None:
     browser.see("1 mistake", ".alert")
     browser.see('did you mean "nonzero_exit"', ".problems")
     marked = browser.find(".lines .bad").text
-    assert marked == "12", marked
+    assert marked == "13", marked
     assert not browser.find("button", "Save and load").is_enabled()
     see(f"a mistake at its line ({marked}) as one types, with what would be accepted; it cannot be saved")
     page.shot("edit")
-    browser.click("button", "line 12")
+    browser.click("button", "line 13")
     assert browser.script("return document.activeElement.tagName") == "TEXTAREA"
     new = RULES_TEXT.replace('exit_code: "1-127"', 'exit_code: "4-127"')
     _type(browser, new)
@@ -327,7 +328,11 @@ def jobs(page: Page) -> None:
     see(f"job {number} retried: it ran again and succeeded")
     HOOK.write_text("#!/bin/sh\necho waiting for a lock\nexec sleep 600\n")
     kill(waiting("ora_pmon_SLOW"))
+    kill(waiting("ora_pmon_NEXT"))
     browser.go("/jobs")
+    browser.click("tbody button", "Drop")
+    browser.click("dialog button", "Drop it")
+    browser.see("dropped by an operator", "tbody")
     browser.click("tbody button", "Kill")
     browser.see("get SIGTERM", "dialog")
     browser.click("dialog button", "Cancel")
@@ -336,7 +341,7 @@ def jobs(page: Page) -> None:
     browser.click("dialog button", "Kill it")
     browser.see("killed by an operator", "tbody")
     HOOK.write_text(HOOK_TEXT)
-    see("a running hook killed, after the question was answered with Cancel once")
+    see("a waiting job dropped; a running hook killed, after the question was answered with Cancel once")
 
 
 def record(page: Page) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -49,3 +51,11 @@ def test_the_manifest_names_the_page():
     manifest = json.loads((PAGE / "manifest.json").read_text())
     assert list(manifest["menu"]) == ["index"]
     assert (PAGE / "index.html").exists()
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+@pytest.mark.parametrize("path", [path for path in SOURCES if path.suffix == ".js"], ids=lambda path: path.name)
+def test_a_module_of_the_page_has_no_syntax_error(path):
+    command = ["node", "--input-type=module", "--check"]
+    done = subprocess.run(command, input=path.read_text(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
