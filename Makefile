@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 RUN := /run/cnprocd-make
 
-.PHONY: run demo test lint unit kernel fuzz clean package test-vm test-arm64 test-fleet test-container test-page test-page-debian test-page-vm bench bench-full soak test-jobs endurance
+.PHONY: run demo test lint unit kernel fuzz clean package test-vm test-arm64 test-fleet test-container test-page test-page-debian bench bench-full soak test-jobs endurance
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -78,13 +78,10 @@ $(VENV)/.page: $(STAMP)
 test-page: $(VENV)/.page
 	$(BIN)/python -u tests/page/look.py $(PAGE)
 
-# The same page in Debian 12's and 13's own Cockpit, installed from the packages: first in trees made by mmdebstrap, then in
-# virtual machines. A few minutes each; trees are kept in .page/, images in .vm/.
+# The same page in Debian 12's and 13's own Cockpit, installed from the packages, in trees made by mmdebstrap and kept in
+# .page/. A few minutes.
 test-page-debian: $(VENV)/.page $(VENV)/.packaging
 	$(BIN)/python -u tests/page/suites.py
-
-test-page-vm: $(VENV)/.page $(VENV)/.packaging
-	$(BIN)/python -u tests/page/vm.py
 
 # Compare with other listeners. They are fetched and compiled into .bench/; skipped ones are listed with the reason.
 bench: $(STAMP)
