@@ -11,7 +11,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import os
+import shutil
+import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -20,8 +24,12 @@ from pathlib import Path
 from console import RULES, Browser, Daemon, cockpit, enter, wait_for
 from deaths import HOSTILE, MARKUP, fail, fail_with_arguments, kill, waiting, write_history
 from PIL import Image
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+
+from cnprocd.connector.listener import Listener
+from cnprocd.errors import CnprocdError
 
 OUTPUT = Path(__file__).resolve().parents[2] / ".page"
 HOOK = Path("/usr/local/bin/free-what-it-held")
@@ -498,6 +506,30 @@ STEPS: tuple[Callable[[Page], None], ...] = (
 )  # fmt: skip
 
 
+def cannot_run() -> str | None:
+    """Return why the page cannot be used on this machine at all, or None."""
+    if os.geteuid() != 0:
+        return "it needs root"
+    missing = [name for name in ("cockpit-bridge", "chromedriver", "chromium", "setpriv") if not shutil.which(name)]
+    if missing:
+        return f"cannot find {', '.join(missing)}"
+    try:
+        listener = Listener.open(1 << 20)
+        listener.subscribe(0.5)
+        listener.unsubscribe()
+        Browser().close()
+    except CnprocdError as error:
+        return f"no proc connector here: {error}"
+    except WebDriverException as error:
+        return f"cannot start the browser: {error.msg}"
+    with tempfile.TemporaryDirectory(prefix="cnptest-page-") as place:
+        mounts = 'mount -t tmpfs own "$1" && cd "$1" && mkdir u w'
+        overlay = "mount -t overlay -o lowerdir=/etc,upperdir=u,workdir=w own /etc"
+        command = ["unshare", "--mount", "sh", "-c", f"{mounts} && {overlay}", "sh", place]
+        done = subprocess.run(command, capture_output=True, text=True)
+    return f"cannot mount an overlay: {done.stderr.strip()}" if done.returncode else None
+
+
 @contextlib.contextmanager
 def furnished(shots: Path | None) -> Iterator[Page]:
     """Start all that the steps need."""
@@ -527,6 +559,9 @@ def main() -> int:
     parser.add_argument("steps", nargs="*", metavar="STEP", help=", ".join(step.__name__ for step in STEPS))
     options = parser.parse_args()
     shots = options.screenshots.resolve() if options.screenshots else None
+    if reason := cannot_run():
+        print(f"make test-page skipped: {reason}")
+        return 0
     failed = []
     with furnished(shots) as page:
         for step in STEPS:

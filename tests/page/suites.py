@@ -78,8 +78,8 @@ def install(place: Path, tree: Path, deb: Path) -> Path:
     bridge = root / "usr/local/bin/cnptest-bridge-root"
     bridge.write_text(f"#!/bin/sh\n{BRIDGES['root']}\n")
     bridge.chmod(0o755)
-    for directory in ("run/cnprocd", "var/lib/cnprocd"):
-        (root / directory).mkdir(exist_ok=True)
+    for own in ("run/cnprocd", "var/lib/cnprocd"):
+        (root / own).mkdir(exist_ok=True)
     (root / "etc/cnprocd/rules.yaml").write_text(RULES)
     return root
 
