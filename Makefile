@@ -47,9 +47,22 @@ $(VENV)/.packaging: $(STAMP) packaging/locks/tools.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r packaging/locks/tools.txt
 	@touch $@
 
+# The tests print a table of the packages: size, dependencies, lint, and what was run.
 package: $(VENV)/.packaging
+	rm -rf dist
 	$(BIN)/python packaging/build.py --dist dist
-	$(BIN)/pytest -q tests/package
+	CNPROCD_DIST=$(CURDIR)/dist $(BIN)/python -m pytest -q tests/package
+
+# All packages, sdist, wheel, bill of materials and repositories, signed: make release KEY=FINGERPRINT. See docs/release.md.
+.PHONY: release
+release: $(VENV)/.packaging
+	@[ -n "$(KEY)" ] || { echo "make release needs the key that signs: make release KEY=FINGERPRINT"; exit 2; }
+	$(BIN)/python packaging/release.py --key "$(KEY)" --out release
+
+# The unit tests under each Python of the packages (3.11 to 3.14) that is here. A few minutes each.
+.PHONY: test-pythons
+test-pythons: $(STAMP)
+	$(BIN)/python tests/pythons.py $(PYTHONS)
 
 # Boot Debian 12 and 13 under qemu. Images are made once (mmdebstrap) and kept in .vm/.
 test-vm: $(VENV)/.packaging
@@ -113,4 +126,4 @@ test-jobs: $(STAMP)
 	cd tests && ../$(BIN)/python -m kernel.jobs.run $(JOBS)
 
 clean:
-	rm -rf $(VENV) .bench .fleet .fuzz .page build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .pythons .bench .fleet .fuzz .page build dist release *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "packaging"))  # scripts, not part of a Python package
 builder = importlib.import_module("build")
 flavours = importlib.import_module("flavours")
+repositories = importlib.import_module("repositories")
 
 VERSION = builder.PROJECT["version"]
 PACKAGES = list(flavours.PACKAGES)

@@ -12,16 +12,9 @@ import pytest
 from package.built import ROOT, VERSION, builder, flavours, unpack
 
 SOURCES = (
-    "cnprocd",
-    "packaging",
-    "systemd",
-    "config",
-    "docs",
-    "pyproject.toml",
-    "LICENSE",
-    "README.md",
-    "CHANGELOG.md",
-)
+    "cnprocd", "packaging", "systemd", "config", "docs", "pyproject.toml", "MANIFEST.in", "Makefile", "LICENSE",
+    "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -37,11 +30,17 @@ def source(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def build(source):
+def epoch():
+    """Return the time stamp of all builds of this run, even if the checkout gets a commit meanwhile."""
+    return builder.source_epoch()
+
+
+@pytest.fixture(scope="session")
+def build(source, epoch):
     """Return a function that builds all packages in a directory, with changes of environment and umask."""
 
     def run(where, cwd=ROOT, umask=0o022, **changes):
-        environ = os.environ | {"SOURCE_DATE_EPOCH": str(builder.source_epoch())} | changes
+        environ = os.environ | {"SOURCE_DATE_EPOCH": str(epoch)} | changes
         command = [sys.executable, str(source / "packaging/build.py"), "--dist", str(where)]
         subprocess.run(command, check=True, env=environ, cwd=cwd, umask=umask)
         return where
