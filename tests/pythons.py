@@ -26,7 +26,16 @@ def environment(version: str, python: Path) -> Path:
     made = ROOT / ".pythons" / version / "bin/python"
     if not made.exists():
         subprocess.run([python, "-m", "venv", str(made.parents[1])], check=True)
-        pip = [made, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--editable", f"{ROOT}[dev]"]
+        pip = [
+            str(made),
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--editable",
+            f"{ROOT}[dev]",
+        ]
         subprocess.run(pip, check=True)
     return made
 
@@ -34,7 +43,7 @@ def environment(version: str, python: Path) -> Path:
 def unit_tests(python: Path, arguments: list[str]) -> tuple[bool, str]:
     """Run the unit tests. Return whether they passed, and pytest's last line."""
     files = arguments or ["tests/unit", *(f"--ignore={name}" for name in LEFT_OUT)]
-    command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
+    command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as pytest:
         assert pytest.stdout is not None
         last = ""
