@@ -200,6 +200,13 @@ class Recovery:
         self._silent_count += len(found)
         self._silent_named += found[: MOST_NAMED - len(self._silent_named)]
 
+    def report_handover(self) -> None:
+        """Log how many exit records the last daemon had read and could not keep for this one."""
+        lost = self._source.take_lost_records()
+        if lost:
+            message = f"{lost} exit records of the last daemon had no room in the runtime directory: their names are lost"
+            self._log("warning", "handover_incomplete", count=lost, message=message)
+
     def _report_recovered(self, first: list[Occurrence], count: int, how: str) -> None:
         """Log how many processes were recovered, and which: the first of them."""
         named = [occurrence.process for occurrence in first]

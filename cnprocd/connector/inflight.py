@@ -11,8 +11,9 @@ One half of a death may come a batch before the other: an exit record before its
 record of a sibling thread. The slots of those tasks are kept, moved to the front, until the death is complete.
 
 The file is for one boot: with another boot id in its head its PIDs are meaningless. It survives the process, not the
-machine, so it needs neither fsync nor a disk. Not covered: the record of a leader that ended long before its process,
-which is in memory only, and incomplete deaths of more tasks than half the slots.
+machine, so it needs neither fsync nor a disk. Exit records of more tasks than half the slots go to a log beside it
+(record_log.py). Of more deaths than half the event slots that wait for a sibling's record, the record alone is kept:
+the next daemon takes the event for lost. Not covered: the record of a leader that ended long before its process.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ import mmap
 import os
 import struct
 from array import array
-from collections.abc import Set
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
 
 from cnprocd.connector import uapi
 from cnprocd.connector.decode import SLOT_SIZE
+from cnprocd.connector.record_log import LEAST_MESSAGE, TID_AT, RecordLog
 from cnprocd.connector.taskrecord import RECORD_SLOT_SIZE
 
 EVENT_SLOTS = 512  # at 40 bytes an event in Python a batch's list stays in cache, and 512 need one system call
@@ -40,7 +42,6 @@ _LENGTH = struct.Struct("=I")  # nlmsg_len, the first word of a slot; 0 where th
 _WORD = 4
 _BLANK = memoryview(array("I", [0] * RECORD_SLOTS))
 _EXITED_TID_AT = uapi.OFFSET_DATA  # in a slot of an exit event
-_RECORDED_TID_AT = 164  # ac_pid in a slot of a record (taskrecord.py)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,8 @@ class Leftover:
 class InFlight:
     """The mapped slots. Without a path, or if there can be no file, plain memory, which a kill loses."""
 
+    _log: RecordLog | None = None
+
     def __init__(self, path: Path | None = None, boot_id: str = "") -> None:
         self.durable = False
         self._map: mmap.mmap | None = None
@@ -61,13 +64,17 @@ class InFlight:
         self.leftover = Leftover(b"", ())
         self.leftover_slots = 0, 0  # events and records; new ones are received behind these
         if path is not None:
+            head = (_MAGIC + boot_id.encode()).ljust(_HEAD_SIZE, b"\0")
             try:
-                self._map, before = _map_file(path, (_MAGIC + boot_id.encode()).ljust(_HEAD_SIZE, b"\0"))
+                self._log = RecordLog(path.with_name(f"{path.name}-records"), head)
+                self._map, before = _map_file(path, head)
             except OSError:  # a full or read-only disk: the spool reports it, and the daemon works without the file
                 pass
             else:
                 self.durable = True
                 self._find_leftover(before)
+        if self._map is None:
+            self._log = None
         view = memoryview(self._map or mmap.mmap(-1, _SIZE))
         self.events = view[_HEAD_SIZE : _HEAD_SIZE + _EVENTS_SIZE]
         self.records = view[_HEAD_SIZE + _EVENTS_SIZE :]
@@ -85,9 +92,13 @@ class InFlight:
         events, records = self.events[: end * SLOT_SIZE], self.records[: record_slots * RECORD_SLOT_SIZE]
         kept_records = 0
         if keep and record_slots:
-            tids = _numbers(records, _RECORDED_TID_AT, RECORD_SLOT_SIZE).tolist()
+            tids = _numbers(records, TID_AT, RECORD_SLOT_SIZE).tolist()
             wanted = [i for i, tid in enumerate(tids) if tid in keep]
+            if len(wanted) > RECORD_SLOTS // 2:
+                self._log_records(records, wanted[: -RECORD_SLOTS // 2])
             kept_records = _move_to_front(records, RECORD_SLOT_SIZE, wanted[-RECORD_SLOTS // 2 :])
+        if self._log is not None:
+            self._log.forget_others(keep)
         _blank(records, RECORD_SLOT_SIZE, kept_records)
         wanted = self._kept_events(event_slots, keep) if keep and event_slots else []
         kept_events = _move_to_front(events, SLOT_SIZE, [*wanted[-EVENT_SLOTS // 2 :], *range(event_slots, end)])
@@ -103,9 +114,26 @@ class InFlight:
         is_kept = [what == uapi.PROC_EVENT_EXIT and tid in keep for what, tid in zip(whats, tids, strict=True)]
         return list(compress(range(event_slots), is_kept))
 
+    def make_room(self) -> None:
+        """Keep what is in the record slots in the log, and blank them: every slot is used, and more records come."""
+        self._log_records(self.records, range(RECORD_SLOTS))
+        _blank(self.records, RECORD_SLOT_SIZE, 0)
+
+    def take_lost(self) -> int:
+        """Return how many exit records the last daemons could not keep here, once."""
+        return 0 if self._log is None else self._log.report_lost()
+
+    def _log_records(self, slots: memoryview, numbers: Iterable[int]) -> None:
+        if self._log is None:
+            return
+        lengths = _numbers(slots, 0, RECORD_SLOT_SIZE).tolist()
+        whole = [i for i in numbers if LEAST_MESSAGE <= lengths[i] <= RECORD_SLOT_SIZE]
+        self._log.append([bytes(slots[i * RECORD_SLOT_SIZE :][: lengths[i]]) for i in whole])
+
     def _find_leftover(self, file: bytes) -> None:
         events: list[bytes] = []
-        records: dict[bytes, None] = {}
+        assert self._log is not None
+        records = dict.fromkeys(self._log.leftover)
         event_slots = record_slots = 0
         for i, at in enumerate(range(_HEAD_SIZE, _HEAD_SIZE + _EVENTS_SIZE, SLOT_SIZE)):
             if _LENGTH.unpack_from(file, at)[0] == uapi.DATAGRAM_SIZE:

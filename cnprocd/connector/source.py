@@ -266,6 +266,10 @@ class Source:
         if self.taskstats is not None:
             self.losses.taskstats_drops = self._closed_taskstats_drops + self.taskstats.drops()
 
+    def take_lost_records(self) -> int:
+        """Return how many exit records the last daemons had read and could not keep, once."""
+        return self._in_flight.take_lost()
+
     def refuse_events(self) -> None:
         """Let nothing more into the queue, so that it can be read empty. Needs socket filters."""
         if self._features.socket_filter:
@@ -292,8 +296,9 @@ class Source:
         if "taskstats" in self._refused:
             return False
         adopted, self._adopted_taskstats = self._adopted_taskstats, None
+        slots = self._in_flight
         try:
-            self.taskstats = Taskstats(self._buffer_bytes * _RECORD_IN_EVENTS, adopted, self._in_flight.records)
+            self.taskstats = Taskstats(self._buffer_bytes * _RECORD_IN_EVENTS, adopted, slots.records, slots.make_room)
         except TaskstatsAbsent as reason:
             self.no_taskstats_because = str(reason)
             return False

@@ -13,6 +13,7 @@ import errno
 import os
 import socket
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 from cnprocd.connector.filter import Instruction
@@ -51,9 +52,17 @@ class Taskstats:
     """A registration for the exit records of every CPU."""
 
     def __init__(
-        self, receive_buffer_bytes: int, adopted_fd: int | None = None, data: memoryview | None = None
+        self,
+        receive_buffer_bytes: int,
+        adopted_fd: int | None = None,
+        data: memoryview | None = None,
+        make_room: Callable[[], None] = lambda: None,
     ) -> None:
-        """Register anew, or adopt a registration with the records queued in it. Raises TaskstatsAbsent."""
+        """Register anew, or adopt a registration with the records queued in it. Raises TaskstatsAbsent.
+
+        `make_room` is called before the first slot is used again: it keeps what is in the slots, and blanks them.
+        """
+        self._make_room = make_room
         self._socket = _open() if adopted_fd is None else socket.socket(fileno=adopted_fd)
         self.set_receive_buffer(receive_buffer_bytes)  # before the first record can come: see netlink.open_member
         self._slots = Slots(RECORD_SLOTS, RECORD_SLOT_SIZE, data)
@@ -98,7 +107,8 @@ class Taskstats:
         found = ReadRecords()
         while True:
             if self.first == self._slots.count:
-                self.first = 0  # more records than slots: the oldest are in memory only from here on
+                self._make_room()
+                self.first = self.used = 0
             received = self._receive()
             if received:
                 lengths = self._slots.lengths(received, self.first)

@@ -20,9 +20,12 @@ import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from kernel.harness import PATIENCE_S, hook_rules
+from kernel.blocking import stopped
+from kernel.harness import PATIENCE_S, child, hook_rules, rename
+from kernel.jobs.world import until
 from kernel.manager import Manager
 
+from cnprocd.connector.inflight import RECORD_SLOTS
 from cnprocd.control.client import Client
 
 KILLS = int(os.environ.get("CNPROCD_KILLS", "10"))
@@ -83,6 +86,66 @@ def test_kill_9_at_random_instants(tmp_path):
         ids[pid].add(match_id)
     assert [pid for pid, of_pid in ids.items() if len(of_pid) > 1] == [], "a match that is reported again keeps its id"
     assert len(set().union(*ids.values())) == len(ids), "two matches have two ids"
+
+
+KILLED_AHEAD = """
+import os, runpy, signal
+from cnprocd.connector.source import Source
+blank = Source.blank_slots
+def kill_if_ahead(self, keep=frozenset()):
+    blank(self, keep)
+    left = os.listdir({kills!r})
+    if left and len(keep) > {least}:
+        os.rmdir(f"{kills}/{{left[0]}}")
+        os.kill(os.getpid(), signal.SIGKILL)
+Source.blank_slots = kill_if_ahead
+runpy.run_module("cnprocd.cli.cnprocd", run_name="__main__", alter_sys=True)
+"""
+CROWD, PROMISED = 1500, 30
+
+
+def test_a_kill_keeps_the_names_of_a_backlog(tmp_path):
+    """After a standstill exit records are read before the events that they belong to, more than there are slots.
+
+    While a hook runs, exits of status 0 are asked for, which have no record, so all records are read with the first
+    events. The daemon is killed three times while more than RECORD_SLOTS records wait for their events. Without their
+    records the exits would have no name, and match nothing.
+    """
+    kills, gate, ran = tmp_path / "kills", tmp_path / "gate", tmp_path / "ran"
+    kills.mkdir()  # a directory in it for each kill that is to come
+    text = hook_rules(tmp_path, f"while [ -e {gate} ]; do sleep 0.05; done; echo $CNPROCD_PID >> {ran}")
+    rules = tmp_path / "rules.yaml"
+    rules.write_text(text.replace('comm: "cnptest-*"', "comm: cnptest-crash").replace("$MARKER", ""))
+    code = KILLED_AHEAD.format(kills=str(kills), least=RECORD_SLOTS)
+    manager = Manager(tmp_path, rules, program=("-c", code))
+    with (tmp_path / "log").open("ab") as log:
+        daemon = manager.start(log)
+        gate.touch()
+        promised = [failed()]
+        until("a running hook", lambda: '"hook_started"' in (tmp_path / "log").read_text())
+        with stopped(daemon.pid):
+            subprocess.run(["true"], check=True)
+            subprocess.run([sys.executable, "-IS", str(Path(__file__).with_name("crowd.py")), str(CROWD), "cnptest-other"], check=True, stdout=subprocess.DEVNULL)
+            promised += [failed() for _ in range(PROMISED)]
+            for number in range(3):
+                (kills / str(number)).mkdir()
+        for number in range(3):
+            assert daemon.wait(PATIENCE_S) == -signal.SIGKILL
+            daemon = manager.start(log, await_ready=number == 2)
+    gate.unlink()
+    until("all hooks", lambda: ran.exists() and len(set(ran.read_text().split())) >= len(promised))
+    daemon.send_signal(signal.SIGTERM)
+    assert daemon.wait(PATIENCE_S) == 0
+    assert {int(pid) for pid in ran.read_text().split()} == set(promised)
+    records = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines() if line.endswith("}")]
+    assert [one for one in records if one["event"] in ("identity_unknown", "handover_incomplete")] == []
+    assert manager.drops() == 0
+
+
+def failed() -> int:
+    pid = child(lambda: (rename("cnptest-crash"), os._exit(1)))
+    os.waitpid(pid, 0)
+    return pid
 
 
 def logged(path: Path) -> set[tuple[int, str]]:
