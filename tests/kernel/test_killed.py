@@ -125,7 +125,8 @@ def test_a_kill_keeps_the_names_of_a_backlog(tmp_path):
         until("a running hook", lambda: '"hook_started"' in (tmp_path / "log").read_text())
         with stopped(daemon.pid):
             subprocess.run(["true"], check=True)
-            subprocess.run([sys.executable, "-IS", str(Path(__file__).with_name("crowd.py")), str(CROWD), "cnptest-other"], check=True, stdout=subprocess.DEVNULL)
+            crowd = [sys.executable, "-IS", str(Path(__file__).with_name("crowd.py")), str(CROWD), "cnptest-other"]
+            subprocess.run(crowd, check=True, stdout=subprocess.DEVNULL)
             promised += [failed() for _ in range(PROMISED)]
             for number in range(3):
                 (kills / str(number)).mkdir()
