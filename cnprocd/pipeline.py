@@ -128,7 +128,7 @@ class Pipeline:
             found = recovery.go_on(seen_ns, RESYNC_BUDGET_S)
             for begin in range(0, len(found), MOST_RECOVERED):
                 self._evaluate(found[begin : begin + MOST_RECOVERED])
-            self.source.blank_slots(self.tracker.deaths.incomplete_tids)  # as after a tick
+            self.source.blank_slots(self.tracker.deaths.take_needed())  # as after a tick
         if self.deferred and not batch.more and (len(batch.events) <= LEAST_EVENTS or not self.flood.active):
             self._report_deferred(TURN_S)
         if self.source.rejects.total() != self._rejects_reported:
@@ -159,7 +159,7 @@ class Pipeline:
         records, passed = batch.records.records, batch.records.passed
         self._evaluate(tracker.take(batch.events, records, self._drained_ns, passed, self.source.look_ahead))
         self._evaluate(self.recovery.lost())
-        self.source.blank_slots(tracker.deaths.incomplete_tids)
+        self.source.blank_slots(tracker.deaths.take_needed())
         if self._files is not None and batch.records and not batch.more:
             self._files.let_go()
 

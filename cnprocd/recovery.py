@@ -204,7 +204,9 @@ class Recovery:
         """Log how many exit records the last daemon had read and could not keep for this one."""
         lost = self._source.take_lost_records()
         if lost:
-            message = f"no room for {lost} exit records of the last daemon in the runtime directory: their names are lost"
+            message = (
+                f"no room for {lost} exit records of the last daemon in the runtime directory: their names are lost"
+            )
             self._log("warning", "handover_incomplete", count=lost, message=message)
 
     def _report_recovered(self, first: list[Occurrence], count: int, how: str) -> None:

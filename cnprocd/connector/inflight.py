@@ -8,12 +8,14 @@ an extra system call. That directory is in memory, because a write to a page of 
 datagrams that were in flight. Handling one twice is harmless, because a job's key is the same both times.
 
 One half of a death may come a batch before the other: an exit record before its event, or a death that waits for the
-record of a sibling thread. The slots of those tasks are kept, moved to the front, until the death is complete.
+record of a sibling thread. The slots of those tasks are kept, moved to the front, until the death is complete; those of
+records of leaders until their process ends. What is needed is named by thread id (needed.py). With many exits queued an
+id can be there twice, so it is also named which records of it are decided.
 
 The file is for one boot: with another boot id in its head its PIDs are meaningless. It survives the process, not the
 machine, so it needs neither fsync nor a disk. Exit records of more tasks than half the slots go to a log beside it
 (record_log.py). Of more deaths than half the event slots that wait for a sibling's record, the record alone is kept:
-the next daemon takes the event for lost. Not covered: the record of a leader that ended long before its process.
+the next daemon takes the event for lost.
 """
 
 from __future__ import annotations
@@ -22,13 +24,13 @@ import mmap
 import os
 import struct
 from array import array
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
-from itertools import compress
 from pathlib import Path
 
 from cnprocd.connector import uapi
 from cnprocd.connector.decode import SLOT_SIZE
+from cnprocd.connector.needed import NOTHING_NEEDED, Needed
 from cnprocd.connector.record_log import LEAST_MESSAGE, TID_AT, RecordLog
 from cnprocd.connector.taskrecord import RECORD_SLOT_SIZE
 
@@ -80,39 +82,29 @@ class InFlight:
         self.records = view[_HEAD_SIZE + _EVENTS_SIZE :]
 
     def blank(
-        self, event_slots: int, record_slots: int, keep: Set[int] = frozenset(), ahead: int = 0
+        self, event_slots: int, record_slots: int, needed: Needed = NOTHING_NEEDED, ahead: int = 0
     ) -> tuple[int, int]:
-        """Blank the first `event_slots` and `record_slots`, except those about exits of the threads in `keep`.
+        """Blank the first `event_slots` and `record_slots`, except for what is needed.
 
         Return how many slots of each kind are kept. They are moved to the front, and behind them the next `ahead` event
-        slots. Records go first: if the daemon is
-        killed in between, the next one finds an event alone, whose job has the same key, and no record alone.
+        slots. Records go first: if the daemon is killed in between, the next one finds an event alone, whose job has
+        the same key, and no record alone.
         """
         end = event_slots + ahead
         events, records = self.events[: end * SLOT_SIZE], self.records[: record_slots * RECORD_SLOT_SIZE]
         kept_records = 0
-        if keep and record_slots:
-            tids = _numbers(records, TID_AT, RECORD_SLOT_SIZE).tolist()
-            wanted = [i for i, tid in enumerate(tids) if tid in keep]
+        decided = needed.decided if self._log is None else self._log.forget(needed)
+        if needed.records and record_slots:
+            wanted = _wanted_records(records, needed.records, decided)
             if len(wanted) > RECORD_SLOTS // 2:
                 self._log_records(records, wanted[: -RECORD_SLOTS // 2])
             kept_records = _move_to_front(records, RECORD_SLOT_SIZE, wanted[-RECORD_SLOTS // 2 :])
-        if self._log is not None:
-            self._log.forget_others(keep)
         _blank(records, RECORD_SLOT_SIZE, kept_records)
-        wanted = self._kept_events(event_slots, keep) if keep and event_slots else []
+        handled = self.events[: event_slots * SLOT_SIZE]
+        wanted = _wanted_events(handled, needed.events) if needed.events and event_slots else []
         kept_events = _move_to_front(events, SLOT_SIZE, [*wanted[-EVENT_SLOTS // 2 :], *range(event_slots, end)])
         _blank(events, SLOT_SIZE, kept_events)
         return kept_events - ahead, kept_records
-
-    def _kept_events(self, event_slots: int, keep: Set[int]) -> list[int]:
-        events = self.events[: event_slots * SLOT_SIZE]
-        tids = _numbers(events, _EXITED_TID_AT, SLOT_SIZE).tolist()
-        if keep.isdisjoint(tids):
-            return []
-        whats = _numbers(events, uapi.OFFSET_WHAT, SLOT_SIZE).tolist()
-        is_kept = [what == uapi.PROC_EVENT_EXIT and tid in keep for what, tid in zip(whats, tids, strict=True)]
-        return list(compress(range(event_slots), is_kept))
 
     def make_room(self) -> None:
         """Keep what is in the record slots in the log, and blank them: every slot is used, and more records come."""
@@ -147,6 +139,28 @@ class InFlight:
                 record_slots = i + 1
         self.leftover = Leftover(b"".join(dict.fromkeys(events)), tuple(records))
         self.leftover_slots = event_slots, record_slots
+
+
+def _wanted_records(slots: memoryview, keep: Set[int], decided: Sequence[int]) -> list[int]:
+    """Return the numbers of the slots with records of these threads, without the oldest one for each of `decided`."""
+    tids = _numbers(slots, TID_AT, RECORD_SLOT_SIZE).tolist()
+    wanted = [i for i, tid in enumerate(tids) if tid in keep]
+    for tid in decided:
+        oldest = next((i for i in wanted if tids[i] == tid), None)
+        if oldest is not None:
+            wanted.remove(oldest)
+    return wanted
+
+
+def _wanted_events(slots: memoryview, keep: Set[int]) -> list[int]:
+    """Return the numbers of the slots with the newest exit event of each of these threads."""
+    tids = _numbers(slots, _EXITED_TID_AT, SLOT_SIZE).tolist()
+    if keep.isdisjoint(tids):
+        return []
+    whats = _numbers(slots, uapi.OFFSET_WHAT, SLOT_SIZE).tolist()
+    numbers = range(len(tids))
+    exits = [(tid, i) for i, what, tid in zip(numbers, whats, tids, strict=True) if what == uapi.PROC_EVENT_EXIT]
+    return sorted({tid: i for tid, i in exits if tid in keep}.values())
 
 
 def _numbers(slots: memoryview, at: int, size: int) -> memoryview:

@@ -12,14 +12,16 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from pathlib import Path
 
+from cnprocd.connector.needed import Needed
 from cnprocd.connector.taskrecord import RECORD_SLOT_SIZE
 
 MOST_BYTES = 64 << 20  # about 100,000 records
 _LEAST_COMPACTED = 1 << 20
-_MARK = struct.Struct("=2I")  # _MARK.size, thread id
+_MARK = struct.Struct("=2I")  # what is decided, thread id
+_OLDEST, _ALL = 1, 2  # the oldest record of the thread id, or all that come before the mark
 _WORD = struct.Struct("=I")
 TID_AT = 164  # ac_pid in a message (taskrecord.py)
 LEAST_MESSAGE = TID_AT + _WORD.size
@@ -35,7 +37,8 @@ class RecordLog:
         content = _content(self._fd)
         self.leftover: tuple[bytes, ...] = ()  # the records that the last daemon had in it
         self.lost = 0  # the records that it could not keep
-        self._bytes: dict[int, int] = {}  # thread id -> bytes of its records in the file
+        self._sizes: dict[int, list[int]] = {}  # thread id -> bytes of its records in the file that are needed
+        self._bytes = 0  # of all of them
         if not content.startswith(head):
             os.ftruncate(self._fd, 0)
             self._write_head(0)
@@ -56,22 +59,36 @@ class RecordLog:
         else:
             self._lose(len(messages))
 
-    def forget_others(self, keep: Set[int]) -> None:
-        """Forget the records of all threads but these."""
-        decided = [tid for tid in self._bytes if tid not in keep]
-        if not decided:
-            return
-        for tid in decided:
-            del self._bytes[tid]
-        if not self._bytes:
+    def forget(self, needed: Needed) -> list[int]:
+        """Forget the records that are not needed. Return the entries of `decided` of which it has none."""
+        if not self._sizes:
+            return list(needed.decided)
+        marks: list[bytes] = []
+        elsewhere: list[int] = []
+        for tid in needed.decided:
+            sizes = self._sizes.get(tid)
+            if sizes is None:
+                elsewhere.append(tid)
+                continue
+            marks.append(_MARK.pack(_OLDEST, tid))
+            self._bytes -= sizes.pop(0)
+            if not sizes:
+                del self._sizes[tid]
+        for tid in [tid for tid in self._sizes if tid not in needed.records]:
+            marks.append(_MARK.pack(_ALL, tid))
+            self._bytes -= sum(self._sizes.pop(tid))
+        if not marks:
+            return elsewhere
+        if not self._sizes:
             self._clear()
-        elif not self._append(b"".join(_MARK.pack(_MARK.size, tid) for tid in decided)):
+        elif not self._append(b"".join(marks)):
             # A record without its event would be taken for a lost event, and its match reported twice.
-            lost = len(self._bytes)
+            lost = sum(map(len, self._sizes.values()))
             self._clear()
             self._lose(lost)
-        elif self._size > max(_LEAST_COMPACTED, 4 * sum(self._bytes.values())):
+        elif self._size > max(_LEAST_COMPACTED, 4 * self._bytes):
             self._compact()
+        return elsewhere
 
     @property
     def _start(self) -> int:
@@ -79,8 +96,8 @@ class RecordLog:
 
     def _note(self, messages: Sequence[bytes]) -> None:
         for message in messages:
-            tid = _tid(message)
-            self._bytes[tid] = self._bytes.get(tid, 0) + len(message)
+            self._sizes.setdefault(_tid(message), []).append(len(message))
+            self._bytes += len(message)
 
     def _append(self, data: bytes) -> bool:
         """Append all or nothing. Return whether there was room."""
@@ -93,8 +110,8 @@ class RecordLog:
 
     def _clear(self) -> None:
         os.ftruncate(self._fd, self._start)
-        self._size = self._start
-        self._bytes.clear()
+        self._size, self._bytes = self._start, 0
+        self._sizes.clear()
 
     def _lose(self, count: int) -> None:
         self.lost += count
@@ -141,18 +158,21 @@ def _tid(message: bytes) -> int:
 
 def _parse(content: bytes, at: int) -> tuple[list[bytes], int]:
     """Return the records that are needed, oldest first, and where the last whole entry ends."""
-    needed: dict[bytes, int] = {}  # message -> thread id; each once, because the slots may have had it as well
+    needed: dict[bytes, None] = {}  # each once, because the slots may have had it as well
     by_tid: dict[int, list[bytes]] = {}
     while at + _MARK.size <= len(content):
         length, tid = _MARK.unpack_from(content, at)
-        if length == _MARK.size:
-            for message in by_tid.pop(tid, ()):
-                needed.pop(message, None)
+        if length in (_OLDEST, _ALL):
+            records = by_tid.get(tid, [])
+            for message in records[: 1 if length == _OLDEST else None]:
+                del needed[message]
+                records.remove(message)
+            length = _MARK.size
         elif LEAST_MESSAGE <= length <= RECORD_SLOT_SIZE and at + length <= len(content):
             message = content[at : at + length]
-            tid = _tid(message)
-            needed[message] = tid
-            by_tid.setdefault(tid, []).append(message)
+            if message not in needed:
+                needed[message] = None
+                by_tid.setdefault(_tid(message), []).append(message)
         else:
             break
         at += length

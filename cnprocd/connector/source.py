@@ -13,7 +13,7 @@ the per-CPU sequence also show the events that the kernel could not queue. Nothi
 from __future__ import annotations
 
 import select
-from collections.abc import Callable, Set
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ from cnprocd.connector.event import Row
 from cnprocd.connector.filter import NOTHING, connector_program, taskstats_program
 from cnprocd.connector.inflight import EVENT_SLOTS, RECORD_SLOTS, InFlight, Leftover
 from cnprocd.connector.listener import Listener
+from cnprocd.connector.needed import Needed
 from cnprocd.connector.request import Features, Request
 from cnprocd.connector.sequence import SequenceTracker
 from cnprocd.connector.status import EVERY_STATUS, StatusSet
@@ -248,14 +249,11 @@ class Source:
         self._ahead -= exited
         return records
 
-    def blank_slots(self, keep: Set[int] = frozenset()) -> None:
-        """Blank the slots of what was drained: it is durable or needs no action, so the next daemon need not read it.
-
-        The exits of the threads in `keep` stay, because one half of each is still to come.
-        """
+    def blank_slots(self, needed: Needed) -> None:
+        """Blank the slots of what was drained, except for what is needed: the rest is durable or needs no action."""
         used, ahead, taskstats = self._event_slots_used, self._slots_ahead, self.taskstats
         records_used = taskstats.used if taskstats is not None else 0
-        self._event_slots_used, kept_records = self._in_flight.blank(used, records_used, keep, ahead)
+        self._event_slots_used, kept_records = self._in_flight.blank(used, records_used, needed, ahead)
         self.listener.slots.first = self._event_slots_used + ahead
         if taskstats is not None:
             taskstats.first = taskstats.used = kept_records

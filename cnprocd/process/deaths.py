@@ -25,11 +25,12 @@ its process id comes here, and waits for the exit event as PASSED, so that the e
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import NamedTuple
 
 from cnprocd.connector.event import Exit
+from cnprocd.connector.needed import Needed
 from cnprocd.connector.status import CORE_FLAG, CORE_SIGNALS, EVERY_STATUS, core_dumped
 from cnprocd.connector.taskrecord import TaskRecord
 from cnprocd.process.model import Process
@@ -87,12 +88,13 @@ class Deaths:
         self._gone: Waiting = {}  # records that waited at the last `prune`, of processes that were gone
         self._eventless: dict[int, int] = {}  # tgid -> status of a death that was reported without its event
         self._caught_up = False
-        self._dumped: dict[int, int] = {}  # tgid -> status of the thread that showed the core flag
+        self._dumped: dict[int, tuple[int, int]] = {}  # tgid -> status and id of the thread that showed the core flag
         self._held: list[Death] = []
         self._lost: OrderedDict[int, tuple[TaskRecord, ...]] = OrderedDict()  # that wait, and whose event was lost
         self._overtaken: list[TaskRecord] = []  # of last threads: their event was lost, and the id has ended again
         self._reported: dict[int, int] = {}  # tgid -> time of a death that was reported without a record
         self._prune_at = _LEADERS_PRUNED_AT
+        self._decided: list[int] = []  # threads with more records waiting, once for each that waits no more
         self.without_record = 0
 
     def record(self, record: TaskRecord) -> None:
@@ -106,25 +108,35 @@ class Deaths:
             return
         if tid == record.tgid:
             self._take_leader(record)
-        self._note_core(record.tgid, record.status)
+        self._note_core(record.tgid, record.status, tid)
 
     def _take_last(self, record: TaskRecord) -> None:
         """A process ends with this record: from now on leaders of its PID are another process's, or late."""
         leader = self._leaders.pop(record.tgid, None)  # of the leader itself: from before an exec by another thread
         if record.threaded:
-            self._note_core(record.tgid, record.status)
+            self._note_core(record.tgid, record.status, record.pid)
         if record.pid != record.tgid and record.status in self.wanted:
             self._lasts[record.tgid] = record
             if leader is not None:
                 self._leader_of[record] = leader
+        elif leader is not None:
+            self._replaced(leader)
 
     def _take_leader(self, leader: TaskRecord) -> None:
         """Keep a leader's record for the end of its process; if that has come, it may be late by a moment."""
         last = self._lasts.get(leader.pid)
         if last is None or not _ended_together(leader, last):
+            former = self._leaders.get(leader.pid)
+            if former is not None:
+                self._replaced(former)
             self._leaders[leader.pid] = leader
         else:
             self._leader_of[last] = leader
+
+    def _replaced(self, leader: TaskRecord) -> None:
+        """A thread that took over the leader's id has ended as well: the record was needed until now."""
+        if leader not in self._waiting.get(leader.pid, ()):
+            self._decided.append(leader.pid)
 
     def pass_over(self, tgids: list[int]) -> None:
         """Take the records of single-threaded processes that no rule asks for."""
@@ -181,14 +193,22 @@ class Deaths:
         """Whether an exit record waits for its event. After a stop now the next daemon would lack the record."""
         return bool(self._waiting)
 
-    @property
-    def incomplete_tids(self) -> Set[int]:
-        """The thread ids of deaths of which one half has been read and the other has not."""
-        if not self._held and not self._overtaken:
-            return self._waiting.keys()
-        overtaken = {tid for record in self._overtaken for tid in (record.pid, record.tgid)}
+    def take_needed(self) -> Needed:
+        """Return what the next daemon would need of what was read. Call it after each batch, and after `lost`.
+
+        It needs the records that wait for their event, both halves of the deaths that are held, and until a process
+        ends, the records of its leader and of the thread that dumped core. A leader's record will wait for its event
+        again: without it, it would take the event of a thread that took over its id.
+        """
+        decided, self._decided = self._decided, []
+        if not (self._held or self._overtaken or self._leaders or self._leader_of or self._dumped):
+            return Needed(frozenset(), self._waiting.keys(), decided)
         held = {tid for death in self._held if death.event for tid in (death.event.process_pid, death.tgid)}
-        return held | overtaken | self._waiting.keys()
+        ended = {tid for tid, one in self._leaders.items() if one.status in self.wanted and tid not in self._waiting}
+        kept = {leader.pid for leader in self._leader_of.values()} | self._leaders.keys()
+        kept |= {tid for _, tid in self._dumped.values()}
+        kept |= {tid for record in self._overtaken for tid in (record.pid, record.tgid)}
+        return Needed(held | ended, held | kept | self._waiting.keys(), decided)
 
     def release_held(self, now_ns: int | None) -> list[Death]:
         """Return the held deaths that are complete, or were held for HOLD_NS. `now_ns` None: return all of them."""
@@ -256,6 +276,7 @@ class Deaths:
         else:
             self._waiting.pop(tid, None)
         found = [record for record in waiting if _is_in(record, records)]
+        self._decided += [tid] * (len(found) if left else 0)
         return [
             Death(tid, 0, None, record, None) if record is _PASSED_OVER else self._death_without_event(record)
             for record in found
@@ -328,6 +349,7 @@ class Deaths:
         self._overtaken += [older for older in waiting[:number] if older.last and older is not _PASSED_OVER]
         if number + 1 < len(waiting):
             self._waiting[tid] = waiting[number + 1 :]
+            self._decided += [tid] * (number + 1)
         else:
             del self._waiting[tid]
         return waiting[number]
@@ -355,16 +377,16 @@ class Deaths:
             self._reported.clear()
         self._reported[tgid] = now
         self.without_record += 1
-        self._note_core(tgid, event.exit_code)
+        self._note_core(tgid, event.exit_code, event.process_pid)
         # The leader's record is not removed: a thread whose record was filtered may come here before the last thread.
         return self._with_core_flag(Death(tgid, event.exit_code, event, None, self._leaders.get(tgid)))
 
-    def _note_core(self, tgid: int, status: int) -> None:
+    def _note_core(self, tgid: int, status: int, tid: int) -> None:
         if core_dumped(status):
-            self._dumped[tgid] = status
+            self._dumped[tgid] = status, tid
 
     def _with_core_flag(self, death: Death) -> Death:
-        dumped = self._dumped.pop(death.tgid, None)
+        dumped, _ = self._dumped.pop(death.tgid, (None, 0))
         if dumped is None or dumped & 0x7F != death.status & 0x7F:
             return death
         return death._replace(status=dumped)

@@ -69,8 +69,8 @@ FLOORS = {
 PURE = """
 counts deferred delivery errors escape failures flood json_value log patience stall_meter
 cli/plans cli/reasons cli/rule_text
-connector/ahead connector/decode connector/event connector/filter connector/gathering connector/request
-connector/sequence connector/status connector/taskrecord connector/uapi
+connector/ahead connector/decode connector/event connector/filter connector/gathering connector/needed
+connector/request connector/sequence connector/status connector/taskrecord connector/uapi
 control/interface control/introspection control/protocol control/verb
 launch/render launch/request
 output/console output/fields output/match_id output/metrics output/record

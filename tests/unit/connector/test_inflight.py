@@ -12,6 +12,7 @@ from unit.connector.wire import datagram, proc_event
 
 from cnprocd.connector import inflight
 from cnprocd.connector.inflight import EVENT_SLOTS, InFlight
+from cnprocd.connector.needed import Needed
 from cnprocd.connector.taskrecord import RECORD_SLOT_SIZE
 
 
@@ -105,12 +106,13 @@ def test_only_partially_matched_exits_stay_in_order(tids, unsettled, more):
                 slots.events[(first[0] + i) * 80 : (first[0] + i + 1) * 80] = exited(tid)
                 at = (first[1] + i) * RECORD_SLOT_SIZE
                 slots.records[at : at + 596] = recorded(tid)
-            first = slots.blank(first[0] + len(batch), first[1] + len(batch), unsettled)
+            first = slots.blank(first[0] + len(batch), first[1] + len(batch), Needed(unsettled, unsettled))
             kept = [tid for tid in (*kept, *batch) if tid in unsettled]
-            assert first == (len(kept), len(kept))
+            newest = list(dict.fromkeys(reversed(kept)))[::-1]
+            assert first == (len(newest), len(kept))
         left = InFlight(path, "boot")
         once = list(dict.fromkeys(kept))  # the test's datagrams of one tid are the same, as copies are
-        assert left.leftover.events == b"".join(map(exited, once))
+        assert left.leftover.events == b"".join(map(exited, newest))
         assert left.leftover.records == tuple(map(recorded, once))
         assert left.leftover_slots == first
 
@@ -119,10 +121,19 @@ def test_of_too_many_halves_the_newest_stay(tmp_path):
     slots = InFlight(tmp_path / "in-flight", "boot")
     for i in range(EVENT_SLOTS):
         slots.events[i * 80 : (i + 1) * 80] = exited(i + 1)
-    assert slots.blank(EVENT_SLOTS, 0, set(range(1, EVENT_SLOTS + 1))) == (EVENT_SLOTS // 2, 0)
+    assert slots.blank(EVENT_SLOTS, 0, Needed(set(range(1, EVENT_SLOTS + 1)))) == (EVENT_SLOTS // 2, 0)
     assert slots.leftover_slots == (0, 0)
     left = InFlight(tmp_path / "in-flight", "boot").leftover.events
     assert left == b"".join(exited(i + 1) for i in range(EVENT_SLOTS // 2, EVENT_SLOTS))
+
+
+def test_of_a_reused_pid_only_the_decided_record_is_gone(tmp_path):
+    slots = InFlight(tmp_path / "in-flight", "boot")
+    for i, tid in enumerate((7, 5, 7, 7)):
+        slots.records[i * RECORD_SLOT_SIZE : i * RECORD_SLOT_SIZE + 596] = recorded(tid)[:-1] + bytes([i])
+    assert slots.blank(0, 4, Needed(records={7, 5}, decided=[7, 7])) == (0, 2)
+    left = InFlight(tmp_path / "in-flight", "boot").leftover.records
+    assert [(record[164], record[-1]) for record in left] == [(5, 1), (7, 3)]
 
 
 class KilledError(Exception):
@@ -145,7 +156,7 @@ def test_a_kill_never_leaves_a_record_without_its_event(step, unsettled):
             killed = KilledAt(step, inflight._LENGTH)
             patch.setattr(inflight, "_LENGTH", killed)
             patch.setattr(inflight, "_blank", killed.before(inflight._blank))
-            slots.blank(4, 4, unsettled)
+            slots.blank(4, 4, Needed(unsettled, unsettled))
         left = InFlight(path, "boot").leftover
         assert all(exited(tid) in left.events for tid in range(1, 5) if recorded(tid) in left.records)
 

@@ -10,6 +10,7 @@ from pytest import MonkeyPatch
 
 from cnprocd.connector import record_log
 from cnprocd.connector.inflight import RECORD_SLOTS, InFlight
+from cnprocd.connector.needed import Needed
 from cnprocd.connector.record_log import RecordLog
 from cnprocd.connector.taskrecord import RECORD_SLOT_SIZE
 
@@ -31,7 +32,7 @@ def test_more_records_than_half_the_slots_survive_a_kill(tmp_path):
     slots = InFlight(tmp_path / "in-flight", "boot")
     tids = range(1, RECORD_SLOTS + 1)
     put(slots, tids)
-    assert slots.blank(0, RECORD_SLOTS, set(tids)) == (0, RECORD_SLOTS // 2)
+    assert slots.blank(0, RECORD_SLOTS, Needed(records=set(tids))) == (0, RECORD_SLOTS // 2)
     assert InFlight(tmp_path / "in-flight", "boot").leftover.records == tuple(map(recorded, tids))
 
 
@@ -43,7 +44,7 @@ def test_more_records_than_slots_survive_a_kill(tmp_path):
             slots.make_room()
         put(slots, tids[begin : begin + RECORD_SLOTS])
         assert InFlight(tmp_path / "in-flight", "boot").leftover.records == tuple(map(recorded, tids[: begin + 512]))
-    slots.blank(0, RECORD_SLOTS, set(tids[5:]))
+    slots.blank(0, RECORD_SLOTS, Needed(records=set(tids[5:])))
     assert InFlight(tmp_path / "in-flight", "boot").leftover.records == tuple(map(recorded, tids[5:]))
 
 
@@ -66,6 +67,7 @@ STEPS = st.lists(
     st.one_of(
         st.lists(st.integers(1, 9), max_size=4).map(lambda tids: ("append", tids)),
         st.sets(st.integers(1, 9)).map(lambda tids: ("keep", tids)),
+        st.lists(st.integers(1, 9), max_size=4).map(lambda tids: ("decided", tids)),
         st.just(("killed", [])),
     ),
     max_size=30,
@@ -88,7 +90,14 @@ def test_the_log_has_what_was_kept_in_order(steps, compacts):
                 log.append([recorded(*one) for one in new])
             elif what == "keep":
                 kept = [one for one in kept if one[0] in tids]
-                log.forget_others(tids)
+                log.forget(Needed(records=tids))
+            elif what == "decided":
+                elsewhere = []
+                for tid in tids:
+                    oldest = next((one for one in kept if one[0] == tid), None)
+                    kept = [one for one in kept if one != oldest]
+                    elsewhere += [tid] if oldest is None else []
+                assert log.forget(Needed(records=set(range(10)), decided=tids)) == elsewhere
             else:
                 log = RecordLog(path, HEAD)
             assert RecordLog(path, HEAD).leftover == tuple(recorded(*one) for one in kept)
@@ -125,7 +134,7 @@ def test_a_full_directory_leaves_no_record_without_event(tmp_path, monkeypatch):
     log = RecordLog(tmp_path / "log", HEAD)
     log.append([recorded(1), recorded(2)])
     monkeypatch.setattr(RecordLog, "_append", lambda self, data: False)
-    log.forget_others({2})
+    log.forget(Needed(records={2}))
     again = RecordLog(tmp_path / "log", HEAD)
     assert (again.leftover, again.report_lost()) == ((), 1)
 

@@ -264,6 +264,58 @@ def test_a_lost_event_leaves_the_record_without_its_time():
     assert deaths.without_event(deaths.waiting()) == []
 
 
+# --- kill -9
+
+
+def told_by_lives(lives) -> list[Death]:
+    """Take the drains of each life. Between two lives the daemon is killed, and what it needed comes again first."""
+    told, events, records = [], [], []
+    for drains, is_last in lives:
+        deaths = Deaths(lambda tgid: False)
+        drains = [(events + drains[0][0], records + drains[0][1]), *drains[1:]]
+        events, records = [], []
+        if is_last:
+            return told + told_by(deaths, drains)
+        for now, its_records in drains:
+            for entry in its_records:
+                deaths.record(entry)
+            told += deaths.release_held(50)
+            told += [death for one in now if (death := deaths.exit(one)[1]) is not None]
+            needed = deaths.take_needed()
+            newest = {one.process_pid: one for one in events + now if one.process_pid in needed.events}
+            events = sorted(newest.values(), key=lambda one: one.timestamp_ns)
+            records += its_records
+            for tid in needed.decided:
+                records.remove(next(one for one in records if one.pid == tid))
+            records = [one for one in records if one.pid in needed.records]
+    return told
+
+
+@pytest.mark.parametrize("case", CASES)
+@given(seed=seeds, cuts=cut_lists, ahead=aheads, kills=st.lists(st.integers(1, 6), max_size=3))
+def test_a_kill_between_batches_changes_no_death(case, seed, cuts, ahead, kills):
+    """One part of a process has ended before the kill, and another after it: name, status and core flag are whole."""
+    groups, status = CASES[case]
+    drains = drained(arrival(groups, seed), cuts, ahead)
+    ends = sorted({kill for kill in kills if kill < len(drains)})
+    lives = zip([0, *ends], [*ends, len(drains)], strict=True)
+    told = told_by_lives([(drains[begin:end], end == len(drains)) for begin, end in lives])
+    assert {(death.tgid, death.status, death.leader.comm) for death in told} == {(P, status, "leader")}
+    assert len(told) == 1, "its record and its event are needed no more"
+
+
+def test_the_record_of_a_former_owner_of_a_pid_is_decided():
+    """Behind a standstill a PID can have two records. If the first one came again, it would take the second's event."""
+    deaths = Deaths(lambda tgid: False)
+    first, second = End(P, 256, True, "first", threaded=False), End(P, 256, True, "second", threaded=False)
+    for end in (first, second):
+        deaths.record(record(end))
+    assert deaths.take_needed() == (set(), {P}, [])
+    assert deaths.exit(event(first, 1))[1].leader.comm == "first"
+    assert deaths.take_needed() == (set(), {P}, [P])
+    assert deaths.take_needed() == (set(), {P}, []), "named once"
+
+
 # --- memory
 
 
@@ -309,7 +361,7 @@ def test_a_death_without_its_event_is_found_after_an_empty_queue():
     (death,) = pruned(deaths)
     assert (death.status, death.event, death.leader.comm) == (3 << 8, None, "leader")
     assert pruned(deaths) == deaths.without_event(deaths.waiting()) == []
-    assert not deaths.incomplete_tids
+    assert not deaths.take_needed().records
 
 
 def test_thousands_of_lost_events_are_found_in_parts():
@@ -329,7 +381,7 @@ def test_thousands_of_lost_events_are_found_in_parts():
             lost = deaths.lost(64)
             assert len(lost) <= 64
             found += lost
-            assert len(deaths.incomplete_tids) == len(pids) - len(found), "the others stay in the slots"
+            assert len(deaths.take_needed().records) == len(pids) - len(found), "the others stay in the slots"
     assert [death.tgid for death in found] == list(pids)
 
 
@@ -345,11 +397,11 @@ def test_a_lost_event_is_no_secret_when_its_pid_ends_again():
     deaths.record(record(storm))
     _, death = deaths.exit(event(storm, 9))
     assert (death.status, death.leader.comm) == (1 << 8, "storm")
-    assert deaths.incomplete_tids == {P}, "the slot of what is not reported is kept"
+    assert deaths.take_needed().records == {P}, "the slot of what is not reported is kept"
     (lost,) = deaths.lost(100)
     assert (lost.status, lost.leader.comm, lost.event) == (5 << 8, "marker", None)
     assert not deaths.has_lost
-    assert not deaths.incomplete_tids
+    assert not deaths.take_needed().records
 
 
 def test_a_pid_that_ends_again_keeps_the_two_deaths_apart():
@@ -445,7 +497,7 @@ def test_a_record_is_owed_its_event_until_it_comes():
 def test_the_exit_of_a_passed_process_is_taken_once():
     deaths = Deaths(lambda tgid: False)
     deaths.pass_over([P, 200])
-    assert deaths.incomplete_tids == {P, 200}, "the next daemon reads their records"
+    assert deaths.take_needed().records == {P, 200}, "the next daemon reads their records"
     assert [deaths.take_passed(P), deaths.take_passed(P), deaths.take_passed(300)] == [True, False, False]
     deaths.forget_passed()
     assert not deaths.take_passed(200)
