@@ -92,10 +92,10 @@ KILLED_AHEAD = """
 import os, runpy, signal
 from cnprocd.connector.source import Source
 blank = Source.blank_slots
-def kill_if_ahead(self, keep=frozenset()):
-    blank(self, keep)
+def kill_if_ahead(self, needed):
+    blank(self, needed)
     left = os.listdir({kills!r})
-    if left and len(keep) > {least}:
+    if left and len(needed.records) > {least}:
         os.rmdir(f"{kills}/{{left[0]}}")
         os.kill(os.getpid(), signal.SIGKILL)
 Source.blank_slots = kill_if_ahead
