@@ -49,6 +49,7 @@ class Tracker:
         self._thread_count = ThreadCount(self.table, procfs)
         self.deaths = Deaths(procfs.is_alive, procfs.is_ending)
         self.family = HookFamily(own_tgid)
+        self._cares = cares
         self.newcomers: set[int] = set()  # tgids that started or changed their comm since the last tick, with a table
         self.use(tracking, cares)
         self._executions = Executions(procfs)
@@ -61,10 +62,11 @@ class Tracker:
 
     def use(self, tracking: Tracking, cares: Cares = about_everything) -> None:
         """Use another plan from the next event on."""
+        if cares != self._cares:  # else the processes that were passed over still need no answer
+            self.deaths.forget_passed()
         self.tracking, self._cares = tracking, cares
         self._of_thread_forks = "fork" in tracking.thread_kinds
         self.deaths.wanted = tracking.statuses.wait_statuses()
-        self.deaths.forget_passed()
         if tracking.table:
             self.table.enter_births()
         else:

@@ -554,3 +554,17 @@ def test_a_hook_with_a_reused_pid_survives_the_sweep():
     scene.machine.exit(100, 0)
     scene.sweep()
     assert family(scene) == {100: True}
+
+
+def test_another_plan_for_the_same_rules_keeps_what_was_passed():
+    """While hooks run the plan is another one. Exits whose records were passed over before need no name then either."""
+    scene = Scene(table=False, kinds=EXITS)
+    tracker = scene.tracker
+    cares = lambda kind, of_thread, comm, status=None: False  # noqa: E731
+    tracker.use(tracker.tracking, cares)
+    list(tracker.take([], [], passed=[60]))
+    tracker.use(replace(tracker.tracking, thread_kinds=frozenset({"fork"})), cares)
+    assert tracker.deaths.take_passed(60), "the same rules"
+    list(tracker.take([], [], passed=[60]))
+    tracker.use(tracker.tracking, lambda kind, of_thread, comm, status=None: True)
+    assert not tracker.deaths.take_passed(60), "other rules may ask for it"
