@@ -17,6 +17,7 @@ from cnprocd.runner import wire
 
 MOST_KEPT = 1024  # in memory, and on the disk
 KEPT_S = 7 * 86400.0  # on the disk
+_LONGEST_UPTIME_S = 1e9  # 31 years
 
 
 class Results:
@@ -51,11 +52,24 @@ class Results:
         with contextlib.suppress(OSError):
             files = sorted(((path.stat().st_mtime, path) for path in self._directory.iterdir()), reverse=True)
             for index, (written_s, path) in enumerate(files):
-                if index >= MOST_KEPT or written_s < time.time() - KEPT_S:
+                if index >= MOST_KEPT or _is_old(written_s):
                     path.unlink(missing_ok=True)
 
     def _write(self, directory: Path, ended: wire.Ended) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary = directory / f".{ended.attempt_id}"
         temporary.write_bytes(wire.body(ended))
+        now_s = time.clock_gettime(time.CLOCK_BOOTTIME)
+        os.utime(temporary, (now_s, now_s))
         os.replace(temporary, directory / ended.attempt_id)
+
+
+def _is_old(written_s: float) -> bool:
+    """Return whether no daemon asks for a result any more, by the time of its file.
+
+    The time is of CLOCK_BOOTTIME: a wall clock that is set ahead makes no result old, and no daemon asks for one of an
+    earlier boot. Files of earlier versions have the wall clock's time.
+    """
+    if written_s > _LONGEST_UPTIME_S:
+        return time.time() - written_s > KEPT_S
+    return not -1.0 < time.clock_gettime(time.CLOCK_BOOTTIME) - written_s < KEPT_S  # a file system rounds times

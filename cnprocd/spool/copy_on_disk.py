@@ -196,7 +196,7 @@ class CopyOnDisk:
 
     def prune(self, keep: int, older_than_ns: int) -> None:
         """Delete history of the file, when nothing else is to be done."""
-        self._prune = m.Prune(keep, older_than_ns)
+        self._prune = m.Prune(keep, older_than_ns, self._reading())
         self.hand_over()
 
     def check(self) -> None:

@@ -47,6 +47,7 @@ class Prune:
 
     keep: int
     older_than_ns: int
+    clock: ClockReading
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,8 +137,7 @@ def count_matches(db: sqlite3.Connection, wanted: CountFilter) -> tuple[MatchCou
 
 
 def _bounds(wanted: MatchFilter) -> list[int | str]:
-    most = (1 << 63) - 1
-    return [max(-most, min(most, one)) for one in (wanted.since_ns, wanted.until_ns) if one is not None]
+    return [max(-_MOST, min(_MOST, one)) for one in (wanted.since_ns, wanted.until_ns) if one is not None]
 
 
 def glob(pattern: str) -> str:
@@ -146,11 +145,12 @@ def glob(pattern: str) -> str:
     return re.sub(r"\[!", "[^", pattern)
 
 
-def prune_matches(db: sqlite3.Connection, *, keep: int, older_than_ns: int) -> int:
-    """Delete matches beyond the newest `keep`, or older. Return the number of rows."""
+def prune_matches(db: sqlite3.Connection, *, keep: int, horizon: Horizon) -> int:
+    """Delete matches beyond the newest `keep`, or older than the horizon. Return the number of rows."""
     return db.execute(
-        "DELETE FROM matches WHERE time_ns < ? OR row_id <= (SELECT max(row_id) FROM matches) - ?",
-        (older_than_ns, keep),
+        "DELETE FROM matches WHERE row_id <= (SELECT max(row_id) FROM matches) - ?1 OR (time_ns < ?2 AND row_id <"
+        " coalesce((SELECT min(row_id) FROM matches WHERE time_ns BETWEEN ?2 AND ?3), ?4))",
+        (keep, *horizon, _MOST),
     ).rowcount
 
 

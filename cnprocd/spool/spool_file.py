@@ -60,7 +60,7 @@ class SpoolFile:
                 store.write(request.rows, request.ended, request.gone)
                 return m.Done()
             case m.Prune():
-                rows = store.prune(keep=request.keep, older_than_ns=request.older_than_ns)
+                rows = store.prune(keep=request.keep, older_than_ns=request.older_than_ns, clock=request.clock)
                 counts = store.counts()
                 return m.Pruned(rows, counts[State.DONE], counts[State.DEAD])
             case _:

@@ -20,6 +20,7 @@ from cnprocd.launch.request import AttemptResult
 from cnprocd.spool import copies, history, queues
 from cnprocd.spool.changes import EventRange, Row
 from cnprocd.spool.disk_messages import Ended, Page
+from cnprocd.spool.horizon import advance
 from cnprocd.spool.job import NS, Job, JobRequest, State
 from cnprocd.spool.rows import (
     ClockReading,
@@ -322,19 +323,21 @@ class Store:
     def output(self, job_id: int) -> str | None:
         return history.find_output(self._db, job_id)
 
-    def prune(self, *, keep: int, older_than_ns: int) -> int:
+    def prune(self, *, keep: int, older_than_ns: int, clock: ClockReading) -> int:
         """Delete done jobs, dead jobs and matches beyond `keep` of each, or older. Return the number of rows."""
         gone = 0
         with self._transaction() as db:
+            horizon = advance(db, older_than_ns, clock)
             for state in (State.DONE, State.DEAD):
                 ended = db.execute(
-                    "DELETE FROM jobs WHERE state = ?1 AND (finished_ns < ?2 OR job_id IN (SELECT job_id FROM jobs"
-                    " WHERE state = ?1 ORDER BY finished_ns DESC LIMIT -1 OFFSET ?3)) RETURNING job_id",
-                    (state, older_than_ns, keep),
+                    "DELETE FROM jobs WHERE state = ?1 AND ((finished_ns < ?3 AND job_id < coalesce((SELECT min(job_id)"
+                    " FROM jobs WHERE state = ?1 AND finished_ns BETWEEN ?3 AND ?4), job_id + 1)) OR job_id IN (SELECT"
+                    " job_id FROM jobs WHERE state = ?1 ORDER BY job_id DESC LIMIT -1 OFFSET ?2)) RETURNING job_id",
+                    (state, keep, *horizon),
                 ).fetchall()
                 db.executemany("DELETE FROM events WHERE job_id = ?", ended)
                 gone += len(ended)
-            gone += history.prune_matches(db, keep=keep, older_than_ns=older_than_ns)
+            gone += history.prune_matches(db, keep=keep, horizon=horizon)
             history.prune_outputs(db)
         return gone
 

@@ -1,5 +1,6 @@
 """Exit records that the slots have no room for are found by the next daemon, as long as their exit is not decided."""
 
+import os
 import struct
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -142,8 +143,8 @@ def test_a_full_directory_leaves_no_record_without_event(tmp_path, monkeypatch):
 def test_a_write_that_is_cut_short_is_taken_back(tmp_path, monkeypatch):
     log = RecordLog(tmp_path / "log", HEAD)
     log.append([recorded(1)])
-    real = record_log.os.pwrite
-    monkeypatch.setattr(record_log.os, "pwrite", lambda fd, data, at: real(fd, data[: len(data) - 7], at))
+    real = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: real(fd, data[: len(data) - 7], at))
     assert not log._append(recorded(2))
     monkeypatch.undo()
     log.append([recorded(3)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from pathlib import Path
 
 from unit.reaping import children_reaped  # noqa: F401 (a fixture)
@@ -176,6 +177,26 @@ def test_a_retiring_runner_stops_between_two_hooks(tmp_path):
         assert it.service._stop.is_set()
 
     play(tmp_path, scene)
+
+
+def test_a_clock_ahead_makes_no_result_old(tmp_path, monkeypatch):
+    """The runner starts with a clock that stands a month ahead. The daemon still asks for a result of this boot."""
+    from cnprocd.runner import results, wire
+
+    ended = wire.Ended(attempt_id=attempt_id_of(1), reason="1")
+    Results(tmp_path / "results").add(ended, delivered=False)
+    path = tmp_path / "results" / attempt_id_of(1)
+    ahead_s = time.time() + 30 * 86400
+    monkeypatch.setattr(results.time, "time", lambda: ahead_s)
+    kept = Results(tmp_path / "results")
+    kept.prune()
+    assert kept.find(attempt_id_of(1)) == ended
+    for age_s, is_kept in ((results.KEPT_S - 60, True), (results.KEPT_S + 1, False), (-60, False)):
+        kept.add(ended, delivered=False)
+        written_s = time.clock_gettime(time.CLOCK_BOOTTIME) - age_s
+        os.utime(path, (written_s, written_s))
+        kept.prune()
+        assert path.exists() == is_kept, "-60: of an earlier boot"
 
 
 def test_results_are_bounded_and_pruned(tmp_path, monkeypatch):

@@ -393,6 +393,69 @@ def test_history_is_bounded_by_count_and_age(open_spool, clock):
     assert db.execute("SELECT count(*) FROM events").fetchone() == (4,)
 
 
+def past(spool):
+    """Return the PIDs of the matches, and the ids of the jobs, that are kept."""
+    matches = searched(spool.find_matches(MatchFilter(limit=1000))).value
+    return [match.pid for match in matches], ids(searched(spool.find_jobs()).value)
+
+
+DAY = 86400 * NS
+
+
+def lived(spool, clock, number, state):
+    """A match, and its job that ends."""
+    job_id = spool.enqueue([request("a", key=str(number))]).job_ids[0]
+    spool.start(job_id, "t")
+    spool.finish(job_id, FINE) if state is State.DONE else spool.bury(job_id, FINE, "no")
+    spool.record_matches([PastMatch(clock(), "a", None, number, {})])
+    spool.prune()
+
+
+@pytest.mark.parametrize("state", [State.DONE, State.DEAD])
+@pytest.mark.parametrize("wrong_days", [30, 10_000, -30, -10_000])
+def test_a_clock_that_was_wrong_deletes_no_history(open_spool, clock, state, wrong_days):
+    """The clock is wrong at one start, and right at the next: nothing is lost, and nothing is kept for longer."""
+    spool = open_spool(history_age_s=7 * 86400)
+    for number in range(7):  # one a day
+        lived(spool, clock, number, state)
+        clock.now_ns += DAY
+    spool.close()
+    clock.offset_ns += wrong_days * DAY
+    clock.now_ns += wrong_days * DAY
+    spool = open_spool(history_age_s=7 * 86400)
+    lived(spool, clock, 7, state)
+    clock.now_ns += DAY // 24
+    lived(spool, clock, 8, state)
+    spool.close()
+    clock.offset_ns -= wrong_days * DAY
+    clock.now_ns -= wrong_days * DAY
+    spool = open_spool(history_age_s=7 * 86400)
+    spool.prune()
+    assert past(spool) == ([8, 7, 6, 5, 4, 3, 2, 1, 0], [9, 8, 7, 6, 5, 4, 3, 2, 1])
+    for number in range(9, 18):
+        clock.now_ns += DAY
+        lived(spool, clock, number, state)
+    of_wrong_clock = {7, 8} if wrong_days > 0 else set()  # go when there are too many
+    assert set(past(spool)[0]) == {*range(10, 18)} | of_wrong_clock
+
+
+def test_after_a_long_stop_old_history_goes(open_spool, clock):
+    """A machine that was off for a year: its history is old, and goes within days in which it runs."""
+    spool = open_spool(history_age_s=7 * 86400)
+    for number in range(7):
+        lived(spool, clock, number, State.DONE)
+        clock.now_ns += DAY
+    spool.close()
+    clock.now_ns += 365 * DAY
+    clock.offset_ns += 372 * DAY  # another boot
+    spool = open_spool(history_age_s=7 * 86400, boot_id="another")
+    clock.now_ns += 2 * DAY
+    lived(spool, clock, 8, State.DONE)
+    clock.now_ns += DAY
+    lived(spool, clock, 9, State.DONE)
+    assert set(past(spool)[0]) == {8, 9}
+
+
 def test_history_is_pruned_by_itself(open_spool, clock):
     spool = open_spool(history_count=10)
     for _ in range(60):

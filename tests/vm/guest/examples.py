@@ -16,11 +16,11 @@ UNITS = Path("/etc/systemd/system")
 HANDLER = Path("/usr/local/lib/cnprocd/unit-failed")
 STARTS = SCRATCH / "starts"
 
-# The name of the script is the comm that the rule names. It lives for a moment, as a worker does before it fails.
+# The name of the script is the comm that the rule names. It lives until an emulated daemon has read its unit in /proc.
 WORKER = Path("/usr/local/sbin/worker")
 WORKER_TEXT = f"""#!/bin/sh
 echo "$1" >>{STARTS}
-sleep 1
+sleep 5
 exit 1
 """
 WORKER_UNIT = f"""[Unit]
@@ -37,12 +37,17 @@ def use_example(name: str) -> None:
     write_rules(RULES_TEXT)
     DROP_INS.mkdir(exist_ok=True)
     shutil.copy(EXAMPLES / name, DROP_INS / name)
-    run("systemctl", "reload", "cnprocd.service")
+    _reload()
 
 
 def remove_example(name: str) -> None:
     (DROP_INS / name).unlink()
-    run("systemctl", "reload", "cnprocd.service")
+    _reload()
+
+
+def _reload() -> None:
+    """The runner has 10 s to start and to take the rules, which a machine that is emulated beside others can exceed."""
+    until("rules loaded", lambda: run("systemctl", "reload", "cnprocd.service", ok=False).returncode == 0)
 
 
 def restart_worker() -> str:
@@ -58,7 +63,7 @@ def restart_worker() -> str:
     workers = ("worker@1.service", "worker@2.service")
     run("systemctl", "start", *workers)
     given_up: list[str] = []
-    for record in follow(after, "CNPROCD_EVENT=rule_matched", "CNPROCD_RULE=worker-given-up", limit_s=180):
+    for record in follow(after, "CNPROCD_EVENT=rule_matched", "CNPROCD_RULE=worker-given-up", limit_s=240):
         given_up.append(record["CNPROCD_UNIT"])
         if len(given_up) == len(workers):
             break
@@ -79,7 +84,7 @@ def failed_unit() -> str:
     HANDLER.chmod(0o755)
     use_example("failed-units.yaml")
     after = cursor()
-    unit_of = {}
+    unit_of: dict[str, int] = {}
     for unit in ("vm-one", "vm-two", "vm-one"):
         pid = _fails(unit)
         unit_of.setdefault(f"{unit}.service", pid)
@@ -98,7 +103,7 @@ def failed_unit() -> str:
 def _fails(unit: str) -> int:
     """Let the main process of a unit fail. Return its PID."""
     run("systemctl", "reset-failed", f"{unit}.service", ok=False)
-    run("systemd-run", f"--unit={unit}", "sh", "-c", "sleep 2; exit 3")
+    run("systemd-run", f"--unit={unit}", "sh", "-c", "sleep 5; exit 3")
     pid = int(show(f"{unit}.service", "MainPID"))
     until(f"{unit} failed", lambda: show(f"{unit}.service", "ActiveState") == "failed")
     return pid
