@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -23,7 +24,7 @@ JOB = """job_id, rule, state, serialize_key, kernel_time_ns, boot_id, created_ns
     snapshot"""
 ALL_JOB_COLUMNS = f"{JOB}, attempt_id, attempt_boot_id, hook_pid, hook_start_ticks"
 LIVE = (State.WAITING, State.RUNNING)
-_CREATED, _DUE = 6, 7  # the places of created_ns and due_ns in a row of jobs
+_CREATED, _DUE, _EVENT_COUNT = 6, 7, 10  # the places of these columns in a row of jobs
 
 
 class Merged(NamedTuple):
@@ -115,7 +116,12 @@ def put(db: sqlite3.Connection, rows: Rows) -> None:
     """Store rows of the memory. They are newer than the rows of the same jobs here."""
     columns = marks(ALL_JOB_COLUMNS.split(","))
     db.executemany(f"INSERT OR REPLACE INTO jobs({ALL_JOB_COLUMNS}) VALUES ({columns})", rows.jobs)  # noqa: S608
-    db.executemany("INSERT OR IGNORE INTO events(job_id, key, record) VALUES (?, ?, ?)", rows.events)
+    # An event that was seen again while the file was opened may be another job's here.
+    db.executemany(
+        "INSERT INTO events(job_id, key, record) VALUES (?, ?, ?) ON CONFLICT(key) DO UPDATE"
+        " SET job_id = excluded.job_id, record = excluded.record WHERE job_id != excluded.job_id",
+        rows.events,
+    )
     history.put_matches(db, rows.matches)
     for job_id, output in rows.outputs:
         history.put_output(db, job_id, output)
@@ -230,21 +236,47 @@ def _one_job_for_an_event(db: sqlite3.Connection, memory: Rows, mine: dict[int, 
     for other in others:
         db.execute("DELETE FROM jobs WHERE job_id = ?1 AND ?1 NOT IN (SELECT job_id FROM events)", (other,))
     waiting = {job_id for job_id, row in mine.items() if row[2] == State.WAITING}
-    return tuple(job_id for job_id, count in handled.items() if job_id in waiting and count == mine[job_id][10])
+    return tuple(
+        job_id for job_id, count in handled.items() if job_id in waiting and count == mine[job_id][_EVENT_COUNT]
+    )
 
 
 # -- file to memory ----------------------------------------------------------------------------------------------
 
 
-def take_in(db: sqlite3.Connection, rows: Rows, keys: Iterable[str]) -> None:
-    """Add jobs of the file to the memory, where they are missing, and the keys of events that are handled."""
+def take_in(db: sqlite3.Connection, rows: Rows, keys: Iterable[str]) -> tuple[int, ...]:
+    """Add jobs of the file to the memory, where they are missing, and the keys of events that are handled.
+
+    An event can have been seen again while the file was opened. Then it has a job here as well. One that has not
+    started gives way to the file's, or to what the file knows as handled. Else the file's is left out. Return those.
+    """
+    keys, theirs = tuple(keys), {row[0] for row in rows.jobs}
+    fresh = dict(
+        db.execute(
+            "SELECT key, job_id FROM events JOIN jobs USING (job_id)"
+            " WHERE state = 'waiting' AND attempts = 0 AND event_count = 1"
+        )
+    )
+    again = [(fresh[key],) for key in fresh.keys() & {*keys, *(key for _, key, _ in rows.events)}]
+    again = [one for one in again if one[0] not in theirs]
+    db.executemany("DELETE FROM jobs WHERE job_id = ?", again)
+    db.executemany("DELETE FROM events WHERE job_id = ?", again)
+    held = "SELECT 1 FROM events WHERE key = ? AND job_id NOT IN (0, ?)"
+    elsewhere = Counter(job for job, key, _ in rows.events if db.execute(held, (key, job)).fetchone() is not None)
+    left_out = {row[0] for row in rows.jobs if elsewhere[row[0]] >= row[_EVENT_COUNT] > 0}
+    jobs = [
+        (*row[:_EVENT_COUNT], row[_EVENT_COUNT] - elsewhere[row[0]], *row[_EVENT_COUNT + 1 :])
+        for row in rows.jobs
+        if row[0] not in left_out
+    ]
     columns = marks(ALL_JOB_COLUMNS.split(","))
-    db.executemany(f"INSERT OR IGNORE INTO jobs({ALL_JOB_COLUMNS}) VALUES ({columns})", rows.jobs)  # noqa: S608
+    db.executemany(f"INSERT OR IGNORE INTO jobs({ALL_JOB_COLUMNS}) VALUES ({columns})", jobs)  # noqa: S608
     db.executemany("DELETE FROM events WHERE key = ? AND job_id = 0", [(key,) for _, key, _ in rows.events])
     db.executemany("INSERT OR IGNORE INTO events(job_id, key, record) VALUES (?, ?, ?)", rows.events)
     db.executemany("INSERT OR IGNORE INTO events(job_id, key, record) VALUES (0, ?, '')", [(key,) for key in keys])
     if rows.last_job_id > last_job_id(db):
         skip_ids(db, rows.last_job_id)
+    return tuple(left_out)
 
 
 def forget_ended(db: sqlite3.Connection, keep: int, older_than_ns: int, most_keys: int) -> list[Ended]:

@@ -363,8 +363,11 @@ class CopyOnDisk:
     def _take_in(self, rows: Rows, opened: m.Opened | None = None) -> None:
         """Add the jobs of the file to the memory."""
         keys, superseded = (opened.keys, opened.superseded) if opened else ((), ())
-        self._store.take_in(rows, keys, superseded)
+        left_out = self._store.take_in(rows, keys, superseded)
         self._on_file.update((row[0], row[_CREATED]) for row in rows.jobs)
+        now_ns = self._reading().now_ns
+        ended = [m.Ended(job_id, self._on_file[job_id], State.DONE, now_ns) for job_id in left_out]
+        self._tombstones |= {one.job_id: one for one in ended}  # another job has its events
         running = tuple(int(row[0]) for row in rows.jobs if row[2] == State.RUNNING)
         done, dead, snapshots = (opened.done, opened.dead, opened.snapshots) if opened else (0, 0, ())
         self._on_taken_in(TakenIn(len(rows.jobs), running, done, dead, hits_of(rows.hits), snapshots))

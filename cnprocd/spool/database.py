@@ -20,7 +20,7 @@ import sqlite3
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from cnprocd.spool import history, horizon
+from cnprocd.spool import aging, history
 
 APPLICATION_ID = 0x636E7072  # "cnpr": a database of another program is renamed, not written to
 SCHEMA_VERSION = 5
@@ -125,7 +125,7 @@ def _make_or_check(db: sqlite3.Connection) -> None:
     (tables,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     if version == 0 and tables == 0:
         db.executescript(
-            f"BEGIN IMMEDIATE; {_SCHEMA} {_MATCH_IDS} {_OUTPUTS} {_HITS} {_CLOCK} {_RUNNING} {_QUEUES} {horizon.TABLE}"
+            f"BEGIN IMMEDIATE; {_SCHEMA} {_MATCH_IDS} {_OUTPUTS} {_HITS} {_CLOCK} {_RUNNING} {_QUEUES} {aging.TABLES}"
             f" PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT"
         )
         return
@@ -141,7 +141,7 @@ def _make_or_check(db: sqlite3.Connection) -> None:
         _migrate(db, version)
     db.execute(_RUNNING)
     db.execute(_QUEUES)
-    db.execute(horizon.TABLE)
+    db.executescript(aging.TABLES)
 
 
 def _migrate(db: sqlite3.Connection, version: int) -> None:

@@ -137,7 +137,8 @@ def count_matches(db: sqlite3.Connection, wanted: CountFilter) -> tuple[MatchCou
 
 
 def _bounds(wanted: MatchFilter) -> list[int | str]:
-    return [max(-_MOST, min(_MOST, one)) for one in (wanted.since_ns, wanted.until_ns) if one is not None]
+    most = (1 << 63) - 1
+    return [max(-most, min(most, one)) for one in (wanted.since_ns, wanted.until_ns) if one is not None]
 
 
 def glob(pattern: str) -> str:
@@ -145,12 +146,10 @@ def glob(pattern: str) -> str:
     return re.sub(r"\[!", "[^", pattern)
 
 
-def prune_matches(db: sqlite3.Connection, *, keep: int, horizon: Horizon) -> int:
-    """Delete matches beyond the newest `keep`, or older than the horizon. Return the number of rows."""
+def prune_matches(db: sqlite3.Connection, *, keep: int, old: int) -> int:
+    """Delete matches beyond the newest `keep`, and those up to the row `old`. Return the number of rows."""
     return db.execute(
-        "DELETE FROM matches WHERE row_id <= (SELECT max(row_id) FROM matches) - ?1 OR (time_ns < ?2 AND row_id <"
-        " coalesce((SELECT min(row_id) FROM matches WHERE time_ns BETWEEN ?2 AND ?3), ?4))",
-        (keep, *horizon, _MOST),
+        "DELETE FROM matches WHERE row_id <= max(?, (SELECT max(row_id) FROM matches) - ?)", (old, keep)
     ).rowcount
 
 

@@ -18,9 +18,9 @@ from typing import Any
 from cnprocd.json_value import JsonObject
 from cnprocd.launch.request import AttemptResult
 from cnprocd.spool import copies, history, queues
+from cnprocd.spool.aging import find_old
 from cnprocd.spool.changes import EventRange, Row
 from cnprocd.spool.disk_messages import Ended, Page
-from cnprocd.spool.horizon import advance
 from cnprocd.spool.job import NS, Job, JobRequest, State
 from cnprocd.spool.rows import (
     ClockReading,
@@ -324,20 +324,24 @@ class Store:
         return history.find_output(self._db, job_id)
 
     def prune(self, *, keep: int, older_than_ns: int, clock: ClockReading) -> int:
-        """Delete done jobs, dead jobs and matches beyond `keep` of each, or older. Return the number of rows."""
+        """Delete done jobs, dead jobs and matches beyond `keep` of each, or older. Return the number of rows.
+
+        Age is the time for which the machine ran (aging.py). A job that ended late is younger than its id.
+        """
         gone = 0
         with self._transaction() as db:
-            horizon = advance(db, older_than_ns, clock)
+            old = find_old(db, clock.now_ns - older_than_ns, clock)
             for state in (State.DONE, State.DEAD):
                 ended = db.execute(
-                    "DELETE FROM jobs WHERE state = ?1 AND ((finished_ns < ?3 AND job_id < coalesce((SELECT min(job_id)"
-                    " FROM jobs WHERE state = ?1 AND finished_ns BETWEEN ?3 AND ?4), job_id + 1)) OR job_id IN (SELECT"
-                    " job_id FROM jobs WHERE state = ?1 ORDER BY job_id DESC LIMIT -1 OFFSET ?2)) RETURNING job_id",
-                    (state, keep, *horizon),
+                    "DELETE FROM jobs WHERE state = ?1 AND ((job_id <= ?3 AND finished_ns NOT BETWEEN ?4 AND ?5)"
+                    " OR job_id IN (SELECT job_id FROM jobs WHERE state = ?1"
+                    " ORDER BY finished_ns DESC LIMIT -1 OFFSET ?2))"
+                    " RETURNING job_id",
+                    (state, keep, old.job_id, older_than_ns, clock.now_ns),
                 ).fetchall()
                 db.executemany("DELETE FROM events WHERE job_id = ?", ended)
                 gone += len(ended)
-            gone += history.prune_matches(db, keep=keep, horizon=horizon)
+            gone += history.prune_matches(db, keep=keep, old=old.row_id)
             history.prune_outputs(db)
         return gone
 
@@ -382,12 +386,16 @@ class Store:
         self.waiting = self._count(State.WAITING)
         return merged
 
-    def take_in(self, rows: Rows, keys: Iterable[str] = (), superseded: Iterable[int] = ()) -> None:
-        """Add jobs of the file to this memory, and remove the waiting jobs that need not run."""
+    def take_in(self, rows: Rows, keys: Iterable[str] = (), superseded: Iterable[int] = ()) -> tuple[int, ...]:
+        """Add jobs of the file to this memory, and remove the waiting jobs that need not run.
+
+        Return the jobs of the file that were left out.
+        """
         with self._transaction() as db:
-            copies.take_in(db, rows, keys)
+            left_out = copies.take_in(db, rows, keys)
             db.executemany("DELETE FROM jobs WHERE job_id = ? AND state = 'waiting'", [(one,) for one in superseded])
         self.waiting = self._count(State.WAITING)
+        return left_out
 
     def put_clock(self, clock: ClockReading | None) -> None:
         """Note of which clock the times in this file are, and what time it is."""

@@ -208,7 +208,7 @@ class SettingsModel(Model):
         default="7d",
         validate_default=True,
         alias="history_age",
-        description="The time for which finished jobs are kept.",
+        description="The time for which finished jobs and matches are kept, counted while the machine runs.",
     )
     gather_s: DurationOrZero = Field(
         default="2ms",
