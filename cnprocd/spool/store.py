@@ -387,10 +387,7 @@ class Store:
         return merged
 
     def take_in(self, rows: Rows, keys: Iterable[str] = (), superseded: Iterable[int] = ()) -> tuple[int, ...]:
-        """Add jobs of the file to this memory, and remove the waiting jobs that need not run.
-
-        Return the jobs of the file that were left out.
-        """
+        """Add jobs of the file to this memory, and remove waiting ones that need not run. Return those left out."""
         with self._transaction() as db:
             left_out = copies.take_in(db, rows, keys)
             db.executemany("DELETE FROM jobs WHERE job_id = ? AND state = 'waiting'", [(one,) for one in superseded])

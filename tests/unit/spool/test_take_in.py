@@ -1,10 +1,8 @@
 """Jobs of the file are taken into the memory, where events of theirs may have been seen again meanwhile.
 
-The disk is frozen when a daemon starts after kill -9. It evaluates the events that were in flight again, before it knows
-of their jobs in the file. Each event has one job in the end, which runs.
+The disk is frozen when a daemon starts after kill -9. It evaluates the events that were in flight again, before it
+knows of their jobs in the file. Each event has one job in the end, which runs.
 """
-
-from contextlib import closing
 
 from unit.spool.test_spool import request
 
@@ -61,9 +59,7 @@ def test_the_file_gives_an_event_to_the_job_of_the_memory():
     assert jobs(file)[100] == ("running", 1, ["a"])
 
 
-def test_a_dead_job_that_is_taken_in_again_stays_one_job():
+def test_a_job_that_is_taken_in_again_stays_one_job():
     memory = store("a")
-    with closing(database.in_memory()):
-        rows = memory.rows(State.WAITING)
-    memory.take_in(rows)
+    memory.take_in(memory.rows(State.WAITING))
     assert jobs(memory) == {1: ("waiting", 1, ["a"])}
