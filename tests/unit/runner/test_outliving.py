@@ -187,7 +187,7 @@ def test_a_clock_ahead_makes_no_result_old(tmp_path, monkeypatch):
     Results(tmp_path / "results").add(ended, delivered=False)
     path = tmp_path / "results" / attempt_id_of(1)
     ahead_s = time.time() + 30 * 86400
-    monkeypatch.setattr(results.time, "time", lambda: ahead_s)
+    monkeypatch.setattr(time, "time", lambda: ahead_s)
     kept = Results(tmp_path / "results")
     kept.prune()
     assert kept.find(attempt_id_of(1)) == ended
