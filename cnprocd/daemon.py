@@ -68,6 +68,7 @@ async def start(parts: Parts, outside: Outside) -> None:
     parts.dispatcher.scheduler.promises.remember(await outside.load_former(former))
     known, hooks = parts.handover.take_processes(), parts.handover.take_hooks()
     known = known if parts.sockets_adopted else HandedOn()
+    parts.pipeline.recovery.report_handover()
     parts.pipeline.start(known, lambda scan: parts.follower.take_over(hooks, scan), parts.has_runner)
     loop.add_signal_handler(signal.SIGHUP, parts.rules.reload_soon)
     parts.dispatcher.start()

@@ -279,7 +279,6 @@ class Pipeline:
         `former`: what the daemon before knew, if the events since then are queued. `take_over` gets every process
         before an event is read, each with its cgroup if `reads_cgroups`.
         """
-        self.recovery.report_handover()
         self.source.pass_over(self.tracker.unasked.asks_for)
         wanted, began_ns = self.tracker.tracking.wanted_anew, time.monotonic_ns()
         snapshot = self._scan(replace(wanted, cgroup=True) if reads_cgroups else wanted)
