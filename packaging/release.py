@@ -113,6 +113,7 @@ def main() -> None:
         parser.error(f"cannot find {', '.join(missing)} (Debian: apt install apt-utils createrepo-c gnupg rpm)")
     if options.out.exists():
         parser.error(f"{options.out} exists; remove it, or name another directory with --out")
+    os.umask(0o022)  # of the files that setuptools makes and puts into the wheel
     options.out.mkdir(parents=True)
     try:
         release(options.out, Signer(options.key, build.source_epoch()))
