@@ -84,7 +84,7 @@ export function connect(onState) {
     }, error => {
         matches.connected = false;
         onState(error);
-        setTimeout(begin, AGAIN_MS);
+        setTimeout(begin, error.kind === "no-permission" ? 10 * AGAIN_MS : AGAIN_MS);
     });
     begin();
 }

@@ -88,8 +88,8 @@ function recorder(stops, status) {
             button("Replay against the rule files", () => replay(false)),
             button(isEdited() ? `Replay against the edited ${draft.file.split("/").at(-1)}` : "Replay against edited rules", () => replay(true),
                    { disabled: !isEdited(), title: isEdited() ? "" : "Edit a file under Rules first; it need not be saved" })]);
-        if (kept.figures && !process) fill(note, facts([["Events", kept.figures.events], ["Exit records", kept.figures.exit_records],
-            ["Lost", kept.figures.lost], ["Size", `${Math.ceil(kept.figures.bytes / 1024).toLocaleString()} KiB`], ["Ended by", kept.figures.ended]]));
+        if (kept.figures && !process) fill(note, facts([["Events", kept.figures.events], ["Exit records", kept.figures.exit_records], ["Lost", kept.figures.lost],
+            ["Size", `${Math.ceil(kept.figures.bytes / 1024).toLocaleString()} KiB`], ["Ended by", kept.figures.ended.replace("a signal", "Stop")]]));
         else if (!process) fill(note, h("p", { class: "muted" }, "A recording holds every event of every process, with names and " +
             "arguments. Only root can read it; it is deleted when you leave the page."));
     }
