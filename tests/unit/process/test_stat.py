@@ -188,7 +188,7 @@ def test_found_by_fuzzing_an_id_line_without_ids_is_no_ids(status):
 def test_status_shows_the_true_name(name, comm):
     """The kernel escapes newline and backslash, and nothing else (fs/proc/array.c proc_task_name)."""
     raw = b"Name:\t" + name + b"\nState:\tS (sleeping)\nPPid:\t7\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nThreads:\t3\n"
-    assert parse_status(raw) == (comm, 7, 3, False, 1, 5, 2)
+    assert parse_status(raw) == (comm, 7, 3, False, 1, 5, 2, False)
 
 
 @pytest.mark.parametrize(
@@ -211,3 +211,4 @@ def test_status_and_stat_of_this_process_agree():
     with open("/proc/self/stat", "rb") as stat, open("/proc/self/status", "rb") as status:
         one, other = parse_stat(stat.read()), parse_status(status.read())
     assert (one.comm, one.ppid, one.threads, one.is_dead) == (other.comm, other.ppid, other.threads, other.is_dead)
+    assert other.has_memory
