@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from matching import RULES_TEXT
-from probe import SCRATCH, cursor, die, expect, first, run, until, write_rules
+from probe import SCRATCH, cursor, die, expect, first, reload_rules, run, until, write_rules
 
 HOOK = Path("/usr/local/sbin/cnprocd-vm-hook")
 HOOK_TEXT = """#!/bin/sh
@@ -60,7 +60,7 @@ def prepare() -> None:
     HOOK.write_text(HOOK_TEXT)
     HOOK.chmod(0o755)
     write_rules(HOOKS_TEXT)
-    run("systemctl", "reload", "cnprocd.service")
+    reload_rules()
 
 
 def hook_as_user() -> str:

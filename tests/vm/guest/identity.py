@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 from matching import RULES_TEXT
-from probe import cursor, expect, first, matched_pids, run, show, until, write_rules
+from probe import cursor, expect, first, matched_pids, reload_rules, run, show, until, write_rules
 
 CONTAINER = "0123456789abcdef" * 4
 RULES = f"""
@@ -31,11 +31,11 @@ LIMITS = ("-p", "MemoryMax=32M", "-p", "MemorySwapMax=0")
 def units_and_oom_kills() -> str:
     """In a unit and in a container: whether the OOM killer ended a process, as the sandboxed daemon sees it."""
     write_rules(RULES_TEXT + RULES)
-    run("systemctl", "reload", "cnprocd.service")
+    reload_rules()
     after = cursor()
     found = [_killed_in_a_unit(after), _killed_in_a_container(after), _killed_by_hand(after)]
     write_rules(RULES_TEXT)
-    run("systemctl", "reload", "cnprocd.service")
+    reload_rules()
     run("systemctl", "reset-failed", "vm-*", ok=False)
     return ", ".join(found)
 
@@ -100,14 +100,14 @@ def user_manager() -> str:
     (units / "vm-good.service").write_text("[Service]\nExecStart=/bin/true\n")
     run("chown", "-R", f"{USER}:{USER}", f"/home/{USER}")
     write_rules(RULES_TEXT + USER_RULES)
-    run("systemctl", "reload", "cnprocd.service")
+    reload_rules()
     run("loginctl", "enable-linger", USER)
     until("the manager of the user", lambda: show(MANAGER, "ActiveState") == "active", limit_s=120)
     tries = [f"{unit} at try {_failed_for_a_user(unit, code)}" for unit, code in USER_UNITS.items()]
     run("loginctl", "disable-linger", USER)
     run("systemctl", "stop", MANAGER)
     write_rules(RULES_TEXT)
-    run("systemctl", "reload", "cnprocd.service")
+    reload_rules()
     return f"{MANAGER}: " + ", ".join(tries)
 
 
@@ -153,7 +153,7 @@ class Kept:
         command = ["/bin/sh", "-c", "read line; exit 3", "vm-kept"]
         self._alive = [subprocess.Popen(command, stdin=subprocess.PIPE) for _ in range(count)]
         self.ended: list[int] = []
-        run("systemctl", "reload", "cnprocd.service")
+        reload_rules()
 
     def end(self, most: int) -> None:
         """End so many of them, or all that are left."""
