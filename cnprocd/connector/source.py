@@ -96,6 +96,8 @@ class Source:
         self._request: Request | None = None
         self._features = Features()
         self._overruns_before = 0
+        self._listener_overruns = 0  # at the last drain
+        self._overran = False  # events of the last drain, or after them, were lost
         self._asks_for: AsksFor | None = None
         self._record_losses = select.epoll()
         self._ahead: set[int] = set()  # threads whose record was read before the batch that has their exit
@@ -203,13 +205,17 @@ class Source:
                 records = self.taskstats.reader.decode(leftover.records)
             records.add(self._drain_records(events, everything=all_records or not more or leftover is not None))
         self.records_seen += len(records)
-        overruns = self.listener.overruns + (self.taskstats.overruns if self.taskstats else 0)
-        overrun, self._overruns_before = overruns > self._overruns_before, overruns
+        self._listener_overruns = self.listener.overruns
+        overruns = self._listener_overruns + (self.taskstats.overruns if self.taskstats else 0)
+        self._overran, self._overruns_before = overruns > self._overruns_before, overruns
         self.losses.overruns = overruns
-        return Batch(events, records, more, overrun)
+        return Batch(events, records, more, self._overran)
 
     def look_ahead(self) -> Ahead:
-        """Return the events that came since the last drain, for a look. The next drain returns them as its batch."""
+        """Return the events that came since the last drain, for a look. The next drain returns them as its batch.
+
+        They are not all if there is no room for more, or if some were lost.
+        """
         slots = self.listener.slots
         slots.first = self._event_slots_used
         if self._slots_ahead or slots.first == EVENT_SLOTS:
@@ -219,12 +225,13 @@ class Source:
         except OSError:  # raised again by the next drain, if it lasts
             return Ahead([], is_all=False)
         self._more_ahead = slots.filled
-        return Ahead(self._events_ahead, not slots.filled)
+        is_complete = not self._overran and self.listener.overruns == self._listener_overruns
+        return Ahead(self._events_ahead, is_complete and not slots.filled)
 
     @property
     def looked_ahead(self) -> bool:
-        """Whether the next drain has events that will not wake the loop."""
-        return self._slots_ahead > 0
+        """Whether the next drain has events, or an overrun to report, that will not wake the loop."""
+        return self._slots_ahead > 0 or self.listener.overruns > self._listener_overruns
 
     def _receive(self) -> tuple[list[Row], int]:
         """Receive events once. Return them, and how many slots they take."""
