@@ -99,6 +99,9 @@ def stage(package: Package, tree: Path, epoch: int) -> None:
     }.items():
         put(tree, destination, (ROOT / source).read_bytes())
     put(tree, "usr/share/cnprocd/rules.schema.json", schema())
+    # Part of this package: the page and the verbs that it calls then have one version. Without Cockpit it is unused.
+    for path in sorted((HERE / "cockpit").iterdir()):
+        put(tree, f"usr/share/cockpit/cnprocd/{path.name}", path.read_bytes())
     for made, destination in (*manual_pages(), *completions(flavour)):
         put(tree, destination, zipped(made.read_bytes()) if destination.endswith(".gz") else made.read_bytes())
     documents(package, tree, epoch)
@@ -286,6 +289,7 @@ def configuration(package: Package, tree: Path, epoch: int) -> dict[str, Any]:
         "mtime": stamp,
         "description": DESCRIPTION,
         "depends": list(flavour.depends),
+        "suggests": ["cockpit"],
         "provides": bundled_provides(locked(package)) if flavour.packager == "rpm" else [],
         "contents": contents,
         "disable_globbing": True,
