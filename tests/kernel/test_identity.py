@@ -165,6 +165,6 @@ def test_threads_are_seen_by_a_rule_that_asks(daemon):
 
     pid = child(body)
     wait_status(pid)
-    daemon.mark()
+    daemon.mark_burst()
     (record,) = daemon.matches("thread", pid=pid)
     assert (record["exit_code"], record["comm"], record["tid"] != pid) == (4, "cnptest-thr", True)
