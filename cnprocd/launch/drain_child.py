@@ -13,6 +13,8 @@ CHUNK = 1 << 20
 def main() -> None:
     fds = list(map(int, sys.argv[1:]))
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    with open("/proc/self/comm", "w") as comm:
+        comm.write("cnprocd-drain")  # for `ps`, after the daemon has ended
     kept = sorted({0, 1, 2, *fds, null})
     for below, above in zip(kept, [*kept[1:], os.sysconf("SC_OPEN_MAX")], strict=True):
         os.closerange(below + 1, above)

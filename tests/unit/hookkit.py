@@ -168,10 +168,13 @@ def alive(pid: int) -> bool:
 
 
 def zombies() -> list[int]:
-    """Return the children of this process that have exited and are not reaped."""
+    """Return the children of this process that have exited and are not reaped.
+
+    Without those that read what programs left behind write: they outlive the daemon, and end with such a program.
+    """
     found = []
     for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
         with contextlib.suppress(OSError):
-            if not alive(int(pid)):
+            if not alive(int(pid)) and Path(f"/proc/{pid}/comm").read_text() != "cnprocd-drain\n":
                 found.append(int(pid))
     return found
