@@ -3,6 +3,7 @@ Python predicate over the event's fields keeps, for any wanted set and any event
 """
 
 import os
+import sys
 from collections.abc import Iterable
 
 import pytest
@@ -202,7 +203,7 @@ def test_a_listing_reads_like_bpf_asm():
     assert listing(program) == [
         "  0: ld [36]",
         "  1: jeq #0x0, 7, 2",
-        f"  2: jeq #{int.from_bytes((0x80000000).to_bytes(4, 'little'), 'big'):#x}, 4, 6",
+        f"  2: jeq #{int.from_bytes((0x80000000).to_bytes(4, sys.byteorder), 'big'):#x}, 4, 6",
         "  3: ja 6",
         "  4: ld [60]",
         "  5: jeq #0x0, 6, 7",

@@ -96,7 +96,7 @@ def test_what_is_not_an_exit_record_is_refused():
 def test_found_by_fuzzing_other_attributes_are_refused(at):
     """A kernel that pads before the struct would have every field at another offset."""
     message = bytearray(exit_record(taskstats(13, ac_pid=5, ac_tgid=5), family=FAMILY))
-    message[at : at + 2] = b"\x06\x00"
+    message[at : at + 2] = (6).to_bytes(2, sys.byteorder)
     assert "attributes" in unreadable(bytes(message))
 
 
@@ -106,7 +106,7 @@ def test_found_by_fuzzing_only_a_group_attribute_is_the_group():
     )
     assert decode_record(bytes(message), FAMILY).threaded
     at = 20 + int.from_bytes(message[20:22], sys.byteorder)
-    message[at + 2 : at + 4] = b"\x06\x00"
+    message[at + 2 : at + 4] = (6).to_bytes(2, sys.byteorder)
     assert not decode_record(bytes(message), FAMILY).threaded
 
 
