@@ -23,6 +23,7 @@ from cnprocd.errors import CnprocdError
 from cnprocd.json_value import JsonDict
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+STREAMS = ("live:watch", "live:top")  # always print JSON line by line; `history` does with --follow
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -45,7 +46,7 @@ def run(arguments: list[str] | None = None) -> int:
             remote.end_with_input()
         return _verb(options.run)(options)
     except CnprocdError as error:
-        return _report(error, options.json)
+        return _report(error, options)
     except BrokenPipeError:
         # The output pipe is closed (`| head`): end silently. Python flushes stdout again at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -53,7 +54,7 @@ def run(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except OSError as error:
-        return _report(CnprocdError(f"{error.filename or 'system error'}: {error.strerror or error}"), options.json)
+        return _report(CnprocdError(f"{error.filename or 'system error'}: {error.strerror or error}"), options)
 
 
 def _verb(name: str) -> Callable[[Options], int]:
@@ -62,12 +63,13 @@ def _verb(name: str) -> Callable[[Options], int]:
     return found
 
 
-def _report(error: CnprocdError, as_json: bool) -> int:
-    """Print an error: as text on stderr, or as JSON on stdout. Return the exit status."""
-    if as_json:
+def _report(error: CnprocdError, options: Options) -> int:
+    """Print an error: as text on stderr, or as JSON on stdout, in a stream as one line. Return the exit status."""
+    if options.json:
         found: JsonDict = {"what": error.what, "hint": error.hint, "status": error.exit_status}
         problems = error.details.get("problems") if isinstance(error, RefusedError) else None
-        print_json({"error": found | ({"problems": problems} if problems else {})})
+        streams = options.run in STREAMS or getattr(options, "follow", False)
+        print_json({"error": found | ({"problems": problems} if problems else {})}, line=streams)
     else:
         print(error.render(Style(sys.stderr)("red", "cnprocctl:") + " "), file=sys.stderr)
     return error.exit_status

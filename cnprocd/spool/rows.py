@@ -99,7 +99,8 @@ class NotInHistoryError(CnprocdError):
     def __init__(self, match_id: str | None) -> None:
         super().__init__(
             f"cannot go on after match {match_id}: it is not in the history",
-            "history_count and history_age limit what is kept; begin again without --after",
+            "history_count and history_age limit what is kept, and matches with held_by are not kept; "
+            "begin again with --since the last time",
         )
 
 

@@ -1,5 +1,6 @@
 """check, schema, rules, test and explain as a user types them: real rule files, real processes, no daemon."""
 
+import json
 import os
 import subprocess
 import sys
@@ -323,6 +324,13 @@ def test_without_a_daemon_it_says_so(tmp_path):
 def test_an_error_as_json(tmp_path):
     status, found = ctl_json("status", "--runtime-dir", str(tmp_path))
     assert found["error"]["status"] == status == EX_UNAVAILABLE
+
+
+@pytest.mark.parametrize("words", [["watch"], ["watch", "--after", "x"], ["history", "-f"]])
+def test_an_error_of_a_json_stream_is_one_line(words, tmp_path):
+    """A collector that decodes line by line gets an error that it can decode, not the first line of an indented one."""
+    status, out, _ = ctl("--json", *words, "--runtime-dir", str(tmp_path))
+    assert [json.loads(line)["error"]["status"] for line in out.splitlines()] == [status]
 
 
 def test_options_stand_before_and_after_the_verb(rules):
