@@ -42,8 +42,8 @@ async function job(box, match) {
         ? `No job: ${match.held_by} held this match back.` : "No job: the rule runs no hook for this match."));
     const link = h("a", { href: `#/jobs/${match.job_id}` }, `Job ${match.job_id}`);
     try {
-        const { job: found } = await call("Job", { job_id: match.job_id });
-        const { output } = await call("Output", { job_id: match.job_id });
+        const [{ job: found }, { output }] = await Promise.all(["Job", "Output"].map(one => call(one, { job_id: match.job_id })));
+        box.dataset.state = found.state;
         fill(box, facts([["Job", link], ["State", jobBadge(found.state)], ["Outcome", found.reason],
                          ["Attempts", `${found.attempts}` + (found.failures ? `, ${found.failures} failed` : "")],
                          ["Took", found.duration_ms != null && duration(found.duration_ms / 1000)]]),
@@ -68,7 +68,7 @@ async function why(box, match) {
 }
 
 export function matchView(main, { path }) {
-    let stopped = false;
+    let stopped = false, refresh = null;
     fill(main, h("p", { class: "empty" }, "Loading ..."));
     const back = h("p", {}, h("a", { href: "#/" }, "\u2190 Now"));
     find(path[0]).then(match => {
@@ -80,8 +80,8 @@ export function matchView(main, { path }) {
             ["Rule", h("a", { href: `#/rules/${encodeURIComponent(match.rule)}` }, h("bdi", {}, match.rule))], ["Process", processOf(match)],
             ["Status", statusOf(match)], ["Time", time(match.time_ns)], ["Held by", match.held_by]]), links(match)),
              card("Job", jobBox), card("Why it fired", whyBox), card("Record", record(match)));
-        job(jobBox, match);
+        (refresh = () => jobBox.dataset.state?.match(/done|dead/) || job(jobBox, match))();
         why(whyBox, match);
     }, error => fill(main, back, failure(error)));
-    return { stop: () => { stopped = true } };
+    return { poll: () => refresh?.(), stop: () => { stopped = true } };
 }

@@ -20,10 +20,10 @@ function add(found) {
     const known = new Set(matches.list.slice(0, MOST_KEPT).map(one => one.match_id));
     const fresh = found.filter(one => one.match_id == null || !known.has(one.match_id));
     if (!fresh.length) return;
-    const all = [...fresh, ...matches.list].sort((a, b) => b.time_ns - a.time_ns);
+    const newest = matches.list[0]?.time_ns ?? 0, all = [...fresh, ...matches.list].sort((a, b) => b.time_ns - a.time_ns);
     if (all.length > MOST_KEPT) matches.complete = false;
     matches.list = all.slice(0, MOST_KEPT);
-    publish(fresh);
+    publish(fresh.every(one => one.time_ns >= newest) ? fresh : null);
 }
 
 // The history that the stream did not bring: the newest matches at first, later those after the newest known one.
