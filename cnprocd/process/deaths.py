@@ -85,6 +85,7 @@ class Deaths:
         self._leader_of: dict[TaskRecord, TaskRecord] = {}  # a last thread's record -> its leader's
         self._lasts: dict[int, TaskRecord] = {}  # tgid -> a last thread's record; its leader's may be about to come
         self._waiting: Waiting = {}
+        self._gone_leaders: dict[int, TaskRecord] = {}  # early leaders whose process was gone at the last `prune`
         self._gone: Waiting = {}  # records that waited at the last `prune`, of processes that were gone
         self._eventless: dict[int, int] = {}  # tgid -> status of a death that was reported without its event
         self._caught_up = False
@@ -321,6 +322,10 @@ class Deaths:
             undecided = (one for one in self._waiting.items() if one[0] not in self._lost)
             first = islice(undecided, MOST_LOOKED_FOR)
             self._gone = {tid: records for tid, records in first if not self._is_under_way(tid, records)}
+            gone = self._gone_leaders
+            self._leaders = {tgid: one for tgid, one in self._leaders.items() if one is not gone.get(tgid)}
+            oldest = islice(self._leaders.items(), MOST_LOOKED_FOR)
+            self._gone_leaders = {tgid: one for tgid, one in oldest if not self._is_alive(tgid)}
         self._caught_up = False
         if len(self._leaders) > self._prune_at:
             self._leaders = {tgid: r for tgid, r in self._leaders.items() if self._is_alive(tgid)}

@@ -332,6 +332,22 @@ def test_abandoned_records_are_dropped_after_an_empty_queue():
     assert not deaths._leaders
 
 
+def test_the_leader_of_a_dead_process_is_kept_no_longer():
+    """Its last thread's record was filtered, and the next daemon does not need the leader's. It needs a living one's."""
+    alive = {1, 2}
+    deaths = Deaths(alive.__contains__)
+    for tgid in (1, 2):
+        deaths.record(record(End(tgid, 0, tgid=tgid)))
+    alive.remove(2)
+    deaths.prune()
+    deaths.caught_up()
+    deaths.prune()
+    assert {leader.tgid for leader in deaths.early_leaders()} == {1, 2}, "its last record may be on its way"
+    deaths.caught_up()
+    deaths.prune()
+    assert {leader.tgid for leader in deaths.early_leaders()} == {1}
+
+
 def test_a_record_newer_than_the_last_prune_waits_for_its_event():
     deaths = Deaths(lambda tgid: True)
     deaths.caught_up()
