@@ -333,7 +333,7 @@ def test_abandoned_records_are_dropped_after_an_empty_queue():
 
 
 def test_the_leader_of_a_dead_process_is_kept_no_longer():
-    """Its last thread's record was filtered. The next daemon does not need the leader's, but that of a living process."""
+    """Its last thread's record was filtered. The next daemon needs only the leaders of living processes."""
     alive = {1, 2}
     deaths = Deaths(alive.__contains__)
     for tgid in (1, 2):

@@ -9,7 +9,6 @@ import sys
 import traceback
 
 import crashes
-import examples
 import hooks
 import identity
 import life
@@ -32,8 +31,6 @@ STEPS = {
         matching.varlink,
         matching.clock_steps,
         hooks.hook_as_user,
-        examples.restart_worker,
-        examples.failed_unit,
         crashes.kill_daemon,
         crashes.kill_and_forget,
         crashes.kill_runner,
