@@ -44,6 +44,13 @@ def test_a_daemon_that_does_not_answer_leaves_the_file(tmp_path, texts):
     assert collected(texts) == {"cnprocd.prom": "cnprocd_up 1\n"}
 
 
+def test_the_unit_writes_as_root_into_a_directory_of_root():
+    """Debian's prometheus-node-exporter makes the directory root:root 0755, so the user prometheus cannot write."""
+    names = {line.partition("=")[0] for line in SERVICE.splitlines()}
+    assert not names & {"User", "DynamicUser"}
+    assert "CapabilityBoundingSet=CAP_DAC_OVERRIDE" in SERVICE.splitlines()
+
+
 def test_the_alert_that_the_unit_names_exists():
     assert "CnprocdMetricsStale" in SERVICE
     assert "alert: CnprocdMetricsStale" in (FLEET.parent / "grafana/alerts.yaml").read_text()
