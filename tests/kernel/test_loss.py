@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
-from kernel.harness import child, rename, running, wait_status
+from kernel.harness import PATIENCE_S, child, rename, running, wait_status
 
 RULES = """
 settings: {receive_buffer: 4K}
@@ -91,7 +92,9 @@ def test_overrun_is_counted_exactly_and_repaired(tmp_path, refused):
         # With such a small buffer, events of other processes are lost as well: the kernel's count increases, and
         # cnprocd must report every drop. With a larger one the count stands still.
         daemon.reload(RULES.replace("4K", "1M"))
+        deadline_s = time.monotonic() + PATIENCE_S
         while (reported := reported_lost(daemon)) != drops_of(pid):
+            assert time.monotonic() < deadline_s, f"{reported} reported, {drops_of(pid)} dropped"
             daemon.next_record()
         print(f"\nthe kernel dropped {dropped} while we were stopped; cnprocd reported {reported} in all", end="")
         print(f" and recovered {recovered['count']}")
