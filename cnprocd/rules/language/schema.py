@@ -203,7 +203,9 @@ class SettingsModel(Model):
         description="The maximum number of waiting jobs, of all rules. If it is reached, the rule with the most "
         "waiting jobs drops its newest one, which is logged.",
     )
-    history_count: History = Field(default=10_000, description="The maximum number of finished jobs that are kept.")
+    history_count: History = Field(
+        default=10_000, description="The maximum number of finished jobs that are kept, and that of past matches."
+    )
     history_age_s: Duration = Field(
         default="7d",
         validate_default=True,
