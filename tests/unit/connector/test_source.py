@@ -10,6 +10,7 @@ from unit.connector.wire import datagram, proc_event
 
 from cnprocd.connector.decode import SLOT_SIZE, Rejects
 from cnprocd.connector.inflight import EVENT_SLOTS, InFlight
+from cnprocd.connector.needed import NOTHING_NEEDED
 from cnprocd.connector.source import Source
 
 EXEC = 2
@@ -81,14 +82,14 @@ def test_the_next_batch_is_what_was_looked_at(queue, source):
     queue.waiting = [3, 4, 5]
     ahead = source.look_ahead()
     assert (pids(ahead.events), ahead.is_all, source.looked_ahead) == ([3, 4, 5], True, True)
-    source.blank_slots()
-    source.blank_slots()  # as a tick does
+    source.blank_slots(NOTHING_NEEDED)
+    source.blank_slots(NOTHING_NEEDED)  # as a tick does
     assert in_slots(queue) == [0, 1, 2], "the events that were looked at"
     queue.waiting = [6]
     batch = source.drain()
     assert (pids(batch.events), batch.more, source.looked_ahead) == ([3, 4, 5], False, False)
     assert source.events_seen == 5
-    source.blank_slots()
+    source.blank_slots(NOTHING_NEEDED)
     assert in_slots(queue) == []
     assert pids(source.drain().events) == [6]
 
@@ -107,9 +108,9 @@ def test_a_look_without_room_for_all_is_not_complete(queue, source, count):
     ahead = source.look_ahead()
     assert len(ahead.events) == min(2, EVENT_SLOTS - count)
     assert not ahead.is_all, "the slots are full"
-    source.blank_slots()
+    source.blank_slots(NOTHING_NEEDED)
     seen = pids(ahead.events) + pids(source.drain().events)
-    source.blank_slots()
+    source.blank_slots(NOTHING_NEEDED)
     assert set(seen + pids(source.drain().events)) == {7000, 7001}
 
 
@@ -120,6 +121,6 @@ def test_a_look_is_not_complete_if_events_were_lost(queue, source, when):
     queue.overrun = when == "meanwhile"
     assert not source.look_ahead().is_all
     assert source.looked_ahead is (when == "meanwhile"), "the next drain reports the overrun, and nothing else wakes it"
-    source.blank_slots()
+    source.blank_slots(NOTHING_NEEDED)
     assert source.drain().overrun is (when == "meanwhile")
     assert not source.looked_ahead
