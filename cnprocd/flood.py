@@ -88,10 +88,11 @@ class Flood:
         if lag_s <= CAUGHT_UP_S and now_s - self._exceeded_at_s >= CALM_S:
             self.active = False
 
-    def admits(self, rule: str, uid: int | None, at_s: float | None) -> bool:
+    def admits(self, rule: str, uid: int | None, at_s: float | None, has_room: bool = True) -> bool:
         """Return whether to report a match of a process of this user at once.
 
-        `at_s`: the time of the event; None if it was lost.
+        `at_s`: the time of the event; None if it was lost. `has_room`: whether the log takes more than the shares now.
+        After a standstill of seconds the budgets of all of them are there at once.
         """
         if not self.active:
             return True
@@ -102,7 +103,7 @@ class Flood:
             share = self._shares[key] = _Budget(SHARE)
         if share.take(at_s, SHARE, SHARE):
             return True
-        if self._common.take(at_s, self._common_a_second, self._common_a_second * COMMON_BURST_S):
+        if has_room and self._common.take(at_s, self._common_a_second, self._common_a_second * COMMON_BURST_S):
             return True
         self._exceeded = True
         return False

@@ -221,10 +221,7 @@ class Pipeline:
         return f"{self._life} {self.counts.matches}"
 
     def _parents(self) -> dict[int, Process | None]:
-        """Return the parents that were read for other matches of this batch, or during a flood of the last PARENTS_S.
-
-        A flood takes many times as long to use up all PIDs, so none of them has a new owner.
-        """
+        """Return the parents that were read for this batch; in a flood, for PARENTS_S, in which no PID is used again."""
         now_s = self._clock()
         if not self.flood.active or now_s >= self._parents_until_s:
             self._known_parents, self._parents_until_s = {}, now_s + PARENTS_S
@@ -250,7 +247,8 @@ class Pipeline:
             self.flood.count(name)
             return False
         if not match.runs_hook:
-            return self.flood.admits(name, match.occurrence.process.uid, at_s) or self._defer(match, fate)
+            uid, has_room = match.occurrence.process.uid, self._log_queued() < MOST_QUEUED
+            return self.flood.admits(name, uid, at_s, has_room) or self._defer(match, fate)
         if fate is Fate.OPEN or match.rule.rule.coalesce is not None:
             return self.flood.admits_hook(name, at_s)
         return True

@@ -141,6 +141,15 @@ def test_a_rule_that_gathers_hooks_has_a_budget_of_its_own():
     assert clock.flood.counted == {"a": 2 * STORM - HOOKS_AT_ONCE - HOOKS}
 
 
+def test_a_log_without_room_gets_each_rules_share_alone():
+    """The rest is deferred. Events of a standstill of seconds find the budgets of all of them."""
+    clock = flooded()
+    reported = sum(clock.flood.admits("a", USER, clock.now_s, has_room=False) for _ in range(STORM))
+    assert reported == SHARE
+    assert clock.flood.admits("b", USER, clock.now_s, has_room=False)
+    assert clock.flood.admits("a", USER, clock.now_s)
+
+
 def test_a_match_without_a_time_counts_at_the_latest_event():
     """Recovered exits have none. Two matches at one moment must not refill the budget."""
     clock = flooded()
