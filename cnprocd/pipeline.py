@@ -221,7 +221,7 @@ class Pipeline:
         return f"{self._life} {self.counts.matches}"
 
     def _parents(self) -> dict[int, Process | None]:
-        """Return the parents that were read for this batch; in a flood, for PARENTS_S, in which no PID is used again."""
+        """Return the parents that were read for this batch; in a flood, for PARENTS_S: no PID comes again so soon."""
         now_s = self._clock()
         if not self.flood.active or now_s >= self._parents_until_s:
             self._known_parents, self._parents_until_s = {}, now_s + PARENTS_S

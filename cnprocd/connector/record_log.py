@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,7 +34,7 @@ class RecordLog:
     def __init__(self, path: Path, head: bytes) -> None:
         """`head`: the first bytes of a file whose records are of this boot. Raises OSError if there can be no file."""
         self._path, self._head = path, head
-        self._fd = _open(path)
+        self._hold(_open(path))
         content = _content(self._fd)
         self.leftover: tuple[bytes, ...] = ()  # the records that the last daemon had in it
         self.lost = 0  # the records that it could not keep
@@ -90,6 +91,10 @@ class RecordLog:
             self._compact()
         return elsewhere
 
+    def _hold(self, fd: int) -> None:
+        """Use a file, and close it with this object."""
+        self._fd, self._close = fd, weakref.finalize(self, os.close, fd)
+
     @property
     def _start(self) -> int:
         return len(self._head) + _WORD.size
@@ -139,8 +144,9 @@ class RecordLog:
                 os.close(fd)
                 return
             os.replace(new, self._path)
-            os.close(self._fd)
-            self._fd, self._size = fd, len(data)
+            self._close()
+            self._hold(fd)
+            self._size = len(data)
 
 
 def _open(path: Path) -> int:

@@ -71,7 +71,9 @@ def end_of(pid, listener):
     """The exit event of the process's leader, as soon as it can be read; None if a storm of others has displaced it."""
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
-        select.select([listener.fileno()], [], [], 0.5)
+        poll = select.poll()
+        poll.register(listener.fileno(), select.POLLIN)
+        poll.poll(500)
         while (slots := listener.receive()) is not None:
             for event in decode(slots, listener.rejects):
                 if isinstance(event, Exit) and event.process_pid == pid:
