@@ -107,9 +107,9 @@ def install(host: Host, kind: str, keys: Path) -> None:
     if kind == "remote":  # the disk here is small
         text = text.replace("MaxUse=50G", "MaxUse=200M").replace("KeepFree=5G", "KeepFree=1M")
     host.write(f"etc/systemd/journal-{kind}.conf.d/cnprocd.conf", text)
-    for target, source in (("private", "key"), ("certs", "pem")):
+    for target, source in (("journal", "key"), ("certs", "pem")):
         host.write(f"etc/ssl/{target}/journal-{kind}.pem", (keys / f"{host.name}.{source}").read_text())
-    (host.root / f"etc/ssl/private/journal-{kind}.pem").chmod(0o600)
+    (host.root / f"etc/ssl/journal/journal-{kind}.pem").chmod(0o600)
     host.write("etc/ssl/ca/journal.pem", (keys / "ca.pem").read_text())
     host.write("etc/hosts", "127.0.0.1 localhost\n10.99.0.1 collector\n")
     host.write("etc/systemd/journald.conf.d/cnprocd.conf", (RECIPE / "journald.conf").read_text())
