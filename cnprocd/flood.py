@@ -1,7 +1,8 @@
 """During a flood, report the matches within a budget at once, and the others later or not at all. PURE.
 
 An unprivileged user can make 30,000 processes fail in a second, and to report a match costs ten times what its event
-costs. A flood begins when events have waited for longer than BEHIND_S. During it these matches are reported at once:
+costs. A flood begins when many events have waited for longer than BEHIND_S. (Few wait after a stall, or at a start.)
+During it these matches are reported at once:
 
     of each rule                          SHARE a second
     of root's processes, of each rule     SHARE a second
@@ -24,6 +25,7 @@ from __future__ import annotations
 from collections import Counter
 
 BEHIND_S = 0.1
+MANY = 64  # events of one batch
 LATE_S = 0.1
 CAUGHT_UP_S = 0.05
 PATIENCE_S = 0.25
@@ -73,12 +75,12 @@ class Flood:
         self._compared = (0.0, 0.0)  # when the lag was last compared, and the lag then
         self._seen_s = 0.0  # the time of the latest event
 
-    def note_batch(self, first_s: float, last_s: float, now_s: float) -> None:
-        """Note the times of the first and the last event of a batch, and when it was read."""
+    def note_batch(self, first_s: float, last_s: float, now_s: float, count: int = MANY) -> None:
+        """Note the times of the first and the last event of a batch, when it was read, and how many events it has."""
         self._seen_s = max(self._seen_s, last_s)
         lag_s = now_s - first_s
         if not self.active:
-            if lag_s > BEHIND_S:
+            if lag_s > BEHIND_S and count >= MANY:
                 self._begin(lag_s, now_s)
             return
         if self._exceeded:

@@ -22,7 +22,7 @@ from cnprocd.counts import Counts
 from cnprocd.deferred import Deferred
 from cnprocd.delivery import Delivery, Fate, RecordedMatch
 from cnprocd.failures import Failures
-from cnprocd.flood import Flood
+from cnprocd.flood import MANY, Flood
 from cnprocd.log import Log, ThrottledLog
 from cnprocd.output.match_id import Machine
 from cnprocd.output.record import match_record
@@ -155,7 +155,8 @@ class Pipeline:
             self._files.refresh()
         if batch.events:
             first, last = batch.events[0], batch.events[-1]
-            self.flood.note_batch(first[2] / 1e9, last[2] / 1e9, self._drained_ns / 1e9)
+            count = MANY if batch.more else len(batch.events)
+            self.flood.note_batch(first[2] / 1e9, last[2] / 1e9, self._drained_ns / 1e9, count)
         records, passed = batch.records.records, batch.records.passed
         self._evaluate(tracker.take(batch.events, records, self._drained_ns, passed, self.source.look_ahead))
         self._evaluate(self.recovery.lost())

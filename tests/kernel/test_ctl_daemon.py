@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -245,6 +246,9 @@ class Watching:
             stderr=subprocess.PIPE,
             text=True,
         )
+        bound = threading.Timer(2 * PATIENCE_S, self.process.kill)  # what does not come ends the test, not the run
+        bound.daemon = True
+        bound.start()
         assert "Ctrl-C ends" in self.process.stderr.readline()
 
     def next(self) -> dict[str, object]:

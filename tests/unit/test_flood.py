@@ -14,6 +14,7 @@ from cnprocd.flood import (
     HOOKS,
     HOOKS_AT_ONCE,
     LEAST_COMMON,
+    MANY,
     PATIENCE_S,
     SHARE,
     Flood,
@@ -139,6 +140,15 @@ def test_a_rule_that_gathers_hooks_has_a_budget_of_its_own():
     assert sum(clock.flood.admits_hook("b", clock.now_s) for _ in range(100)) == 100
     assert sum(clock.flood.admits_hook("a", clock.now_s + 1) for _ in range(STORM)) == HOOKS
     assert clock.flood.counted == {"a": 2 * STORM - HOOKS_AT_ONCE - HOOKS}
+
+
+def test_few_events_that_waited_are_no_flood():
+    """The daemon started, or its loop stood still: what a throttle holds back is shown to watchers as ever."""
+    flood = Flood()
+    flood.note_batch(99.0, 99.5, 100.0, MANY - 1)
+    assert not flood.active
+    flood.note_batch(99.0, 99.5, 100.0, MANY)
+    assert flood.active
 
 
 def test_a_log_without_room_gets_each_rules_share_alone():
