@@ -57,26 +57,23 @@ class Leftover:
 class InFlight:
     """The mapped slots. Without a path, or if there can be no file, plain memory, which a kill loses."""
 
-    _log: RecordLog | None = None
-
     def __init__(self, path: Path | None = None, boot_id: str = "") -> None:
         self.durable = False
         self._map: mmap.mmap | None = None
+        self._log: RecordLog | None = None  # only with the map: without it, a kill loses everything
         # It stays in the file until it has been handled, because this daemon may be killed as well.
         self.leftover = Leftover(b"", ())
         self.leftover_slots = 0, 0  # events and records; new ones are received behind these
         if path is not None:
             head = (_MAGIC + boot_id.encode()).ljust(_HEAD_SIZE, b"\0")
             try:
-                self._log = RecordLog(path.with_name(f"{path.name}-records"), head)
+                log = RecordLog(path.with_name(f"{path.name}-records"), head)
                 self._map, before = _map_file(path, head)
             except OSError:  # a full or read-only disk: the spool reports it, and the daemon works without the file
                 pass
             else:
-                self.durable = True
-                self._find_leftover(before)
-        if self._map is None:
-            self._log = None
+                self.durable, self._log = True, log
+                self._find_leftover(before, log.leftover)
         view = memoryview(self._map or mmap.mmap(-1, _SIZE))
         self.events = view[_HEAD_SIZE : _HEAD_SIZE + _EVENTS_SIZE]
         self.records = view[_HEAD_SIZE + _EVENTS_SIZE :]
@@ -113,7 +110,7 @@ class InFlight:
 
     def take_lost(self) -> int:
         """Return how many exit records the last daemons could not keep here, once."""
-        return 0 if self._log is None else self._log.report_lost()
+        return 0 if self._log is None else self._log.take_lost()
 
     def _log_records(self, slots: memoryview, numbers: Iterable[int]) -> None:
         if self._log is None:
@@ -122,10 +119,9 @@ class InFlight:
         whole = [i for i in numbers if LEAST_MESSAGE <= lengths[i] <= RECORD_SLOT_SIZE]
         self._log.append([bytes(slots[i * RECORD_SLOT_SIZE :][: lengths[i]]) for i in whole])
 
-    def _find_leftover(self, file: bytes) -> None:
+    def _find_leftover(self, file: bytes, logged: Iterable[bytes]) -> None:
         events: list[bytes] = []
-        assert self._log is not None
-        records = dict.fromkeys(self._log.leftover)
+        records = dict.fromkeys(logged)
         event_slots = record_slots = 0
         for i, at in enumerate(range(_HEAD_SIZE, _HEAD_SIZE + _EVENTS_SIZE, SLOT_SIZE)):
             if _LENGTH.unpack_from(file, at)[0] == uapi.DATAGRAM_SIZE:

@@ -125,7 +125,7 @@ class RecordLog:
     def _write_head(self, lost: int) -> None:
         os.pwrite(self._fd, self._head + _WORD.pack(min(lost, 0xFFFFFFFF)), 0)
 
-    def report_lost(self) -> int:
+    def take_lost(self) -> int:
         """Return how many records could not be kept, once."""
         lost, self.lost = self.lost, 0
         if lost:

@@ -177,8 +177,7 @@ class Table:
         process.threads, process.threaded = 1, False  # exec ends every other thread; their exits came before this event
         process.counted_ns = at_ns
         if fresh is None or not same_process(process, fresh):
-            process.comm, process.comm_source = None, "unknown"
-            process.forget_image()
+            process.forget_program()
             return process
         process.take_comm(fresh, "exec")
         process.take_image(fresh, "exec")

@@ -126,8 +126,8 @@ def test_records_without_room_are_counted_for_the_next(tmp_path, monkeypatch):
     log.append([recorded(2), recorded(3)])
     again = RecordLog(tmp_path / "log", HEAD)
     assert again.leftover == (recorded(1),)
-    assert (again.report_lost(), again.report_lost()) == (2, 0)
-    assert RecordLog(tmp_path / "log", HEAD).report_lost() == 0
+    assert (again.take_lost(), again.take_lost()) == (2, 0)
+    assert RecordLog(tmp_path / "log", HEAD).take_lost() == 0
 
 
 def test_a_full_directory_leaves_no_record_without_event(tmp_path, monkeypatch):
@@ -137,7 +137,7 @@ def test_a_full_directory_leaves_no_record_without_event(tmp_path, monkeypatch):
     monkeypatch.setattr(RecordLog, "_append", lambda self, data: False)
     log.forget(Needed(records={2}))
     again = RecordLog(tmp_path / "log", HEAD)
-    assert (again.leftover, again.report_lost()) == ((), 1)
+    assert (again.leftover, again.take_lost()) == ((), 1)
 
 
 def test_a_write_that_is_cut_short_is_taken_back(tmp_path, monkeypatch):
