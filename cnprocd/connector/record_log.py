@@ -75,7 +75,9 @@ class RecordLog:
             self._bytes -= sizes.pop(0)
             if not sizes:
                 del self._sizes[tid]
-        for tid in [tid for tid in self._sizes if tid not in needed.records]:
+        # In a flood the log has thousands of records: they are not all looked at for each batch.
+        left = self._sizes if needed.left is None else self._sizes.keys() & needed.left
+        for tid in [tid for tid in left if tid not in needed.records]:
             marks.append(_MARK.pack(_ALL, tid))
             self._bytes -= sum(self._sizes.pop(tid))
         if not marks:

@@ -32,6 +32,7 @@ from cnprocd.connector.taskstats import Taskstats, TaskstatsAbsent
 from cnprocd.connector.uapi import PROC_EVENT_EXIT
 
 REFUSED = "refused on request"  # with --refuse
+_MOST_AHEAD = 64  # records read before their event's batch: a sibling's may follow that of the last thread
 _RECORD_IN_EVENTS = 3  # a queued record takes up to 2,304 bytes of buffer and an event 832: room for as many of both
 
 
@@ -182,7 +183,8 @@ class Source:
         """Return one batch of at most so many events, and the records that belong to it.
 
         If the batch is the last one, or with `all_records`, these are all that are queued. Else they are read until
-        each exit of the batch has its record: it is queued before its event, and tens of thousands may follow it.
+        each exit of the batch has its record, and a few more: it is queued before its event, and tens of thousands may
+        follow it. They wait in the socket, not here.
         """
         leftover, self._leftover = self._leftover, None
         self.listener.slots.most = most
@@ -203,7 +205,8 @@ class Source:
         if self.taskstats is not None:
             if leftover is not None:
                 records = self.taskstats.reader.decode(leftover.records)
-            records.add(self._drain_records(events, everything=all_records or not more or leftover is not None))
+            everything = all_records or not more or leftover is not None
+            records.add(self._drain_records(events, more, everything))
         self.records_seen += len(records)
         self._listener_overruns = self.listener.overruns
         overruns = self._listener_overruns + (self.taskstats.overruns if self.taskstats else 0)
@@ -245,13 +248,15 @@ class Source:
             self.losses.missing += self._sequence.note(sequences(slots))
         return events, len(slots) // SLOT_SIZE
 
-    def _drain_records(self, events: list[Row], everything: bool) -> ReadRecords:
+    def _drain_records(self, events: list[Row], more: bool, everything: bool) -> ReadRecords:
         assert self.taskstats is not None
-        if everything:
-            self._ahead.clear()
-            return self.taskstats.drain()
         exited = {row[3] for row in events if row[0] == PROC_EVENT_EXIT}
-        records = self.taskstats.drain(exited - self._ahead)
+        if everything:
+            records = self.taskstats.drain()
+        else:
+            records = self.taskstats.drain(exited - self._ahead, max(0, _MOST_AHEAD - len(self._ahead - exited)))
+        if not more:
+            self._ahead.clear()  # the others may have been of leaders that ended early: their event was not asked for
         self._ahead.update(records.passed, [record.pid for record in records.records])
         self._ahead -= exited
         return records

@@ -99,17 +99,19 @@ class Taskstats:
     def attach(self, program: tuple[Instruction, ...]) -> None:
         attach_filter(self._socket, program)
 
-    def drain(self, until: set[int] | None = None) -> ReadRecords:
-        """Return every record that is queued now, or those until each thread in `until` has one.
+    def drain(self, until: set[int] | None = None, ahead: int = 0) -> ReadRecords:
+        """Return every record that is queued now, or those until each thread in `until` has one, and `ahead` more.
 
         Unreadable ones and overruns are counted.
         """
         found = ReadRecords()
-        while True:
+        while until is None or until or ahead:
             if self.first == self._slots.count:
                 self._make_room()
                 self.first = self.used = 0
-            received = self._receive()
+            room = self._slots.count - self.first
+            most = room if until is None else min(room, len(until) + ahead)
+            received = self._receive(most)
             if received:
                 lengths = self._slots.lengths(received, self.first)
                 slots = slice(self.first * RECORD_SLOT_SIZE, (self.first + received) * RECORD_SLOT_SIZE)
@@ -120,14 +122,15 @@ class Taskstats:
                     until.difference_update(read.passed, [record.pid for record in read.records])
                 self.first += received
                 self.used = max(self.used, self.first)
-            if self.first < self._slots.count or (until is not None and not until):
-                return found
+            if received < most or not (until is None or until):
+                break
+        return found
 
-    def _receive(self) -> int:
+    def _receive(self, most: int) -> int:
         """Receive one batch into the slots from `first` on. Return how many; overruns are counted."""
         while True:
             try:
-                return self._slots.receive(self._socket.fileno(), self.first)
+                return self._slots.receive(self._socket.fileno(), self.first, most)
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise

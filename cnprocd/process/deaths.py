@@ -27,12 +27,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from itertools import islice
-from typing import NamedTuple
 
 from cnprocd.connector.event import Exit
-from cnprocd.connector.needed import Needed
+from cnprocd.connector.needed import Needed, Union
 from cnprocd.connector.status import CORE_FLAG, CORE_SIGNALS, EVERY_STATUS, core_dumped
 from cnprocd.connector.taskrecord import TaskRecord
+from cnprocd.process.death import PASSED, PASSED_OVER, Death, Waiting
 from cnprocd.process.model import Process
 
 _LEADERS_PRUNED_AT = 1024  # early leaders that are kept before those of dead processes are removed
@@ -40,29 +40,6 @@ MOST_LOOKED_FOR = 5_000  # processes that one `prune` looks for in /proc: about 
 _TOGETHER_US = 1_000_000  # the records of two threads of a group exit; under load one may be made much later
 HOLD_NS = 2_000_000  # how long after its event a death waits for the records of other threads
 _REPORTED_NS = 1_000_000_000  # without records, a second death of the same PID within this time is the same death
-
-
-class Death(NamedTuple):
-    """The end of a process. At least one of `event` and `record` is not None."""
-
-    tgid: int
-    status: int
-    event: Exit | None  # of the last thread
-    record: TaskRecord | None  # of the last thread: usage of the whole process
-    leader: TaskRecord | None  # identity of the process
-
-    @property
-    def is_passed_over(self) -> bool:
-        """Whether no rule asks for the process; its event was lost."""
-        return self.record is _PASSED_OVER
-
-
-Waiting = dict[int, tuple[TaskRecord, ...]]
-"""Thread id -> records whose exit event has not come yet."""
-
-_PASSED_OVER = TaskRecord(0, 0, 0, 0, True, False, "", *[0] * 12)
-PASSED = (_PASSED_OVER,)
-"""In Waiting: the record of a single-threaded process that no rule asks for."""
 
 
 class Deaths:
@@ -96,6 +73,7 @@ class Deaths:
         self._reported: dict[int, int] = {}  # tgid -> time of a death that was reported without a record
         self._prune_at = _LEADERS_PRUNED_AT
         self._decided: list[int] = []  # threads with more records waiting, once for each that waits no more
+        self._left: list[int] | None = None  # threads that may be needed no more; None: others may as well
         self.without_record = 0
 
     def record(self, record: TaskRecord) -> None:
@@ -136,6 +114,7 @@ class Deaths:
 
     def _replaced(self, leader: TaskRecord) -> None:
         """A thread that took over the leader's id has ended as well: the record was needed until now."""
+        self._leave(leader.pid)
         if leader not in self._waiting.get(leader.pid, ()):
             self._decided.append(leader.pid)
 
@@ -152,11 +131,13 @@ class Deaths:
         if self._waiting.get(tid) is not PASSED:
             return False
         del self._waiting[tid]
+        self._leave(tid)
         return True
 
     def forget_passed(self) -> None:
         """Forget the processes that were passed over and whose exit has not come: other rules may ask for them."""
-        self._waiting = {tid: records for tid, records in self._waiting.items() if _PASSED_OVER not in records}
+        self._waiting = {tid: records for tid, records in self._waiting.items() if PASSED_OVER not in records}
+        self._left = None
 
     def is_early_leader(self, tgid: int) -> bool:
         """Return whether the leader of a process ended, and other threads of it go on."""
@@ -171,11 +152,12 @@ class Deaths:
             alone = only.last and not (only.threaded or self._leaders or self._dumped)
             if alone and tid == only.tgid == event.process_tgid and only.status == event.exit_code:
                 del self._waiting[tid]
+                self._leave(tid)
                 return only, Death(tid, only.status, event, only, only)
         record = self._joined(event)
         if record is None:
             return None, self._death_without_record(event)
-        if not record.last or record is _PASSED_OVER:
+        if not record.last or record is PASSED_OVER:
             return record, None
         death = self._death(record, event)
         if record.threaded and self._is_incomplete(death):
@@ -202,14 +184,19 @@ class Deaths:
         again: without it, it would take the event of a thread that took over its id.
         """
         decided, self._decided = self._decided, []
+        left, self._left = self._left, []
         if not (self._held or self._overtaken or self._leaders or self._leader_of or self._dumped):
-            return Needed(frozenset(), self._waiting.keys(), decided)
+            return Needed(frozenset(), self._waiting.keys(), decided, left)
         held = {tid for death in self._held if death.event for tid in (death.event.process_pid, death.tgid)}
         ended = {tid for tid, one in self._leaders.items() if one.status in self.wanted and tid not in self._waiting}
         kept = {leader.pid for leader in self._leader_of.values()} | self._leaders.keys()
         kept |= {tid for _, tid in self._dumped.values()}
         kept |= {tid for record in self._overtaken for tid in (record.pid, record.tgid)}
-        return Needed(held | ended, held | kept | self._waiting.keys(), decided)
+        return Needed(held | ended, Union(held | kept, self._waiting.keys()), decided, left)
+
+    def _leave(self, tid: int) -> None:
+        if self._left is not None:
+            self._left.append(tid)
 
     def release_held(self, now_ns: int | None) -> list[Death]:
         """Return the held deaths that are complete, or were held for HOLD_NS. `now_ns` None: return all of them."""
@@ -276,10 +263,11 @@ class Deaths:
             self._waiting[tid] = left
         else:
             self._waiting.pop(tid, None)
+            self._leave(tid)
         found = [record for record in waiting if _is_in(record, records)]
         self._decided += [tid] * (len(found) if left else 0)
         return [
-            Death(tid, 0, None, record, None) if record is _PASSED_OVER else self._death_without_event(record)
+            Death(tid, 0, None, record, None) if record is PASSED_OVER else self._death_without_event(record)
             for record in found
             if record.last
         ]
@@ -333,6 +321,7 @@ class Deaths:
         for kept in (self._dumped, self._eventless):
             if len(kept) > _LEADERS_PRUNED_AT:
                 kept.clear()
+        self._left = None
 
     def _joined(self, event: Exit) -> TaskRecord | None:
         """Return the record of this exit.
@@ -346,17 +335,18 @@ class Deaths:
         matching = [
             number
             for number, record in enumerate(waiting)
-            if record is _PASSED_OVER or (record.tgid == tgid and record.status == status)
+            if record is PASSED_OVER or (record.tgid == tgid and record.status == status)
         ]
         if not matching:
             return None
         number = next((n for n in matching if not _is_in(waiting[n], abandoned)), matching[-1])
-        self._overtaken += [older for older in waiting[:number] if older.last and older is not _PASSED_OVER]
+        self._overtaken += [older for older in waiting[:number] if older.last and older is not PASSED_OVER]
         if number + 1 < len(waiting):
             self._waiting[tid] = waiting[number + 1 :]
             self._decided += [tid] * (number + 1)
         else:
             del self._waiting[tid]
+            self._leave(tid)
         return waiting[number]
 
     def _death(self, record: TaskRecord, event: Exit | None) -> Death:
@@ -366,6 +356,8 @@ class Deaths:
 
     def _forget(self, last: TaskRecord) -> None:
         """The death of this record is reported."""
+        self._leave(last.pid)
+        self._leave(last.tgid)
         self._leader_of.pop(last, None)
         if self._lasts.get(last.tgid) is last:
             del self._lasts[last.tgid]
@@ -388,10 +380,12 @@ class Deaths:
 
     def _note_core(self, tgid: int, status: int, tid: int) -> None:
         if core_dumped(status):
+            self._leave(self._dumped.get(tgid, (status, tid))[1])
             self._dumped[tgid] = status, tid
 
     def _with_core_flag(self, death: Death) -> Death:
-        dumped, _ = self._dumped.pop(death.tgid, (None, 0))
+        dumped, dumper = self._dumped.pop(death.tgid, (None, 0))
+        self._leave(dumper)
         if dumped is None or dumped & 0x7F != death.status & 0x7F:
             return death
         return death._replace(status=dumped)

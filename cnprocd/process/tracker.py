@@ -17,7 +17,8 @@ from cnprocd.connector.ahead import Ahead, nothing_ahead
 from cnprocd.connector.event import Ack, Comm, Coredump, Event, Exec, Exit, Fork, Gid, Ptrace, Row, Sid, Uid, named
 from cnprocd.connector.taskrecord import TaskRecord
 from cnprocd.failures import Failures
-from cnprocd.process.deaths import Death, Deaths, Waiting
+from cnprocd.process.death import Death, Waiting
+from cnprocd.process.deaths import Deaths
 from cnprocd.process.executed_file import take_executed_file
 from cnprocd.process.executions import Executions
 from cnprocd.process.family import HookFamily

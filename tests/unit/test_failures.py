@@ -16,7 +16,7 @@ from cnprocd.dispatch import Dispatcher
 from cnprocd.failures import Failures
 from cnprocd.output.match_id import UNKNOWN_MACHINE
 from cnprocd.pipeline import LEAST_EVENTS, MOST_QUEUED, MOST_RECOVERED, Pipeline
-from cnprocd.process.deaths import Death
+from cnprocd.process.death import Death
 from cnprocd.process.model import EVERYTHING
 from cnprocd.process.tracker import Tracker
 from cnprocd.process.tracking import Tracking
