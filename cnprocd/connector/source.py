@@ -32,7 +32,7 @@ from cnprocd.connector.taskstats import Taskstats, TaskstatsAbsent
 from cnprocd.connector.uapi import PROC_EVENT_EXIT
 
 REFUSED = "refused on request"  # with --refuse
-_MOST_AHEAD = 64  # records read before their event's batch: a sibling's may follow that of the last thread
+MOST_AHEAD = 64  # records read before their event's batch: a sibling's may follow that of the last thread
 _RECORD_IN_EVENTS = 3  # a queued record takes up to 2,304 bytes of buffer and an event 832: room for as many of both
 
 
@@ -254,7 +254,7 @@ class Source:
         if everything:
             records = self.taskstats.drain()
         else:
-            records = self.taskstats.drain(exited - self._ahead, max(0, _MOST_AHEAD - len(self._ahead - exited)))
+            records = self.taskstats.drain(exited - self._ahead, max(0, MOST_AHEAD - len(self._ahead - exited)))
         if not more:
             self._ahead.clear()  # the others may have been of leaders that ended early: their event was not asked for
         self._ahead.update(records.passed, [record.pid for record in records.records])

@@ -15,11 +15,13 @@ from kernel.harness import child
 from cnprocd.connector import uapi
 from cnprocd.connector.ack import AckWatch
 from cnprocd.connector.listener import Listener
+from cnprocd.connector.needed import NOTHING_NEEDED
 from cnprocd.connector.netlink import read_drops
-from cnprocd.connector.source import Source
+from cnprocd.connector.source import MOST_AHEAD, Source
 from cnprocd.connector.taskstats import Taskstats
 
 BUFFER = 256 << 20  # there may be other storms on this machine
+SMALL = 32  # events of a batch
 MORE_THAN_FITS = 400  # processes; two events each
 
 
@@ -67,6 +69,32 @@ def test_no_record_is_lost_between_registering_and_reading():
     assert len(records.drain()) >= MORE_THAN_FITS
     assert (records.overruns, records.drops()) == (0, 0)
     records.close()
+
+
+def test_records_of_a_backlog_wait_in_the_socket():
+    """Until then all queued records were read with the first batch, and held up and filled a daemon that was behind."""
+    source = Source(Listener.open(BUFFER), BUFFER)
+    source.subscribe()
+    source.drain()
+    failed = {fail_now() for _ in range(MORE_THAN_FITS)}
+    with_record: set[int] = set()
+    more = True
+    while more:
+        batch = source.drain(SMALL)
+        more = batch.more
+        with_record |= {record.pid for record in batch.records.records}
+        exited = {row[3] for row in batch.events if row[0] == uapi.PROC_EVENT_EXIT}
+        assert failed & exited <= with_record, "each exit has its record with it or before it"
+        assert not more or len(batch.records) <= SMALL + MOST_AHEAD
+        source.blank_slots(NOTHING_NEEDED)
+    assert failed <= with_record
+    source.close()
+
+
+def fail_now() -> int:
+    pid = child(lambda: os._exit(1))
+    os.waitpid(pid, 0)
+    return pid
 
 
 @pytest.mark.parametrize("size", [4096, 1 << 20])
