@@ -88,7 +88,7 @@ class _RawTaskstats(Taskstats):
         """Return all queued messages."""
         messages: list[bytes] = []
         while True:
-            received = self._receive()
+            received = self._receive(self._slots.count)
             messages += [bytes(datagram) for datagram in self._slots.datagrams(received)]
             if received < self._slots.count:
                 return messages
