@@ -401,8 +401,7 @@ class Tracker:
             child.fill_unknown(fresh)
 
     def _vanished(self, process: Process) -> Occurrence:
-        occurrence = Occurrence("exit", process, process.tgid, recovered=True)
-        return self._placed(occurrence, 0)
+        return self._placed(Occurrence("exit", process, process.tgid, recovered=True), 0)
 
     def _placed(self, occurrence: Occurrence, parent_tgid: int) -> Occurrence:
         """Add the parent and the ancestors, and whether a hook started the process."""
