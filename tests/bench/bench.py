@@ -35,6 +35,7 @@ from competitors import Competitor, Running
 from workloads import NAMES, Crowd, Generator, Storm
 
 PARTS = ("storms", "burst", "rules", "table", "latency", "idle", "ready", "minute", "million")
+ISOLATED_US = 100_000  # longer than each window in which events gather: up to 50 ms if the rules only log
 ROOM_FOR_PIDS = 2200  # of pid_max, for other programs on this machine
 
 
@@ -186,12 +187,12 @@ class Bench:
             return
         hook = competitors.FAILED.replace("}}", "}, run: {command: [/bin/true]}}")
         hooked = competitors.cnprocd("cnprocd with a hook", hook, competitors.MARK)
-        count = 1_000 if self.full else 300
+        count = 500 if self.full else 200
         self.found["isolated"] = {
-            "failures": workloads.isolated(self.load, competitors.FAILURES, count, 10_000),
-            "all": workloads.isolated(self.load, competitors.ALL, count, 10_000),
-            "hook": workloads.isolated(self.load, hooked, count // 3, 30_000),
-            "C listener": workloads.bare_wakeups(self.load, count, 10_000),
+            "failures": workloads.isolated(self.load, competitors.FAILURES, count, ISOLATED_US),
+            "all": workloads.isolated(self.load, competitors.ALL, count, ISOLATED_US),
+            "hook": workloads.isolated(self.load, hooked, count, ISOLATED_US),
+            "C listener": workloads.bare_wakeups(self.load, count, ISOLATED_US),
         }
         print("isolated", self.found["isolated"], flush=True)
 
