@@ -45,10 +45,24 @@ class Child:
             os.kill(self.pid, signal.SIGCONT)
 
     async def durable(self):
-        async with asyncio.timeout(PATIENCE_S):
-            while not self.spool.durable or self.spool.has_changes:
-                self.spool.sync()
-                await asyncio.sleep(0.01)
+        """Wait until the file has everything: on a busy machine a commit takes longer than the spool waits for it."""
+        await on_file(self.spool)
+
+
+async def on_file(spool):
+    """Wait until the file of a spool has everything."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not spool.durable or spool.has_changes:
+            spool.sync()
+            await asyncio.sleep(0.01)
+
+
+async def found_in_file(find):
+    """Return what a search finds in the file. One that the process answers too late is answered from memory."""
+    async with asyncio.timeout(PATIENCE_S):
+        while (found := await find()).why is not None:
+            """The process got no processor in time."""
+    return found.value
 
 
 def reopened(directory):
@@ -74,7 +88,7 @@ async def test_jobs_go_on_in_memory_while_the_disk_is_stuck(tmp_path):
     child = Child(tmp_path)
     spool = child.spool
     assert spool.enqueue([request("r")]).job_ids == (1,)
-    assert spool.durable
+    await child.durable()
     with child.stopped():
         began = time.monotonic()
         assert spool.enqueue([request("r")]).job_ids == (2,)
@@ -101,7 +115,7 @@ async def test_a_stuck_disk_is_waited_for_once_not_each_time(tmp_path):
         began = time.monotonic()
         for _ in range(100):
             child.spool.enqueue([request("r")])
-        assert time.monotonic() - began < copy_on_disk.PATIENCE_S * 10
+        assert time.monotonic() - began < copy_on_disk.PATIENCE_S * 50
     await child.durable()
     child.spool.close()
 
@@ -118,7 +132,7 @@ async def test_a_stop_leaves_the_changes_to_the_stuck_process(tmp_path):
         spool.enqueue([request("r")])
         began = time.monotonic()
         spool.close()
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < copy_on_disk.STOP_S
         assert "hooks may run again" in child.records.of("spool_not_durable")[-1]["message"]
     gone(pid)
     assert reopened(tmp_path) == {1: "done", 2: "waiting", 3: "waiting"}
@@ -129,7 +143,7 @@ async def test_what_a_stuck_disk_misses_is_found_in_memory(tmp_path):
     child = Child(tmp_path)
     spool = child.spool
     spool.record_matches([PastMatch(1, "old", "c", 1, {"pid": 1})])
-    assert [match.pid for match in (await spool.find_matches(MatchFilter())).value] == [1]
+    assert [match.pid for match in await found_in_file(lambda: spool.find_matches(MatchFilter()))] == [1]
     with child.stopped():
         spool.enqueue([request("r")])
         spool.record_matches([PastMatch(2, "new", "c", 2, {"pid": 2})])
@@ -139,8 +153,7 @@ async def test_what_a_stuck_disk_misses_is_found_in_memory(tmp_path):
         jobs = await spool.find_jobs()
         assert [job.job_id for job in jobs.value] == [1] and jobs.why
     await child.durable()
-    found = await spool.find_matches(MatchFilter())
-    assert ([match.pid for match in found.value], found.why) == ([2, 1], None)
+    assert [match.pid for match in await found_in_file(lambda: spool.find_matches(MatchFilter()))] == [2, 1]
     spool.close()
 
 
@@ -166,7 +179,7 @@ async def test_matches_do_not_wait_and_a_stuck_disk_is_noted(tmp_path, monkeypat
                 child.spool.sync()
                 await asyncio.sleep(0.01)
     await child.durable()
-    (newest,) = (await child.spool.find_matches(MatchFilter(limit=1))).value
+    (newest,) = await found_in_file(lambda: child.spool.find_matches(MatchFilter(limit=1)))
     assert newest.pid == 19_999
     child.spool.close()
 
@@ -191,7 +204,7 @@ async def test_a_start_does_not_wait_for_the_disk(tmp_path, monkeypatch):
         assert new > 1_000_000_000_000, "the ids of the file are not known yet"
         scheduler.wake()
         await records.ended(1, 2, new)
-        assert spool.durable
+        await on_file(spool)
     assert reopened(tmp_path) == {1: "done", 2: "done", new: "done"}
     assert sorted(map(int, ran.read_text().split())) == [1, 2, new]
 
@@ -388,9 +401,9 @@ async def test_large_records_and_answers_pass(tmp_path):
     child = Child(tmp_path)
     record = {"pid": 1, "cmdline": "x" * (3 << 20)}
     child.spool.enqueue([request("r", record)])
-    assert child.spool.durable
     child.spool.record_matches([PastMatch(1, "r", "c", 1, record)])
-    (match,) = (await child.spool.find_matches(MatchFilter())).value
+    await child.durable()
+    (match,) = await found_in_file(lambda: child.spool.find_matches(MatchFilter()))
     assert match.record == record
     child.spool.close()
     assert reopened(tmp_path) == {1: "waiting"}
@@ -400,8 +413,8 @@ async def test_large_records_and_answers_pass(tmp_path):
 async def test_all_pages_of_a_search_are_found(tmp_path):
     child = Child(tmp_path)
     child.spool.record_matches([PastMatch(number, "r", "c", number, {}) for number in range(1234)])
-    found = await child.spool.find_matches(MatchFilter(limit=1000))
-    assert [match.pid for match in found.value] == list(range(1233, 233, -1))
+    found = await found_in_file(lambda: child.spool.find_matches(MatchFilter(limit=1000)))
+    assert [match.pid for match in found] == list(range(1233, 233, -1))
     child.spool.close()
 
 
@@ -411,7 +424,7 @@ async def test_the_process_ignores_the_signals_that_stop_the_daemon(tmp_path):
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         os.kill(child.pid, number)
     child.spool.enqueue([request("r")])
-    assert child.spool.durable
+    await child.durable()
     child.spool.close()
 
 
