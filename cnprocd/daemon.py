@@ -64,8 +64,6 @@ async def start(parts: Parts, outside: Outside) -> None:
         loop.add_signal_handler(number, parts.stopping.set)
     log_receive_buffer(parts.pipeline.source, parts.rules.loaded.settings.receive_buffer_bytes, outside.log)
     log_missing(parts.pipeline.source.no_taskstats_because, outside.log)
-    former = set(parts.dispatcher.snapshots()) - {parts.rules.loaded.snapshot}
-    parts.dispatcher.scheduler.promises.remember(await outside.load_former(former))
     known, hooks = parts.handover.take_processes(), parts.handover.take_hooks()
     known = known if parts.sockets_adopted else HandedOn()
     parts.pipeline.recovery.report_handover()

@@ -28,8 +28,9 @@ from cnprocd.rules.problems import LoadedRules
 from cnprocd.rules.ruleset import ByField, Rule, Settings, hooks_of
 from cnprocd.spool.disk import Disk
 from cnprocd.spool.job import Gather, JobRequest, serialize_key
+from cnprocd.spool.promises import MOST_SNAPSHOTS
 from cnprocd.spool.rows import Enqueued, Keep, PastMatch
-from cnprocd.spool.scheduler import MOST_SNAPSHOTS, Scheduler
+from cnprocd.spool.scheduler import Scheduler
 from cnprocd.spool.spool import Spool
 from cnprocd.spool.throttle import Discarded, HeldBack, Throttle, key_of
 from cnprocd.spool.turns import guaranteed_slots

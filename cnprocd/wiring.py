@@ -181,6 +181,7 @@ def connect(options: Options, loaded: LoadedRules, outside: Outside) -> Parts:
         options.state_dir, loaded, log, follower, launcher, names.hook_user, disk, failures, outside.stalls,
         outside.output.together,
     )  # fmt: skip
+    dispatcher.scheduler.former.load = outside.load_former
     tap = Tap(dispatcher)
     holder = Holder() if "pidfd_info" not in options.refused and kernel_reports_exit_status() else None
     recovery = Recovery(source, tracker, lookups, holder, log)

@@ -88,5 +88,6 @@ class Ending:
     result: AttemptResult
     interrupted: bool = False
     not_started: bool = False  # a process, memory, a descriptor or the runner was missing
+    no_snapshot: bool = False  # not started, because the runner has no snapshot of the rules of the hook
     left_running: bool = False  # the daemon stops, and the runner's hook does not
     stuck: bool = False  # the hook survived SIGKILL and is still to be reaped

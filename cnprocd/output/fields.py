@@ -90,6 +90,7 @@ CLASSES: Mapping[str, str] = {
     "hook_output": "A line that a hook wrote.",
     "job_of_former_rule": "A job runs the hook that was promised to it, because its rule is not in force any more.",
     "snapshot_not_stored": "The accepted rules could not be stored for the next start.",
+    "former_rules_unread": "The rules that some jobs refer to could not be read. The jobs wait, and it is tried again.",
     "hook_leftover": "A hook of an earlier daemon was ended.",
     "job_dead": "A job failed and is not retried.",
     "queue_full": "Jobs were dropped because too many waited.",

@@ -141,7 +141,7 @@ class Attempts:
             self._drop(wire.NotNow(attempt_id=attempt_id, reason="interrupted"))
         elif hooks is None:
             reason = f"the runner has no snapshot {digest[:12]} of the rules, and the rule files differ; reload them"
-            self._drop(wire.NotNow(attempt_id=attempt_id, reason=reason))
+            self._drop(wire.NotNow(attempt_id=attempt_id, reason=reason, no_snapshot=True))
         else:
             self._launch(one, hooks)
 

@@ -107,7 +107,7 @@ class RemoteAttempt:
                 self._end(Ending(message.result(), interrupted=message.interrupted))
                 return True
             case wire.NotNow():
-                self._end(Ending(AttemptResult(message.reason), not_started=True))
+                self._end(Ending(AttemptResult(message.reason), not_started=True, no_snapshot=message.no_snapshot))
                 return True
         return False
 
@@ -141,6 +141,7 @@ class RunnerClient:
         self._loop = asyncio.get_running_loop()
         self._attempts: dict[str, RemoteAttempt] = {}
         self._snapshot: asyncio.Future[str] | None = None
+        self._wanted = ""  # the digest of that snapshot
         self._socket: socket.socket | None = None
         self._greeted = False
         self._incoming = bytearray()
@@ -203,7 +204,7 @@ class RunnerClient:
         if self._socket is None:
             self._connect()
         answer: asyncio.Future[str] = self._loop.create_future()
-        self._snapshot = answer
+        self._snapshot, self._wanted = answer, wanted
         self._send(wire.TakeSnapshot(wanted=wanted, keep=list(keep)[: wire.MOST_SNAPSHOTS]))
         try:
             return await answer
@@ -329,7 +330,8 @@ class RunnerClient:
                 self._wait_for_idle()
 
     def _take_answer(self, message: wire.SnapshotTaken) -> None:
-        if self._snapshot is None or self._snapshot.done():
+        # The answer to an earlier request can be late: it may name the wanted files, of which no snapshot was taken.
+        if self._snapshot is None or self._snapshot.done() or message.wanted != self._wanted:
             return
         if message.digest is None:
             self._snapshot.set_exception(SnapshotRefusedError(message.error or "no reason was given"))

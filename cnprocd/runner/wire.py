@@ -181,9 +181,12 @@ class Ended:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotNow:
+    """The attempt was not started. `no_snapshot`: the runner cannot read the rules that it names."""
+
     type: Literal["not_now"] = "not_now"
     attempt_id: str
     reason: str
+    no_snapshot: bool = False
 
 
 FromDaemon = Hello | TakeSnapshot | Run | Resume | Terminate
@@ -325,7 +328,11 @@ def _read_ended(found: JsonObject) -> Ended:
 
 
 def _read_not_now(found: JsonObject) -> NotNow:
-    return NotNow(attempt_id=get_str(found, "attempt_id"), reason=get_str(found, "reason"))
+    return NotNow(
+        attempt_id=get_str(found, "attempt_id"),
+        reason=get_str(found, "reason"),
+        no_snapshot=get_bool(found, "no_snapshot", False),
+    )
 
 
 _FROM_RUNNER: Mapping[str, Callable[[JsonObject], FromRunner]] = {

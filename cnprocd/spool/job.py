@@ -36,6 +36,7 @@ from cnprocd.rules.ruleset import Backoff, Hook, Serialize
 NS = 1_000_000_000
 MOST_INTERRUPTIONS = 100
 NO_TIME_LEFT = "no time left before the deadline"
+KILLED = "killed by an operator"
 
 
 class State(enum.StrEnum):

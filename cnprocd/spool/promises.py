@@ -11,8 +11,19 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from cnprocd.launch.request import HookUser, LaunchRequest, newest_that_fit
-from cnprocd.rules.ruleset import Hook
+from cnprocd.rules.ruleset import Backoff, Hook
 from cnprocd.spool.job import Job, time_left_s
+
+MOST_SNAPSHOTS = 60  # of former rules that are kept for jobs; the runner keeps at most 64 in total
+NO_RULE = "its rule does not exist any more, and the rules that promised its hook are not kept"
+NO_SNAPSHOT = "its rule does not exist any more, and the runner has no snapshot of the rules that promised its hook"
+
+# For an attempt that the runner has started, and whose rules are kept no more: it is waited for, and never repeated.
+_FORGOTTEN = Hook(
+    command=(), user=None, group=None, timeout_s=3600.0, deadline_s=None, retries=0, backoff=Backoff(1.0, 1.0), env={},
+    working_directory="/", umask=0o077, nice=0, limits=None, slots=None, serialize="none", output_limit_bytes=65536,
+    on_failure=None,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +58,7 @@ class Promises:
 
     def __init__(self, hooks: Mapping[str, Hook], snapshot: str) -> None:
         self.snapshot = snapshot
+        self.sought = 0  # searches for former rules that have not ended: see former_rules.py
         self._hooks = dict(hooks)
         self._former: dict[str, Mapping[str, Hook]] = {}
 
@@ -55,6 +67,10 @@ class Promises:
         former = {**self._former, self.snapshot: self._hooks}
         self._former = {digest: kept for digest, kept in former.items() if digest in needed and digest != snapshot}
         self._hooks, self.snapshot = dict(hooks), snapshot
+
+    def missing(self, needed: Collection[str]) -> frozenset[str]:
+        """Return which of these snapshots have no hooks here."""
+        return frozenset(needed) - self._former.keys() - {self.snapshot}
 
     def remember(self, former: Mapping[str, Mapping[str, Hook]]) -> None:
         """Add the hooks of former rules, by the digest of their snapshot."""
@@ -68,8 +84,21 @@ class Promises:
         hook = self._former.get(job.snapshot, {}).get(job.rule)
         return None if hook is None else Promise(hook, job.snapshot, in_force=False)
 
+    def is_in_force(self, job: Job) -> bool:
+        """Whether the rule of a job is in force."""
+        return job.rule in self._hooks
+
+    def of_running(self, job: Job) -> Promise:
+        """Return the hook of a job that the runner has started, also if it is kept no more."""
+        return self.of(job) or Promise(_FORGOTTEN, job.snapshot, in_force=False)
+
     def slots_of(self, rule: str) -> int | None:
-        """Return how many slots a rule may use, in force or former, or None if it sets no limit."""
+        """Return how many slots a rule may use, in force or former, or None if it sets no limit.
+
+        None are for a former rule whose hook may still be found.
+        """
+        if self.sought and rule not in self._hooks:
+            return 0
         former = (hooks[rule] for hooks in reversed(self._former.values()) if rule in hooks)
         hook = self._hooks.get(rule) or next(former, None)
         return None if hook is None else hook.slots

@@ -31,10 +31,11 @@ from cnprocd.launch.user import UNRESOLVED, ResolveUser, resolve_user
 from cnprocd.log import Level, Log
 from cnprocd.rules.ruleset import Hook
 from cnprocd.spool.choosing import Chooser
-from cnprocd.spool.job import NO_TIME_LEFT, NS, Job, Next, State, after_attempt, time_left_s
+from cnprocd.spool.former_rules import FormerRules
+from cnprocd.spool.job import KILLED, NO_TIME_LEFT, NS, Job, Next, State, after_attempt, time_left_s
 from cnprocd.spool.latency import Histogram
 from cnprocd.spool.leftovers import end_leftover, reaped
-from cnprocd.spool.promises import Promises, request_of
+from cnprocd.spool.promises import MOST_SNAPSHOTS, NO_RULE, NO_SNAPSHOT, Promises, request_of
 from cnprocd.spool.reopening import Reopening
 from cnprocd.spool.rows import Leftover
 from cnprocd.spool.running import Interruptions, KeptOutput, RunningHook, Totals, record_of_attempt, record_of_death
@@ -45,9 +46,6 @@ HOUSEKEEPING_S = 1.0  # how long a commit may wait for its fsync: see spool.py
 DURABLE_RETRY_S = 30.0  # at most: a file that is locked for a moment is tried again sooner
 STOP_GRACE_S = 2.0
 LONGEST_POSTPONEMENT_S = 30.0
-KILLED = "killed by an operator"
-MOST_SNAPSHOTS = 60  # of former rules that are kept for jobs; the runner keeps at most 64 in total
-NO_RULE = "its rule does not exist any more, and the rules that promised its hook are not kept"
 
 
 class Scheduler:
@@ -82,6 +80,7 @@ class Scheduler:
         self._chooser = Chooser(spool, guaranteed or {})
         self._spool = spool
         self.promises = Promises(hooks, snapshot)
+        self.former = FormerRules(self.promises, log)
         self._log = log
         self._before_start = before_start
         self._on_started = on_started
@@ -120,10 +119,19 @@ class Scheduler:
         """Take up the jobs that a crash interrupted: at the start, and whenever the file has become usable."""
         resumable = self.launcher.outlives_daemon
         leftovers = [left for left in self._spool.recover(resumable=resumable) if left.boot_id == self._spool.boot_id]
-        for left in leftovers if resumable else ():
+        if not resumable:
+            self._leftovers |= {left.job.job_id: left.job for left in leftovers}
+            self._keep(self._end_leftovers(leftovers))
+        known = [left for left in leftovers if resumable and self.promises.of(left.job) is not None]
+        for left in known:
             self._resume(left)
-        self._leftovers |= {} if resumable else {left.job.job_id: left.job for left in leftovers}
-        self._keep(self._end_leftovers([] if resumable else leftovers))
+
+        def go_on() -> None:
+            for left in [left for left in leftovers if resumable and left not in known]:
+                self._resume(left)
+            self.wake()
+
+        self.former.find(self._spool.snapshots(MOST_SNAPSHOTS), go_on)
         self.wake()
 
     def wake(self) -> None:
@@ -133,12 +141,7 @@ class Scheduler:
             self._fill()
 
     def reload(
-        self,
-        hooks: Mapping[str, Hook],
-        slots: int,
-        snapshot: str = "",
-        *,
-        guaranteed: Mapping[str, int] | None = None,
+        self, hooks: Mapping[str, Hook], slots: int, snapshot: str = "", *, guaranteed: Mapping[str, int] | None = None
     ) -> None:
         """Use new rules for every attempt from now on. A job whose rule is gone runs as promised: see promises.py."""
         self.promises.use(hooks, snapshot, self._spool.snapshots(MOST_SNAPSHOTS))
@@ -172,6 +175,7 @@ class Scheduler:
         for timer in (self._next_due, self._next_housekeeping, self._next_fill):
             if timer is not None:
                 timer.cancel()
+        self.former.close()
         if self.launcher.outlives_daemon:
             self.launcher.close()
         if self._tasks:
@@ -247,8 +251,7 @@ class Scheduler:
             self._on_started(pid, job.job_id)
 
         try:
-            user = self._resolve_user(promise.hook.user, promise.hook.group)
-            request = request_of(job, promise, attempt_id, user)
+            request = request_of(job, promise, attempt_id, self._resolve_user(promise.hook.user, promise.hook.group))
             self._before_start()
             attempt = self.launcher.launch(request, announce)
         except HookRefusedError as error:
@@ -265,11 +268,10 @@ class Scheduler:
     def _resume(self, left: Leftover) -> None:
         """Wait for an attempt that the runner started for an earlier daemon, or let its job run again."""
         job = replace(left.job, events=self._spool.events(left.job.job_id))
-        promise = self.promises.of(job)
-        if promise is None or not job.events or left.attempt_id is None:
+        if not job.events or left.attempt_id is None:
             self._spool.interrupt(job.job_id)
             return
-        request = request_of(job, promise, left.attempt_id, UNRESOLVED)
+        request = request_of(job, self.promises.of_running(job), left.attempt_id, UNRESOLVED)
         attempt = self.launcher.resume(request, lambda pid: self._on_started(pid, job.job_id))
         self._active[job.job_id] = (job, attempt)
         self._keep(self._wait(job, attempt))
@@ -296,7 +298,9 @@ class Scheduler:
             self._stuck.add(attempt.pid)
         if output.text or job.attempts > 1:
             self._spool.put_output(job.job_id, output.text)
-        if ending.not_started:
+        if ending.no_snapshot and not self.promises.is_in_force(job):
+            self._bury(job, ending.result, NO_SNAPSHOT)
+        elif ending.not_started:
             self._postpone(job, ending.result.reason or "not started")
         elif ending.interrupted and retry is not None:
             killed = replace(ending.result, reason=KILLED)

@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 
+import pytest
 from unit.reaping import children_reaped  # noqa: F401 (a fixture)
 from unit.runnerkit import LIMIT_S, attempt_id_of, hook, request
 
@@ -119,5 +120,23 @@ def test_an_attempt_over_its_limit_frees_its_slot(tmp_path, monkeypatch):
         await it.until(lambda: one.silent)
         it.client.close()
         assert (await waiting).left_running
+
+    with_deaf_runner(tmp_path, monkeypatch, scene)
+
+
+def test_a_late_answer_to_a_former_reload_accepts_nothing(tmp_path, monkeypatch):
+    """The files are those of the second reload already, but the runner took no snapshot of them yet, and cannot."""
+    former, wanted = "1" * 64, "2" * 64
+
+    async def scene(it):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(it.client.take_snapshot(former, []), 0.01)
+        it.greet()
+        answer = asyncio.ensure_future(it.client.take_snapshot(wanted, []))
+        await asyncio.sleep(0)
+        it.send(wire.SnapshotTaken(wanted=former, digest=wanted, error=None))
+        it.send(wire.SnapshotTaken(wanted=wanted, digest=None, error="the disk is full"))
+        with pytest.raises(client.SnapshotRefusedError, match="the disk is full"):
+            await asyncio.wait_for(answer, LIMIT_S)
 
     with_deaf_runner(tmp_path, monkeypatch, scene)
