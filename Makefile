@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 RUN := /run/cnprocd-make
 
-.PHONY: run demo test lint unit kernel fuzz clean package test-vm test-arm64 test-fleet test-container test-page test-page-debian bench bench-full soak test-jobs endurance
+.PHONY: run demo test lint unit kernel fuzz clean package test-vm test-arm64 test-fleet test-container test-page test-page-debian test-page-vm bench bench-full soak test-jobs endurance
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -95,6 +95,11 @@ test-page: $(VENV)/.page
 # .page/. A few minutes.
 test-page-debian: $(VENV)/.page $(VENV)/.packaging
 	$(BIN)/python -u tests/page/suites.py
+
+# The same page in virtual machines with Debian 12's and 13's own Cockpit, a login, and systemd. Images are kept in .vm/.
+# Emulated: fifteen minutes for each guest.
+test-page-vm: $(VENV)/.page $(VENV)/.packaging
+	$(BIN)/python -u tests/page/vm.py $(GUESTS)
 
 # Compare with other listeners. They are fetched and compiled into .bench/; skipped ones are listed with the reason.
 bench: $(STAMP)

@@ -81,7 +81,7 @@ export function button(label, onclick, attributes = {}) {
 }
 
 export function table(caption, heads, rows, attributes = {}) {
-    return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
+    return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `${caption}, as a table` },
              h("table", attributes,
                h("caption", { class: "hidden" }, caption),
                h("thead", {}, h("tr", {}, heads.map(head => h("th", { scope: "col" }, head)))),
@@ -123,9 +123,8 @@ export function announce(text) {
 export function ask(question, detail, yes, field = null) {
     return new Promise(resolve => {
         const onclose = () => { box.remove(); resolve(box.returnValue === "yes" && (field ? field.value : true)) };
-        const box = h("dialog", { "aria-label": question, onclose }, h("h2", {}, question), h("p", {}, detail, field),
-                      h("form", { method: "dialog" },
-                        h("button", { value: "yes", class: "danger" }, yes), h("button", { value: "no" }, "Cancel")));
+        const box = h("dialog", { "aria-label": question, onclose }, h("h2", {}, question), h("form", { method: "dialog" }, h("p", {}, detail, field),
+                        h("button", { value: "yes", class: "danger" }, yes), h("button", { value: "no", autofocus: !field }, "Cancel")));
         document.body.append(box);
         box.showModal();
     });

@@ -25,7 +25,7 @@ let shown = null;     // {key, view}
 let status = null;    // of the daemon
 let problem = null;   // why it does not answer
 let drawnProblem = null;
-let timer = 0;
+let timer = 0, failures = 0, missing = false;
 
 function show() {
     const [first = "", ...rest] = cockpit.location.path;
@@ -50,9 +50,9 @@ function show() {
 // -- cnprocd does not answer
 
 function start() {
-    fill(banner);
+    fill(banner, alert("info", "Starting cnprocd ..."));
     run(["systemctl", "start", "cnprocd.service"], { admin: "require" }).done.then(({ error }) => {
-        if (error) fill(banner, failure(error));
+        fill(banner, error && failure(error));
         poll();
     });
 }
@@ -87,7 +87,9 @@ async function poll() {
         }
     } catch (error) {
         status = null;
-        if (error.kind === "not-running" && problem?.kind !== "not-running" && !await isInstalled()) error.kind = "not-installed";
+        // Asked again and again: a package manager stops the daemon some seconds before it removes the program.
+        if (error.kind === "not-running" && (missing || failures++ % 5 === 0)) missing = !await isInstalled();
+        if (error.kind === "not-running" && missing) error.kind = "not-installed";
         problem = error;
     }
     if (problem?.kind !== drawnProblem) {

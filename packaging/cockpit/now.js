@@ -59,7 +59,7 @@ function matchRow(match) {
     const job = match.job_id ? h("a", { href: `#/jobs/${match.job_id}` },
         match.job_state ? jobBadge(match.job_state, `${match.job_id} ${match.job_state}`) : `job ${match.job_id}`) : "-";
     return row(HEADS, [
-        match.match_id ? h("a", { href: `#/match/${match.match_id}` }, time(match.time_ns)) : time(match.time_ns),
+        match.match_id ? h("a", { href: `#/match/${match.match_id}`, "data-key": match.match_id }, time(match.time_ns)) : time(match.time_ns),
         [h("bdi", {}, match.rule), match.held_by && badge("info", `held by ${match.held_by}`), match.recovered && badge("warn", "recovered")],
         processOf(match), statusOf(match), h("bdi", {}, match.user ?? "unknown"),
         match.unit ? h("bdi", {}, match.unit) : h("span", { class: "muted" }, "unknown"), job,
@@ -102,7 +102,7 @@ function live(box) {
 
     function redraw() {
         const found = fitting(matches.list);
-        body.replaceChildren(...found.slice(0, MOST_ROWS).map(matchRow));
+        fill(body, found.slice(0, MOST_ROWS).map(matchRow));
         if (!found.length) {
             body.append(h("tr", {}, h("td", { colspan: HEADS.length, class: "empty" }, remembered.filter
                 ? "No loaded match fits the filter."

@@ -7,6 +7,7 @@ const cockpit = window.cockpit;
 const MAIN_FILE = "/etc/cnprocd/rules.yaml";
 const HEADS = ["Rule", "State", "Hits", "Last hit", "Price", "Files", "Actions"];
 const TIMES = [["", "until enabled"], ["1h", "for 1 hour"], ["8h", "for 8 hours"], ["1d", "for 1 day"], ["7d", "for 7 days"]];
+const periods = new Map();  // how long the rules are disabled that the viewer may disable next
 const PRICES = ["free", "cheap", "moderate", "dear", "very dear"];
 
 // The option that lets commands read the files of a daemon that was started with other ones.
@@ -26,7 +27,7 @@ export async function reload() {
     try {
         const { rules, warnings } = await call("Reload");
         announce("Rules loaded");
-        return [alert("ok", `Loaded: ${rules} rules are in force`),
+        return [alert("ok", `Loaded: ${rules} ${rules === 1 ? "rule is" : "rules are"} in force`),
                 problemList(warnings.map(one => ({ ...one, level: "warn" })))];
     } catch (error) {
         const refused = error.details?.problems;
@@ -50,21 +51,19 @@ export const placeOf = rule => rule.file && h("a", {
     href: `#/edit?${new URLSearchParams({ file: rule.file, line: rule.line })}`, "data-key": `place-${rule.name}`,
 }, `${rule.file.split("/").at(-1)}:${rule.line}`);
 
-// Enable or disable with a choice of times. `after` gets an error or null.
+// Enable, or disable for a time. The choice of the time changes nothing by itself: a key on it must not disable a rule.
+// `after` gets an error or null.
 function toggle(rule, status, after) {
     if (!access.admin) return "-";
     const act = args => run(["cnprocctl", ...rulesOption(status), "rules", ...args, "--", rule.name], { admin: "require" }).done
             .then(({ error }) => { if (!error) announce(`${rule.name}: ${args[0]}d`); after(error) });
     if (!rule.enabled)
         return button("Enable", () => act(["enable"]), { "data-key": `toggle-${rule.name}`, "aria-label": `Enable ${rule.name}` });
-    const choice = h("select", {
-        "aria-label": `Disable ${rule.name}`, "data-key": `toggle-${rule.name}`,
-        onchange: () => {
-            act(["disable", ...(choice.value ? ["--for", choice.value] : [])]);
-            choice.value = "no";
-        },
-    }, h("option", { value: "no" }, "Disable ..."), TIMES.map(([value, label]) => h("option", { value }, label)));
-    return choice;
+    const choice = h("select", { "aria-label": `How long ${rule.name} is disabled`, "data-key": `for-${rule.name}`,
+                                 onchange: () => periods.set(rule.name, choice.value) },
+                     TIMES.map(([value, label]) => h("option", { value, selected: value === periods.get(rule.name) }, label)));
+    return [button("Disable", () => act(["disable", ...(choice.value ? ["--for", choice.value] : [])]),
+                   { "data-key": `toggle-${rule.name}`, "aria-label": `Disable ${rule.name}` }), choice];
 }
 
 function allRules(main, first) {

@@ -178,8 +178,10 @@ def _answers(port: int) -> bool:
 class Browser:
     """A headless Chromium, seen as its user sees it: texts, links, buttons and labels."""
 
-    def __init__(self, size: tuple[int, int] = (1200, 900)) -> None:
+    def __init__(self, size: tuple[int, int] = (1200, 900), patience_s: float = PATIENCE_S) -> None:
+        self.patience_s = patience_s
         options = Options()
+        options.accept_insecure_certs = True  # Cockpit of a virtual machine makes its own
         for one in (*_OFFLINE, f"--window-size={size[0]},{size[1]}"):
             options.add_argument(one)
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
@@ -204,19 +206,23 @@ class Browser:
             return " ".join(one.text for one in self.driver.find_elements(By.CSS_SELECTOR, selector))
         return ""
 
-    def see(self, text: str, selector: str = "body", patience_s: float = PATIENCE_S) -> None:
+    def wait_for(self, what: str, found: Callable[[], object]) -> None:
+        """Return when `found()` is true. Raises AssertionError after the patience of this browser."""
+        wait_for(what, found, self.patience_s)
+
+    def see(self, text: str, selector: str = "body") -> None:
         """Wait until this text is visible."""
         try:
-            wait_for(f"{text!r} in {selector}", lambda: text in self.text(selector), patience_s)
+            self.wait_for(f"{text!r} in {selector}", lambda: text in self.text(selector))
         except AssertionError as error:
             raise AssertionError(f"{error}; there was:\n{self.text(selector)[:3000]}") from None
 
     def see_not(self, text: str, selector: str = "body") -> None:
-        wait_for(f"no {text!r} in {selector}", lambda: text not in self.text(selector))
+        self.wait_for(f"no {text!r} in {selector}", lambda: text not in self.text(selector))
 
     def changed(self, selector: str, before: str) -> None:
         """Wait until something else than `before` is visible there."""
-        wait_for(f"another text than {before!r}", lambda: self.text(selector) != before)
+        self.wait_for(f"another text than {before!r}", lambda: self.text(selector) != before)
 
     def find(self, selector: str, text: str | None = None) -> WebElement:
         """Wait for a visible element with this text."""
@@ -231,7 +237,7 @@ class Browser:
                 ]
             return bool(found)
 
-        wait_for(f"{selector} {text or ''}", look)
+        self.wait_for(f"{selector} {text or ''}", look)
         return found[0]
 
     def click(self, selector: str, text: str | None = None) -> None:
@@ -244,7 +250,7 @@ class Browser:
                 return False
             return True
 
-        wait_for(f"a click on {selector} {text or ''}", clicked)
+        self.wait_for(f"a click on {selector} {text or ''}", clicked)
 
     def type(self, selector: str, text: str) -> None:
         """Replace the text of a field, key by key."""
