@@ -10,7 +10,7 @@ import life
 from probe import StepFailedError, diagnose, die, expect, run, show, write_rules
 
 NETWORK = "[Match]\nType=ether\n[Network]\nAddress=10.0.2.15/24\nLinkLocalAddressing=no\n"
-USER, PASSWORD = "operator", "open-the-page-19"
+USER, PASSWORD = "inspector", "open-the-page-19"
 RULES = """\
 rules:
   - name: process-failed
