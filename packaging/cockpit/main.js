@@ -24,8 +24,7 @@ const banner = document.getElementById("banner");
 let shown = null;     // {key, view}
 let status = null;    // of the daemon
 let problem = null;   // why it does not answer
-let drawnProblem = null;
-let timer = 0, failures = 0, missing = false;
+let drawnProblem = null, timer = 0, failures = 0, missing = false;
 
 function show() {
     const [first = "", ...rest] = cockpit.location.path;
@@ -87,9 +86,10 @@ async function poll() {
         }
     } catch (error) {
         status = null;
-        // Asked again and again: a package manager stops the daemon some seconds before it removes the program.
+        // Again and again: a package manager stops the daemon some seconds before it removes the program.
         if (error.kind === "not-running" && (missing || failures++ % 5 === 0)) missing = !await isInstalled();
-        if (error.kind === "not-running" && missing) error.kind = "not-installed";
+        if (error.kind === "not-running" && missing)
+            Object.assign(error, { kind: "not-installed", message: "cnprocd is not installed", hint: "Install the package cnprocd." });
         problem = error;
     }
     if (problem?.kind !== drawnProblem) {
