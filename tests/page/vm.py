@@ -171,25 +171,25 @@ def edit(viewer: Viewer) -> None:
     see(f"a match of {unit}: why it fired, its job done by the runner, with output")
 
 
+def follow(viewer: Viewer, label: str, address: str, text: str) -> None:
+    """Click on a button of the page that leads to another page of Cockpit. See the text there, and come back."""
+    browser = viewer.browser
+    browser.click("button", label)
+    browser.driver.switch_to.default_content()
+    browser.wait_for(address, lambda: address in str(browser.driver.current_url))
+    browser.driver.switch_to.frame(browser.find(f"iframe[name$='localhost{address.split('#')[0]}']"))
+    browser.see(text)
+    browser.driver.switch_to.default_content()
+    browser.click("nav a", "Process events")
+    viewer.enter()
+
+
 def links(viewer: Viewer) -> None:
     """Follow the links of a match to Cockpit's page of the unit and to its journal."""
-    browser = viewer.browser
-    match = str(browser.script("return location.hash")).removeprefix("#")
-    for label, page, text in (
-        ("Unit vmpage.service", "/system/services#/vmpage.service", "vmpage.service"),
-        ("Journal of the unit", "/system/logs#/?", "written by vmpage"),
-    ):
-        browser.click("button", label)
-        browser.driver.switch_to.default_content()
-        browser.wait_for(page, lambda page=page: page in str(browser.driver.current_url))
-        where = page.split("#")[0].strip("/")
-        browser.driver.switch_to.frame(browser.find(f"iframe[name$='localhost/{where}']"))
-        browser.see(text)
-        browser.driver.switch_to.default_content()
-        browser.click("nav a", "Process events")
-        viewer.enter()
-        browser.go(match)
-        browser.find("button", label)
+    match = str(viewer.browser.script("return location.hash")).removeprefix("#")
+    follow(viewer, "Unit vmpage.service", "/system/services#/vmpage.service", "vmpage.service")
+    viewer.browser.go(match)
+    follow(viewer, "Journal of the unit", "/system/logs#/?", "written by vmpage")
     see("Cockpit's page of the unit, and the journal of the unit")
 
 
