@@ -89,8 +89,9 @@ class InFlight:
         """
         end = event_slots + ahead
         events, records = self.events[: end * SLOT_SIZE], self.records[: record_slots * RECORD_SLOT_SIZE]
-        kept_records = 0
-        decided = needed.decided if self._log is None else self._log.forget(needed)
+        kept_records, decided = 0, needed.decided
+        if self._log is not None and not self._log.is_empty:
+            decided = self._log.forget(needed, _numbers(events, _EXITED_TID_AT, SLOT_SIZE).tolist())
         if needed.records and record_slots:
             wanted = _wanted_records(records, needed.records, decided)
             if len(wanted) > RECORD_SLOTS // 2:

@@ -12,7 +12,7 @@ class Needed(NamedTuple):
     events: Set[int] = frozenset()  # their exit event, the newest one
     records: Set[int] = frozenset()  # their exit records, except for those that are decided
     decided: Sequence[int] = ()  # threads of `records` of which the oldest record is not needed; one entry for each
-    left: Sequence[int] | None = None  # no others have left `records` since the last time; None: this is not known
+    left: Sequence[int] | None = None  # with the batch's exits, all that may have left `records`; None: any may have
 
 
 class Union(Set[int]):

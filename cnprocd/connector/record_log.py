@@ -13,7 +13,7 @@ import contextlib
 import os
 import struct
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cnprocd.connector.needed import Needed
@@ -60,10 +60,16 @@ class RecordLog:
         else:
             self._lose(len(messages))
 
-    def forget(self, needed: Needed) -> list[int]:
-        """Forget the records that are not needed. Return the entries of `decided` of which it has none."""
-        if not self._sizes:
-            return list(needed.decided)
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no record that is needed."""
+        return not self._sizes
+
+    def forget(self, needed: Needed, exited: Iterable[int] = ()) -> list[int]:
+        """Forget the records that are not needed. Return the entries of `decided` of which it has none.
+
+        `exited`: the threads of the batch's exit events, and any others.
+        """
         marks: list[bytes] = []
         elsewhere: list[int] = []
         for tid in needed.decided:
@@ -76,7 +82,7 @@ class RecordLog:
             if not sizes:
                 del self._sizes[tid]
         # In a flood the log has thousands of records: they are not all looked at for each batch.
-        left = self._sizes if needed.left is None else self._sizes.keys() & needed.left
+        left = self._sizes if needed.left is None else self._sizes.keys() & {*needed.left, *exited}
         for tid in [tid for tid in left if tid not in needed.records]:
             marks.append(_MARK.pack(_ALL, tid))
             self._bytes -= sum(self._sizes.pop(tid))

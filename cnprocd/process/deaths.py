@@ -73,7 +73,8 @@ class Deaths:
         self._reported: dict[int, int] = {}  # tgid -> time of a death that was reported without a record
         self._prune_at = _LEADERS_PRUNED_AT
         self._decided: list[int] = []  # threads with more records waiting, once for each that waits no more
-        self._left: list[int] | None = None  # threads that may be needed no more; None: others may as well
+        self._left: list[int] = []  # threads that may be needed no more, without those of exit events
+        self._others_left = True  # any other thread may be needed no more as well
         self.without_record = 0
 
     def record(self, record: TaskRecord) -> None:
@@ -114,7 +115,7 @@ class Deaths:
 
     def _replaced(self, leader: TaskRecord) -> None:
         """A thread that took over the leader's id has ended as well: the record was needed until now."""
-        self._leave(leader.pid)
+        self._left.append(leader.pid)
         if leader not in self._waiting.get(leader.pid, ()):
             self._decided.append(leader.pid)
 
@@ -131,13 +132,12 @@ class Deaths:
         if self._waiting.get(tid) is not PASSED:
             return False
         del self._waiting[tid]
-        self._leave(tid)
         return True
 
     def forget_passed(self) -> None:
         """Forget the processes that were passed over and whose exit has not come: other rules may ask for them."""
         self._waiting = {tid: records for tid, records in self._waiting.items() if PASSED_OVER not in records}
-        self._left = None
+        self._others_left = True
 
     def is_early_leader(self, tgid: int) -> bool:
         """Return whether the leader of a process ended, and other threads of it go on."""
@@ -152,7 +152,6 @@ class Deaths:
             alone = only.last and not (only.threaded or self._leaders or self._dumped)
             if alone and tid == only.tgid == event.process_tgid and only.status == event.exit_code:
                 del self._waiting[tid]
-                self._leave(tid)
                 return only, Death(tid, only.status, event, only, only)
         record = self._joined(event)
         if record is None:
@@ -184,7 +183,8 @@ class Deaths:
         again: without it, it would take the event of a thread that took over its id.
         """
         decided, self._decided = self._decided, []
-        left, self._left = self._left, []
+        left = None if self._others_left else self._left
+        self._left, self._others_left = [], False
         if not (self._held or self._overtaken or self._leaders or self._leader_of or self._dumped):
             return Needed(frozenset(), self._waiting.keys(), decided, left)
         held = {tid for death in self._held if death.event for tid in (death.event.process_pid, death.tgid)}
@@ -193,10 +193,6 @@ class Deaths:
         kept |= {tid for _, tid in self._dumped.values()}
         kept |= {tid for record in self._overtaken for tid in (record.pid, record.tgid)}
         return Needed(held | ended, Union(held | kept, self._waiting.keys()), decided, left)
-
-    def _leave(self, tid: int) -> None:
-        if self._left is not None:
-            self._left.append(tid)
 
     def release_held(self, now_ns: int | None) -> list[Death]:
         """Return the held deaths that are complete, or were held for HOLD_NS. `now_ns` None: return all of them."""
@@ -263,7 +259,7 @@ class Deaths:
             self._waiting[tid] = left
         else:
             self._waiting.pop(tid, None)
-            self._leave(tid)
+            self._left.append(tid)
         found = [record for record in waiting if _is_in(record, records)]
         self._decided += [tid] * (len(found) if left else 0)
         return [
@@ -321,7 +317,7 @@ class Deaths:
         for kept in (self._dumped, self._eventless):
             if len(kept) > _LEADERS_PRUNED_AT:
                 kept.clear()
-        self._left = None
+        self._others_left = True
 
     def _joined(self, event: Exit) -> TaskRecord | None:
         """Return the record of this exit.
@@ -346,7 +342,6 @@ class Deaths:
             self._decided += [tid] * (number + 1)
         else:
             del self._waiting[tid]
-            self._leave(tid)
         return waiting[number]
 
     def _death(self, record: TaskRecord, event: Exit | None) -> Death:
@@ -356,8 +351,7 @@ class Deaths:
 
     def _forget(self, last: TaskRecord) -> None:
         """The death of this record is reported."""
-        self._leave(last.pid)
-        self._leave(last.tgid)
+        self._left += (last.pid, last.tgid)
         self._leader_of.pop(last, None)
         if self._lasts.get(last.tgid) is last:
             del self._lasts[last.tgid]
@@ -380,12 +374,12 @@ class Deaths:
 
     def _note_core(self, tgid: int, status: int, tid: int) -> None:
         if core_dumped(status):
-            self._leave(self._dumped.get(tgid, (status, tid))[1])
+            self._left.append(self._dumped.get(tgid, (status, tid))[1])
             self._dumped[tgid] = status, tid
 
     def _with_core_flag(self, death: Death) -> Death:
         dumped, dumper = self._dumped.pop(death.tgid, (None, 0))
-        self._leave(dumper)
+        self._left.append(dumper)
         if dumped is None or dumped & 0x7F != death.status & 0x7F:
             return death
         return death._replace(status=dumped)

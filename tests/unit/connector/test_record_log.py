@@ -63,7 +63,7 @@ def test_only_what_has_left_is_looked_at(tmp_path):
     log = RecordLog(tmp_path / "log", HEAD)
     log.append([recorded(tid) for tid in (1, 2, 3)])
     needed = LookedAt({3})
-    log.forget(Needed(records=needed, left=[1, 3, 4]))
+    log.forget(Needed(records=needed, left=[1, 4]), exited=[3])
     assert needed.asked_for == {1, 3}
     assert RecordLog(tmp_path / "log", HEAD).leftover == (recorded(2), recorded(3))
     log.forget(Needed(records=needed))

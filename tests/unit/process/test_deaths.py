@@ -289,7 +289,7 @@ def told_by_lives(lives) -> list[Death]:
             for tid in needed.decided:
                 records.remove(next(one for one in records if one.pid == tid))
             # The log looks only at those that are said to have left (record_log.py).
-            left = needed.left
+            left = None if needed.left is None else {*needed.left, *(one.process_pid for one in now)}
             records = [one for one in records if one.pid in needed.records or not (left is None or one.pid in left)]
     return told
 
