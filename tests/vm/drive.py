@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import image
 from qemu import Machine, MachineError, pack_payload, qemu_missing
@@ -63,14 +65,54 @@ def package_builder() -> ModuleType:
     return importlib.import_module("build")
 
 
+# 0.1.0 was not tagged: the last commit before the changes of 0.2.
+COMMIT_OF_0_1_0 = "983c6563"
+
+
+def package_of_0_1_0(guest: str, scratch: Path) -> dict[str, Path]:
+    """Build 0.1.0 with its own sources and packaging. Return no file if the clone does not have that commit."""
+    known = subprocess.run(["git", "-C", str(ROOT), "cat-file", "-e", COMMIT_OF_0_1_0], capture_output=True)
+    if known.returncode:
+        return {}
+    tree = scratch / "0.1.0"
+    tree.mkdir()
+    archive = subprocess.run(["git", "-C", str(ROOT), "archive", COMMIT_OF_0_1_0], stdout=subprocess.PIPE, check=True)
+    subprocess.run(["tar", "-x", "-C", str(tree)], input=archive.stdout, check=True)
+    flavour = "debian12" if guest == "debian12" else "debian13"
+    environ = os.environ | {"SOURCE_DATE_EPOCH": str(package_builder().source_epoch())}
+    command = [sys.executable, "packaging/build.py", "--dist", "dist", flavour]
+    subprocess.run(command, cwd=tree, env=environ, check=True, stdout=subprocess.DEVNULL)
+    (deb,) = (tree / "dist").glob("*.deb")
+    return {f"packages/0/{deb.name}": deb}
+
+
+def repository(package: Any, deb: Path, scratch: Path) -> dict[str, Path]:
+    """Write an apt repository of the package, signed with a key that is made now. Return its files."""
+    repositories = importlib.import_module("repositories")
+    if missing := [tool for tool in ("apt-ftparchive", "gpg") if not shutil.which(tool)]:
+        raise image.ImageError(f"cannot sign a repository: no {', '.join(missing)} (apt packages apt-utils gnupg)")
+    builder = package_builder()
+    epoch, home = builder.source_epoch(), scratch / "gnupg"
+    home.mkdir(mode=0o700)
+    os.environ["GNUPGHOME"] = str(home)
+    made = ["gpg", "--batch", "--quiet", "--passphrase", "", "--faked-system-time", f"{epoch - 1}!"]
+    subprocess.run([*made, "--quick-gen-key", "vm@example.org", "ed25519", "sign", "0"], check=True)
+    signer, where = repositories.Signer("vm@example.org", epoch), scratch / "repository"
+    repositories.write_apt({package: deb}, where / "apt", builder.MAINTAINER, signer)
+    (where / "cnprocd.asc").write_bytes(signer.public_key())
+    return {f"repository/{path.relative_to(where)}": path for path in where.rglob("*") if path.is_file()}
+
+
 def packages(guest: str, scratch: Path) -> dict[str, Path]:
-    """Build this version and the next, under the names that the steps expect."""
+    """Build 0.1.0, this version and the next, under the names that the steps expect, and a repository of this one."""
     builder = package_builder()
     package, epoch = builder.PACKAGES[GUESTS[guest].package], builder.source_epoch()
-    found = {}
+    found = package_of_0_1_0(guest, scratch)
     for number in ("1", "2"):
         deb = builder.build(package.with_release(number), scratch / number, epoch)
         found[f"packages/{number}/{deb.name}"] = deb
+        if number == "1":
+            found |= repository(package, deb, scratch)
     return found
 
 

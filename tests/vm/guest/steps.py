@@ -13,6 +13,7 @@ import hooks
 import identity
 import life
 import matching
+import upgrade
 from probe import StepFailedError, diagnose
 
 STEPS = {
@@ -43,6 +44,10 @@ STEPS = {
         hooks.jobs_after_reboot,
         life.remove,
         life.purge,
+        upgrade.install_0_1_0,
+        upgrade.upgrade_from_0_1_0,
+        upgrade.downgrade_to_0_1_0,
+        upgrade.purge_again,
     )
 }
 
