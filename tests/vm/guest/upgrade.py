@@ -13,6 +13,8 @@ from probe import RULES, SCRATCH, cursor, die, expect, first, main_pid, matched_
 HERE = Path(__file__).resolve().parent
 JOBS = 20  # more than there are slots: some hooks run, the other jobs wait
 SPOOL = Path("/var/lib/cnprocd")
+# dpkg asks about the edited rules, because the shipped ones changed as well; without a terminal it would fail.
+INSTALL = ("apt-get", "-o", "Dpkg::Options::=--force-confold", "install", "-y")
 
 
 SKIPPED = "skipped: the history of the host's checkout has no 0.1.0"
@@ -51,7 +53,7 @@ def upgrade_from_0_1_0() -> str:
     jobs = [str(die("vmwait", 1)) for _ in range(JOBS)]
     first(after, "CNPROCD_EVENT=hook_started", "CNPROCD_RULE=vm-wait", limit_s=240)
     edited, before = RULES.read_text(), main_pid()
-    upgrade = threading.Thread(target=run, args=("apt-get", "install", "-y", package("2")), kwargs={"timeout": 300})
+    upgrade = threading.Thread(target=run, args=(*INSTALL, package("2")), kwargs={"timeout": 300})
     upgrade.start()
     died: list[int] = []
     while upgrade.is_alive():
@@ -77,7 +79,7 @@ def downgrade_to_0_1_0() -> str:
     """Downgrade: 0.1.0 cannot read the newer spool, sets it aside, and matches from then on. No file is lost."""
     if not has_0_1_0():
         return SKIPPED
-    run("apt-get", "install", "-y", "--allow-downgrades", package("0"), timeout=300)
+    run(*INSTALL, "--allow-downgrades", package("0"), timeout=300)
     until("the old daemon is up", ready, limit_s=180)
     after = cursor()
     pid = die("vmfail", 6)
