@@ -7,7 +7,6 @@ from pathlib import Path
 
 from crashes import compare, ready, storm
 from hooks import prepare
-from life import purge
 from probe import RULES, SCRATCH, cursor, die, expect, first, main_pid, matched_pids, run, show, until
 
 HERE = Path(__file__).resolve().parent
@@ -85,7 +84,3 @@ def downgrade_to_0_1_0() -> str:
     pid = die("vmfail", 6)
     first(after, f"CNPROCD_PID={pid}", "CNPROCD_EVENT=rule_matched", limit_s=180)
     return "matches; in its directory: " + " ".join(sorted(path.name for path in SPOOL.iterdir()))
-
-
-def purge_again() -> str:
-    return purge()
