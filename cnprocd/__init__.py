@@ -1,3 +1,3 @@
 """cnprocd: act on the death and birth of Linux processes. The map is docs/architecture.md."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -20,6 +20,7 @@ import functools
 import gzip
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -49,6 +50,8 @@ from locks import LOCKS, for_python
 ROOT = Path(__file__).resolve().parents[1]
 HERE = ROOT / "packaging"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+# Read, not imported: a build needs none of cnprocd's dependencies.
+(VERSION,) = re.findall(r'^__version__ = "(.+)"$', (ROOT / "cnprocd/__init__.py").read_text(), re.M)
 MAINTAINER = "{name} <{email}>".format(**PROJECT["maintainers"][0])
 
 SUMMARY = "run cleanup hooks when Linux processes fail"
@@ -182,7 +185,7 @@ def documents(package: Package, tree: Path, epoch: int) -> None:
         return
     put(tree, f"{where}/copyright", copyright_file(package, licence).encode())
     entry = (
-        f"cnprocd ({PROJECT['version']}-{flavour.release}) unstable; urgency=medium\n\n"
+        f"cnprocd ({VERSION}-{flavour.release}) unstable; urgency=medium\n\n"
         f"  * See changelog.gz.\n\n"
         f" -- {MAINTAINER}  {formatdate(epoch, localtime=False)}\n"
     )
@@ -254,7 +257,7 @@ def changelog(package: Package, where: Path, stamp: str) -> dict[str, str]:
     """Write the changelog of an rpm in nfpm's format. Return its key and path. A .deb has files of its own."""
     if package.flavour.packager == "deb":
         return {}
-    entry = {"semver": f"{PROJECT['version']}-{package.flavour.release}", "date": stamp, "packager": MAINTAINER,
+    entry = {"semver": f"{VERSION}-{package.flavour.release}", "date": stamp, "packager": MAINTAINER,
              "changes": [{"note": "See CHANGELOG.md in the source."}]}  # fmt: skip
     put(where, "changelog.json", json.dumps([entry]).encode())
     return {"changelog": str(where / "changelog.json")}
@@ -279,7 +282,7 @@ def configuration(package: Package, tree: Path, epoch: int) -> dict[str, Any]:
         "name": "cnprocd",
         "arch": package.goarch,
         "platform": "linux",
-        "version": PROJECT["version"],
+        "version": VERSION,
         "version_schema": "none",
         "release": flavour.release,
         "section": "admin",

@@ -36,7 +36,6 @@ FILES = (
 )  # fmt: skip
 # setuptools of packaging/locks/tools.txt, without an isolated environment that would fetch another one.
 BUILD = "import sys; from setuptools import build_meta as b; d = sys.argv[1]; b.build_sdist(d); b.build_wheel(d)"
-VERSION = build.PROJECT["version"]
 
 
 def python_distributions(out: Path, epoch: int) -> None:
@@ -95,8 +94,8 @@ def release(out: Path, signer: Signer) -> None:
     python_distributions(out, signer.epoch)
     bundles = {package: (build.locked(package), build.bundle(package)) for package in files if package.flavour.abi}
     built = {path.name: digest(path) for path in out.iterdir() if path.suffix in {".deb", ".rpm", ".whl", ".gz"}}
-    document = sbom.bill(VERSION, build.PROJECT["license"]["text"], stamp, bundles, built)
-    (out / f"cnprocd-{VERSION}.cdx.json").write_text(json.dumps(document, indent=1) + "\n")
+    document = sbom.bill(build.VERSION, build.PROJECT["license"]["text"], stamp, bundles, built)
+    (out / f"cnprocd-{build.VERSION}.cdx.json").write_text(json.dumps(document, indent=1) + "\n")
     debs = {package: path for package, path in files.items() if package.flavour.packager == "deb"}
     write_apt(debs, out / "apt", build.MAINTAINER, signer)
     write_rpm({package: path for package, path in files.items() if package not in debs}, out / "rpm", signer)

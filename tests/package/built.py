@@ -15,7 +15,7 @@ builder = importlib.import_module("build")
 flavours = importlib.import_module("flavours")
 repositories = importlib.import_module("repositories")
 
-VERSION = builder.PROJECT["version"]
+VERSION = builder.VERSION
 PACKAGES = list(flavours.PACKAGES)
 DEBS = [name for name, package in flavours.PACKAGES.items() if package.flavour.packager == "deb"]
 RPMS = [name for name in PACKAGES if name not in DEBS]

@@ -77,7 +77,7 @@ def test_the_readme_installs_one_package_for_each_release():
     patterns = re.findall(r"^    (?:apt|dnf|zypper) install \./(\S+)", text_of(ROOT / "README.md"), re.M)
     for machine, deb in (("x86_64", "amd64"), ("aarch64", "arm64")):
         names = [
-            f"dist/{one.file_name('0.1.0')}" for one in flavours.PACKAGES.values() if one.machine in (machine, "any")
+            f"dist/{one.file_name('1.0')}" for one in flavours.PACKAGES.values() if one.machine in (machine, "any")
         ]
         here = [pattern.replace("x86_64", machine).replace("amd64", deb) for pattern in patterns]
         taken = [[name for name in names if Path(name).match(pattern)] for pattern in here]
