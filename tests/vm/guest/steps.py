@@ -47,6 +47,7 @@ STEPS = {
         upgrade.install_0_1_0,
         upgrade.upgrade_from_0_1_0,
         upgrade.downgrade_to_0_1_0,
+        upgrade.purge_0_1_0,
     )
 }
 

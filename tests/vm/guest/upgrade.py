@@ -7,6 +7,7 @@ from pathlib import Path
 
 from crashes import compare, ready, storm
 from hooks import prepare
+from life import purge
 from probe import RULES, SCRATCH, cursor, die, expect, first, main_pid, matched_pids, run, show, until
 
 HERE = Path(__file__).resolve().parent
@@ -75,12 +76,20 @@ def upgrade_from_0_1_0() -> str:
 
 
 def downgrade_to_0_1_0() -> str:
-    """Downgrade: 0.1.0 cannot read the newer spool, sets it aside, and matches from then on. No file is lost."""
+    """Downgrade: 0.1.0 cannot read the newer spool and sets it aside. It then matches and runs hooks."""
     if not has_0_1_0():
         return SKIPPED
+    (SCRATCH / "noted").unlink(missing_ok=True)
     run(*INSTALL, "--allow-downgrades", package("0"), timeout=300)
     until("the old daemon is up", ready, limit_s=180)
     after = cursor()
-    pid = die("vmfail", 6)
-    first(after, f"CNPROCD_PID={pid}", "CNPROCD_EVENT=rule_matched", limit_s=180)
-    return "matches; in its directory: " + " ".join(sorted(path.name for path in SPOOL.iterdir()))
+    pid = die("vmnote", 6)
+    first(after, "CNPROCD_RULE=vm-note", "CNPROCD_EVENT=hook_finished", limit_s=180)
+    expect((SCRATCH / "noted").read_text().split() == [str(pid)], "the hook did not run once")
+    expect(show("cnprocd-kmsg.socket", "ActiveState") == "inactive", "the socket of the kernel's log is still active")
+    return "matches and runs hooks; in its directory: " + " ".join(sorted(path.name for path in SPOOL.iterdir()))
+
+
+def purge_0_1_0() -> str:
+    """Purge the older version: it leaves nothing of this one behind."""
+    return purge() if has_0_1_0() else SKIPPED
