@@ -25,7 +25,7 @@ PYENV = Path.home() / ".pyenv/versions"
 
 
 def interpreter(python: str) -> Path | None:
-    """Return an interpreter of this minor version: in PATH, of pyenv, or named in CNPROCD_PYTHON_3_12."""
+    """Return an interpreter of this minor version: in PATH, or of pyenv."""
     found = [Path(name) for name in (shutil.which(f"python{python}"),) if name]
     found += [version / "bin/python3" for version in sorted(PYENV.glob(f"{python}.*"))]
     for path in found:

