@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 RUN := /run/cnprocd-make
 
-.PHONY: run demo test lint unit kernel fuzz clean package test-vm test-arm64 test-fleet test-container test-page test-page-debian test-page-vm bench bench-full soak test-jobs endurance
+.PHONY: run demo test lint unit kernel fuzz clean package test-vm test-upgrade test-arm64 test-fleet test-container test-page test-page-debian test-page-vm bench bench-full soak test-jobs endurance
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -67,6 +67,11 @@ test-pythons: $(STAMP)
 # Boot Debian 12 and 13 under qemu. Images are made once (mmdebstrap) and kept in .vm/.
 test-vm: $(VENV)/.packaging
 	$(BIN)/python tests/vm/drive.py
+
+# Boot Debian 12 and 13; upgrade from 0.1.0 under load, downgrade and purge. Ten minutes.
+test-upgrade: $(VENV)/.packaging
+	$(BIN)/python tests/vm/drive.py --step boot --step install_0_1_0 --step upgrade_from_0_1_0 \
+		--step downgrade_to_0_1_0 --step purge_0_1_0
 
 # Boot Debian 13 for arm64 under qemu (no KVM) and run the kernel suite there, once. About an hour.
 test-arm64: $(VENV)/.packaging

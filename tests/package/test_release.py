@@ -176,15 +176,15 @@ def dnf(where, repository, key, *arguments):
 
 
 @needs_dnf
-@pytest.mark.parametrize("name", [name for name in RPMS if runs_here(name)])
-def test_dnf_installs_from_the_signed_repository(releases, epoch, tmp_path, name):
+@pytest.mark.parametrize("package", [name for name in RPMS if runs_here(name)], indirect=True)
+def test_dnf_installs_from_the_signed_repository(package, releases, epoch, tmp_path, record_property):
     """dnf solves the dependencies, verifies both signatures and installs the files. It runs no scriptlet."""
-    package = flavours.PACKAGES[name]
     repository = releases[0] / "rpm" / package.flavour.suite / package.machine.replace("any", "noarch")
     packages = [str(stand_in(tmp_path, package, epoch)), "cnprocd"]
     done, root = dnf(tmp_path, repository, releases[0] / "cnprocd.asc", "install", *packages)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (root / "usr/bin/cnprocd").read_text().startswith(f"#!{package.flavour.interpreter} -I\n")
+    record_property("ran", "installed with dnf from the repository")
 
 
 @needs_dnf

@@ -70,13 +70,12 @@ COMMIT_OF_0_1_0 = "983c6563"
 
 
 def package_of_0_1_0(guest: str, scratch: Path) -> dict[str, Path]:
-    """Build 0.1.0 with its own sources and packaging. Return no file if the clone does not have that commit."""
-    known = subprocess.run(["git", "-C", str(ROOT), "cat-file", "-e", COMMIT_OF_0_1_0], capture_output=True)
-    if known.returncode:
-        return {}
+    """Build 0.1.0 with its own sources and packaging."""
     tree = scratch / "0.1.0"
     tree.mkdir()
-    archive = subprocess.run(["git", "-C", str(ROOT), "archive", COMMIT_OF_0_1_0], stdout=subprocess.PIPE, check=True)
+    archive = subprocess.run(["git", "-C", str(ROOT), "archive", COMMIT_OF_0_1_0], stdout=subprocess.PIPE)
+    if archive.returncode:
+        raise image.ImageError(f"cannot build 0.1.0: this clone has no commit {COMMIT_OF_0_1_0}")
     subprocess.run(["tar", "-x", "-C", str(tree)], input=archive.stdout, check=True)
     flavour = "debian12" if guest == "debian12" else "debian13"
     environ = os.environ | {"SOURCE_DATE_EPOCH": str(package_builder().source_epoch())}
@@ -103,11 +102,11 @@ def repository(package: Any, deb: Path, scratch: Path) -> dict[str, Path]:
     return {f"repository/{path.relative_to(where)}": path for path in where.rglob("*") if path.is_file()}
 
 
-def packages(guest: str, scratch: Path) -> dict[str, Path]:
-    """Build 0.1.0, this version and the next, under the names that the steps expect, and a repository of this one."""
+def packages(guest: str, scratch: Path, names: list[str]) -> dict[str, Path]:
+    """Build what the steps expect: this version and the next, a repository of this one, and 0.1.0 if a step has it."""
     builder = package_builder()
     package, epoch = builder.PACKAGES[GUESTS[guest].package], builder.source_epoch()
-    found = package_of_0_1_0(guest, scratch)
+    found = package_of_0_1_0(guest, scratch) if any("0_1_0" in name for name in names) else {}
     for number in ("1", "2"):
         deb = builder.build(package.with_release(number), scratch / number, epoch)
         found[f"packages/{number}/{deb.name}"] = deb
@@ -116,8 +115,8 @@ def packages(guest: str, scratch: Path) -> dict[str, Path]:
     return found
 
 
-def payload(guest: str, scratch: Path) -> Path:
-    files = packages(guest, scratch)
+def payload(guest: str, scratch: Path, names: list[str]) -> Path:
+    files = packages(guest, scratch, names)
     files |= {path.name: path for path in (HERE / "guest").glob("*.py")}
     for folder in ("tests/kernel", "tests/recordings", "tests/demo", "config/examples"):
         for path in (ROOT / folder).rglob("*"):
@@ -153,7 +152,7 @@ def take_through(name: str, names: list[str], console: Path | None) -> dict[str,
     diagnoses = 0
     with tempfile.TemporaryDirectory(prefix="cnprocd-vm-") as directory:
         scratch = Path(directory)
-        tar = payload(name, scratch)
+        tar = payload(name, scratch, names)
         say(f"{GUESTS[name].title}: image and packages ready after {time.monotonic() - built:.0f} s")
         started = time.monotonic()
         with Machine(disk, tar, scratch) as guest:

@@ -134,7 +134,8 @@ def purge() -> str:
         # apt's logs, and the guest's disk of packages.
         "-not", "-path", "/var/log/*", "-not", "-path", "/var/cache/apt/*",
     ).stdout.split()  # fmt: skip
-    expect(not found, "left behind: " + " ".join(found))
+    inside = run("find", *found, "-not", "-type", "d").stdout.split() if found else []
+    expect(not found, "left behind: " + " ".join([*found, *inside]))
     try:
         pwd.getpwnam("cnprocd")
     except KeyError:
