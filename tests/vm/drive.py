@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -102,7 +102,7 @@ def repository(package: Any, deb: Path, scratch: Path) -> dict[str, Path]:
     return {f"repository/{path.relative_to(where)}": path for path in where.rglob("*") if path.is_file()}
 
 
-def packages(guest: str, scratch: Path, names: list[str]) -> dict[str, Path]:
+def packages(guest: str, scratch: Path, names: Sequence[str] = ()) -> dict[str, Path]:
     """Build what the steps expect: this version and the next, a repository of this one, and 0.1.0 if a step has it."""
     builder = package_builder()
     package, epoch = builder.PACKAGES[GUESTS[guest].package], builder.source_epoch()
