@@ -38,6 +38,7 @@ from cnprocd.stalls import Stalls
 
 FULL_S = 0.1  # for which a rule whose jobs were dropped gets no further ones, in a flood
 MOST_PAST = 1000  # matches between two ticks that are kept for the history
+LEAST_PAST = 100  # of these for each rule, beyond MOST_PAST: the flood of one user hides no other match
 
 
 class HookRegistry(Protocol):
@@ -75,6 +76,7 @@ class Dispatcher:
         self._failures = failures or Failures(log, time.monotonic)
         self.not_remembered = 0  # matches that are not in the history, because there were too many
         self._past: list[PastMatch] = []
+        self._past_of: Counter[str] = Counter()  # the same, by rule
         self._throttles: dict[str, Throttle] = {}
         self._throttled_by: dict[str, frozenset[ByField]] = {}  # the fields that a rule's throttle needs
         self._passed: dict[int, Match] = {}  # by id(): matches that a throttle has let pass already
@@ -128,11 +130,19 @@ class Dispatcher:
                     self._log_match(recorded)
                 except Exception:
                     self._failures.note("log", recorded.record, recorded.match.rule.name)
-        room = MOST_PAST - len(self._past)
-        self._past += [past_match(recorded.record) for recorded in matches[:room]]
-        self.not_remembered += max(0, len(matches) - room)
+        self._remember(matches)
         if hooked:
             self.scheduler.wake()
+
+    def _remember(self, matches: list[RecordedMatch]) -> None:
+        """Keep matches for the history, as far as there is room."""
+        for recorded in matches:
+            rule = recorded.match.rule.name
+            if len(self._past) < MOST_PAST or self._past_of[rule] < LEAST_PAST:
+                self._past_of[rule] += 1
+                self._past.append(past_match(recorded.record))
+            else:
+                self.not_remembered += 1
 
     def _admits(self, recorded: RecordedMatch) -> bool:
         if recorded.deferred or id(recorded.match) in self._passed:
@@ -223,6 +233,7 @@ class Dispatcher:
     def store_past_matches(self) -> None:
         """Commit the matches for `cnprocctl history`, outside of the hot path."""
         past, self._past = self._past, []
+        self._past_of.clear()
         if past:
             self.spool.record_matches(past)
 

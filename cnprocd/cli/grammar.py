@@ -145,6 +145,15 @@ _NAMES = arg("names", nargs="+", metavar="RULE", help="Names of rules")
 _JOB = arg("job", type=number, metavar="ID", help="Job number")
 _JOBS = arg("jobs", type=number, nargs="+", metavar="ID", help="Job numbers")
 
+
+def _some_or_all(state: str) -> tuple[Argument, ...]:
+    return (
+        arg("jobs", type=number, nargs="*", default=[], metavar="ID", help="Job numbers"),
+        arg("--rule", metavar="NAME", help=f"All {state} jobs of this rule; a glob such as 'ora*' is accepted"),
+        arg("--all", action="store_true", help=f"All {state} jobs"),
+    )
+
+
 VERBS = (
     Verb(
         "status",
@@ -278,16 +287,18 @@ VERBS = (
         "jobs retry",
         "jobs:retry",
         "Run dead jobs again",
-        (
-            arg("jobs", type=number, nargs="*", default=[], metavar="ID", help="Job numbers"),
-            arg("--rule", metavar="NAME", help="All dead jobs of this rule"),
-            arg("--all", action="store_true", help="All dead jobs"),
-        ),
+        _some_or_all("dead"),
         description="The jobs wait again, with all their attempts. A job that cannot be retried is reported, and the "
         "exit status is then 1.",
         examples=("cnprocctl jobs retry 41 42", "cnprocctl jobs retry --rule oracle-process-died"),
     ),
-    Verb("jobs drop", "jobs:drop", "Cancel waiting jobs", (_JOBS,)),
+    Verb(
+        "jobs drop",
+        "jobs:drop",
+        "Cancel waiting jobs",
+        _some_or_all("waiting"),
+        description="The jobs are dead, and their hooks do not run, unless `jobs retry` is used.",
+    ),
     Verb(
         "jobs kill",
         "jobs:kill",

@@ -74,6 +74,7 @@ def verbs_of(daemon: view.DaemonView) -> Mapping[str, Verb]:
         "retry_dead": Verb(partial(_retry_dead, daemon), changes=True, takes=frozenset({"rule"})),
         "kill": Verb(partial(_kill, daemon), changes=True, takes=one | {"retry"}),
         "drop": Verb(partial(_drop, daemon), changes=True, takes=one),
+        "drop_waiting": Verb(partial(_drop_waiting, daemon), changes=True, takes=frozenset({"rule"})),
         "history": Verb(partial(_history, daemon), takes=filters),
         "counts": Verb(partial(_counts, daemon), takes=frozenset({"by", "since_ns", "per_s"})),
         "watch": Verb(lambda args: {"ready": True}, topic=MATCHES),
@@ -173,10 +174,21 @@ async def _retry_dead(daemon: view.DaemonView, args: Args) -> JsonObject:
 
 async def _drop(daemon: view.DaemonView, args: Args) -> JsonObject:
     job = await _required(daemon, args)
-    if not daemon.dispatcher.spool.drop(job.job_id):
+    if not daemon.dispatcher.spool.drop(job_id=job.job_id):
         hint = "`cnprocctl jobs kill` ends a running one" if job.state is State.RUNNING else f"it is {job.state}"
         raise VerbError(f"job {job.job_id} is not waiting", hint, EX_NO, WRONG_STATE)
     return {"job_id": job.job_id, "state": "dead"}
+
+
+async def _drop_waiting(daemon: view.DaemonView, args: Args) -> JsonObject:
+    """Drop the jobs that wait now: more may come at any time."""
+    spool, rule = daemon.dispatcher.spool, _text(args, "rule")
+    dropped: list[JsonValue] = []
+    waiting = spool.counts().waiting
+    while len(dropped) < waiting and (found := spool.drop(rule=rule)):
+        dropped += found
+        await asyncio.sleep(0)  # events go first
+    return {"job_ids": dropped}
 
 
 async def _kill(daemon: view.DaemonView, args: Args) -> JsonObject:

@@ -7,8 +7,8 @@ stops no cleanup. enqueue() waits for the commit, at most 0.1 s. While a commit 
 are then, and jobs that only the file had are taken up. A damaged file is renamed to spool.sqlite3.damaged-<time>, and a
 new one gets every job that is still readable.
 
-The price of durability (tests/unit/spool/measure_sync.py with chrt -r 50, ext4 on a virtio disk, Linux 6.18, SQLite
-3.40, busy machine); one commit of 1 job / of 100 jobs, p50:
+The price of durability (tests/unit/spool/measure_sync.py with chrt -r 50, ext4 on virtio, Linux 6.18, SQLite 3.40,
+busy machine); one commit of 1 job / of 100 jobs, p50:
 
     synchronous=OFF      0.08 ms / 3.1 ms     daemon crash: no loss.  machine crash: the file may be damaged
     synchronous=NORMAL   0.08 ms / 3.3 ms     daemon crash: no loss.  machine crash: loses the commits since fsync()
@@ -58,8 +58,8 @@ from cnprocd.spool.steady_clock import Clock, SteadyClock
 from cnprocd.spool.store import Store
 
 FILE_NAME = "spool.sqlite3"
-PRUNE_EVERY = 500
-FORGET_EVERY = 100
+PRUNE_EVERY, FORGET_EVERY = 500, 100
+DROPPED_AT_ONCE = 500
 
 
 class Spool:
@@ -298,10 +298,11 @@ class Spool:
         """Return a job that is in memory with its events: every live one, and those that have ended last."""
         return self._store.job(job_id)
 
-    def drop(self, job_id: int) -> bool:
-        """Mark a waiting job as dead (`cnprocctl jobs drop`)."""
-        dropped = self._store.drop(job_id, self.clock())
-        self._ended(job_id)
+    def drop(self, *, job_id: int | None = None, rule: str | None = None) -> list[int]:
+        """Mark waiting jobs as dead (`cnprocctl jobs drop`), at most DROPPED_AT_ONCE, and return them."""
+        dropped = self._store.drop(job_id, rule, self.clock(), DROPPED_AT_ONCE)
+        for one in dropped:
+            self._ended(one)
         return dropped
 
     async def revive(self, *, job_id: int | None = None, rule: str | None = None) -> list[int]:

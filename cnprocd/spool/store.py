@@ -294,16 +294,17 @@ class Store:
             self.waiting += len(rows)
             return sorted(found for (found,) in rows)
 
-    def drop(self, job_id: int, now_ns: int) -> bool:
-        """Mark a waiting job as dead. Return False if it is not waiting."""
+    def drop(self, job_id: int | None, rule: str | None, now_ns: int, most: int) -> list[int]:
+        """Mark at most so many waiting jobs as dead: this one, or those of this rule, a glob. Return the jobs."""
         with self._transaction() as db:
-            cursor = db.execute(
-                "UPDATE jobs SET state = 'dead', finished_ns = ?, reason = 'dropped by an operator'"
-                " WHERE job_id = ? AND state = 'waiting'",
-                (now_ns, job_id),
-            )
-            self.waiting -= cursor.rowcount
-            return cursor.rowcount == 1
+            rows = db.execute(
+                "UPDATE jobs SET state = 'dead', finished_ns = ?1, reason = 'dropped by an operator' WHERE job_id IN"
+                " (SELECT job_id FROM jobs WHERE state = 'waiting' AND (?2 IS NULL OR job_id = ?2)"
+                " AND (?3 IS NULL OR rule GLOB ?3) LIMIT ?4) RETURNING job_id",
+                (now_ns, job_id, None if rule is None else history.glob(rule), most),
+            ).fetchall()
+            self.waiting -= len(rows)
+            return sorted(found for (found,) in rows)
 
     # -- history -------------------------------------------------------------------------------------------------
 

@@ -120,7 +120,7 @@ _cnprocctl() {
             [[ $cur != -* ]] && COMPREPLY=($(compgen -W "$(_cnprocctl_jobs dead)" -- "$cur"))
             ;;
         "jobs drop")
-            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur"))
+            COMPREPLY=($(compgen -W "--rule --all --rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur"))
             [[ $cur != -* ]] && COMPREPLY=($(compgen -W "$(_cnprocctl_jobs waiting)" -- "$cur"))
             ;;
         "jobs kill")

@@ -11,6 +11,8 @@ from kernel.harness import PATIENCE_S, running
 from kernel.test_ctl_daemon import ctl, ctl_json, fail, options, rules
 from unit.hookkit import alive
 
+from cnprocd.spool.spool import DROPPED_AT_ONCE
+
 
 def hook(tmp_path: Path, script: str) -> str:
     path = tmp_path / "hook"
@@ -62,6 +64,25 @@ def test_dead_jobs_of_a_rule_are_retried_together(tmp_path):
         assert ctl(daemon, "jobs", "retry", "--all") == (0, "no dead jobs\n", "")
         status, _, err = ctl(daemon, "jobs", "retry", "99", "1")
         assert (status, [line.split(": ")[1] for line in err.splitlines()]) == (1, ["no such job", "job 1 is not dead"])
+
+
+def test_waiting_jobs_of_a_rule_are_dropped_together(tmp_path):
+    """After a storm of a user thousands of jobs of one rule wait, and have to go."""
+    slots = "settings: {hook_slots: 1}\n"
+    with running(tmp_path, slots + rules(hook(tmp_path, "sleep 60"))) as daemon:
+        for _ in range(DROPPED_AT_ONCE + 2):
+            fail("cnpctl-hook")
+        first = daemon.wait_for("hook_started")["job_id"]
+        daemon.mark()
+        last = ctl_json(daemon, "jobs", "list", "-n1")[0]["job_id"]
+        assert ctl(daemon, "jobs", "drop", "--rule", "fail*") == (0, "no waiting jobs\n", "")
+        many = f"{DROPPED_AT_ONCE} jobs are dead and will not run\n"
+        assert ctl(daemon, "jobs", "drop", str(last))[0] == 0
+        assert ctl(daemon, "jobs", "drop", "--rule", "hook*") == (0, many, "")
+        assert ctl(daemon, "jobs", "drop", "--all") == (0, "no waiting jobs\n", "")
+        assert [job["job_id"] for job in ctl_json(daemon, "jobs", "list", "--state", "running")] == [first]
+        assert ctl(daemon, "jobs", "kill", str(first))[0] == 0
+        daemon.wait_for("job_dead", job_id=first)
 
 
 def test_history_has_the_matches_of_this_moment(tmp_path):

@@ -2,17 +2,19 @@
 
 import asyncio
 import itertools
+import time
 
 import pytest
 from unit.hookkit import Records
 
 from cnprocd.delivery import Fate, RecordedMatch
-from cnprocd.dispatch import Dispatcher, gather_of
+from cnprocd.dispatch import LEAST_PAST, MOST_PAST, Dispatcher, gather_of
 from cnprocd.output.match_id import Machine
 from cnprocd.output.record import match_record
 from cnprocd.process.model import Occurrence, Process
 from cnprocd.rules.compile import Matcher
 from cnprocd.rules.language.load import load
+from cnprocd.spool.rows import CountFilter
 
 NS = 1_000_000_000
 _PIDS = itertools.count(1000)
@@ -94,6 +96,23 @@ def test_cooldown_and_rate_limit_use_the_kernels_time(dispatcher_of):
     batch = [match for at_s in (100, 101, 103) for match in death(matcher, at_s)]
     dispatcher.deliver(batch)
     assert held(batch) == [None, None, "cooldown", "rate_limit", None, None]
+
+
+def test_the_history_has_matches_of_each_rule_in_a_flood(dispatcher_of):
+    """A user's loop made more than 1,000 matches between two ticks, and a match of another rule was left out."""
+    rules = """rules:
+  - {name: flooded, events: [nonzero_exit], match: {comm: loop}}
+  - {name: quiet, events: [nonzero_exit], match: {comm: worker}}"""
+    dispatcher, matcher = dispatcher_of(rules)
+    dispatcher.deliver([match for _ in range(MOST_PAST + 5) for match in death(matcher, 100, "loop")])
+    dispatcher.deliver([match for _ in range(LEAST_PAST + 2) for match in death(matcher, 101)])
+    assert dispatcher.not_remembered == 5 + 2
+    dispatcher.store_past_matches()
+    dispatcher.deliver(death(matcher, 102, "loop"))
+    assert dispatcher.not_remembered == 5 + 2, "counted anew after each tick"
+    dispatcher.store_past_matches()
+    count = asyncio.run(dispatcher.spool.count_matches(CountFilter("rule", 0, time.time_ns(), 10**18)))
+    assert {one.key: one.count for one in count.value} == {"flooded": MOST_PAST + 1, "quiet": LEAST_PAST}
 
 
 def test_recovered_matches_are_counted_at_their_detection(dispatcher_of):

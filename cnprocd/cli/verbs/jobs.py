@@ -182,27 +182,41 @@ def _output(options: Options, job_id: int) -> JsonObject:
 
 def retry(options: Options) -> int:
     """Let dead jobs wait again, with all their attempts: those that are named, those of a rule, or all."""
-    chosen = [bool(options.jobs), options.all, options.rule is not None]
-    if sum(chosen) != 1:
-        error = CnprocdError("which jobs to retry is not clear", "give job numbers, or --rule NAME, or --all")
-        error.exit_status = 2
-        raise error
+    _require_choice(options, "retry")
     if options.jobs:
         return _each(options, lambda client, job_id: client.ask("retry", job_id=job_id), "waits again")
-    with Client(options.runtime_dir) as client:
-        done = get_list(client.ask("retry_dead", rule=options.rule), "job_ids", as_int)
-    if not done:
-        require_rule(options.rule, lambda: known_names(options))
-    if options.json:
-        print_json([{"job_id": job_id, "state": "waiting"} for job_id in done])
-    else:
-        print(f"{len(done)} {'job waits' if len(done) == 1 else 'jobs wait'} again" if done else "no dead jobs")
-    return EX_OK
+    return _together(options, "retry_dead", "waiting", ("job waits again", "jobs wait again", "no dead jobs"))
 
 
 def drop(options: Options) -> int:
-    """Cancel waiting jobs."""
-    return _each(options, lambda client, job_id: client.ask("drop", job_id=job_id), "is dead and will not run")
+    """Cancel waiting jobs: those that are named, those of a rule, or all."""
+    _require_choice(options, "drop")
+    if options.jobs:
+        return _each(options, lambda client, job_id: client.ask("drop", job_id=job_id), "is dead and will not run")
+    texts = ("job is dead and will not run", "jobs are dead and will not run", "no waiting jobs")
+    return _together(options, "drop_waiting", "dead", texts)
+
+
+def _require_choice(options: Options, verb: str) -> None:
+    """Raise an error unless the jobs are given in one of the three ways."""
+    if sum([bool(options.jobs), options.all, options.rule is not None]) != 1:
+        error = CnprocdError(f"which jobs to {verb} is not clear", "give job numbers, or --rule NAME, or --all")
+        error.exit_status = 2
+        raise error
+
+
+def _together(options: Options, verb: str, state: str, texts: tuple[str, str, str]) -> int:
+    """Change the jobs of a rule, or all. `texts`: for one, for several, and for none."""
+    with Client(options.runtime_dir) as client:
+        done = get_list(client.ask(verb, rule=options.rule), "job_ids", as_int)
+    if not done:
+        require_rule(options.rule, lambda: known_names(options))
+    one, several, none = texts
+    if options.json:
+        print_json([{"job_id": job_id, "state": state} for job_id in done])
+    else:
+        print(f"{len(done)} {one if len(done) == 1 else several}" if done else none)
+    return EX_OK
 
 
 def kill(options: Options) -> int:

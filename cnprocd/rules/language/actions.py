@@ -49,9 +49,18 @@ class BackoffModel(Model):
     """The pauses between attempts: from `initial`, doubled each time, up to `max`."""
 
     initial_s: Duration = Field(
-        default="1s", validate_default=True, alias="initial", description="The pause after the first failed attempt."
+        default="1s",
+        validate_default=True,
+        alias="initial",
+        description="The longest pause after the first failed attempt. A pause is random, between a tenth of this and "
+        "all of it, so that jobs that failed together do not return together.",
     )
-    max_s: Duration = Field(default="5m", validate_default=True, alias="max", description="The longest pause.")
+    max_s: Duration = Field(
+        default="5m",
+        validate_default=True,
+        alias="max",
+        description="The longest pause of all. It doubles with each failed attempt until then.",
+    )
 
     @model_validator(mode="after")
     def _grows(self) -> BackoffModel:

@@ -101,12 +101,15 @@ def test_jobs_list_takes_a_glob(places):
 
 
 @pytest.mark.parametrize("words", [[], ["1", "--all"], ["--all", "--rule", "x"]])
-def test_retry_needs_exactly_one_choice(places, words):
-    status, out, err = ctl("jobs", "retry", *words, *places)
+@pytest.mark.parametrize("verb", ["retry", "drop"])
+def test_many_jobs_need_exactly_one_choice(places, verb, words):
+    status, out, err = ctl("jobs", verb, *words, *places)
     assert (status, out, "--rule NAME, or --all" in err) == (2, "", True)
 
 
-@pytest.mark.parametrize("words", [["retry", "1"], ["retry", "--all"], ["drop", "1"], ["kill", "1"], ["history", "-f"]])
+@pytest.mark.parametrize(
+    "words", [["retry", "1"], ["retry", "--all"], ["drop", "1"], ["drop", "--all"], ["kill", "1"], ["history", "-f"]]
+)
 def test_what_changes_jobs_needs_the_daemon(places, words):
     verb = words if words[0] == "history" else ["jobs", *words]
     assert ctl(*verb, *places)[0] == EX_UNAVAILABLE

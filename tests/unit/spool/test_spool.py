@@ -228,8 +228,8 @@ def test_the_dead_are_kept_shown_and_revived_by_hand(open_spool):
     assert searched(spool.revive(job_id=1)) == []
     assert (spool.job(1).attempts, spool.job(1).failures) == (1, 0), "attempts are counted on"
     assert ids(spool.due(9)) == [1, 2]
-    assert spool.drop(2)
-    assert not spool.drop(2)
+    assert spool.drop(job_id=2) == [2]
+    assert spool.drop(job_id=2) == []
     assert ids(spool.due(9)) == [1]
     assert ids(searched(spool.find_jobs(rule="b")).value) == [2]
 
@@ -240,7 +240,7 @@ def test_a_finished_job_cannot_be_retried_dropped_or_recovered(open_spool):
     spool.start(1, "t")
     spool.finish(1, FINE)
     assert searched(spool.revive(job_id=1)) == []
-    assert not spool.drop(1)
+    assert spool.drop(job_id=1) == []
     assert open_spool().recover() == []
 
 
@@ -328,6 +328,8 @@ def operate(spool, operation, job_id):
             spool.bury(job_id, FAILED, "x")
         case "revive":
             searched(spool.revive(job_id=job_id))
+        case "drop":
+            spool.drop(job_id=job_id)
         case "retry" | "postpone":
             arguments = (FAILED, spool.clock()) if operation == "retry" else (spool.clock(),)
             getattr(spool, operation)(job_id, *arguments)
