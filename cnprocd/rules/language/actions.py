@@ -210,7 +210,10 @@ class HookModel(Model):
         description="The time limit of the job: all attempts that end, and the pauses after "
         "them. Not counted: waiting for a slot, interrupted attempts, and a daemon that is down.",
     )
-    retries: Retries = Field(default=0, description="The number of further attempts after a failed one.")
+    retries: Retries = Field(
+        default=0,
+        description="The number of further attempts after a failed one. Interrupted attempts are not counted.",
+    )
     backoff: BackoffModel = Field(default=BackoffModel(), description="The pauses between attempts.")
     env: dict[EnvironmentName, TemplateText] = Field(
         default_factory=dict, description="Variables to add to the environment; values may contain {fields}."

@@ -8,7 +8,6 @@ from typing import Any
 from cnprocd.rules.language.schema import RuleModel
 from cnprocd.rules.language.value_problem import ValueProblem
 from cnprocd.rules.ruleset import ID_KEYS
-from cnprocd.rules.values import FREE_TEXT_FIELDS, Field, Template
 
 Path = tuple[str | int, ...]
 _KINDS = ("user", "group")
@@ -29,13 +28,6 @@ def advise(rule: RuleModel, missing: Collection[tuple[str, str]] = ()) -> Iterat
         name = getattr(rule.run, kind)
         if (kind, name) in missing:
             yield _no_name(kind, name, "hooks of this rule do not start until there is one", ("run", kind))
-    guarded = False
-    for index, argument in enumerate(rule.run.command):
-        guarded = guarded or argument.parts == ("--",)
-        if not guarded and _begins_free(argument):
-            hint = 'put "--" before it if the program supports that, or read CNPROCD_* from the environment instead'
-            message = "a process chooses this text: if it begins with a dash, the hook reads it as an option"
-            yield ValueProblem(message, hint=hint, at=("run", "command", index))
 
 
 def _missing_names(condition: Any, path: Path) -> Iterator[ValueProblem]:  # noqa: ANN401  # either model
@@ -56,8 +48,3 @@ def _no_name(kind: str, name: str, effect: str, path: Path) -> ValueProblem:
     table = "passwd" if kind == "user" else "group"
     hint = f'create it, or give its number; "getent {table}" lists those that exist'
     return ValueProblem(f'there is no {kind} named "{name}" on this machine now: {effect}', hint=hint, at=path)
-
-
-def _begins_free(argument: Template) -> bool:
-    first = argument.parts[0] if argument.parts else ""
-    return isinstance(first, Field) and first.name in FREE_TEXT_FIELDS

@@ -3,10 +3,11 @@
     never        no event can satisfy the rule: its keys contradict each other
     duplicate    another rule has the same events, the same match and the same after
     shadowed     every event that runs this rule's hook also runs another rule's hook
-    fakeable     a hook runs as root for a comm or command line, which any user can fake
+    fakeable     a hook runs as root, and no key proves the user, the service or the program of the process
     timeout      a hook has no timeout, so the default of 30 s applies
     claimed      a hook runs for a path that a process claims, and for nothing else
     unavailable  a message, hook or record names a field that no event of the rule has
+    too_early    a rule asks for the program of a uid event, which is unknown if a set-user-ID program begins
     unit         a pattern for unit or user_unit has no suffix such as .service, so it matches no unit
 
 PURE. There are no false warnings: if it is not certain, there is no warning.
@@ -20,14 +21,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from cnprocd.connector.status import NO_STATUS
+from cnprocd.process.model import NO_LOGIN
 from cnprocd.rules.compile import compile_rule
 from cnprocd.rules.needs import named_fields
 from cnprocd.rules.predicate import text_test
 from cnprocd.rules.ruleset import EXIT_EVENTS, Condition, ProcessCondition, Rule, given_keys
 from cnprocd.rules.values import IntSet, Pattern
 
-# A process cannot choose these freely.
-_NOT_CHOSEN = ("user", "group", "euid", "loginuid", "exe", "cgroup", "unit", "container", "pod_uid")
+# A process cannot choose these freely. It can choose the others: a user runs set-user-ID programs (euid), and names
+# units and containers in the control groups that are delegated to its user@.service (user_unit, container, pod_uid).
+_NOT_CHOSEN = ("user", "group", "exe", "cgroup", "unit")
+_PROGRAM = ("comm", "exe", "exe_claimed", "cmdline")
 _PATTERNS = ("comm", "exe", "cmdline", "cgroup", "unit", "user_unit", "container", "pod_uid")
 _ROOT = (None, "root", 0)
 # The suffixes of units that have processes, as process/stat.py finds them; systemd.unit(5).
@@ -55,6 +59,7 @@ def lint(rules: Sequence[Rule]) -> Iterator[LintWarning]:
         yield from _covered(rule, enabled[:number], enabled)
         yield from _without_suffix(rule)
         yield from _unavailable(rule)
+        yield from _too_early(rule)
         if rule.run is not None:
             yield from _hook(rule)
 
@@ -241,24 +246,43 @@ def place_of(line: str) -> tuple[str | int, ...] | None:
     return tuple(int(part) if part.isdigit() else part for part in re.findall(r"[^.\[\]]+", line))
 
 
+def _too_early(rule: Rule) -> Iterator[LintWarning]:
+    """Warn of `euid` with a key about the program. setuid(2) of a running program has both, so it can match.
+
+    begin_new_exec() of fs/exec.c commits the new credentials, and so sends the uid event, before the exec event.
+    """
+    if "uid" not in rule.events or rule.match is None or rule.match.euid is None:
+        return
+    key = next((key for key in _PROGRAM if getattr(rule.match, key) is not None), None)
+    if key is not None:
+        yield LintWarning(
+            rule.name,
+            ("match", key),
+            "too_early",
+            f"{key} of a uid event is null when a set-user-ID program begins: the rule does not match then",
+            "match its exec event (events: [exec]), or match the ancestor: that starts it",
+        )
+
+
 def _hook(rule: Rule) -> Iterator[LintWarning]:
     assert rule.run is not None
-    if rule.run.user in _ROOT and rule.match is not None and _only_comm(rule.match):
-        yield LintWarning(
-            rule.name,
-            ("match",),
-            "fakeable",
-            "the hook runs as root for a comm or command line, which any user can fake",
-            "add user:, exe:, unit: or cgroup: to the match, or run the hook as another user",
-        )
-    if rule.match is not None and rule.match.exe_claimed is not None and not _has_evidence(rule.match):
-        yield LintWarning(
-            rule.name,
-            ("match", "exe_claimed"),
-            "claimed",
-            "the hook runs for a path that any user can claim, in a mount namespace of its own",
-            "add container:, user: or unit: to the match, or use exe: for a program of the host",
-        )
+    if rule.match is not None and not _has_evidence(rule.match):
+        if rule.match.exe_claimed is not None:
+            yield LintWarning(
+                rule.name,
+                ("match", "exe_claimed"),
+                "claimed",
+                "the hook runs for a path that any user can claim, in a mount namespace of its own",
+                "add user:, unit: or cgroup: to the match, or use exe: for a program of the host",
+            )
+        elif rule.run.user in _ROOT:
+            yield LintWarning(
+                rule.name,
+                ("match",),
+                "fakeable",
+                "the hook runs as root, and no key proves the user, the service or the program of the process",
+                "add user:, unit:, cgroup: or exe: to the match or to its parent:, or run the hook as another user",
+            )
     if "timeout_s" not in rule.run.given:
         yield LintWarning(
             rule.name,
@@ -269,17 +293,16 @@ def _hook(rule: Rule) -> Iterator[LintWarning]:
         )
 
 
-def _only_comm(condition: Condition) -> bool:
-    """Return whether the condition depends only on comm or cmdline, which any process can choose."""
-    chosen = condition.comm is not None or condition.cmdline is not None
-    return chosen and not _has_evidence(condition)
-
-
 def _has_evidence(condition: Condition | ProcessCondition) -> bool:
-    if any(getattr(condition, key) is not None for key in _NOT_CHOSEN):
+    if any(getattr(condition, key) is not None for key in _NOT_CHOSEN) or _names_login(condition):
         return True
     if any(_has_evidence(part) for part in condition.all) or (
         condition.any and all(_has_evidence(part) for part in condition.any)
     ):
         return True
     return any(_has_evidence(part) for part in (condition.parent, condition.ancestor) if part is not None)
+
+
+def _names_login(condition: Condition | ProcessCondition) -> bool:
+    """Return whether `loginuid` names users. NO_LOGIN have all services, and all users where no PAM module sets it."""
+    return condition.loginuid is not None and NO_LOGIN not in condition.loginuid

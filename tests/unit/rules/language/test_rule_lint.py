@@ -43,8 +43,10 @@ def test_a_hook_for_a_claimed_path_alone_is_warned_about(user):
     run = {**RUN, "user": 0 if user == "root" else 65534}
     claimed = {"exe_claimed": "/usr/bin/x"}
     assert warnings_of(match=claimed, run=run) == [("claimed", ("match", "exe_claimed"))]
-    for more in ({"container": "web"}, {"user": 7}, {"unit": "a.service"}, {"loginuid": 7}, {"exe": "/usr/bin/x"}):
+    for more in ({"cgroup": "/a/*"}, {"user": 7}, {"unit": "a.service"}, {"loginuid": 7}, {"exe": "/usr/bin/x"}):
         assert warnings_of(match={**claimed, **more}, run=run) == []
+    for chosen in ({"container": "web"}, {"pod_uid": "1-2"}, {"comm": "x"}, {"euid": 0}):
+        assert warnings_of(match={**claimed, **chosen}, run=run) == [("claimed", ("match", "exe_claimed"))]
     assert warnings_of(match=claimed) == [], "no hook"
 
 
@@ -66,3 +68,35 @@ def test_a_field_that_no_event_of_the_rule_has_is_warned_about(rule, at):
 def test_a_field_that_one_event_of_the_rule_has_is_fine():
     rule = {"events": ["fork", "exit", "uid"], "log": {"message": "{exit_code} {ruid} {euid} {comm} {max_rss_kib}"}}
     assert warnings_of(**rule) == []
+
+
+@pytest.mark.parametrize(
+    "match",
+    [
+        {"comm": "x"}, {"cmdline": "x"}, {"oom_killed": True}, {"parent": {"comm": "x"}},
+        {"ancestor": {"cmdline": "x"}},
+        {"user_unit": "a.service"}, {"container": "web"}, {"pod_uid": "1-2"}, {"loginuid": "unset"}, {"euid": 0},
+        {"loginuid": [7, "unset"]}, {"signal": "KILL"}, {"comm": "x", "not": {"user": 7}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_root_hook_that_any_user_can_cause_is_warned_about(match):
+    """A set-user-ID program called by another name has both its comm and its euid from the user that starts it."""
+    assert warnings_of(match=match, run=RUN) == [("fakeable", ("match",))]
+    for proof in ({"user": 7}, {"group": 7}, {"unit": "a.service"}, {"loginuid": 7}, {"cgroup": "/a"}, {"exe": "/a"}):
+        assert warnings_of(match={**proof, "all": [match]}, run=RUN) == []
+        assert warnings_of(match={"all": [match], "parent": proof}, run=RUN) == []
+
+
+def test_a_root_hook_for_every_process_is_not_warned_about():
+    """It asks for no process in particular."""
+    assert warnings_of(run=RUN) == []
+
+
+@pytest.mark.parametrize("key", ["comm", "exe", "exe_claimed", "cmdline"])
+def test_the_program_of_a_uid_event_to_come_is_warned_about(key):
+    match = {"euid": 0, key: "/usr/bin/sudo"}
+    assert warnings_of(events="uid", match=match) == [("too_early", ("match", key))]
+    assert warnings_of(events="exec", match=match) == []
+    assert warnings_of(events="uid", match={"euid": 0, "ancestor": {key: "/usr/bin/sudo"}}) == []
+    assert warnings_of(events="uid", match={key: "/usr/bin/sshd"}) == [], "a daemon that gives up root"
