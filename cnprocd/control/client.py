@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from cnprocd.errors import EX_OSERR, EX_UNAVAILABLE, CnprocdError, PrivilegeErro
 from cnprocd.json_value import JsonObject, JsonValue, get_dict, get_int, get_str_or_none
 
 TIMEOUT_S = 15.0
+SYSTEMD = Path("/run/systemd/system")  # sd_booted(3)
 _CHUNK = 1 << 16
 
 
@@ -146,14 +148,27 @@ def _connect(path: Path, timeout_s: float) -> socket.socket:
 
 def _cannot_connect(path: Path, error: OSError) -> CnprocdError:
     if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return NotRunningError(f"cnprocd is not running (no {path})", "systemctl start cnprocd")
+        return NotRunningError(f"cnprocd is not running (no {path})", _how_to_start())
     if isinstance(error, ConnectionRefusedError):
-        return NotRunningError(f"cnprocd is not running (connection refused on {path})", "systemctl start cnprocd")
+        return NotRunningError(f"cnprocd is not running (connection refused on {path})", _how_to_start())
     if isinstance(error, PermissionError):
-        return PrivilegeError(
-            f"cannot connect to {path}: {error.strerror}", "run it as root, or join the group cnprocd to read"
-        )
+        return PrivilegeError(f"cannot connect to {path}: {error.strerror}", _how_to_connect(path))
     return CnprocdError(f"cannot connect to {path}: {error.strerror or error}", "check --runtime-dir")
+
+
+def _how_to_start() -> str:
+    if SYSTEMD.is_dir():
+        return "systemctl start cnprocd"
+    return "run cnprocd as root, or give the --runtime-dir of the one that runs"
+
+
+def _how_to_connect(path: Path) -> str:
+    """Return the hint for a refused user. In the foreground the socket is for its owner alone: no group helps."""
+    try:
+        group_may = bool(path.stat().st_mode & stat.S_IWGRP)
+    except OSError:  # the directory hides it, as that of the service does
+        group_may = True
+    return "run it as root, or join the group cnprocd to read" if group_may else "run it as root"
 
 
 def _no_answer(path: Path, error: OSError) -> CnprocdError:

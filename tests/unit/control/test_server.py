@@ -5,19 +5,21 @@ import contextlib
 import os
 import socket
 import stat
+import tempfile
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from cnprocd.control import access
+from cnprocd.control import access, client
 from cnprocd.control.access import Peer, access_of
 from cnprocd.control.client import Client, NotRunningError, RefusedError
 from cnprocd.control.interface import DESCRIPTION
 from cnprocd.control.protocol import MAX_CALL, SOCKET_NAME, Call, Decoder, Failure, Reply, method_of, pack, to_reply
 from cnprocd.control.server import ClientLimits, ControlServer
 from cnprocd.control.verb import Verb, VerbError
-from cnprocd.errors import EX_CONFIG, EX_NOPERM, CnprocdError
+from cnprocd.errors import EX_CONFIG, EX_NOPERM, CnprocdError, PrivilegeError
 
 LIMITS = ClientLimits(connections=8, reserved=2, unread_bytes=32 * 1024)
 HASTY = replace(LIMITS, idle_s=0.2, stalled_s=0.2)  # for clients whose time is to be up
@@ -443,9 +445,30 @@ def test_another_file_in_the_way_is_left_alone(tmp_path):
     assert (tmp_path / SOCKET_NAME).read_text() == "precious"
 
 
-def test_without_a_daemon_the_client_says_what_to_do(tmp_path):
-    with pytest.raises(NotRunningError, match=r"cnprocd is not running \(no .*control.sock\): systemctl start cnprocd"):
+@pytest.mark.parametrize(("has_systemd", "hint"), [(True, "systemctl start cnprocd"), (False, "run cnprocd as root")])
+def test_without_a_daemon_the_client_says_what_to_do(tmp_path, monkeypatch, has_systemd, hint):
+    monkeypatch.setattr(client, "SYSTEMD", tmp_path if has_systemd else tmp_path / "none")
+    with pytest.raises(NotRunningError, match=rf"cnprocd is not running \(no .*control.sock\): {hint}"):
         Client(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
+@pytest.mark.parametrize(("mode", "hint"), [(0o600, "run it as root"), (0o660, "join the group cnprocd to read")])
+def test_a_refused_user_is_sent_to_a_group_that_helps(mode, hint):
+    """In the foreground no group may use the socket. The directory is one that the other user can search."""
+    with tempfile.TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX) as listening:
+        os.chmod(directory, 0o755)
+        listening.bind(f"{directory}/{SOCKET_NAME}")
+        os.chmod(f"{directory}/{SOCKET_NAME}", mode)
+        os.chown(f"{directory}/{SOCKET_NAME}", 0, 65533)
+        listening.listen()
+        os.seteuid(65534)
+        try:
+            with pytest.raises(PrivilegeError) as refused:
+                Client(Path(directory))
+        finally:
+            os.seteuid(0)
+    assert refused.value.hint.endswith(hint)
 
 
 def test_a_daemon_that_does_not_answer_is_detected(tmp_path):
