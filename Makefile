@@ -21,6 +21,10 @@ run: $(STAMP)
 	@echo
 	@echo "    bash -c 'exec -a x sh -c \"exit 3\"'"
 	@echo
+	@echo 'and to ask the daemon:'
+	@echo
+	@echo '    $(BIN)/cnprocctl --runtime-dir $(RUN)/run status'
+	@echo
 	@echo 'Ctrl-C stops it.'
 	@exec $(BIN)/cnprocd --rules $(RUN)/rules.yaml --state-dir $(RUN)/state --runtime-dir $(RUN)/run
 

@@ -25,9 +25,9 @@ LONGEST_ERROR = 200  # characters of an error in the status line
 
 FailedStep = Literal["reload", "start", "acceptance"]
 _PHRASES: Mapping[FailedStep, str] = {
-    "reload": "RELOAD FAILED",
-    "start": "STARTED WITH THE RULES ACCEPTED LAST",
-    "acceptance": "RULES NOT ACCEPTED",
+    "reload": "RELOAD FAILED at {}",
+    "start": "STARTED WITH THE RULES ACCEPTED LAST (start at {})",
+    "acceptance": "RULES NOT ACCEPTED at {}",
 }
 ReadDigests = Callable[[], Awaitable[Mapping[Path, str]]]
 
@@ -79,7 +79,8 @@ class LoadState:
             moment = datetime.fromtimestamp(self.failed_load.time_ns / 1e9, UTC)
             error = self.failed_load.error.what
             error = error if len(error) <= LONGEST_ERROR else f"{error[:LONGEST_ERROR]}..."
-            return f"; {_PHRASES[self.failed_load.step]} at {moment:%Y-%m-%dT%H:%M:%SZ}: {error}"
+            phrase = _PHRASES[self.failed_load.step].format(f"{moment:%Y-%m-%dT%H:%M:%SZ}")
+            return f"; {phrase}: {error}"
         if self.changed_files:
             return f"; NOT LOADED: {', '.join(map(str, self.changed_files))}"
         return ""

@@ -193,7 +193,7 @@ class Recovery:
         count, self._silent_count = self._silent_count, 0
         named, self._silent_named = self._silent_named, []
         if count:
-            self._report_recovered(named, count, "ended, and the kernel sent no event of it")
+            self._report_recovered(named, count, "ended, and their events were lost")
 
     def _note_silent(self, found: list[Occurrence]) -> None:
         self.recovered += len(found)

@@ -187,8 +187,8 @@ def message(template: Template | None, record: JsonObject) -> str:
     """
     if template is not None:
         return template.render(_Texts(record))
-    comm = record["comm"]
-    subject = f"{record['rule']}: {'unknown' if comm is None else comm}[{record['pid']}]"
+    comm, pid = record["comm"], record["pid"]
+    subject = f"{record['rule']}: {'unknown' if comm is None else comm}[{'unknown' if pid is None else pid}]"
     if "status" not in record:
         return f"{subject}: {record['kind']}"
     verb = "vanished unseen" if record["recovered"] else "ended"

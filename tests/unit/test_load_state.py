@@ -1,6 +1,7 @@
 """The state of the rule files: a failed reload and changed files are shown until a reload succeeds."""
 
 import asyncio
+import re
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,13 @@ def test_a_failed_reload_is_shown_until_one_succeeds():
     assert "RELOAD FAILED" in state.phrase()
     state.succeeded(loaded(rules="2"))
     assert (state.phrase(), state.failed_load) == ("", None)
+
+
+def test_a_start_with_accepted_rules_shows_its_own_time():
+    """The time is that of the start. The rules were accepted earlier."""
+    state = LoadState(loaded(), Disk().read, lambda: None)
+    state.failed(error(), "start")
+    assert re.match(r"; STARTED WITH THE RULES ACCEPTED LAST \(start at \S+Z\): ", state.phrase())
 
 
 def test_a_long_error_is_cut_in_the_status_line():

@@ -125,8 +125,7 @@ def _head(found: JsonObject, style: Style) -> list[str]:
         lines.append(("unknown", style("yellow", ", ".join(map(_unknown, unknown)))))
     if counted_only := get_int(events, "counted", 0):
         rules = [(get_int(rule, "counted", 0), get_str(rule, "name")) for rule in get_list(found, "rules", as_dict)]
-        shown = ", ".join(f"{name} {count}" for count, name in sorted(rules, reverse=True)[:MOST_QUEUES] if count)
-        lines.append(("flood", style("yellow", f"{counted_only} matches were counted and not reported: {shown}")))
+        lines.append(("flood", style("yellow", _counted(counted_only, rules))))
     if deferred := get_int(events, "deferred", 0):
         lines.append(("flood", f"{deferred} matches wait to be reported, until no events wait"))
     if forgotten := get_int(events, "not_remembered", 0):
@@ -137,6 +136,16 @@ def _head(found: JsonObject, style: Style) -> list[str]:
     if rejected:
         lines.append(("spoofed", style("red", f"{rejected} datagrams that the kernel did not send")))
     return [f"{style('bold', name.rjust(10))}  {text}" for name, text in lines]
+
+
+def _counted(total: int, rules: list[tuple[int, str]]) -> str:
+    """Return the matches that were counted and not reported, with the rules that have most of them."""
+    shown = [(count, name) for count, name in sorted(rules, reverse=True)[:MOST_QUEUES] if count]
+    parts = [f"{name} {count}" for count, name in shown]
+    known, listed = sum(count for count, _ in rules), sum(count for count, _ in shown)
+    parts += [f"other rules {known - listed}"] if known > listed else []
+    parts += [f"removed rules {total - known}"] if total > known else []
+    return f"{total} matches were counted and not reported: {', '.join(parts)}"
 
 
 def _owner(directories: list[str], style: Style) -> str:
@@ -219,7 +228,7 @@ def _queues(queues: list[JsonObject], style: Style) -> Iterator[str]:
 def _latency(latency: JsonObject | None) -> str:
     count = sum(get_list(latency, "counts", as_int)) if latency is not None else 0
     if latency is None or not count:
-        return "no hook has run yet"
+        return "not measured yet: no job of an event with a time was started for the first time"
     p50_ms, p99_ms = get_number(latency, "p50_ms"), get_number(latency, "p99_ms")
     return (
         f"half of {count} hooks started within {duration(p50_ms / 1000)} of their event, "

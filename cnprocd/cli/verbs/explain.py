@@ -23,12 +23,8 @@ from cnprocd.process.model import Occurrence
 from cnprocd.rules.compile import CompiledRule, Matcher, compile_rule
 from cnprocd.rules.plan import make_plan
 
-_PRICES = {
-    "none": "the event or the kernel log",
-    "taskstats": "the exit record",
-    "procfs": "/proc",
-    "table": "the table",
-}
+_PRICES = {"none": "the event", "taskstats": "the exit record", "procfs": "/proc", "table": "the table"}
+
 _VERDICTS = {True: ("yes", "green"), False: ("no", "red"), None: ("unknown", "yellow")}
 
 
@@ -132,7 +128,17 @@ def _unwatched(matcher: Matcher) -> dict[str, str]:
 
 def _needs(rule: RulePlan) -> list[str]:
     """Return what a rule needs, each with its source and the lines that ask for it."""
-    return [f"{need} from {_PRICES[rule.prices[need]]} ({', '.join(lines)})" for need, lines in rule.asked_by.items()]
+    return [
+        f"{need} from {_source(need, rule.prices[need])} ({', '.join(lines)})" for need, lines in rule.asked_by.items()
+    ]
+
+
+def _source(need: str, price: str) -> str:
+    """Return where the daemon gets an attribute from."""
+    if need == "oom":
+        return "the kernel log"
+    short = ", null for many processes that live less than a few ms" if need == "cmdline" and price == "table" else ""
+    return f"{_PRICES[price]}{short}"
 
 
 def _show_whole(whole: WholePlan, known_from: str, style: Style) -> None:
@@ -145,9 +151,7 @@ def _show_whole(whole: WholePlan, known_from: str, style: Style) -> None:
         for line in program:
             print(f"        {line}")
     print(f"    records    {whole.exit_records or 'not requested'}")
-    print(
-        f"    table      {'kept' if whole.table else 'not needed'}; deaths are detected by {whole.deaths_detected_by}"
-    )
+    print(f"    table      {'kept' if whole.table else 'not needed'}; {_deaths(whole)}")
     if whole.kernel_log:
         print("    kernel log read to its end at exits by SIGKILL; costs nothing otherwise")
     for path, reason in whole.unwatched.items():
@@ -155,6 +159,12 @@ def _show_whole(whole: WholePlan, known_from: str, style: Style) -> None:
     print(f"    loss       {whole.loss_accounting}")
     if whole.costliest_rules:
         print(f"    costliest  {', '.join(whole.costliest_rules)}")
+
+
+def _deaths(whole: WholePlan) -> str:
+    if whole.deaths_detected_by == "nothing":
+        return "no rule asks for the end of processes"
+    return f"deaths are detected by {whole.deaths_detected_by}"
 
 
 def _features(options: Options) -> tuple[Features, str]:

@@ -40,9 +40,12 @@ def test(options: Options) -> int:
     found = [_outcome(match) for match in matches]
     if options.json:
         print_json([asdict(one) for one in found])
-    elif not found:
+        return EX_OK if found else EX_NO
+    if _assumes_success(options, occurrence):
+        print("taken as an exit with code 0, because no end is given: see --exit-code, --signal and --kind")
+    if not found:
         rules = sum(1 for rule in loaded.rules if rule.enabled)
-        print(f"none of {rules} rules would fire; `cnprocctl explain` with the same options shows why")
+        print(f"{_none_of(rules)}; `cnprocctl explain` with the same options shows why")
     else:
         _show(found)
     return EX_OK if found else EX_NO
@@ -56,6 +59,16 @@ def occurrence_from(options: Options, event: JsonObject) -> Occurrence:
     if options.pid is not None and options.comm is None and options.event is None:
         return _of_process(options.pid, event)
     return occurrence_of(event, ACCOUNTS)
+
+
+def _assumes_success(options: Options, occurrence: Occurrence) -> bool:
+    """Return whether the event is an exit whose status the options leave open."""
+    given = (options.exit_code, options.status, options.event)
+    return occurrence.kind == "exit" and occurrence.status == 0 and all(one is None for one in given)
+
+
+def _none_of(rules: int) -> str:
+    return {0: "no rule is enabled", 1: "the rule would not fire"}.get(rules, f"none of {rules} rules would fire")
 
 
 def described(options: Options) -> JsonDict:
