@@ -229,10 +229,9 @@ VERBS = (
         "trial:test",
         "Show which rules match a described event",
         (_DRAFT, *EVENT),
-        description="For each rule that matches, show its message, the command line of the hook, and the known fields "
-        "of the record (with --json all fields). Nothing is run, and no daemon is needed. A PID alone stands for a "
-        "running process that ends now. Without an end, the exit code is 0. The exit status is 0 if a rule matches, "
-        "else 1.",
+        description="For each rule that matches, show its message, its hook, and the known fields of the record (with "
+        "--json all fields). Nothing is run, and no daemon is needed. A PID alone stands for a running process that "
+        "ends now. Without an end, the exit code is 0. The exit status is 0 if a rule matches, else 1.",
         examples=(
             "cnprocctl test --comm ora_pmon_X --exit-code 3 --user oracle",
             "cnprocctl test --pid 1234 --status 9",
