@@ -39,6 +39,8 @@ class Rescan:
         wanted = tracker.tracking.wanted_anew
         # If rules name programs, it is found out which processes run files that were replaced since.
         self._wanted = replace(wanted, exe=True) if files is not None and files.named_paths else wanted
+        # A process that executes before it was read is not known yet: its ids are read then. The next plan ends this.
+        tracker.tracking = replace(tracker.tracking, wanted=wanted)
         self._procfs = procfs
         self._tracker = tracker
         self._hold = hold

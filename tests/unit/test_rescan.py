@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-from unit.process.machine import INIT, SECOND, Machine, MachineProcFs
+from unit.process.machine import INIT, SECOND, Machine, MachineProcFs, Unfolding
 
 from cnprocd.connector.event import Fork
-from cnprocd.process.model import EVERYTHING, Process
+from cnprocd.process.model import EVERYTHING, Process, Wanted
 from cnprocd.process.tracker import Tracker
 from cnprocd.process.tracking import Tracking
 from cnprocd.rescan import MOST_PASSES, SLICE_S, Rescan
@@ -79,6 +80,20 @@ def test_a_child_of_a_process_that_was_not_read_yet_is_read():
         pass
     child = tracker.table.get(100)
     assert child is not None and child.cgroup == "/x"
+
+
+def test_an_exec_before_its_process_was_read_has_a_user():
+    """User and group of a known process outlive an exec. This one is not known yet."""
+    machine = Machine(own=OWN)
+    machine.put(60, INIT, "sh", exe="/bin/sh", uid=1000)
+    reader = MachineProcFs(machine.proc())
+    tracker = Tracker(replace(TRACKING, wanted=Wanted(exe=True), kinds=frozenset({"exec"})), reader, OWN)
+    Rescan(reader, tracker, None, lambda group: None, lambda: 0, lambda: machine.now)
+    machine.exec(60, "/bin/cat")
+    entry = machine.log[-1]
+    reader.late = machine.proc()
+    (occurrence,) = tracker.take(Unfolding([entry.said], reader, {entry.at_ns: entry.proc}), [], machine.now)
+    assert (occurrence.process.uid, occurrence.process.exe) == (1000, "/bin/cat")
 
 
 def without_cgroup(process: Process) -> Process:
