@@ -19,7 +19,6 @@ hooks. Each hook's own PID is announced before the hook does anything.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import time
 from collections.abc import Callable, Collection
@@ -66,8 +65,7 @@ class RemoteAttempt:
         self._timer: asyncio.TimerHandle | None = None
         self._started_s = time.monotonic()
         self._ended: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
-        self._emit: Emit = lambda line: None
-        self._launched: Callable[[RunningAttempt], None] = lambda one: None
+        self._early: list[wire.FromRunner] | None = []  # frames that arrived before `wait`
 
     @property
     def running_s(self) -> float:
@@ -79,8 +77,11 @@ class RemoteAttempt:
         self._send(wire.Terminate(attempt_id=self.request.attempt_id, grace_s=grace_s))
 
     async def wait(self, emit: Emit, launched: Callable[[RunningAttempt], None]) -> Ending:
-        """Wait for the end. No frame of this attempt can arrive before: launch() returns before the loop reads."""
+        """Wait for the end. Frames can arrive before, if the loop had the connection to read when the hook was sent."""
         self._emit, self._launched = emit, launched
+        early, self._early = self._early or (), None
+        for message in early:
+            self.receive(message)
         return await self._ended
 
     def expect_answer(self, within_s: float) -> None:
@@ -98,6 +99,8 @@ class RemoteAttempt:
                 self.pid = message.hook_pid
                 self._announce(message.hook_pid)
                 self.expect_answer(self.request.limit_s + TERM_GRACE_S + END_MARGIN_S)
+            case wire.Launched() | wire.Output() if self._early is not None:
+                self._early.append(message)
             case wire.Launched():
                 self.latency_ms = message.latency_ms
                 self._launched(self)
@@ -360,8 +363,7 @@ class RunnerClient:
         self._to_resume.clear()
         self._unsent.clear()
         for message in unsent:
-            with contextlib.suppress(OSError):
-                self._send(message)
+            self._send(message)
 
     # -- silence -------------------------------------------------------------------------------------------------
 

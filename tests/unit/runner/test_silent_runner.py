@@ -124,6 +124,24 @@ def test_an_attempt_over_its_limit_frees_its_slot(tmp_path, monkeypatch):
     with_deaf_runner(tmp_path, monkeypatch, scene)
 
 
+def test_frames_that_come_before_the_wait_are_not_lost(tmp_path, monkeypatch):
+    """As when the loop stalls: a hook is sent, and its frames are read, before the task that waits for it runs."""
+
+    async def scene(it):
+        one = it.launch()
+        it.greet()
+        it.send(wire.Announced(attempt_id=attempt_id_of(1), hook_pid=4711))
+        it.send(wire.Launched(attempt_id=attempt_id_of(1), latency_ms=2.0))
+        it.send(wire.Output(attempt_id=attempt_id_of(1), line="first"))
+        it.send(wire.Ended(attempt_id=attempt_id_of(1), reason=None))
+        await it.until(lambda: not it.client._attempts)
+        lines, launched = [], []
+        ending = await asyncio.wait_for(one.wait(lines.append, launched.append), LIMIT_S)
+        assert (lines, launched, ending.result.reason) == (["first"], [one], None)
+
+    with_deaf_runner(tmp_path, monkeypatch, scene)
+
+
 def test_a_late_answer_to_a_former_reload_accepts_nothing(tmp_path, monkeypatch):
     """The files are those of the second reload already, but the runner took no snapshot of them yet, and cannot."""
     former, wanted = "1" * 64, "2" * 64
