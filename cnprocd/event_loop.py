@@ -24,7 +24,7 @@ from cnprocd.stalls import Stalls
 from cnprocd.subscription import HookFollower
 
 BUDGET_S = 0.01  # of draining before the loop serves the others
-FLOOD_BUDGET_S = 0.05  # the same in a flood: starting the hooks of its matches takes time that other events need
+FLOOD_BUDGET_S = 0.02  # the same in a flood: starting the hooks of its matches takes time that other events need
 IN_PLACE_S = 0.05  # of windows, one after the other, before the loop runs its timers
 TICK_S = 1.0
 LAST_EVENTS_S = 4.0  # of reading what is queued at a stop

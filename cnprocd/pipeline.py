@@ -117,7 +117,7 @@ class Pipeline:
     def turn(self) -> Turn:
         """Drain, identify, match and dispatch one batch."""
         began_s, self._drained_ns = self._clock() - self._waited_s(), time.monotonic_ns()
-        batch = self.source.drain(self._most, all_records=self.recovery.active)
+        batch = self.source.drain(self._most, all_records=self.recovery.needs_records)
         self._handle(batch)
         self._fit_batches(len(batch.events), self._clock() - self._waited_s() - began_s)
         recovery = self.recovery

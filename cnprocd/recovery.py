@@ -85,6 +85,16 @@ class Recovery:
         """Whether a resync is under way."""
         return self._resync is not None
 
+    @property
+    def needs_records(self) -> bool:
+        """Whether to read all exit records that are queued: those of vanished processes show their status.
+
+        Tens of thousands may be queued, and are kept in memory until their events come. So they are read only if there
+        is a table to compare, and when its comparison is next.
+        """
+        resync = self._resync
+        return resync is not None and resync.scan is not None and resync.scanned_ns is not None
+
     def begin_if_due(self) -> None:
         """Begin a resync after an overrun, at most one a second."""
         if self._pending and self._clock() - self._resynced_at_s >= _RESYNC_EVERY_S:
