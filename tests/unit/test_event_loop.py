@@ -152,7 +152,7 @@ def test_a_client_that_watches_waits_less_for_a_match(is_watched, times):
     assert event_loop._patience() == times
 
 
-@pytest.mark.parametrize(("is_flood", "turns"), [(False, 10), (True, 50)])
+@pytest.mark.parametrize(("is_flood", "turns"), [(False, 10), (True, 20)])
 def test_in_a_flood_events_get_more_of_the_loop(monkeypatch, is_flood, turns):
     """Else starting the hooks of a user's flood would take most of it, and deaths of others would wait."""
     part: Any = SimpleNamespace
