@@ -14,12 +14,12 @@ export class PageError extends Error {
     }
 }
 
-function channelError(options) {
-    const { problem, message } = options;
-    if (problem === "access-denied" || problem === "authentication-failed")
+// Cockpit's bridge in Python (Debian 13) closes with "terminated" and the text of the OSError, the one in C with a problem.
+function channelError({ problem, message = "" }) {
+    if (problem === "access-denied" || problem === "authentication-failed" || message.startsWith("[Errno 13]"))
         return new PageError("no-permission", "Permission denied",
                              "Turn on administrative access in Cockpit, or join the group cnprocd.");
-    if (problem === "not-found" || problem === "no-host")
+    if (problem === "not-found" || problem === "no-host" || /^\[Errno (2|111)\]/.test(message))
         return new PageError("not-running", "cnprocd is not running", "Start the service.");
     return new PageError("not-running", `Connection to cnprocd closed: ${message || problem || "it ended"}`,
                          "The page connects again by itself.");

@@ -59,7 +59,8 @@ def death() -> str:
 
 def unit_death() -> str:
     """Let a service fail, once the daemon had time to read its process. Return its unit."""
-    script = "echo written by vmpage; printf vmpage-unit >/proc/self/comm; sleep 3; exit 5"
+    script = "echo written by vmpage; printf vmpage-unit >/proc/self/comm; sleep 10; exit 5"
+    run("systemctl", "reset-failed", "vmpage.service", ok=False)
     run("systemd-run", "--unit=vmpage", "--wait", "sh", "-c", script, ok=False)
     return "vmpage.service"
 
