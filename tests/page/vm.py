@@ -144,11 +144,15 @@ def live(viewer: Viewer) -> None:
 
 def loaded(browser: Browser) -> None:
     """Wait until the rules are in force. The first start of the runner can last longer than the daemon waits for it."""
+    answers = "1 rule is in force", "The reload was refused"
     for _ in range(MOST_RELOADS):
-        browser.see("in force", ".alert")
-        if "refused" not in browser.text(".alert"):
+        browser.wait_for("an answer to the reload", lambda: any(one in browser.text(".alert") for one in answers))
+        found = browser.text(".alert")
+        if answers[0] in found:
             return
-        assert "no answer within" in browser.text(".alert"), browser.text(".alert")
+        assert "no answer within" in found, found
+        browser.go("/")
+        browser.see("watching", ".tiles")
         browser.go("/rules")
         browser.click("button", "Reload")
     browser.see("1 rule is in force", ".alert")
