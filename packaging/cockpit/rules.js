@@ -17,7 +17,7 @@ export function problemList(problems, onPlace) {
     return h("ul", { class: "problems" }, problems.map(one => h("li", {},
         badge(one.level ?? "bad", one.level === "warn" ? "warning" : "error"),
         onPlace ? button(`line ${one.line}`, () => onPlace(one), { "aria-label": `Go to ${one.file} line ${one.line}` })
-                : h("span", {}, `${one.file}:${one.line}:${one.column} `),
+                : h("span", {}, one.file, one.line ? `:${one.line}:${one.column} ` : " "),
         " ", one.message, one.accepted && h("div", { class: "muted" }, "accepted: ", one.accepted),
         one.hint && h("div", { class: "muted" }, "hint: ", one.hint))));
 }
