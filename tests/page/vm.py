@@ -11,6 +11,7 @@ guest has no other network. Needs what look.py and tests/vm need; fifteen minute
 
 from __future__ import annotations
 
+import contextlib
 import io
 import sys
 import tempfile
@@ -26,6 +27,7 @@ ROOT = HERE.parents[1]
 OUTPUT = ROOT / ".page"
 PATIENCE_S = 180.0  # an emulated machine is some ten times slower
 STEP_S = 420.0
+MOST_LOGINS = 3
 COCKPIT = ("cockpit", "sudo")
 
 sys.path[:0] = [str(ROOT / "tests/vm"), str(ROOT / "tests/vm/guest")]
@@ -60,14 +62,21 @@ class Viewer:
         self.browser = Browser((1280, 900), PATIENCE_S)
 
     def log_in(self) -> None:
-        """Log in at Cockpit, which opens the page. Its tools may still load."""
-        browser = self.browser
-        browser.driver.get(f"https://127.0.0.1:{self.guest.port}/cnprocd")
-        browser.type("#login-user-input", USER)
-        browser.type("#login-password-input", PASSWORD)
-        browser.click("#login-button")
-        browser.see("Process events", "nav")
-        self.enter()
+        """Log in at Cockpit, which opens the page.
+
+        On a busy machine the emulated one is too slow for Cockpit's time limit of a login: try again.
+        """
+        browser, refusal = self.browser, "Authentication failed"
+        for _ in range(MOST_LOGINS):
+            browser.driver.get(f"https://127.0.0.1:{self.guest.port}/cnprocd")
+            browser.type("#login-user-input", USER)
+            browser.type("#login-password-input", PASSWORD)
+            browser.click("#login-button")
+            with contextlib.suppress(AssertionError):
+                browser.wait_for("an answer", lambda: "Process events" in browser.text() or refusal in browser.text())
+            if "Process events" in browser.text("nav"):
+                return self.enter()
+        raise AssertionError(f"cannot log in: {MOST_LOGINS} attempts failed")
 
     def enter(self) -> None:
         """Look into the frame of the page."""
