@@ -106,7 +106,7 @@ test-page-debian: $(VENV)/.page $(VENV)/.packaging
 	$(BIN)/python -u tests/page/suites.py
 
 # The same page in virtual machines with Debian 12's and 13's own Cockpit, a login, and systemd. Images are kept in .vm/.
-# Emulated: fifteen minutes for each guest.
+# Emulated: ten minutes for each guest. To run one: make test-page-vm GUESTS=debian13.
 test-page-vm: $(VENV)/.page $(VENV)/.packaging
 	$(BIN)/python -u tests/page/vm.py $(GUESTS)
 

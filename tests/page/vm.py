@@ -4,7 +4,7 @@ Each guest listens with its cockpit.socket. The browser of this machine logs in 
 a user that may use sudo. The steps, in order: the service does not run; administrative access; the page starts it, with
 invalid rules and then with valid ones; deaths live; a rule edited and loaded; the busiest programs; the links to
 Cockpit's pages; the service stopped and started; the package removed and installed again while the page is open. The
-guest has no other network. Needs what look.py and tests/vm need; fifteen minutes for each guest.
+guest has no other network. Needs what look.py and tests/vm need; ten minutes for each guest.
 
     python tests/page/vm.py [debian12] [debian13]
 """
