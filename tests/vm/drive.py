@@ -99,6 +99,7 @@ def repository(package: Any, deb: Path, scratch: Path) -> dict[str, Path]:
     signer, where = repositories.Signer("vm@example.org", epoch), scratch / "repository"
     repositories.write_apt({package: deb}, where / "apt", builder.MAINTAINER, signer)
     (where / "cnprocd.asc").write_bytes(signer.public_key())
+    subprocess.run(["gpgconf", "--homedir", str(home), "--kill", "all"], check=True)  # the agent that gpg started
     return {f"repository/{path.relative_to(where)}": path for path in where.rglob("*") if path.is_file()}
 
 
