@@ -45,15 +45,16 @@ def records(daemon: Daemon, event: str) -> list[dict[str, object]]:
 # -- time --------------------------------------------------------------------------------------------------------
 
 
-def test_a_clock_a_month_ahead_at_one_start_delays_no_job(place):
+@pytest.mark.parametrize("days", [30, -30], ids=["ahead", "behind"])
+def test_a_clock_a_month_wrong_at_one_start_moves_no_job(place, days):
     """At the first start one job waits for a slot, and one failed and waits for ten minutes. Then the clock is right.
 
-    The first one runs at once. The other one waits for what is left of ten minutes, not for a month.
+    The first one runs at once. The other one waits for what is left of ten minutes, neither for a month nor not at all.
     """
     site, skew = place.directory / "site", place.directory / "offset"
     site.mkdir()
     (site / "sitecustomize.py").write_text(SKEWED)
-    skew.write_text(str(30 * DAY))
+    skew.write_text(str(days * DAY))
     more = f"[ -e {place.directory}/first ] || exit 1"
     failing = place.rule("failing", "failing", "cnptest-fail", more).replace(
         "timeout: 60s", "timeout: 60s, retries: 9, backoff: {initial: 10m, max: 10m}"
@@ -69,15 +70,18 @@ def test_a_clock_a_month_ahead_at_one_start_delays_no_job(place):
         fail("cnptest-wait")
     daemon.wait_for("hook_started", rule="waiting")
     until("both matches", lambda: len(records(daemon, "rule_matched")) == 3 or next_of(daemon))
-    assert job(place, 3)["created_ns"] > time.time_ns() + 29 * DAY * 10**9, "the clock of this daemon is wrong"
+    # On a busy machine the spool opens after the start, and its jobs have large numbers.
+    waiting_ids = [record["job_id"] for record in records(daemon, "rule_matched")][1:]
+    wrong_ns = job(place, waiting_ids[1])["created_ns"] - time.time_ns()
+    assert abs(wrong_ns) > 29 * DAY * 10**9, "the clock of this daemon is wrong"
     daemon.kill()
     skew.unlink()
     daemon = place.daemon(rules(failing, waiting), env=env)
     if place.mode == "embedded":
-        daemon.wait_for("hook_started", job_id=2, attempt=2)  # so the first attempt has left the gate
+        daemon.wait_for("hook_started", job_id=waiting_ids[0], attempt=2)  # so the first attempt has left the gate
     for _ in range(2):
         place.gate.open()
-    for job_id in (2, 3):
+    for job_id in waiting_ids:
         daemon.wait_for("hook_finished", job_id=job_id)
     waits_s = job(place, failed["job_id"])["due_ns"] / 1e9 - time.time()
     assert 30 < waits_s <= 600, "a tenth of the back-off is its minimum"
@@ -104,8 +108,8 @@ def test_an_interrupted_attempt_gets_its_whole_deadline(place):
     daemon.wait_for("hook_started", attempt=2)
     place.gate.open()
     place.gate.open()  # the first attempt may still have been at the gate
-    daemon.wait_for("hook_finished", attempt=2)
-    assert job(place, 1)["spent_ns"] == 0
+    finished = daemon.wait_for("hook_finished", attempt=2)
+    assert job(place, finished["job_id"])["spent_ns"] == 0
     assert place.words() == ["attempt", "attempt"]
 
 
@@ -203,7 +207,7 @@ def test_an_interrupted_job_of_a_locked_spool_is_taken_up(place):
         daemon.wait_for("hook_started", attempt=2)
         place.gate.open()  # the first attempt may still have been at the gate
     place.gate.open()
-    assert daemon.wait_for("hook_finished", job_id=1)["attempt"] == attempt
+    assert daemon.wait_for("hook_finished")["attempt"] == attempt
     assert place.words() == ["attempt"] * attempt
 
 
