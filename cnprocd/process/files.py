@@ -176,13 +176,14 @@ def claim_of(text: str, file: FileId | None, file_at_text: FileId | None) -> Exe
     return ExeClaim(text.removesuffix(DELETED) if is_deleted else text, is_deleted, file)
 
 
-def verified_path(claim: ExeClaim, at_path: FileId | None, in_host_namespace: bool) -> str | None:
+def verified_path(claim: ExeClaim, at_path: FileId | None, is_on_host: bool) -> str | None:
     """The claim's path if it is a file of the host; None if that cannot be said.
 
-    `at_path`: the file that the host has at the claim's path. `in_host_namespace`: the process sees the mounts of the
-    host's PID 1, which only root arranges, so the kernel's text is the host's path even if the file was replaced.
+    `at_path`: the file that the host has at the claim's path. `is_on_host`: the file is on a mount of the host, which
+    only root arranges, so the kernel's text is the host's path even if the file was replaced. The text of a file on
+    another mount is a path of another namespace, whatever the namespace of the process is.
     """
-    if in_host_namespace:
+    if is_on_host:
         return claim.path
     is_same = claim.file is not None and claim.file == at_path and not claim.is_deleted
     return claim.path if is_same else None

@@ -46,7 +46,7 @@ _LIMITS = Limits(deadline_s=DEADLINE_S, replacements=4, spares=1)
 _LENGTH = struct.Struct("=H")
 _FILE = struct.Struct("=QQ")
 _MOST_REQUEST_BYTES = 64 * 1024
-_STAT, _STATUS, _EXE, _EXEFILE, _CMDLINE, _CGROUP, _LOGINUID = (1 << bit for bit in range(len(lookup_child.FILES)))
+_STAT, _STATUS, _PROGRAM, _CMDLINE, _CGROUP, _LOGINUID = (1 << bit for bit in range(len(lookup_child.FILES)))
 
 
 class Lookups:
@@ -252,7 +252,7 @@ def _bits(wanted: Wanted) -> int:
     return (
         _STAT
         | (_STATUS if wanted.ids else 0)
-        | (_EXE | _EXEFILE if wanted.exe else 0)
+        | (_PROGRAM if wanted.exe else 0)
         | (_CMDLINE if wanted.cmdline else 0)
         | (_CGROUP if wanted.cgroup else 0)
         | (_LOGINUID if wanted.loginuid else 0)

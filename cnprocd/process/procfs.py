@@ -36,7 +36,7 @@ from cnprocd.process.stat import (
 
 _CHUNK = 8192
 _REMEMBERED_PROGRAMS = 1024
-_EXEFILE = struct.Struct("=QQB")
+_PROGRAM = struct.Struct("=QQB")
 
 
 def _read(tgid: int, name: str) -> bytes | None:
@@ -114,12 +114,11 @@ def clock_offset_ns() -> int:
 
 
 class Files(NamedTuple):
-    """The content of files in /proc/PID; None: not asked for, or not readable. `exe` is the link's target."""
+    """The content of files in /proc/PID; None: not asked for, or not readable."""
 
     stat: bytes | None
     status: bytes | None = None
-    exe: bytes | None = None
-    exefile: bytes | None = None  # see lookup_child.executed_file
+    program: bytes | None = None  # see lookup_child.program
     cmdline: bytes | None = None
     cgroup: bytes | None = None
     loginuid: bytes | None = None
@@ -133,8 +132,7 @@ def read_process(tgid: int, wanted: Wanted = EVERYTHING, source: Provenance = "p
     files = Files(
         stat=_read(tgid, "stat"),
         status=_read(tgid, "status") if wanted.ids else None,
-        exe=lookup_child.read(tgid, "exe") if wanted.exe else None,
-        exefile=lookup_child.read(tgid, "exefile") if wanted.exe else None,
+        program=lookup_child.read(tgid, "program") if wanted.exe else None,
         cmdline=_read(tgid, "cmdline") if wanted.cmdline else None,
         cgroup=_read(tgid, "cgroup") if wanted.cgroup else None,
         loginuid=_read(tgid, "loginuid") if wanted.loginuid else None,
@@ -163,8 +161,8 @@ def to_process(tgid: int, files: Files, source: Provenance) -> Process | None:
             process.uid, process.gid = parse_ids(files.status)
             process.ids_source = source
     process.more_ids = _more_ids(files)
-    if files.exe is not None and not stat.is_executing:
-        take_claim(process, text(files.exe), files.exefile)
+    if files.program is not None and not stat.is_executing:
+        process.exe, process.image = _program(files.program)
         process.image_source = source
     if files.cmdline:
         process.take_cmdline(parse_cmdline(files.cmdline), is_cut(files.cmdline), source)
@@ -182,18 +180,14 @@ def _more_ids(files: Files) -> MoreIds | None:
     return MoreIds(parse_euid(files.status) if files.status else None, loginuid)
 
 
-def take_claim(process: Process, shown: str, exefile: bytes | None) -> None:
-    """Take what /proc/PID/exe shows. `exe` is its path only if evidence vouches for it (see files.py)."""
-    process.exe, process.image = _program(shown, exefile)
-
-
 @lru_cache(maxsize=_REMEMBERED_PROGRAMS)  # of one program all processes have the same
-def _program(shown: str, exefile: bytes | None) -> tuple[str | None, Image]:
-    device, inode, evidence = _EXEFILE.unpack(exefile) if exefile is not None else (0, 0, 0)
-    file = FileId(device, inode) if inode else None
-    claim = claim_of(shown, file, file if evidence & lookup_child.AT_TEXT else None)
+def _program(raw: bytes) -> tuple[str | None, Image]:
+    """Return the verified path of what a process executes, and what /proc claims of it (see files.py)."""
+    device, inode, evidence = _PROGRAM.unpack_from(raw)
+    file = FileId(device, inode)
+    claim = claim_of(text(raw[_PROGRAM.size :]), file, file if evidence & lookup_child.AT_TEXT else None)
     at_path = file if evidence & lookup_child.AT_PATH else None
-    exe = verified_path(claim, at_path, bool(evidence & lookup_child.HOST_MOUNTS))
+    exe = verified_path(claim, at_path, bool(evidence & lookup_child.HOST_MOUNT))
     return exe, Image(claim.path, claim.is_deleted, claim.file)
 
 

@@ -54,7 +54,7 @@ def test_stat_is_read_around_any_comm(comm, state, ppid, threads, start):
 def test_an_exec_that_is_under_way_is_detected(memory, code, executing):
     line = stat_line(b"sh").replace(b"1000000 300 18446744073709551615 4194304 ", b"%d 300 1 %d " % (memory, code))
     assert parse_stat(line).is_executing is executing
-    shown = to_process(77, Files(line, exe=b"/bin/sh"), "exec")
+    shown = to_process(77, Files(line, program=bytes(17) + b"/bin/sh"), "exec")
     assert (shown.comm, shown.comm_source) == ((None, "unknown") if executing else ("sh", "exec"))
     assert (shown.exe_claimed is None) is executing
 
