@@ -119,7 +119,7 @@ class WatchedFiles:
             if mask & _IN_Q_OVERFLOW:
                 dirty |= self._files.named_paths
             elif watch in self._watched:
-                self._take_file_event(watch, mask)
+                dirty |= self._take_file_event(watch, mask)
             elif watch in self._directories:
                 dirty |= self._take_directory_event(watch, mask, name)
         if dirty:
@@ -157,7 +157,7 @@ class WatchedFiles:
                 self._reasons[path] = "another machine or a process serves its filesystem"
         found = self._look_up(looked_at)
         if found is None:
-            self._reasons |= {path: LATE for path in looked_at if self._files.current(path) is None}
+            self._reasons |= dict.fromkeys(looked_at, LATE)  # each may have a new file that is not known
             return
         for path, file in zip(looked_at, found, strict=True):
             if file is not None and not mounts.identifies(file.device):
@@ -170,11 +170,15 @@ class WatchedFiles:
 
     def _take(self, path: str, file: FileId | None) -> None:
         before = self._files.current(path)
-        if file == before:
+        if file == before and (file is None or file in self._watch_of):
             return
         if file is not None:
             self._watch_file(path, path, file)
         self._files.name(path, file)
+        if file == before and file is not None:  # the file before was let go, and a new one here has its number
+            self._gone = [one for one in self._gone if one != (path, file)]
+            self._leaving = [one for one in self._leaving if one != (path, file)]
+            return
         if before is not None and before not in self._watch_of:
             self._gone.append((path, before))  # nothing will report when it is let go
 
@@ -201,13 +205,15 @@ class WatchedFiles:
         watch = _LIBC.inotify_add_watch(self._inotify, os.fsencode(path), mask)
         return watch if watch >= 0 else None  # gone, not readable for this user, or no watches left
 
-    def _take_file_event(self, watch: int, mask: int) -> None:
+    def _take_file_event(self, watch: int, mask: int) -> set[str]:
+        """Take the end of a file. Return the paths to look at: a new file may have its number already."""
         file, paths = self._watched[watch]
         if mask & (_IN_DELETE_SELF | _IN_UNMOUNT):
             self._gone += [(path, file) for path in paths]
         if mask & (_IN_IGNORED | _IN_DELETE_SELF | _IN_UNMOUNT):
             del self._watched[watch]
             self._watch_of.pop(file, None)
+        return paths
 
     def _take_directory_event(self, watch: int, mask: int, name: bytes) -> set[str]:
         directory = self._directories[watch]

@@ -157,3 +157,37 @@ def test_a_user_who_never_stops_changing_files_stops_nothing(names, tmp_path, mo
     os.replace(tmp_path / "new", tmp_path / "d")
     names.refresh()
     assert names.find(replaced, None) == FoundFile((str(tmp_path / "d"),), True, False)
+
+
+def test_a_path_reinstalled_with_the_same_inode_is_found(names, tmp_path):
+    """install(1) removes the file first; ext4 often gives its inode number to the new one at once."""
+    path = tmp_path / "d"
+    made(path)
+    names.use([str(path)], None)
+    for _ in range(20):
+        path.unlink()
+        file = made(path)
+        for _ in range(3):
+            names.refresh()
+            assert names.find(file, None) == FoundFile((str(path),), True, False)
+            names.let_go()
+
+
+def test_a_number_that_returns_after_its_release_is_found(names, host, tmp_path):
+    """The looks at the path are late when the old file is let go."""
+    path = tmp_path / "d"
+    made(path)
+    names.use([str(path)], None)
+    for _ in range(20):
+        path.unlink()
+        file = made(path)
+        host.late = True
+        for _ in range(3):
+            names.refresh()
+            names.let_go()
+            assert not names.knows_all_named, "a rule is undecided meanwhile, and that is counted"
+        host.late = False
+        names.tick()
+        for _ in range(3):
+            assert names.find(file, None) == FoundFile((str(path),), True, False)
+            names.let_go()
