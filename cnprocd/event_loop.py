@@ -192,8 +192,7 @@ class EventLoop:
         if self._stopping.is_set():
             return
         self._pipeline.tick()
-        if self._pipeline.again_s is not None and self._timer is None:
-            self._timer = self._loop.call_soon(self._drain)  # no event may come that would continue it
+        self._continue()
         self._dispatcher.tick()
         self._follower.stop_if_over(self._dispatcher.busy)
         self._manager.status(self._rules.status_line())
@@ -206,6 +205,11 @@ class EventLoop:
         ):
             self._ticker.arm()
 
+    def _continue(self) -> None:
+        """Turn again for what is under way: no event may come that would continue it."""
+        if self._pipeline.again_s is not None and self._timer is None:
+            self._timer = self._loop.call_soon(self._drain)
+
     def _watch_measured(self) -> None:
         with self._stalls.running("watch"):
             self._watch()
@@ -217,6 +221,7 @@ class EventLoop:
         """
         if not self._stopping.is_set():
             self._pipeline.drain()
+            self._continue()
             self._rules.state.check_if_due()
         interval_s = self._manager.watchdog_interval_s
         if interval_s is not None:

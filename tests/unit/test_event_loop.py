@@ -28,6 +28,7 @@ class Load:
         self.source = SimpleNamespace(filenos=lambda: (ready.fileno(),))
         self.recovery = SimpleNamespace(active=False)
         self.has_pending_counts = False
+        self.again_s = None
         self.flood = SimpleNamespace(active=False)
         tracking = SimpleNamespace(looks_up=True)
         self.tracker = SimpleNamespace(tracking=tracking, deaths=SimpleNamespace(has_held=False))
@@ -172,3 +173,19 @@ def test_in_a_flood_events_get_more_of_the_loop(monkeypatch, is_flood, turns):
     )  # fmt: skip
     assert tested._turn_for_a_while() == 0.0
     assert abs(len(taken) - turns) <= 1
+
+
+def test_what_a_start_has_deferred_goes_on_without_an_event():
+    """A backlog at the start is a flood. Its deferred matches waited for the next event, or a minute."""
+    soon: list[Any] = []
+    part: Any = SimpleNamespace
+    loop = part(call_soon=lambda call: soon.append(call) or part(), call_later=lambda *_: None)
+    pipeline = part(drain=lambda: False, again_s=0.002)
+    rules = part(state=part(check_if_due=lambda: None))
+    manager = part(watchdog_interval_s=None)
+    tested = EventLoop(
+        loop, part(handlers=[]), rules, pipeline, part(count=0), part(), part(), manager, Stalls(lambda *_, **__: None),
+        part(is_set=lambda: False), part(), lambda: False,
+    )  # fmt: skip
+    tested._watch()
+    assert soon == [tested._drain]
