@@ -41,6 +41,8 @@ _USER_MANAGER = re.compile(r"user@[0-9]+\.service", re.ASCII)
 _HEX_ID = re.compile(r"[0-9a-f]{64}")
 _FARGATE_ID = re.compile(r"[0-9a-f]{32}-[0-9]+")  # a task's id and a number
 _SCOPE = re.compile(r"(docker|libpod|libpod-payload|cri-containerd|nerdctl|crio)-([0-9a-f]{64})(?:\.scope)?")
+_UNSPLIT = re.compile(r"([^:]+\.slice):cri-containerd:([0-9a-f]{64})")
+"""runc with the driver cgroupfs takes the path for one directory that a kubelet with the driver systemd gives."""
 _SCOPE_RUNTIMES: dict[str, Runtime] = {
     "docker": "docker",
     "libpod": "podman",
@@ -137,6 +139,9 @@ def _of_engine(component: str, above: str, below: str) -> Container | None:
     scope = _SCOPE.fullmatch(component)
     if scope is not None:
         return Container(scope[2], _SCOPE_RUNTIMES[scope[1]])
+    unsplit = _UNSPLIT.fullmatch(component)
+    if unsplit is not None:
+        return Container(unsplit[2], "containerd")
     if _HEX_ID.fullmatch(component) and not below.startswith("libpod-"):
         return Container(component, _PARENT_RUNTIMES.get(above))
     if _FARGATE_ID.fullmatch(component) and component.startswith(above + "-"):
@@ -173,7 +178,8 @@ def _pod_uid(components: tuple[str, ...]) -> str | None:
     """The innermost Kubernetes pod's UID."""
     found = None
     for above, component in pairwise(("", *components)):
-        by_systemd = _POD_SYSTEMD.fullmatch(component)
+        unsplit = _UNSPLIT.fullmatch(component)
+        by_systemd = _POD_SYSTEMD.fullmatch(unsplit[1] if unsplit is not None else component)
         if by_systemd is not None:
             found = by_systemd[1].replace("_", "-")  # kubelet: "-" would be a step in the tree of slices
         elif above in _QUALITY_CLASSES:
