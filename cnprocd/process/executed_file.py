@@ -18,7 +18,10 @@ def take_executed_file(process: Process, record: TaskRecord, files: FileLookup) 
             process.forget_image()
         elif process.exe is not None and is_same is None:
             return
-    found = files.find(file, process.comm)
+    found = files.find(file, process.comm, process.start_ns)
+    if found is not None and not found.paths:  # in doubt: a rule on one of the paths is undecided, and that is counted
+        process.exe_is_unnamed = False
+        return
     if process.exe is None or (found is not None and found.is_named):
         process.take_executed_file(file, found)
     process.exe_is_unnamed = files.knows_all_named and not (found is not None and found.is_named)

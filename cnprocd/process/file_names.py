@@ -80,9 +80,9 @@ class FileNames:
         """Whether a file that is not found as a named one is none of the paths that rules name."""
         return not self._watched.unwatched
 
-    def find(self, file: FileId, comm: str | None) -> FoundFile | None:
+    def find(self, file: FileId, comm: str | None, start_ns: int | None = None) -> FoundFile | None:
         """Return the paths of a file of an exit record, or None."""
-        found = self.known.find(file)
+        found = self.known.find(file, start_ns)
         if found is not None and found.is_named:
             return found
         if self._directories is None or not self._watched.identifies(file.device):

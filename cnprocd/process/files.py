@@ -44,9 +44,16 @@ class FileId(NamedTuple):
 class FoundFile(NamedTuple):
     """What is known of a file. `paths` has more than one if rules name hard links of it."""
 
-    paths: tuple[str, ...]
+    paths: tuple[str, ...]  # empty: the process started when the path was given to another file, or after it
     is_named: bool  # some rule names it literally
     is_deleted: bool  # its path leads to another file, or to none
+
+
+class Removal(NamedTuple):
+    """When a path ceased to lead to a file, at some time between these two (CLOCK_MONOTONIC)."""
+
+    earliest_ns: int
+    latest_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,17 +105,26 @@ class KnownFiles:
         self._current: dict[str, FileId | None] = {}
         self._named: dict[FileId, tuple[str, ...]] = {}
         self._seen: dict[FileId, str] = {}
+        self._removals: dict[tuple[str, FileId], Removal] = {}
 
     @property
     def named_paths(self) -> frozenset[str]:
         """The paths that rules name literally."""
         return frozenset(self._current)
 
-    def name(self, path: str, file: FileId | None) -> None:
-        """`path` leads to `file` now; None: to no file. The file before stays known as an old one."""
+    def name(self, path: str, file: FileId | None, removal: Removal | None = None) -> None:
+        """`path` leads to `file` now; None: to no file. The file before stays known as an old one.
+
+        `removal`: when it ceased to lead to the file before. Processes that started later execute that file by another
+        path, or another file that has its number.
+        """
+        before = self._current.get(path)
+        if before is not None and before != file and removal is not None:
+            self._removals[path, before] = removal
         self._current[path] = file
         if file is None:
             return
+        self._removals.pop((path, file), None)
         self.name_old(path, file)
         self._seen.pop(file, None)
 
@@ -133,6 +149,7 @@ class KnownFiles:
 
     def release(self, path: str, file: FileId) -> None:
         """The kernel has let go of an old file of this path."""
+        self._removals.pop((path, file), None)
         left = tuple(one for one in self._named.get(file, ()) if one != path)
         if left:
             self._named[file] = left
@@ -158,13 +175,25 @@ class KnownFiles:
         """What was seen of this file holds no longer."""
         self._seen.pop(file, None)
 
-    def find(self, file: FileId) -> FoundFile | None:
-        """What is known of a file. What was only seen must still be checked: see `FoundFile.is_named`."""
+    def find(self, file: FileId, start_ns: int | None = None) -> FoundFile | None:
+        """What is known of a file. What was only seen must still be checked: see `FoundFile.is_named`.
+
+        `start_ns`: when the process that executed it started; None: at a time when it had these paths.
+        """
         paths = self._named.get(file)
+        if paths is not None and start_ns is not None and self._removals:
+            paths = self._had_at(file, paths, start_ns)
         if paths is not None:
             return FoundFile(paths, True, all(self._current.get(path) != file for path in paths))
         seen = self._seen.get(file)
         return None if seen is None else FoundFile((seen,), False, False)
+
+    def _had_at(self, file: FileId, paths: tuple[str, ...], start_ns: int) -> tuple[str, ...] | None:
+        """Return the paths that the file had then; none if that is in doubt; None if it had none of them."""
+        removals = {path: self._removals.get((path, file)) for path in paths}
+        had = tuple(path for path, one in removals.items() if one is None or start_ns < one.earliest_ns)
+        is_in_doubt = any(one is not None and start_ns <= one.latest_ns for one in removals.values())
+        return had if had or is_in_doubt else None
 
 
 def claim_of(text: str, file: FileId | None, file_at_text: FileId | None) -> ExeClaim:

@@ -314,8 +314,11 @@ class FileLookup(Protocol):
     def knows_all_named(self) -> bool:
         """Whether a file that is not found as a named one is none of the paths that rules name."""
 
-    def find(self, file: FileId, comm: str | None) -> FoundFile | None:
-        """Return the paths of a file that an exit record names, or None. `comm` is what the process was called."""
+    def find(self, file: FileId, comm: str | None, start_ns: int | None = None) -> FoundFile | None:
+        """Return the paths of a file that an exit record names, or None.
+
+        `comm`: what the process was called. `start_ns`: when it started (CLOCK_MONOTONIC).
+        """
 
     def learn(self, process: Process) -> None:
         """Take the verified path of a running process."""

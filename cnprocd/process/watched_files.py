@@ -18,10 +18,11 @@ import os
 import select
 import struct
 import termios
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from cnprocd.process.files import FileId, KnownFiles, Mounts, parse_mountinfo
+from cnprocd.process.files import FileId, KnownFiles, Mounts, Removal, parse_mountinfo
 from cnprocd.process.host_view import sees_host_files
 
 LookUp = Callable[[Sequence[str]], "list[FileId | None] | None"]
@@ -38,6 +39,7 @@ _IN_DELETE_SELF, _IN_MOVE_SELF = 0x400, 0x800
 _IN_UNMOUNT, _IN_Q_OVERFLOW, _IN_IGNORED = 0x2000, 0x4000, 0x8000
 _OF_DIRECTORY = _IN_MOVED_FROM | _IN_MOVED_TO | _IN_CREATE | _IN_DELETE | _IN_DELETE_SELF | _IN_MOVE_SELF
 _READ_BYTES = 64 * 1024
+_TICK_NS = 10_000_000  # the start of a process, which is counted from its exit event, can be late by so much
 _MOUNTINFO = "/proc/self/mountinfo"
 
 
@@ -85,6 +87,7 @@ class WatchedFiles:
         self._watched: dict[int, tuple[FileId, set[str]]] = {}  # watch -> a file and the paths that it has or had
         self._watch_of: dict[FileId, int] = {}
         self._reasons: dict[str, str] = {}  # path -> why exit records do not identify its file
+        self._looked_ns: dict[str, int] = {}  # path -> when it was last known to lead to its current file
         self._gone: list[tuple[str, FileId]] = []
         self._leaving: list[tuple[str, FileId]] = []
 
@@ -98,6 +101,7 @@ class WatchedFiles:
         for path in self._files.named_paths - wanted:
             self._files.unname(path)
             self._reasons.pop(path, None)
+            self._looked_ns.pop(path, None)
         for path in wanted - self._files.named_paths:
             self._files.name(path, None)
         self._drop_unused()
@@ -155,6 +159,7 @@ class WatchedFiles:
                 looked_at.append(path)
             else:
                 self._reasons[path] = "another machine or a process serves its filesystem"
+        now_ns = time.monotonic_ns()
         found = self._look_up(looked_at)
         if found is None:
             self._reasons |= dict.fromkeys(looked_at, LATE)  # each may have a new file that is not known
@@ -167,6 +172,7 @@ class WatchedFiles:
                 self._reasons.pop(path, None)
             self._watch_directory(os.path.dirname(path))
             self._take(path, file)
+            self._looked_ns[path] = now_ns
 
     def _take(self, path: str, file: FileId | None) -> None:
         before = self._files.current(path)
@@ -174,13 +180,25 @@ class WatchedFiles:
             return
         if file is not None:
             self._watch_file(path, path, file)
-        self._files.name(path, file)
+        self._files.name(path, file, None if before is None else self._removal(path))
         if file == before and file is not None:  # the file before was let go, and a new one here has its number
             self._gone = [one for one in self._gone if one != (path, file)]
             self._leaving = [one for one in self._leaving if one != (path, file)]
             return
         if before is not None and before not in self._watch_of:
             self._gone.append((path, before))  # nothing will report when it is let go
+
+    def _removal(self, path: str) -> Removal:
+        """Return when a path ceased to lead to its file: since the last look, and before its directory last changed.
+
+        The time of the directory can be set, so what started between it and now is in doubt.
+        """
+        now_ns = time.monotonic_ns()
+        try:
+            changed_ns = os.stat(os.path.dirname(path)).st_mtime_ns - time.time_ns() + now_ns
+        except OSError:
+            changed_ns = 0
+        return Removal(max(self._looked_ns.get(path, 0), min(changed_ns, now_ns)), now_ns + _TICK_NS)
 
     def _watch_directory(self, directory: str) -> None:
         if directory in self._directories.values():

@@ -95,7 +95,9 @@ def test_after_an_upgrade_old_and_new_processes_match(tmp_path, rules):
     before = subprocess.Popen([program, "600"])
     os.rename(shutil.copy("/bin/sleep", tmp_path / "new"), program)
     with running(tmp_path, rules.format(program=program)) as daemon:
-        first = subprocess.Popen([program, "600"])
+        first, began_s = subprocess.Popen([program, "600"]), time.monotonic()
+        while time.monotonic() < began_s + 0.1:  # in the same moment it is in doubt which file it executed
+            daemon.mark()
         os.rename(shutil.copy("/bin/sleep", tmp_path / "new"), program)
         second = subprocess.Popen([program, "600"])
         for process in (before, first, second):

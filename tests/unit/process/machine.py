@@ -388,7 +388,7 @@ class MachineFiles:
         self._named, self._finds_others = frozenset(named), finds_others
         self._paths = {inode_of(path): path for path in (*IMAGES, *STANDING_IMAGES)}
 
-    def find(self, file: FileId, comm: str | None) -> FoundFile | None:
+    def find(self, file: FileId, comm: str | None, start_ns: int | None = None) -> FoundFile | None:
         path = self._paths[file.inode]
         is_named = path in self._named
         return FoundFile((path,), is_named, False) if is_named or self._finds_others else None

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 
+from cnprocd.connector.taskrecord import TaskRecord
 from cnprocd.process import watched_files
+from cnprocd.process.executed_file import take_executed_file
 from cnprocd.process.file_names import CHECKED_FOR_S, MISSED_FOR_S, FileNames
 from cnprocd.process.files import FileId, FoundFile
 from cnprocd.process.lookup_child import file_at
@@ -50,6 +53,12 @@ def made(path) -> FileId:
 def file_of(path) -> FileId:
     found = os.stat(path)
     return FileId(found.st_dev, found.st_ino)
+
+
+def record_of(file: FileId) -> TaskRecord:
+    """Return the exit record of a process that executed this file."""
+    rest = (7, 7, 1, 256, True, False, "d", 0, 0, 0, 1000, 0, 0, 0, 0, 0, 0)
+    return TaskRecord(*rest, exe_device=file.device, exe_inode=file.inode)
 
 
 def seen(path, file: FileId, deleted: bool = False) -> Process:
@@ -191,3 +200,36 @@ def test_a_number_that_returns_after_its_release_is_found(names, host, tmp_path)
         for _ in range(3):
             assert names.find(file, None) == FoundFile((str(path),), True, False)
             names.let_go()
+
+
+def test_a_moved_file_has_its_old_path_for_older_processes(names, tmp_path):
+    """Processes that started after the move, or when it was made, do not match a rule on the old path."""
+    path = tmp_path / "d"
+    file = made(path)
+    names.use([str(path)], None)
+    os.rename(path, tmp_path / "moved")
+    new = made(path)
+    moved_ns = time.monotonic_ns()
+    names.tick()
+    after_ns = time.monotonic_ns() + 1_000_000_000
+    assert names.find(file, None, 1) == FoundFile((str(path),), True, True)
+    assert names.find(file, None, moved_ns) == FoundFile((), True, True), "in doubt"
+    assert names.find(file, None, after_ns) is None
+    assert names.find(new, None, 1) == names.find(new, None, after_ns) == FoundFile((str(path),), True, False)
+    os.rename(tmp_path / "moved", path)
+    names.tick()
+    assert names.find(file, None, after_ns) == FoundFile((str(path),), True, False)
+
+
+@pytest.mark.parametrize("shown", [None, "/moved"])
+def test_a_file_in_doubt_leaves_a_process_undecided(names, tmp_path, shown):
+    path = tmp_path / "d"
+    file = made(path)
+    names.use([str(path)], None)
+    path.unlink()
+    removed_ns = time.monotonic_ns()
+    names.tick()
+    for start_ns, is_unnamed in ((removed_ns, False), (removed_ns + 10_000_000_000, True)):
+        process = Process(7, comm="d", exe=shown, start_ns=start_ns)
+        take_executed_file(process, record_of(file), names)
+        assert (process.exe, process.exe_is_unnamed) == (shown, is_unnamed)
