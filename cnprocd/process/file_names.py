@@ -78,7 +78,7 @@ class FileNames:
     @property
     def knows_all_named(self) -> bool:
         """Whether a file that is not found as a named one is none of the paths that rules name."""
-        return not self._watched.unwatched
+        return self._watched.is_settled and not self._watched.unwatched
 
     def find(self, file: FileId, comm: str | None, start_ns: int | None = None) -> FoundFile | None:
         """Return the paths of a file of an exit record, or None."""

@@ -19,6 +19,7 @@ import select
 import struct
 import termios
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -58,6 +59,7 @@ class MountTable:
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLPRI)
         self._mounts = self._read()
+        self.changes = 0  # since start, as far as they were seen
 
     def close(self) -> None:
         os.close(self._fd)
@@ -66,6 +68,7 @@ class MountTable:
         """Return the mounts."""
         if self._poll.poll(0):
             self._mounts = self._read()
+            self.changes += 1
         return self._mounts
 
     def _read(self) -> Mounts:
@@ -81,6 +84,7 @@ class WatchedFiles:
         self._files = files
         self._look_up = look_up
         self._mount_table = MountTable()
+        self._mount_changes = 0
         self._sees_host = sees_host_files()
         self._inotify = _checked(_LIBC.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
         self._directories: dict[int, str] = {}  # watch -> directory of named paths
@@ -88,6 +92,8 @@ class WatchedFiles:
         self._watch_of: dict[FileId, int] = {}
         self._reasons: dict[str, str] = {}  # path -> why exit records do not identify its file
         self._looked_ns: dict[str, int] = {}  # path -> when it was last known to lead to its current file
+        self._unsettled: set[str] = set()  # paths that may have led to a file which is not known
+        self._settling: set[str] = set()
         self._gone: list[tuple[str, FileId]] = []
         self._leaving: list[tuple[str, FileId]] = []
 
@@ -112,6 +118,11 @@ class WatchedFiles:
         """The named paths whose files exit records do not identify here."""
         return [Unwatched(path, reason) for path, reason in sorted(self._reasons.items())]
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether each file that a named path has led to since the last records is known."""
+        return not (self._unsettled or self._settling)
+
     def identifies(self, device: int) -> bool:
         """Whether device and inode number name one file on this device."""
         return self._mount_table.now().identifies(device)
@@ -119,15 +130,26 @@ class WatchedFiles:
     def refresh(self) -> None:
         """Take what inotify has: call it when the exit records of a batch were read and before they are used."""
         dirty: set[str] = set()
+        appeared: Counter[str] = Counter()
         for watch, mask, name in self._events():
             if mask & _IN_Q_OVERFLOW:
                 dirty |= self._files.named_paths
+                self._unsettled |= self._files.named_paths
             elif watch in self._watched:
                 dirty |= self._take_file_event(watch, mask)
             elif watch in self._directories:
-                dirty |= self._take_directory_event(watch, mask, name)
+                changed = self._take_directory_event(watch, mask, name) & self._files.named_paths
+                dirty |= changed
+                appeared.update(changed if mask & (_IN_CREATE | _IN_MOVED_TO | _IN_MOVE_SELF) else ())
+        self._mount_table.now()
+        if self._mount_table.changes != self._mount_changes:
+            dirty |= self._files.named_paths
+        dirty &= self._files.named_paths
         if dirty:
-            self._look(dirty & self._files.named_paths)
+            self._mount_changes = self._mount_table.changes
+            self._look(dirty)
+            is_followed = self._queued_bytes() > 0  # the look may have shown what a later change has made
+            self._unsettled |= {path for path, times in appeared.items() if times > 1 or is_followed}
 
     def look_again(self) -> None:
         """Look at every named path: finds what inotify cannot show, a renamed directory above or a new mount."""
@@ -141,6 +163,7 @@ class WatchedFiles:
         for path, file in self._leaving:
             self._files.release(path, file)
         self._leaving, self._gone = self._gone, []
+        self._settling, self._unsettled = self._unsettled, set()
 
     def keep_old(self, path: str, tgid: int, file: FileId) -> None:
         """A process of the host runs a file that had this named path. Known until the kernel lets go of it."""
@@ -201,11 +224,13 @@ class WatchedFiles:
         return Removal(max(self._looked_ns.get(path, 0), min(changed_ns, now_ns)), now_ns + _TICK_NS)
 
     def _watch_directory(self, directory: str) -> None:
-        if directory in self._directories.values():
-            return
         watch = self._add_watch(directory, _OF_DIRECTORY)
-        if watch is not None:
-            self._directories[watch] = directory
+        if watch is None or watch in self._directories:
+            return
+        for former in [one for one, path in self._directories.items() if path == directory]:
+            del self._directories[former]  # a directory above was replaced, or a filesystem is mounted here
+            _LIBC.inotify_rm_watch(self._inotify, former)
+        self._directories[watch] = directory
 
     def _watch_file(self, at: str, path: str, file: FileId) -> bool:
         watch = self._add_watch(at, _IN_DELETE_SELF)
@@ -255,9 +280,13 @@ class WatchedFiles:
                 self._watch_of.pop(file, None)
                 _LIBC.inotify_rm_watch(self._inotify, watch)
 
+    def _queued_bytes(self) -> int:
+        (queued,) = struct.unpack("=i", fcntl.ioctl(self._inotify, termios.FIONREAD, bytes(4)))
+        return int(queued)
+
     def _events(self) -> Iterator[tuple[int, int, bytes]]:
         """Yield what is queued now. What comes meanwhile is about later records, and may come without end."""
-        left = struct.unpack("=i", fcntl.ioctl(self._inotify, termios.FIONREAD, bytes(4)))[0]
+        left = self._queued_bytes()
         while left > 0:
             try:
                 raw = read(self._inotify, min(left, _READ_BYTES))

@@ -233,3 +233,36 @@ def test_a_file_in_doubt_leaves_a_process_undecided(names, tmp_path, shown):
         process = Process(7, comm="d", exe=shown, start_ns=start_ns)
         take_executed_file(process, record_of(file), names)
         assert (process.exe, process.exe_is_unnamed) == (shown, is_unnamed)
+
+
+def test_files_between_two_looks_leave_rules_undecided(names, tmp_path):
+    """Of three files that a path had, the look shows the last one. A process may have executed another one."""
+    path = tmp_path / "d"
+    made(path)
+    names.use([str(path)], None)
+    for _ in range(3):
+        made(tmp_path / "new")
+        os.rename(tmp_path / "new", path)
+    names.refresh()
+    assert not names.knows_all_named
+    names.let_go()
+    assert not names.knows_all_named, "a record may have come while this was read"
+    names.let_go()
+    assert names.knows_all_named
+    made(tmp_path / "new")
+    os.rename(tmp_path / "new", path)
+    names.refresh()
+    assert names.knows_all_named
+
+
+def test_a_directory_that_was_replaced_is_watched_anew(names, tmp_path):
+    directory = tmp_path / "opt" / "bin"
+    directory.mkdir(parents=True)
+    made(directory / "d")
+    names.use([str(directory / "d")], None)
+    os.rename(tmp_path / "opt", tmp_path / "old")
+    directory.mkdir(parents=True)
+    names.tick()
+    file = made(directory / "d")
+    names.refresh()
+    assert names.find(file, None) == FoundFile((str(directory / "d"),), True, False)
