@@ -213,3 +213,15 @@ def test_without_a_worker_nothing_is_known_and_that_is_logged(loop, records):
     assert made.read(os.getpid(), EVERYTHING, "procfs") is None
     assert [event for event, _ in records] == ["proc_unavailable", "proc_unreadable"]
     assert made.is_alive(os.getpid())
+
+
+def test_a_program_in_memory_has_no_exe():
+    """memfd_create(2) lets a program choose the text; it is no file of the host, whatever it is called."""
+    memory = os.memfd_create("/usr/bin/chage", 0)
+    os.write(memory, Path("/bin/sleep").resolve().read_bytes())
+    process = subprocess.Popen(["chage", "1000"], executable=f"/proc/self/fd/{memory}", pass_fds=[memory])
+    os.close(memory)
+    found = read_process(process.pid)
+    process.kill()
+    process.wait()
+    assert (found.exe, found.exe_claimed) == (None, "/memfd:/usr/bin/chage")
