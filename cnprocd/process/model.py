@@ -1,9 +1,8 @@
 """A process with its attributes, and an occurrence: an event joined with the process it is about. PURE.
 
 Every attribute may be None: unknown. Beside it stands its provenance: accounted by the kernel (`taskstats`), carried by
-an event (`event`), read at exec (`exec`), later (`procfs`) or of the zombie (`zombie`), taken from the parent at fork
-(`inherited`, see inheritance.py), or `unknown`. Text is str with undecodable bytes as lone surrogates (PEP 383). A
-process chooses its comm itself, up to 15 bytes.
+an event (`event`), read at exec (`exec`), later (`procfs`) or of the zombie (`zombie`), or `unknown`. Text is str with
+undecodable bytes as lone surrogates (PEP 383). A process chooses its comm itself, up to 15 bytes.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from cnprocd.connector.taskrecord import TaskRecord
 from cnprocd.process.cgroup_path import Placement, placement_of
 from cnprocd.process.files import FileId, FoundFile
 
-Provenance = Literal["taskstats", "event", "exec", "procfs", "zombie", "inherited", "unknown"]
+Provenance = Literal["taskstats", "event", "exec", "procfs", "zombie", "unknown"]
 Kind = Literal["fork", "exec", "uid", "gid", "sid", "ptrace", "comm", "coredump", "exit"]
 KINDS_OF_LASTING_COMM: frozenset[Kind] = frozenset({"exec", "comm", "coredump", "exit"})
 """Events after which /proc still shows the comm of that moment. After the others an exec often follows."""
@@ -89,7 +88,6 @@ class Process:
     cgroup_source: Provenance = "unknown"
     image: Image | None = None  # more about exe and cmdline
     more_ids: MoreIds | None = None
-    unconfirmed: bool = False  # something may be known from the fork alone: see inheritance.py
     threads: int = 1
     threaded: bool = False  # ever had more than one
     counted_ns: int = 0  # events before this time are already counted in `threads`
@@ -99,12 +97,9 @@ class Process:
 
     def child(self, tgid: int, start_ns: int) -> Process:
         """Return the process after fork: all of its parent but PID and threads. (A third of replace()'s cost.)"""
-        image = self.image
-        if image is not None and image.exe_source is not None:
-            image = image._replace(exe_source=None)
         return Process(
-            tgid, self.tgid, start_ns, self.comm, self.comm_source, self.uid, self.gid, "inherited", self.exe,
-            self.cmdline, self.cgroup, "inherited", "inherited", image, self.more_ids, True,
+            tgid, self.tgid, start_ns, self.comm, self.comm_source, self.uid, self.gid, self.ids_source, self.exe,
+            self.cmdline, self.cgroup, self.image_source, self.cgroup_source, self.image, self.more_ids,
         )  # fmt: skip
 
     @property
@@ -136,11 +131,6 @@ class Process:
     def exe_source(self) -> Provenance:
         """Where the path of the program is from."""
         return self.image.exe_source or self.image_source if self.image is not None else self.image_source
-
-    @property
-    def image_is_inherited(self) -> bool:
-        """Whether nothing but the fork says which program the process runs."""
-        return self.image_source == "inherited" or (self.image is not None and self.image.exe_source == "inherited")
 
     @property
     def placement(self) -> Placement | None:
@@ -224,11 +214,6 @@ class Process:
         if fresh.more_ids is not None:
             known = {name: one for name, one in fresh.more_ids._asdict().items() if one is not None}
             self.more_ids = (self.more_ids or _NO_MORE_IDS)._replace(**known)
-
-    def take_loginuid(self, fresh: Process) -> None:
-        """Take the uid of the login session of `fresh`, if it is known there."""
-        if fresh.loginuid is not None:
-            self.more_ids = MoreIds(self.euid, fresh.loginuid)
 
     def take_comm(self, other: Process | TaskRecord, provenance: Provenance) -> None:
         """Take the comm of `other`."""

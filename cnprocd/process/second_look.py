@@ -8,9 +8,7 @@ table shows what a daemon that starts later would read.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 
-from cnprocd.process.inheritance import inherits
 from cnprocd.process.model import Process, ProcLookup, Wanted
 from cnprocd.process.table import Table, same_process
 
@@ -36,7 +34,6 @@ class SecondLook:
             self._due.clear()
             return
         looks, deadline_s = Wanted(cmdline=wanted.cmdline, cgroup=wanted.cgroup), self._clock() + LOOKS_S
-        of_guess = replace(looks, ids=True, exe=wanted.exe, loginuid=wanted.loginuid)
         due, self._due = self._due, {}
         for tgid in due:
             process = self._table.get(tgid)
@@ -45,7 +42,7 @@ class SecondLook:
             if self._clock() >= deadline_s:
                 self._due[tgid] = None
                 continue
-            fresh = self._procfs.read(tgid, of_guess if inherits(process) else looks, "procfs")
+            fresh = self._procfs.read(tgid, looks, "procfs")
             if fresh is not None and fresh.threads and same_process(process, fresh):
                 self._table.own(process).take_newer(fresh)
         for tgid in newcomers:

@@ -6,7 +6,7 @@ records. Facts and rules that keep it correct:
 - Events are ordered per CPU only. An event older than the start of the entry with its PID is about the former process
   of that PID, so a late exit never removes the new owner.
 - At fork a process inherits everything but its PID, and comm from the thread that forked. exec changes comm, exe and
-  cmdline, and keeps real ids and cgroup. From whom it inherits is a guess: see inheritance.py.
+  cmdline, and keeps real ids and cgroup.
 - An ended process stays for a moment, as its children's parent and for late events. Its entry is marked, not removed.
 - A leader that ends before its other threads looks like an ended process. `sweep` checks /proc before it removes an
   entry, and again until the other threads have ended, because no event may report that.
@@ -24,7 +24,6 @@ from collections.abc import Callable, Container, Iterable, Set
 from dataclasses import replace
 
 from cnprocd.connector.event import Comm, Exit, Fork, Gid, Row, Uid
-from cnprocd.process.inheritance import forget_inherited, inherits
 from cnprocd.process.model import TICK_NS, Process
 
 _MAX_DEPTH = 64  # of ancestry; beyond it a chain is unknown
@@ -179,20 +178,15 @@ class Table:
         process.counted_ns = at_ns
         if fresh is None or not same_process(process, fresh):
             process.forget_program()
-            if process.unconfirmed and process.uid in (0, None):
-                forget_inherited(process)
             return process
         process.take_comm(fresh, "exec")
         process.take_image(fresh, "exec")
-        if fresh.uid is not None and process.ids_source in ("inherited", "unknown"):  # else events keep them true
+        if fresh.uid is not None:
             process.take_ids(fresh, "exec")
-            process.more_ids = fresh.more_ids
-        else:
-            process.take_loginuid(fresh)
+        if fresh.more_ids is not None:
+            process.take_more_ids(fresh)
         if fresh.cgroup is not None:
             process.cgroup, process.cgroup_source = fresh.cgroup, "exec"
-        if process.unconfirmed:
-            process.unconfirmed = inherits(process)
         return process
 
     def rename(self, event: Comm, comm: str) -> None:
@@ -209,7 +203,7 @@ class Table:
         begin_new_exec). Without privilege, other calls give a process only user ids that it has or had.
         """
         process = self.get(event.process_tgid, event.timestamp_ns)
-        if process is not None and _is_of_process(process, event):
+        if process is not None and event.process_pid == event.process_tgid:
             process = self.own(process)
             held = (process.uid, process.euid)
             process.take_user_ids(event.ruid, event.euid)
@@ -218,11 +212,9 @@ class Table:
 
     def gid(self, event: Gid) -> None:
         process = self.get(event.process_tgid, event.timestamp_ns)
-        if process is not None and _is_of_process(process, event):
+        if process is not None and event.process_pid == event.process_tgid:
             process = self.own(process)
-            process.gid = event.rgid
-            if process.ids_source != "inherited":  # the uid still is
-                process.ids_source = "event"
+            process.gid, process.ids_source = event.rgid, "event"
 
     def ancestors(
         self, process: Process, at_ns: int | None, parent_named: bool, parent_now: Callable[[int], int | None]
@@ -349,11 +341,6 @@ class Table:
 
 def _began_at(process: Process, at_ns: int) -> bool:
     return process.start_ns is not None and abs(process.start_ns - at_ns) <= START_TOLERANCE_NS
-
-
-def _is_of_process(process: Process, event: Uid | Gid) -> bool:
-    """Return whether the ids of an event are the process's: its leader's, or if that has ended, any thread's."""
-    return event.process_pid == event.process_tgid or process.ended_ns is not None
 
 
 def same_process(one: Process, other: Process) -> bool:

@@ -17,8 +17,7 @@ from cnprocd.connector.ahead import Ahead, nothing_ahead
 from cnprocd.connector.event import Ack, Comm, Coredump, Event, Exec, Exit, Fork, Gid, Ptrace, Row, Sid, Uid, named
 from cnprocd.connector.taskrecord import TaskRecord
 from cnprocd.failures import Failures
-from cnprocd.process.confirmation import Confirmation
-from cnprocd.process.death import Death, Waiting, thread_of
+from cnprocd.process.death import Death, Waiting
 from cnprocd.process.deaths import Deaths
 from cnprocd.process.executed_file import take_executed_file
 from cnprocd.process.executions import Executions
@@ -51,10 +50,11 @@ class Tracker:
         self._thread_count = ThreadCount(self.table, procfs)
         self.deaths = Deaths(procfs.is_alive, procfs.is_ending)
         self.family = HookFamily(own_tgid)
-        self._cares, self._procfs = cares, procfs
+        self._cares = cares
         self.newcomers: set[int] = set()  # tgids that started or changed their comm since the last tick, with a table
         self.use(tracking, cares)
         self._executions = Executions(procfs)
+        self._procfs = procfs
         self._cores: dict[int, int] = {}  # tgid -> time of its coredump event: one dump is one occurrence
         self._handlers: dict[type, Callable[[Any], Iterable[Occurrence]]] = {
             Fork: self._fork, Exec: self._exec, Uid: self._uid, Gid: self._gid, Sid: self._sid, Ptrace: self._ptrace,
@@ -66,7 +66,6 @@ class Tracker:
         if cares != self._cares:  # else the processes that were passed over still need no answer
             self.deaths.forget_passed()
         self.tracking, self._cares = tracking, cares
-        self._confirmed = Confirmation(self.table, self._procfs, self._files, tracking)
         self._of_thread_forks = "fork" in tracking.thread_kinds
         self.deaths.wanted = tracking.statuses.wait_statuses()
         if tracking.table:
@@ -212,7 +211,6 @@ class Tracker:
 
     def _uid(self, event: Uid) -> Iterable[Occurrence]:
         by_exec = self.tracking.table and self.table.uid(event)
-        self._confirmed.after_change(event)
         details = {"ruid": event.ruid, "euid": event.euid}
         found = self._occurrences("uid", event.process_tgid, event.process_pid, event, None, details)
         for occurrence in found:  # a thread's own, or no table: /proc shows those of a moment later
@@ -284,8 +282,6 @@ class Tracker:
         status = self._thread_count.take_status(event)
         self.table.end(process, event.timestamp_ns, certain=not process.threaded)
         if "exit" in self.tracking.kinds:
-            if process.unconfirmed:
-                process = self._confirmed.of(process)
             occurrence = Occurrence("exit", process, event.process_pid, status, event.timestamp_ns, event.cpu)
             self._read_cgroup_at_death(occurrence)
             yield self._placed(occurrence, event.parent_tgid)
@@ -306,10 +302,9 @@ class Tracker:
         comm = leader.comm if leader is not None else known.comm if known is not None else None
         if "exit" not in self.tracking.kinds or not self._cares("exit", False, comm, death.status):
             if known is not None and leader is not None:
-                known = self._confirmed.by_record(known, leader)
-                known.take_comm(leader, "taskstats")  # it may be the parent of the next process to end
+                self.table.own(known).take_comm(leader, "taskstats")  # it may be the parent of the next process to end
             return []
-        process = self._confirmed.by_record(known, leader or record) if known is not None else Process(death.tgid)
+        process = self.table.own(known) if known is not None else Process(death.tgid)
         process.take_exit_records(record, leader, at_ns)
         tid = event.process_pid if event is not None else record.pid if record is not None else death.tgid
         occurrence = Occurrence(
@@ -335,9 +330,19 @@ class Tracker:
     def _thread_end(self, event: Exit, record: TaskRecord | None) -> Occurrence:
         """Return the exit of one thread. Its comm is the thread's own."""
         known = self.table.get(event.process_tgid, event.timestamp_ns) if self.tracking.table else None
-        process = thread_of(known and self._confirmed.by_record(known, record), event, record)
-        occurrence = Occurrence("exit", process, event.process_pid, event.exit_code, event.timestamp_ns, event.cpu)
-        occurrence.usage, occurrence.of_thread = record, True
+        process = Process(event.process_tgid, event.parent_tgid or None)
+        if known is not None:
+            process.take_identity(known)
+            process.start_ns = known.start_ns
+            if event.process_pid != event.process_tgid:
+                process.comm, process.comm_source = None, "unknown"  # the table holds the leader's
+        if record is not None:
+            process.take_comm(record, "taskstats")
+            process.take_ids(record, "taskstats")
+        occurrence = Occurrence(
+            "exit", process, event.process_pid, event.exit_code, event.timestamp_ns, event.cpu, usage=record
+        )
+        occurrence.of_thread = True
         return self._placed(occurrence, event.parent_tgid)
 
     def _occurrences(
@@ -373,8 +378,6 @@ class Tracker:
             # A comm event matches by the new comm, which the process does not have yet.
             if kind != "comm" and not self._cares(kind, of_thread, process.comm):
                 continue
-            if process.unconfirmed:
-                process = self._confirmed.of(process)
             occurrence = Occurrence(
                 kind, process, tid, None, event.timestamp_ns, event.cpu, of_thread=of_thread, details=details
             )
@@ -398,7 +401,6 @@ class Tracker:
             child.fill_unknown(fresh)
 
     def _vanished(self, process: Process) -> Occurrence:
-        process = self._confirmed.of(process)
         return self._placed(Occurrence("exit", process, process.tgid, recovered=True), 0)
 
     def _placed(self, occurrence: Occurrence, parent_tgid: int) -> Occurrence:
@@ -410,8 +412,7 @@ class Tracker:
         occurrence.from_hook = process.tgid in family or (ppid in family.roots and family.is_root(ppid))
         if self.tracking.table:
             named = bool(parent_tgid) or occurrence.usage is not None
-            chain = self.table.ancestors(process, occurrence.kernel_time_ns, named, self._parent_now)
-            occurrence.ancestors = self._confirmed.of_chain(chain)
+            occurrence.ancestors = self.table.ancestors(process, occurrence.kernel_time_ns, named, self._parent_now)
         return occurrence
 
     def _parent_now(self, tgid: int) -> int | None:

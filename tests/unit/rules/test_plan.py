@@ -174,16 +174,12 @@ def relatives(rule: CompiledRule) -> bool:
     return "ancestors" in rule.needs
 
 
-INHERITED = {"ids", "euid", "loginuid", "exe", "exe_file", "exe_claimed", "cmdline", "cgroup"}
-"""What no exit record confirms there: see process/inheritance.py."""
-
-
 def beyond_counting(rule: CompiledRule) -> bool:
-    """Return what is unknown without exit records: usage, names of ending threads, the process that had adopted a
-    process which was reaped before its end was sent, and what such a process inherited from a process of root.
+    """Return what is unknown without exit records: usage, names of ending threads, and the process that had adopted a
+    process which was reaped before its end was sent.
     """
     return bool({"usage", "ancestors"} & rule.needs.keys()) or (
-        "exit" in rule.kinds and bool(INHERITED & rule.needs.keys() or (rule.rule.threads and "comm" in rule.needs))
+        rule.rule.threads and "exit" in rule.kinds and "comm" in rule.needs
     )
 
 
