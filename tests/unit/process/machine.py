@@ -582,7 +582,10 @@ def as_read(truth: list[Occurrence], unread: Unread) -> list[Occurrence]:
         elif one.kind == "comm" and tgid in vague and one.tid == tgid:
             vague[tgid]["comm"] = process.comm
         if one.kind != "exit":
-            process = replace(process, **vague.get(tgid, {}))
+            known = vague.get(tgid, {})
+            if one.kind == "comm":  # the event names it, also that of a thread
+                known = known | {"comm": process.comm} if known else known
+            process = replace(process, **known)
         found.append(replace(one, process=process))
     return found
 
