@@ -323,7 +323,7 @@ class Deaths:
         """Return the record of this exit.
 
         The events of older ones of the same thread id were lost, because events come in their order. Those of last
-        threads are deaths.
+        threads are deaths. That of a leader that ended early may come all the same, as the next one: it is no death.
         """
         tid, tgid, status = event.process_pid, event.process_tgid, event.exit_code
         waiting = self._waiting.get(tid, ())
@@ -336,6 +336,8 @@ class Deaths:
         if not matching:
             return None
         number = next((n for n in matching if not _is_in(waiting[n], abandoned)), matching[-1])
+        if waiting[number].last and any(not waiting[n].last for n in matching if n < number):
+            self._eventless[tgid] = status
         self._overtaken += [older for older in waiting[:number] if older.last and older is not PASSED_OVER]
         if number + 1 < len(waiting):
             self._waiting[tid] = waiting[number + 1 :]

@@ -222,8 +222,16 @@ NEGATED_LITERAL = (
 )
 
 
+# A leader ends, another thread executes a program in its place and ends: the process is gone before the events are read.
+GONE_BEFORE_ITS_EVENTS = (
+    [written(["fork", "exit"], {"comm": "java"}, False, False)],
+    History(many_steps(132008, 23), [2, 23], [6], frozenset({2}), False, (0, 0, 5)),
+)
+
+
 @given(rule_sets, st.builds(History, **histories, lone_codes=st.just((0, 0, 5))), st.booleans())
 @example(*NEGATED_LITERAL, False)
+@example(*GONE_BEFORE_ITS_EVENTS, False)
 @settings(max_examples=150)
 def test_the_plan_changes_no_match_where_there_are_exit_records(rule_set, history, follow):
     matcher = Matcher(rule_set)
