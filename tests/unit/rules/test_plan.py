@@ -222,7 +222,7 @@ NEGATED_LITERAL = (
 )
 
 
-# A leader ends, another thread executes a program in its place and ends: the process is gone before the events are read.
+# A leader ends, and another thread executes a program in its place and ends, before the events are read.
 GONE_BEFORE_ITS_EVENTS = (
     [written(["fork", "exit"], {"comm": "java"}, False, False)],
     History(many_steps(132008, 23), [2, 23], [6], frozenset({2}), False, (0, 0, 5)),
