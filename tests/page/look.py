@@ -125,6 +125,10 @@ def first_view(page: Page) -> None:
     )
     assert others == [], others
     see(f"Now with {PAST:,} past matches: loaded in {took_ms} ms, {rows} rows, {drawn} bars in the chart")
+    for by, wanted in (("unit", "jobs.service"), ("kind of event (deaths)", "nonzero_exit"), ("rule", "worker-failed")):
+        browser.click(".toolbar select option", by)
+        browser.see(wanted, ".legend")
+    see("the chart by unit, by kind of event and by rule")
     for _ in range(5):
         before = browser.text("main p.muted")
         browser.click("button", "Older matches")
