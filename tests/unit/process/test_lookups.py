@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -221,7 +222,9 @@ def test_a_program_in_memory_has_no_exe():
     os.write(memory, Path("/bin/sleep").resolve().read_bytes())
     process = subprocess.Popen(["chage", "1000"], executable=f"/proc/self/fd/{memory}", pass_fds=[memory])
     os.close(memory)
-    found = read_process(process.pid)
+    deadline_s = time.monotonic() + 20
+    while (found := read_process(process.pid)).exe_claimed is None and time.monotonic() < deadline_s:
+        time.sleep(0.001)  # execve(2) is under way: the program is unknown until it has ended
     process.kill()
     process.wait()
     assert (found.exe, found.exe_claimed) == (None, "/memfd:/usr/bin/chage")
