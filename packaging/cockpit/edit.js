@@ -35,7 +35,7 @@ export function editView(main, { options, status }) {
                                  oninput: typed, onscroll: () => { lines.scrollTop = area.scrollTop } });
     const save = button("Save and load", () => store(false), { class: "primary" });
     const trial = button("Try on past matches", tryOnPast);
-    const back = button("Undo all changes", () => open(draft.file, true));
+    const back = button("Undo all changes", () => undo());
     const fresh = button("New file", newFile);
     fill(main, h("p", {}, h("a", { href: "#/rules" }, "\u2190 Rules")), card("Edit rules",
         h("div", { class: "toolbar" }, choice, fresh, save, trial, back), note,
@@ -88,14 +88,14 @@ export function editView(main, { options, status }) {
         }
     }
 
-    async function open(file, anew = false) {
-        fill(note);
-        fill(past);
-        if (isEdited() && (anew || file !== draft.file) && !await ask("Discard the changes?", `${draft.file} was edited and not saved.`, "Discard")) {
-            choice.value = draft.file;
-            return;
-        }
-        if (anew || file !== draft.file || !isEdited()) {
+    const mayDiscard = () => ask("Discard the changes?", `${draft.file} was edited and not saved.`, "Discard");
+    const undo = async () => { if (await mayDiscard()) { area.value = draft.saved; typed() } };
+
+    async function open(file) {
+        [note, past].forEach(box => fill(box));
+        drawButtons(false);
+        if (isEdited() && file !== draft.file && !await mayDiscard()) [file, options.line] = [draft.file, null];
+        if (file !== draft.file || !isEdited()) {
             try {
                 const read = await new Promise((resolve, reject) => cockpit.file(file, { superuser: "try" }).read()
                         .then((text, tag) => resolve({ text, tag }), reject));
@@ -130,20 +130,20 @@ export function editView(main, { options, status }) {
     }
 
     // The tag names the content that was read: a file that another session changed meanwhile is not overwritten.
-    async function store(anyway) {
+    async function store(anyway, isFormer) {
         save.disabled = true;
         const { text, saved, tag, file } = draft;
         try {
             if (file.startsWith(OWN)) await cockpit.spawn(["mkdir", "-p", OWN], { superuser: "require", err: "message" });
             draft.tag = await new Promise((resolve, reject) => cockpit.file(file, { superuser: "require" })
-                    .replace(text, anyway ? undefined : tag ?? "-").then(resolve, reject));
+                    .replace(text || (isFormer ? "" : "\n"), anyway ? undefined : tag ?? "-").then(resolve, reject));
             draft.saved = text;
             fill(note, h("p", { class: "muted" }, `${file} is saved. Loading the rules ...`));
             const outcome = await reload();
             const refused = [outcome].flat()[0].classList.contains("bad");
             fill(note, outcome, refused && button("Put the former content back", () => {
                 draft.text = saved;
-                store(true);
+                store(false, true);
             }));
         } catch (error) {
             fill(note, error.problem === "change-conflict"

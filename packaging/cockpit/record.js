@@ -91,7 +91,7 @@ function recorder(stops, status) {
         if (kept.figures && !process) fill(note, facts([["Events", kept.figures.events], ["Exit records", kept.figures.exit_records], ["Lost", kept.figures.lost],
             ["Size", `${Math.ceil(kept.figures.bytes / 1024).toLocaleString()} KiB`], ["Ended by", kept.figures.ended.replace("a signal", "Stop")]]));
         else if (!process) fill(note, h("p", { class: "muted" }, "A recording holds every event of every process, with names and " +
-            "arguments. Only root can read it; it is deleted when you leave the page."));
+            "arguments. Only root can read it; delete it before you leave the page."));
     }
 
     async function begin() {
