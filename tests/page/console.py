@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import io
 import os
 import shutil
 import signal
@@ -20,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from PIL import Image
 from selenium import webdriver
 from selenium.common.exceptions import NoAlertPresentException, StaleElementReferenceException, WebDriverException
 from selenium.webdriver.chrome.options import Options
@@ -175,6 +177,11 @@ def _answers(port: int) -> bool:
     return False
 
 
+def see(text: str) -> None:
+    """Print what was seen."""
+    print(f"    seen: {text}", flush=True)
+
+
 class Browser:
     """A headless Chromium, seen as its user sees it: texts, links, buttons and labels."""
 
@@ -261,6 +268,12 @@ class Browser:
     def script(self, code: str, *arguments: object) -> object:
         found: object = self.driver.execute_script(code, *arguments)
         return found
+
+    def picture(self, *files: Path) -> None:
+        """Keep a screenshot, in few colours."""
+        shown = Image.open(io.BytesIO(self.driver.get_screenshot_as_png())).convert("RGB")
+        for file in files:
+            shown.quantize(96, dither=Image.Dither.NONE).save(file, optimize=True)
 
     def errors(self) -> list[str]:
         """Return the errors of the console: exceptions, refused scripts, missing files."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-import traceback
 from pathlib import Path
 
 import life
-from probe import StepFailedError, diagnose, die, expect, run, show, write_rules
+from probe import die, expect, run, run_step, show, write_rules
 
 NETWORK = "[Match]\nType=ether\n[Network]\nAddress=10.0.2.15/24\nLinkLocalAddressing=no\n"
 USER, PASSWORD = "inspector", "open-the-page-19"
@@ -83,14 +82,4 @@ STEPS = {
 }  # fmt: skip
 
 if __name__ == "__main__":
-    if sys.argv[1] == "diagnose":
-        print(diagnose())
-    else:
-        try:
-            print(STEPS[sys.argv[1]]())
-        except StepFailedError as reason:
-            print(reason)
-            sys.exit(1)
-        except Exception:
-            traceback.print_exc(file=sys.stdout)
-            sys.exit(1)
+    sys.exit(run_step(STEPS, sys.argv[1]))

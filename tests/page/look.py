@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import os
 import shutil
 import subprocess
@@ -21,9 +20,8 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from console import RULES, Browser, Daemon, cockpit, enter, wait_for
+from console import RULES, Browser, Daemon, cockpit, enter, see, wait_for
 from deaths import HOSTILE, MARKUP, fail, fail_with_arguments, kill, waiting, write_history
-from PIL import Image
 from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -82,12 +80,8 @@ class Page:
         """Keep a screenshot, light and dark."""
         for style in styles:
             self._style(style)
-            picture = self.browser.driver.get_screenshot_as_png()
             OUTPUT.mkdir(exist_ok=True)
-            for directory in filter(None, (OUTPUT, self.shots)):
-                Image.open(io.BytesIO(picture)).convert("RGB").quantize(96, dither=Image.Dither.NONE).save(
-                    directory / f"{name}-{style}.png", optimize=True
-                )
+            self.browser.picture(*(one / f"{name}-{style}.png" for one in (OUTPUT, self.shots) if one is not None))
         self._style("auto")
 
     def _style(self, style: str) -> None:
@@ -97,11 +91,6 @@ class Page:
             "window.dispatchEvent(new CustomEvent('cockpit-style', {detail: {style: arguments[0]}}))",
             style,
         )
-
-
-def see(text: str) -> None:
-    """Print what was seen."""
-    print(f"    seen: {text}", flush=True)
 
 
 # -- the steps, in order

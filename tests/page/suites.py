@@ -10,7 +10,6 @@ trees share the kernel of this machine. Needs what look.py needs, and mmdebstrap
 from __future__ import annotations
 
 import importlib
-import io
 import os
 import subprocess
 import sys
@@ -18,7 +17,6 @@ from pathlib import Path
 
 from console import BRIDGES, ORACLE, Browser, Daemon, cockpit, enter
 from deaths import kill, waiting
-from PIL import Image
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -124,8 +122,7 @@ def one_suite(suite: str, place: Path) -> None:
         daemon.start()
         with cockpit("root", log, root) as address:
             look(browser, address)
-            picture = Image.open(io.BytesIO(browser.driver.get_screenshot_as_png())).convert("RGB")
-            picture.quantize(96, dither=Image.Dither.NONE).save(OUTPUT / f"{suite}.png", optimize=True)
+            browser.picture(OUTPUT / f"{suite}.png")
     except BaseException:
         print(log.read_text()[-2000:], file=sys.stderr)
         browser.driver.save_screenshot(str(OUTPUT / f"failed-{suite}.png"))

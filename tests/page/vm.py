@@ -12,15 +12,13 @@ guest has no other network. Needs what look.py and tests/vm need; ten minutes fo
 from __future__ import annotations
 
 import contextlib
-import io
 import sys
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 
-from console import Browser, free_port
-from PIL import Image
+from console import Browser, free_port, see
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -95,9 +93,7 @@ class Viewer:
 
     def shot(self, state: str) -> None:
         """Keep a screenshot of Cockpit with the page in it."""
-        picture = Image.open(io.BytesIO(self.browser.driver.get_screenshot_as_png())).convert("RGB")
-        file = OUTPUT / f"vm-{self.name}-{state}.png"
-        picture.quantize(96, dither=Image.Dither.NONE).save(file, optimize=True)
+        self.browser.picture(OUTPUT / f"vm-{self.name}-{state}.png")
 
     def edit(self, text: str) -> None:
         """Replace what is in the editor."""
@@ -106,11 +102,6 @@ class Viewer:
             "area.setRangeText(arguments[0], 0, area.value.length, 'end'); area.dispatchEvent(new Event('input'))",
             text,
         )
-
-
-def see(text: str) -> None:
-    """Print what was seen."""
-    print(f"    seen: {text}", flush=True)
 
 
 # -- the steps, in order

@@ -10,8 +10,10 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 RULES = Path("/etc/cnprocd/rules.yaml")
@@ -112,6 +114,19 @@ def reload_rules() -> None:
         if done.returncode == 0:
             return
     expect(False, f"{MOST_RELOADS} reloads failed: {done.stderr}")
+
+
+def run_step(steps: Mapping[str, Callable[[], str]], name: str) -> int:
+    """Run a step, or `diagnose`. Print its detail, or the failure. Return the exit status."""
+    try:
+        print(diagnose() if name == "diagnose" else steps[name]())
+    except StepFailedError as reason:
+        print(reason)
+        return 1
+    except Exception:
+        traceback.print_exc(file=sys.stdout)
+        return 1
+    return 0
 
 
 def diagnose() -> str:

@@ -7,7 +7,6 @@ Steps run in the order of LIFE or UPGRADE. Each uses the state that the steps be
 from __future__ import annotations
 
 import sys
-import traceback
 
 import crashes
 import hooks
@@ -15,7 +14,7 @@ import identity
 import life
 import matching
 import upgrade
-from probe import StepFailedError, diagnose
+from probe import run_step
 
 LIFE = (
     life.boot,
@@ -55,14 +54,5 @@ STEPS = {step.__name__: step for step in (*LIFE, *UPGRADE)}
 if __name__ == "__main__":
     if sys.argv[1] == "--list":
         print("\n".join(step.__name__ for step in LIFE))
-    elif sys.argv[1] == "diagnose":
-        print(diagnose())
     else:
-        try:
-            print(STEPS[sys.argv[1]]())
-        except StepFailedError as reason:
-            print(reason)
-            sys.exit(1)
-        except Exception:
-            traceback.print_exc(file=sys.stdout)
-            sys.exit(1)
+        sys.exit(run_step(STEPS, sys.argv[1]))
