@@ -23,7 +23,7 @@ from cnprocd.cli.terminal import Style, counted, duration, print_json, size
 from cnprocd.cli.this_machine import bad_hooks, program_path, unreadable_rule_files
 from cnprocd.connector.listener import USE_HOST
 from cnprocd.connector.uapi import NETLINK_CONNECTOR, QUEUED_EVENT_BYTES
-from cnprocd.control.client import Client, NotRunningError
+from cnprocd.control.client import SYSTEMD, Client, NotRunningError
 from cnprocd.errors import EX_OK, CnprocdError
 from cnprocd.json_value import get_bool, get_dict, get_int, get_number, get_str, get_str_or_none
 from cnprocd.owner_lock import holder_of
@@ -303,7 +303,7 @@ def _package(options: Options) -> Iterator[Finding]:
 
 
 def _systemd(options: Options) -> Iterator[Finding]:
-    if not Path("/run/systemd/system").is_dir():
+    if not SYSTEMD.is_dir():
         yield Finding("pass", "this machine does not run systemd; cnprocd can run in the foreground")
         return
     state = _output("systemctl", "is-enabled", "cnprocd.service")
@@ -323,7 +323,7 @@ def _kernel_log(options: Options) -> Iterator[Finding]:
     else:
         yield Finding("pass", f"{DEVICE} shows OOM kills")
     unit = Path("/usr/lib/systemd/system/cnprocd-kmsg.socket")
-    if unit.exists() and Path("/run/systemd/system").is_dir():
+    if unit.exists() and SYSTEMD.is_dir():
         state = _output("systemctl", "is-active", "cnprocd-kmsg.socket")
         daemon = _output("systemctl", "is-active", "cnprocd.service")
         if daemon == "active" and state != "active":
