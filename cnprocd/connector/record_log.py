@@ -68,7 +68,7 @@ class RecordLog:
     def forget(self, needed: Needed, exited: Iterable[int] = ()) -> list[int]:
         """Forget the records that are not needed. Return the entries of `decided` of which it has none.
 
-        `exited`: the threads of the batch's exit events, and any others.
+        `exited`: the threads of the batch's exit events. Other threads among them do no harm.
         """
         marks: list[bytes] = []
         elsewhere: list[int] = []
