@@ -16,8 +16,9 @@ from cnprocd.runner.client import RunnerClient, SnapshotRefusedError
 
 ANSWER_S = 10.0  # for the runner to read the rule files, or for the disk
 
-Accept = Callable[[LoadedRules, Collection[str]], Awaitable[None]]
-"""Accept rules, and keep the snapshots with these digests, too. Raises RulesError: they must not be put in force."""
+Accept = Callable[[LoadedRules, Collection[str] | None], Awaitable[None]]
+"""Accept rules, and keep the snapshots with these digests, too (None: all). Raises RulesError: they must not be put in
+force."""
 
 
 class FilesChangedError(RetryableError):
@@ -31,7 +32,7 @@ class RunnerUnreachableError(RetryableError):
 def accepted_by_runner(client: RunnerClient, log: Log) -> Accept:
     """Return the function that lets the runner take a snapshot of the same files."""
 
-    async def accept(loaded: LoadedRules, keep: Collection[str]) -> None:
+    async def accept(loaded: LoadedRules, keep: Collection[str] | None) -> None:
         try:
             digest = await asyncio.wait_for(client.take_snapshot(loaded.snapshot, keep), ANSWER_S)
         except SnapshotRefusedError as error:
@@ -53,7 +54,7 @@ def accepted_by_runner(client: RunnerClient, log: Log) -> Accept:
 def accepted_here(store: Accept, log: Log) -> Accept:
     """Return the function that stores the snapshot with `store`. If the disk fails, it only logs that."""
 
-    async def accept(loaded: LoadedRules, keep: Collection[str]) -> None:
+    async def accept(loaded: LoadedRules, keep: Collection[str] | None) -> None:
         try:
             await asyncio.wait_for(store(loaded, keep), ANSWER_S)
         except RulesError as error:

@@ -251,8 +251,8 @@ class Dispatcher:
         guaranteed = guaranteed_slots(loaded.rules, slots)
         self.scheduler.reload(hooks_of(loaded.rules), slots, loaded.snapshot, guaranteed=guaranteed)
 
-    def snapshots(self) -> list[str]:
-        """Return the digests of the rules that jobs refer to."""
+    def snapshots(self) -> list[str] | None:
+        """Return the digests of the rules that jobs refer to. None: that is not known yet."""
         return self.spool.snapshots(MOST_SNAPSHOTS)
 
     def _use_throttles(self, rules: Iterable[Rule]) -> None:

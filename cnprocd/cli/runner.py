@@ -95,10 +95,16 @@ class Reader:
     async def stored(self, digest: str) -> Hooks | None:
         return (await load_former(self.directory, [digest])).get(digest)
 
-    async def files(self, wanted: str, keep: Collection[str] | None) -> FilesRead:
-        return await LoaderProcess(lambda: self._read(wanted, keep), self.rules or MAIN_FILE).wait()
+    async def files(self, wanted: str) -> FilesRead:
+        return await LoaderProcess(lambda: self._read(wanted), self.rules or MAIN_FILE).wait()
 
-    def _read(self, wanted: str, keep: Collection[str] | None) -> FilesRead:
+    async def accept(self, wanted: str, keep: Collection[str] | None) -> FilesRead:
+        def put_in_force() -> None:
+            snapshot_files.accept(self.directory, wanted, keep, self.gid)
+
+        return await LoaderProcess(lambda: self._read(wanted, put_in_force), self.rules or MAIN_FILE).wait()
+
+    def _read(self, wanted: str, put_in_force: Callable[[], None] = lambda: None) -> FilesRead:
         from cnprocd.rules.language.disabled import load_with_snapshot
 
         loaded, snapshot = load_with_snapshot(self.rules)
@@ -106,8 +112,7 @@ class Reader:
             return FilesRead(snapshot.digest, None)
         try:
             snapshot_files.store(self.directory, snapshot, self.gid)
-            if keep is not None:
-                snapshot_files.accept(self.directory, wanted, keep, self.gid)
+            put_in_force()
         except OSError as error:
             raise not_stored(self.directory, error) from error
         return FilesRead(wanted, hooks_of(loaded.rules))

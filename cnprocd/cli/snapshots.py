@@ -29,7 +29,7 @@ def start_loader(rules: Path | None, *, stores: bool, observe_only: bool = False
     return LoaderProcess(read, rules or MAIN_FILE)
 
 
-def start_accepting(directory: Path, loaded: LoadedRules, keep: Collection[str]) -> LoaderProcess[None]:
+def start_accepting(directory: Path, loaded: LoadedRules, keep: Collection[str] | None) -> LoaderProcess[None]:
     """Start to store the snapshot of rules that are put in force. The result raises RulesError if it cannot be."""
 
     def write() -> None:

@@ -4,8 +4,9 @@
 rename(2) after fsync(2), so they survive a power cut. A file is read only if root alone (or the user of this process)
 can have written it, and only if its content has the digest of its name.
 
-How many are kept: the accepted one, those that jobs refer to, and the latest few; at most MOST_KEPT. A job whose
-snapshot is gone is reported as dead.
+How many are kept: the accepted one, those that jobs refer to, and the latest few; at most MOST_KEPT. While the spool
+cannot be read, it is not known which ones jobs refer to, and none is deleted below that number. A job whose snapshot is
+gone is reported as dead.
 """
 
 from __future__ import annotations
@@ -45,12 +46,12 @@ def store(directory: Path, snapshot: Snapshot, gid: int | None = None) -> None:
     _write(path, snapshot.text, gid)
 
 
-def accept(directory: Path, digest: str, keep: Collection[str] = (), gid: int | None = None) -> None:
-    """Note that a stored snapshot is in force, and delete those that are not kept. Raises OSError."""
+def accept(directory: Path, digest: str, keep: Collection[str] | None = (), gid: int | None = None) -> None:
+    """Note that a stored snapshot is in force, and delete those that are not kept (None: all are). Raises OSError."""
     if accepted(directory) != digest:
         _write(directory / ACCEPTED, digest, gid)
     latest = sorted(_stored(directory), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    wanted = [path for index, path in enumerate(latest) if index < LATEST_KEPT or path.name in keep]
+    wanted = [path for index, path in enumerate(latest) if index < LATEST_KEPT or keep is None or path.name in keep]
     kept = {digest, *(path.name for path in wanted[: MOST_KEPT - 1])}
     for path in latest:
         if path.name not in kept:

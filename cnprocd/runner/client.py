@@ -199,7 +199,7 @@ class RunnerClient:
             self._resume_later([attempt])
         return attempt
 
-    async def take_snapshot(self, wanted: str, keep: Collection[str]) -> str:
+    async def take_snapshot(self, wanted: str, keep: Collection[str] | None) -> str:
         """Let the runner put the snapshot of the rule files in force if its digest is `wanted`. Return their digest.
 
         Raises OSError if the runner cannot be reached, and SnapshotRefusedError if it cannot read the rule files.
@@ -208,7 +208,8 @@ class RunnerClient:
             self._connect()
         answer: asyncio.Future[str] = self._loop.create_future()
         self._snapshot, self._wanted = answer, wanted
-        self._send(wire.TakeSnapshot(wanted=wanted, keep=list(keep)[: wire.MOST_SNAPSHOTS]))
+        kept = None if keep is None else list(keep)[: wire.MOST_SNAPSHOTS]
+        self._send(wire.TakeSnapshot(wanted=wanted, keep=kept))
         try:
             return await answer
         finally:

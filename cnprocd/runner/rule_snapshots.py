@@ -34,8 +34,11 @@ class SnapshotReader(Protocol):
     def stored(self, digest: str) -> Awaitable[Hooks | None]:
         """Return the hooks of a stored snapshot, or None if there is no such snapshot."""
 
-    def files(self, wanted: str, keep: Collection[str] | None) -> Awaitable[FilesRead]:
-        """Read the rule files. If their digest is `wanted`, store the snapshot; unless `keep` is None, accept it."""
+    def files(self, wanted: str) -> Awaitable[FilesRead]:
+        """Read the rule files. If their digest is `wanted`, store the snapshot."""
+
+    def accept(self, wanted: str, keep: Collection[str] | None) -> Awaitable[FilesRead]:
+        """Do what `files` does, and put the snapshot in force. Delete those that are not in `keep` (None: all are)."""
 
 
 class RuleSnapshots:
@@ -64,13 +67,13 @@ class RuleSnapshots:
             self._loading[digest].add_done_callback(lambda task: self._loading.pop(digest))
         return await asyncio.shield(self._loading[digest])
 
-    async def take(self, wanted: str, keep: Collection[str]) -> str:
+    async def take(self, wanted: str, keep: Collection[str] | None) -> str:
         """Put the snapshot of the rule files in force if its digest is `wanted`. Return their digest.
 
         Raises CnprocdError if the files are invalid, or the snapshot cannot be stored.
         """
         async with self._turn:
-            read = await self._reader.files(wanted, keep)
+            read = await self._reader.accept(wanted, keep)
         if read.hooks is not None:
             self._keep(wanted, read.hooks)
         return read.digest
@@ -80,7 +83,7 @@ class RuleSnapshots:
             hooks = await self._reader.stored(digest)
             if hooks is None:
                 try:
-                    hooks = (await self._reader.files(digest, None)).hooks
+                    hooks = (await self._reader.files(digest)).hooks
                 except CnprocdError:  # the files are invalid, so they are not the ones of the snapshot
                     return None
         if hooks is not None:

@@ -121,15 +121,19 @@ class Resume:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TakeSnapshot:
-    """Read the rule files, and put their snapshot in force if its digest is `wanted`. Keep those in `keep`, too."""
+    """Read the rule files, and put their snapshot in force if its digest is `wanted`. Keep those in `keep`, too.
+
+    `keep` None: all, because it is not known which ones jobs need.
+    """
 
     type: Literal["take_snapshot"] = "take_snapshot"
     wanted: str
-    keep: Sequence[str]
+    keep: Sequence[str] | None
 
     def __post_init__(self) -> None:
-        _require(len(self.keep) <= MOST_SNAPSHOTS, f"keep: more than {MOST_SNAPSHOTS}")
-        for digest in (self.wanted, *self.keep):
+        keep = self.keep or ()
+        _require(len(keep) <= MOST_SNAPSHOTS, f"keep: more than {MOST_SNAPSHOTS}")
+        for digest in (self.wanted, *keep):
             _require(_DIGEST.fullmatch(digest) is not None, "a snapshot: expected 64 hexadecimal digits")
 
 

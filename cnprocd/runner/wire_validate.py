@@ -8,7 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from cnprocd.json_value import JsonObject, as_dict, as_int, as_str, get_int, get_list, get_number, get_str, get_with
+from cnprocd.json_value import (
+    JsonObject,
+    as_dict,
+    as_int,
+    as_list,
+    as_str,
+    get_int,
+    get_list,
+    get_number,
+    get_str,
+    get_with,
+)
 from cnprocd.runner import wire
 
 
@@ -37,7 +48,8 @@ def _read_resume(found: JsonObject) -> wire.Resume:
 
 
 def _read_take_snapshot(found: JsonObject) -> wire.TakeSnapshot:
-    return wire.TakeSnapshot(wanted=get_str(found, "wanted"), keep=get_list(found, "keep", as_str))
+    keep = get_with(found, "keep", wire.nullable(lambda value: [as_str(one) for one in as_list(value)]))
+    return wire.TakeSnapshot(wanted=get_str(found, "wanted"), keep=keep)
 
 
 _FROM_DAEMON: Mapping[str, Callable[[JsonObject], wire.FromDaemon]] = {

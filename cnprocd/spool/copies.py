@@ -109,6 +109,15 @@ def ended_keys(db: sqlite3.Connection, limit: int) -> tuple[str, ...]:
     return tuple(key for (key,) in rows)
 
 
+def needed_snapshots(db: sqlite3.Connection, limit: int) -> list[str]:
+    """Return the digests of rules that jobs refer to which may still run: those of dead jobs last, the newest first."""
+    query = (
+        "SELECT snapshot FROM jobs WHERE state != 'done' GROUP BY snapshot"
+        " ORDER BY min(state = 'dead'), max(job_id) DESC LIMIT ?"
+    )
+    return [str(row[0]) for row in db.execute(query, (limit,)) if row[0]]
+
+
 # -- memory to file ----------------------------------------------------------------------------------------------
 
 

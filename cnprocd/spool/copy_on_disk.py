@@ -57,14 +57,17 @@ class _Phase(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class TakenIn:
-    """What the file had that the memory had not: the number of jobs, those that ran, and the ended ones it keeps."""
+    """What the file had that the memory had not: the number of jobs, those that ran, and the ended ones it keeps.
+
+    `snapshots` are those that its jobs refer to, or None if the file is not in use.
+    """
 
     jobs: int
     running: tuple[int, ...]
     done: int
     dead: int
     hits: Mapping[str, RuleHits]
-    snapshots: tuple[str, ...]
+    snapshots: tuple[str, ...] | None
 
 
 class CopyOnDisk:
@@ -369,7 +372,7 @@ class CopyOnDisk:
         ended = [m.Ended(job_id, self._on_file[job_id], State.DONE, now_ns) for job_id in left_out]
         self._tombstones |= {one.job_id: one for one in ended}  # another job has its events
         running = tuple(int(row[0]) for row in rows.jobs if row[2] == State.RUNNING)
-        done, dead, snapshots = (opened.done, opened.dead, opened.snapshots) if opened else (0, 0, ())
+        done, dead, snapshots = (opened.done, opened.dead, opened.snapshots) if opened else (0, 0, None)
         self._on_taken_in(TakenIn(len(rows.jobs), running, done, dead, hits_of(rows.hits), snapshots))
 
     def _pruned(self, answer: m.Answer) -> None:

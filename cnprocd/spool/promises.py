@@ -62,10 +62,14 @@ class Promises:
         self._hooks = dict(hooks)
         self._former: dict[str, Mapping[str, Hook]] = {}
 
-    def use(self, hooks: Mapping[str, Hook], snapshot: str, needed: Collection[str]) -> None:
-        """Put other rules in force. Former ones are kept if jobs refer to them: `needed` has their digests."""
+    def use(self, hooks: Mapping[str, Hook], snapshot: str, needed: Collection[str] | None) -> None:
+        """Put other rules in force. Former ones are kept if jobs refer to them: `needed` has their digests.
+
+        None: that is not known, and the latest are kept.
+        """
         former = {**self._former, self.snapshot: self._hooks}
-        self._former = {digest: kept for digest, kept in former.items() if digest in needed and digest != snapshot}
+        kept = [digest for digest in former if digest != snapshot and (needed is None or digest in needed)]
+        self._former = {digest: former[digest] for digest in kept[-MOST_SNAPSHOTS:]}
         self._hooks, self.snapshot = dict(hooks), snapshot
 
     def missing(self, needed: Collection[str]) -> frozenset[str]:

@@ -131,7 +131,7 @@ class Scheduler:
                 self._resume(left)
             self.wake()
 
-        self.former.find(self._spool.snapshots(MOST_SNAPSHOTS), go_on)
+        self.former.find(self._spool.snapshots(MOST_SNAPSHOTS) or (), go_on)
         self.wake()
 
     def wake(self) -> None:

@@ -72,12 +72,11 @@ class Spool:
         self.boot_id = boot_id
         self.duplicates = 0
         self.on_recoverable: Callable[[], None] = lambda: None  # the file had jobs that a crash interrupted
-        self._since_prune = 0
-        self._since_forgotten = 0
+        self._since_prune = self._since_forgotten = 0
         self._log = log
         self.shedding = Shedding(log)
         self._hits: dict[str, RuleHits] = {}
-        self._snapshots: tuple[str, ...] = ()  # of the jobs in the file, as it was opened
+        self._snapshots: tuple[str, ...] | None = None  # of the jobs in the file, as it was opened
         self._interrupted: list[int] = []  # jobs that ran at a crash; recover() returns them
         self._forgotten = dict.fromkeys(State, 0)  # ended jobs that only the file has
         self._store = Store(database.in_memory())
@@ -228,9 +227,10 @@ class Spool:
         """Store the output of a job's last attempt, with the job's next commit."""
         self._copy.note_output(job_id, output)
 
-    def snapshots(self, limit: int) -> list[str]:
-        """Return the digests of rules that jobs refer to which may still run, the newest first."""
-        return list(dict.fromkeys((*self._store.snapshots(limit), *self._snapshots)))[:limit]
+    def snapshots(self, limit: int) -> list[str] | None:
+        """Return the digests of rules that jobs refer to which may still run. None: the file was not readable yet."""
+        known = self._snapshots
+        return None if known is None else list(dict.fromkeys((*self._store.snapshots(limit), *known)))[:limit]
 
     def interrupt(self, job_id: int, pause_s: float = 0.0) -> None:
         """Let the job wait again: its attempt was interrupted. The attempt is counted, and no retry is used up."""
@@ -366,7 +366,7 @@ class Spool:
         self._forgotten[State.DEAD] = max(0, taken.dead - kept[State.DEAD])
         self._hits = {**taken.hits, **self._hits}
         self._interrupted += taken.running
-        self._snapshots = taken.snapshots
+        self._snapshots = self._snapshots if taken.snapshots is None else taken.snapshots
         if taken.jobs:
             self.on_recoverable()
 

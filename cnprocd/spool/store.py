@@ -230,9 +230,8 @@ class Store:
         return [Leftover(_job(row[:-4]), *row[-4:]) for row in rows]
 
     def snapshots(self, limit: int) -> list[str]:
-        """Return the digests of rules that jobs refer to which may still run, the newest first."""
-        query = "SELECT snapshot FROM jobs WHERE state != 'done' GROUP BY snapshot ORDER BY max(job_id) DESC LIMIT ?"
-        return [str(row[0]) for row in self._db.execute(query, (limit,)) if row[0]]
+        """Return the digests of rules that jobs refer to which may still run: see copies.needed_snapshots()."""
+        return copies.needed_snapshots(self._db, limit)
 
     # -- control ---------------------------------------------------------------------------------------------
 

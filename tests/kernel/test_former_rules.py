@@ -19,6 +19,7 @@ from kernel.harness import PATIENCE_S, Daemon
 from kernel.test_snapshots import Place, fail, matches, next_of, rules, until
 
 from cnprocd.control.client import Client
+from cnprocd.rules.snapshot_files import LATEST_KEPT
 
 
 @pytest.fixture(params=["embedded", "apart"])
@@ -69,8 +70,12 @@ def dead(daemon: Daemon) -> list[dict[str, object]]:
     return [record for record in daemon.records if record["event"] == "job_dead"]
 
 
-def test_a_former_rules_job_of_a_locked_spool_runs(place):
-    """kill -9, and the spool is locked when the next daemon starts: which rules its jobs need is known later."""
+@pytest.mark.parametrize("reloads", [0, LATEST_KEPT + 1])
+def test_a_former_rules_job_of_a_locked_spool_runs(place, reloads):
+    """kill -9, and the spool is locked when the next daemon starts: which rules its jobs need is known later.
+
+    Reloads come meanwhile. They delete no snapshot, because a job may need it.
+    """
     daemon = two_jobs_of_a_former_rule(place)
     ids = former_ids(daemon)
     daemon.kill()
@@ -81,6 +86,9 @@ def test_a_former_rules_job_of_a_locked_spool_runs(place):
     daemon = place.daemon(daemon.rules.read_text())
     with Client(place.directory / "run") as client:
         until("the file is locked", lambda: "locked" in str(client.ask("status")["jobs"]["why_not_durable"]))
+    text = daemon.rules.read_text()
+    for number in range(reloads):
+        assert daemon.reload(f"{text}# {number}\n")["event"] == "rules_loaded"
     holder.close()
     daemon.wait_for("spool_durable")
     for _ in range(3):  # an embedded hook was interrupted, and may still have been at the gate

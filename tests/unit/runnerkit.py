@@ -51,6 +51,7 @@ class World:
         self.records: list[dict[str, object]] = []
         self.runners: list[int] = []
         self.kept: dict[str, dict[str, Hook]] = {SNAPSHOT: self.hooks}
+        self.keep: Collection[str] | None = ()  # what the last accepted snapshot left
         self.files_digest = SNAPSHOT
         self.snapshots = RuleSnapshots(self)
         results = directory / "results"
@@ -60,7 +61,11 @@ class World:
     async def stored(self, digest: str) -> dict[str, Hook] | None:
         return self.kept.get(digest)
 
-    async def files(self, wanted: str, keep: Collection[str] | None) -> FilesRead:
+    async def accept(self, wanted: str, keep: Collection[str] | None) -> FilesRead:
+        self.keep = keep
+        return await self.files(wanted)
+
+    async def files(self, wanted: str) -> FilesRead:
         if self.files_digest != wanted:
             return FilesRead(self.files_digest, None)
         self.kept[wanted] = dict(self.hooks)

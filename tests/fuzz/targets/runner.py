@@ -46,6 +46,7 @@ _RUN = {
 _SENT = (
     {"type": "hello", "version": 3, "pid": 3}, _RUN, _RUN, _RUN, {**_RUN, "rule": "b", "attempt_id": _OTHER_ID},
     {"type": "take_snapshot", "wanted": _SNAPSHOT, "keep": [_SNAPSHOT]},
+    {"type": "take_snapshot", "wanted": _SNAPSHOT, "keep": None},
     {"type": "snapshot_taken", "wanted": _SNAPSHOT, "digest": None, "error": "why"},
     {"type": "resume", "attempt_id": _OTHER_ID},
     {"type": "terminate", "attempt_id": _ID, "grace_s": 2.5}, {"type": "announced", "attempt_id": _ID, "hook_pid": 7},
@@ -127,7 +128,10 @@ class FakeReader:
     async def stored(self, digest):
         return _HOOKS if digest == _SNAPSHOT else None
 
-    async def files(self, wanted, keep):
+    async def accept(self, wanted, keep):
+        return await self.files(wanted)
+
+    async def files(self, wanted):
         return FilesRead(_SNAPSHOT, _HOOKS if wanted == _SNAPSHOT else None)
 
 

@@ -80,6 +80,14 @@ def test_snapshots_of_jobs_are_kept_and_others_deleted(tmp_path):
     assert snapshot_files.accepted(tmp_path) == snapshots[50].digest
 
 
+def test_all_are_kept_if_the_needed_ones_are_unknown(tmp_path):
+    snapshots = [made(f"rules: [] # {number}") for number in range(snapshot_files.MOST_KEPT - 1)]
+    for snapshot in snapshots:
+        snapshot_files.store(tmp_path, snapshot)
+        snapshot_files.accept(tmp_path, snapshot.digest, None)
+    assert {path.name for path in tmp_path.iterdir()} == {*(one.digest for one in snapshots), snapshot_files.ACCEPTED}
+
+
 def test_the_number_of_kept_snapshots_is_bounded(tmp_path):
     snapshots = [made(f"rules: [] # {number}") for number in range(100)]
     for snapshot in snapshots:

@@ -61,7 +61,9 @@ def test_a_snapshot_is_taken_only_of_the_wanted_files(tmp_path):
         assert await it.client.take_snapshot(SNAPSHOT, []) == OTHER
         assert not it.kept
         it.files_digest = SNAPSHOT
-        assert await it.client.take_snapshot(SNAPSHOT, [OTHER]) == SNAPSHOT
+        for keep in ([OTHER], None):
+            assert await it.client.take_snapshot(SNAPSHOT, keep) == SNAPSHOT
+            assert it.keep == keep
         assert list(it.kept) == [SNAPSHOT]
 
     play(tmp_path, scene)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from unit.hookkit import hook
 
 from cnprocd.spool.job import Job, State
-from cnprocd.spool.promises import Promise, Promises
+from cnprocd.spool.promises import MOST_SNAPSHOTS, Promise, Promises
 from cnprocd.spool.running import MOST_INTERRUPTIONS, Interruptions
 
 OLD, NEW = hook("/bin/old", slots=2), hook("/bin/new")
@@ -31,6 +31,15 @@ def test_former_rules_are_kept_only_while_jobs_need_them():
     promises.remember({"a": {"gone": OLD}})
     promises.use({}, "c", ["a", "b"])
     assert promises.of(job("gone", "a")) == Promise(OLD, "a", in_force=False)
+
+
+def test_former_rules_are_kept_if_the_needed_are_unknown():
+    promises = Promises({"gone": OLD}, "a")
+    promises.use({}, "b", None)
+    assert promises.of(job("gone", "a")) == Promise(OLD, "a", in_force=False)
+    for number in range(MOST_SNAPSHOTS):
+        promises.use({}, str(number), None)
+    assert promises.of(job("gone", "a")) is None
 
 
 def test_a_job_that_alone_is_interrupted_is_given_up():

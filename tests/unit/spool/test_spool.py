@@ -234,6 +234,17 @@ def test_the_dead_are_kept_shown_and_revived_by_hand(open_spool):
     assert ids(searched(spool.find_jobs(rule="b")).value) == [2]
 
 
+def test_rules_of_jobs_that_wait_go_before_those_of_dead_ones(open_spool):
+    """At most so many former rules are kept: the latest must not be of dead jobs, while an older one's wait."""
+    spool = open_spool()
+    spool.enqueue([request("r", snapshot=digest) for digest in ("waits", "dead", "done", "dead later")])
+    for job_id in (2, 4):
+        spool.bury(job_id, FAILED, "gave up")
+    spool.finish(3, FINE)
+    assert spool.snapshots(3) == ["waits", "dead later", "dead"]
+    assert spool.snapshots(1) == ["waits"]
+
+
 def test_a_finished_job_cannot_be_retried_dropped_or_recovered(open_spool):
     spool = open_spool()
     spool.enqueue([request("a")])
