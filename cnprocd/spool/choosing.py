@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from cnprocd.spool.job import Job
+from cnprocd.spool.job import NS, Job
 from cnprocd.spool.spool import Spool
 from cnprocd.spool.turns import KEYS_COMPARED, Turns, may_start
 
@@ -19,18 +19,34 @@ class Chooser:
         self._spool = spool
         self._turns = Turns()
         self._held: dict[str, int] = {}  # serialize keys whose next job waits -> until when
+        self._held_rules: dict[str, int] = {}  # rules whose hooks cannot be started now -> until when
 
     def note_start(self, job: Job) -> None:
         """Note that the hook of a job starts."""
         self._turns.note_start(job, self._spool.last_job_id())
 
-    def hold(self, job: Job, due_ns: int) -> None:
+    def use(self, guaranteed: Mapping[str, int]) -> None:
+        """Use new rules. They may be what was missing: hold no rule any more."""
+        self.guaranteed = dict(guaranteed)
+        self._held_rules.clear()
+
+    def hold(self, job: Job, due_ns: int, *, whole_rule: bool = False) -> None:
         """Let no job with the serialize key of this one pass it. It waits until `due_ns`, and its hook has not failed.
 
-        A job that waits for its next attempt after a failure is not held: its pause may be hours.
+        `whole_rule`: let no other job of its rule start either. A job that waits for its next attempt after a failure
+        is not held: its pause may be hours.
         """
         if job.serialize_key is not None:
             self._held[job.serialize_key] = due_ns
+        if whole_rule:
+            self._held_rules[job.rule] = due_ns
+
+    def next_in_s(self, searched_ns: int) -> float | None:
+        """Return the seconds until another job may start than those of the search at `searched_ns`; None: none will."""
+        held_ns = (*self._held.values(), *self._held_rules.values())
+        times_s = [max(0.0, (until_ns - self._spool.clock()) / NS) for until_ns in held_ns]
+        due_s = self._spool.next_due_in_s(searched_ns)
+        return min(times_s if due_s is None else [*times_s, due_s], default=None)
 
     def next_job(
         self, limit_of: Callable[[str], int | None], slots: int, busy: Sequence[Job], ending: Collection[Job]
@@ -43,12 +59,14 @@ class Chooser:
         running = Counter(job.rule for job in (*busy, *ending))
         now_ns = self._spool.clock()
         self._held = {key: due_ns for key, due_ns in self._held.items() if due_ns > now_ns}
+        self._held_rules = {rule: due_ns for rule, due_ns in self._held_rules.items() if due_ns > now_ns}
         skip_keys = [job.serialize_key for job in (*busy, *ending) if job.serialize_key is not None] + list(self._held)
         skip_jobs = [job.job_id for job in ending]
         oldest = {
             rule: job_id
             for rule, job_id in self._spool.waiting_rules().items()
-            if may_start(rule, running, limit=limit_of(rule), total=slots, guaranteed=self.guaranteed)
+            if rule not in self._held_rules
+            and may_start(rule, running, limit=limit_of(rule), total=slots, guaranteed=self.guaranteed)
         }
         for after_id in self._ages(slots, busy):
             for rule in self._turns.order(oldest, running):

@@ -10,8 +10,6 @@ from cnprocd.launch.request import AttemptResult
 from cnprocd.rules.ruleset import RuleLog
 from cnprocd.spool.job import Job
 
-MOST_INTERRUPTIONS = 10  # of one job, while others end
-LONGEST_PAUSE_S = 30.0
 # An answer of the control socket has at most 1 MiB, and JSON may take three bytes for one of these.
 MOST_KEPT_BYTES = 256 * 1024
 
@@ -37,34 +35,6 @@ class Totals:
     dead: int = 0
     interrupted: int = 0
     postponed: int = 0
-
-
-class Interruptions:
-    """How often running jobs were interrupted in this life of the daemon, and whether others ended meanwhile.
-
-    If nothing else ends either, the jobs are not at fault: the runner, or the machine, is.
-    """
-
-    def __init__(self) -> None:
-        self._counts: dict[int, tuple[int, int]] = {}  # job -> interruptions, and attempts that had ended at the first
-
-    def note(self, job_id: int, ended: int) -> str | None:
-        """Count an interruption. `ended` counts all attempts that ended. Return the reason to give the job up."""
-        count, ended_before = self._counts.get(job_id, (0, ended))
-        self._counts[job_id] = count + 1, ended_before
-        if count + 1 < MOST_INTERRUPTIONS or ended == ended_before:
-            return None
-        del self._counts[job_id]
-        return f"interrupted {count + 1} times while other hooks ran to their end"
-
-    def pause_s(self, job_id: int, chance: float) -> float:
-        """Return the pause before the next attempt. It is random, so that jobs do not interrupt each other for ever."""
-        count = self._counts.get(job_id, (0, 0))[0]
-        return 0.0 if count < 2 else min(LONGEST_PAUSE_S, 0.5 * 2.0 ** (count - 2)) * (0.5 + chance)
-
-    def forget(self, job_id: int) -> None:
-        """Forget a job whose attempt ended."""
-        self._counts.pop(job_id, None)
 
 
 def record_of_attempt(job: Job, hook_pid: int | None, result: AttemptResult) -> dict[str, JsonValue]:

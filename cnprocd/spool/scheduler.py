@@ -35,17 +35,17 @@ from cnprocd.spool.former_rules import FormerRules
 from cnprocd.spool.job import KILLED, NO_TIME_LEFT, NS, Job, Next, State, after_attempt, time_left_s
 from cnprocd.spool.latency import Histogram
 from cnprocd.spool.leftovers import end_leftover, reaped
+from cnprocd.spool.pauses import Interruptions, Postponements
 from cnprocd.spool.promises import MOST_SNAPSHOTS, NO_RULE, NO_SNAPSHOT, Promises, request_of
 from cnprocd.spool.reopening import Reopening
 from cnprocd.spool.rows import Leftover
-from cnprocd.spool.running import Interruptions, KeptOutput, RunningHook, Totals, record_of_attempt, record_of_death
+from cnprocd.spool.running import KeptOutput, RunningHook, Totals, record_of_attempt, record_of_death
 from cnprocd.spool.spool import Spool
 from cnprocd.stalls import Stalls
 
 HOUSEKEEPING_S = 1.0  # how long a commit may wait for its fsync: see spool.py
 DURABLE_RETRY_S = 30.0  # at most: a file that is locked for a moment is tried again sooner
 STOP_GRACE_S = 2.0
-LONGEST_POSTPONEMENT_S = 30.0
 
 
 class Scheduler:
@@ -100,7 +100,7 @@ class Scheduler:
         self._last_old_job = 0
         self._accepting = False
         self._more = False  # the last choice found a job, so another may follow
-        self._postponements = 0
+        self._postponements = Postponements()
         self._next_due: asyncio.TimerHandle | None = None
         self._next_housekeeping: asyncio.TimerHandle | None = None
         self._next_fill: asyncio.Handle | None = None
@@ -146,7 +146,7 @@ class Scheduler:
         """Use new rules for every attempt from now on. A job whose rule is gone runs as promised: see promises.py."""
         self.promises.use(hooks, snapshot, self._spool.snapshots(MOST_SNAPSHOTS))
         self.slots = slots
-        self._chooser.guaranteed = dict(guaranteed or {})
+        self._chooser.use(guaranteed or {})
         self.wake()
 
     def running(self) -> list[RunningHook]:
@@ -220,11 +220,11 @@ class Scheduler:
         return sum(not attempt.silent for _, attempt in self._active.values())
 
     def _sleep_until_due(self, searched_ns: int) -> None:
-        """Set a timer for the next job that waits for a retry or for its gathering window."""
+        """Set a timer for the next job that waits for a retry, for its gathering window, or is held."""
         if self._next_due is not None:
             self._next_due.cancel()
             self._next_due = None
-        delay_s = self._spool.next_due_in_s(searched_ns)
+        delay_s = self._chooser.next_in_s(searched_ns)
         if delay_s is not None:
             self._next_due = asyncio.get_running_loop().call_later(max(delay_s, 0.001), self.wake)
 
@@ -313,7 +313,7 @@ class Scheduler:
 
     def _launched(self, job: Job, attempt: RunningAttempt) -> None:
         """Store and log that the program runs."""
-        self._postponements = 0
+        self._postponements.forget(job.rule)
         fresh = job.attempts == 1 and job.job_id > self._last_old_job and job.gather_key is None
         if attempt.latency_ms is not None and fresh:
             self.latency.add(attempt.latency_ms)
@@ -374,11 +374,10 @@ class Scheduler:
     def _postpone(self, job: Job, reason: str) -> None:
         """Let the job wait: a process, a descriptor, memory or the runner was missing. The hook is not at fault."""
         self.totals.postponed += 1
-        self._postponements += 1
-        pause_s = min(LONGEST_POSTPONEMENT_S, 0.5 * 2.0 ** min(self._postponements, 10))
+        pause_s, of_rule = self._postponements.note(job.rule, job.job_id)
         due_ns = self._spool.clock() + int(pause_s * NS)
         self._spool.postpone(job.job_id, due_ns)
-        self._chooser.hold(job, due_ns)
+        self._chooser.hold(job, due_ns, whole_rule=of_rule)
         self._record("warning", "hook_failed", job, None, AttemptResult(reason), will_retry=True, retry_in_s=pause_s)
 
     def _record(

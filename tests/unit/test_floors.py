@@ -83,7 +83,8 @@ rules/language/actions rules/language/advice rules/language/condition rules/lang
 rules/language/names rules/language/plain rules/language/regex_cost rules/language/schema rules/language/syntax
 rules/language/value_problem
 runner/wire runner/wire_validate
-spool/changes spool/disk_messages spool/job spool/latency spool/promises spool/reopening spool/rows spool/running
+spool/changes spool/disk_messages spool/job spool/latency spool/pauses spool/promises spool/reopening spool/rows
+spool/running
 spool/throttle
 spool/turns
 """.split()

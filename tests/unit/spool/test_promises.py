@@ -5,8 +5,8 @@ from __future__ import annotations
 from unit.hookkit import hook
 
 from cnprocd.spool.job import Job, State
+from cnprocd.spool.pauses import MOST_INTERRUPTIONS, Interruptions
 from cnprocd.spool.promises import MOST_SNAPSHOTS, Promise, Promises
-from cnprocd.spool.running import MOST_INTERRUPTIONS, Interruptions
 
 OLD, NEW = hook("/bin/old", slots=2), hook("/bin/new")
 

@@ -13,6 +13,7 @@ from cnprocd import names as names_module
 from cnprocd.launch.user import resolve_user
 from cnprocd.names import Names, NameServiceSilentError
 from cnprocd.rules.ruleset import Backoff, RuleLog
+from cnprocd.spool import pauses
 from cnprocd.spool import scheduler as scheduler_module
 from cnprocd.spool.job import NS, Gather, State
 from cnprocd.spool.spool import Spool
@@ -429,6 +430,32 @@ async def test_a_surviving_hook_is_ended_before_its_job_runs_again(tmp_path, mon
 
 
 # -- missing resources and damage -------------------------------------------------------------------------------
+
+
+@aio
+async def test_jobs_that_cannot_start_are_logged_in_few_records(tmp_path, monkeypatch):
+    """The runner is away and 2,000 jobs of a rule wait. A few are tried, another rule's runs, and then all run."""
+    monkeypatch.setattr(pauses, "LONGEST_PAUSE_S", 0.2)
+    async with running(tmp_path, {"a": hook("/bin/true"), "b": hook("/bin/true")}) as (spool, scheduler, records):
+        launch, away = scheduler.launcher.launch, [True]
+
+        def lacking(one, announce):
+            if away and one.rule == "a":
+                raise OSError(2, "cannot reach the runner")
+            return launch(one, announce)
+
+        monkeypatch.setattr(scheduler.launcher, "launch", lacking)
+        spool.enqueue([request("a") for _ in range(2000)] + [request("b")])
+        scheduler.wake()
+        await records.ended(2001)
+        await records.until(lambda: len(records.of("hook_failed", job_id=1)) == 3)  # after two pauses
+        assert scheduler.totals.postponed == len(records.of("hook_failed")) < 20
+        for record in records.of("hook_failed"):
+            spool.drop(job_id=record["job_id"])  # the others are held by their rule alone
+        scheduler.wake()
+        away.clear()
+        left = spool.counts().waiting
+        await records.until(lambda: spool.counts().waiting < left - 20)
 
 
 @aio
