@@ -4,50 +4,62 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import time
+from collections.abc import Iterator
 from datetime import datetime
+from pathlib import Path
 
 import pytest
-from kernel.blocking import runner_service
+from kernel.blocking import runner_service, stopped
 from kernel.harness import child, rename, running, wait_status
+from kernel.test_snapshots import MODES, Place, rules
 
 from cnprocd.control.client import Client
 
-ESCALATION = """
-rules:
-  - {name: flapping, events: [nonzero_exit], match: {comm: "cnpfair-*"}, after: {count: 3, within: 2s}}
-  - {name: looping, events: [nonzero_exit], match: {comm: "cnpfair-*"}, after: {count: 3, within: 10m, by: comm}}
-$MARKER
-"""
+
+@pytest.fixture(params=MODES)
+def place(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Place]:
+    with contextlib.closing(Place(tmp_path, request.param)) as it:
+        yield it
 
 
-def fail(comm="cnpfair-flap"):
+def limited(place: Place, name: str, after: str) -> str:
+    """Return a rule on processes of this name, whose hook appends the name to the log."""
+    rule = place.rule(name, name, f"cnpfair-{name}*", "echo $CNPROCD_COMM >> " + str(place.log))
+    return rule.replace("events:", f"after: {after}, events:")
+
+
+def fail(comm):
     pid = child(lambda: (rename(comm), os._exit(3)))
     wait_status(pid)
     return pid
 
 
-def test_after_counts_by_the_kernels_time_in_a_stall(tmp_path):
-    """The daemon is stopped while three processes die 1.5 s apart. That is not three within two seconds."""
-    with running(tmp_path, ESCALATION) as daemon:
-        os.kill(daemon.process.pid, signal.SIGSTOP)
-        for pause_s in (1.5, 1.5, 0):
-            fail()
+def test_after_counts_by_the_kernels_time_in_a_stall(place):
+    """The daemon is stopped while three processes die 0.6 s apart. That is not three within a second."""
+    slow, quick = (limited(place, name, "{count: 3, within: 1s}") for name in ("slow", "quick"))
+    daemon = place.daemon(rules(slow, quick, "$MARKER\n"))
+    with stopped(daemon.process.pid):
+        for pause_s in (0.6, 0.6, 0):
+            fail("cnpfair-slow")
             time.sleep(pause_s)
-        os.kill(daemon.process.pid, signal.SIGCONT)
-        daemon.mark()
-        assert daemon.matches("flapping") == []
+        pids = [fail("cnpfair-quick") for _ in range(3)]
+    daemon.mark()
+    assert [record["pid"] for record in daemon.matches()] == pids[-1:]
+    daemon.wait_for("hook_finished", rule="quick")
+    assert place.words() == ["quick", "cnpfair-quick"]
 
 
-def test_after_by_a_field_counts_each_value_alone(tmp_path):
-    """Five programs fail once each, then one of them fails twice more: it alone is reported."""
-    with running(tmp_path, ESCALATION) as daemon:
-        for name in ("alpha", "beta", "gamma", "delta", "zeta"):
-            fail(f"cnpfair-{name}")
-        pids = [fail("cnpfair-zeta") for _ in range(2)]
-        daemon.mark()
-        assert [record["pid"] for record in daemon.matches("looping")] == pids[-1:]
+def test_after_by_a_field_counts_each_value_alone(place):
+    """Five programs fail once each, then one of them fails twice more: it alone is reported, and its hook runs once."""
+    daemon = place.daemon(rules(limited(place, "loop", "{count: 3, within: 10m, by: comm}"), "$MARKER\n"))
+    for name in ("alpha", "beta", "gamma", "delta", "zeta"):
+        fail(f"cnpfair-loop-{name}"[:15])
+    pids = [fail("cnpfair-loop-ze") for _ in range(2)]
+    daemon.mark()
+    assert [record["pid"] for record in daemon.matches()] == pids[-1:]
+    daemon.wait_for("hook_finished", rule="loop")
+    assert place.words() == ["loop", "cnpfair-loop-ze"]
 
 
 DEATHS = int(os.environ.get("CNPTEST_FLOOD", "60"))  # half of them find the queue full
