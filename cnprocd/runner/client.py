@@ -28,10 +28,10 @@ from cnprocd.edge import EdgeState
 from cnprocd.errors import CnprocdError
 from cnprocd.launch.attempt import TERM_GRACE_S, Announce, Emit, RunningAttempt
 from cnprocd.launch.group import Root
-from cnprocd.launch.program import HookRefusedError
 from cnprocd.launch.request import AttemptResult, Ending, LaunchRequest
 from cnprocd.log import Log, ThrottledLog
 from cnprocd.runner import wire
+from cnprocd.runner.run_frame import run_of
 
 IDLE_S = 10.0  # the connection is closed after so long without a hook
 RESUME_S = 10.0
@@ -60,6 +60,7 @@ class RemoteAttempt:
         self._announce = announce
         self._send = send
         self.sent = False  # the runner may have it
+        self.order: wire.Terminate | None = None  # to end it
         self.silent = False
         self._overdue = overdue
         self._timer: asyncio.TimerHandle | None = None
@@ -73,8 +74,9 @@ class RemoteAttempt:
         return time.monotonic() - self._started_s
 
     def terminate(self, grace_s: float) -> None:
-        """End the attempt now: SIGTERM, and SIGKILL after `grace_s`."""
-        self._send(wire.Terminate(attempt_id=self.request.attempt_id, grace_s=grace_s))
+        """End the attempt now: SIGTERM, and SIGKILL after `grace_s`. A new connection asks for it again."""
+        self.order = wire.Terminate(attempt_id=self.request.attempt_id, grace_s=grace_s)
+        self._send(self.order)
 
     async def wait(self, emit: Emit, launched: Callable[[RunningAttempt], None]) -> Ending:
         """Wait for the end. Frames can arrive before, if the loop had the connection to read when the hook was sent."""
@@ -175,7 +177,7 @@ class RunnerClient:
         Neither the hook nor the user is sent: the runner takes both from its own snapshot of the rules. Raises
         HookRefusedError if the runner would not accept the frame.
         """
-        message = _run(request)
+        message = run_of(request)
         if self._socket is None:
             self._connect()
         attempt = self._attempts[request.attempt_id] = RemoteAttempt(request, announce, self._send, self._note_overdue)
@@ -361,9 +363,10 @@ class RunnerClient:
         self._on_runner(hello.pid)
         self._greeted = True
         unsent = [*(wire.Resume(attempt_id=one) for one in self._to_resume), *self._unsent]
+        orders = [one.order for one in self._attempts.values() if one.sent and one.order is not None]
         self._to_resume.clear()
         self._unsent.clear()
-        for message in unsent:
+        for message in (*unsent, *orders):
             self._send(message)
 
     # -- silence -------------------------------------------------------------------------------------------------
@@ -397,24 +400,3 @@ class RunnerClient:
 
 class SnapshotRefusedError(CnprocdError):
     """The runner cannot read the rule files, or cannot store their snapshot."""
-
-
-def _run(request: LaunchRequest) -> wire.Run:
-    """Return the frame for a request. Raises HookRefusedError: the runner would close the connection."""
-    try:
-        message = wire.Run(
-            attempt_id=request.attempt_id,
-            attempt=request.attempt,
-            snapshot=request.snapshot,
-            rule=request.rule,
-            job_id=request.job_id,
-            limit_s=request.limit_s,
-            kernel_time_ns=request.kernel_time_ns,
-            events_left_out=request.events_left_out,
-            events=request.events,
-        )
-    except wire.WireError as error:
-        raise HookRefusedError(f"the job cannot be sent to the runner: {error}") from error
-    if len(wire.frame(message)) > wire.MOST_FRAME_BYTES:
-        raise HookRefusedError(f"its newest event is longer than {wire.MOST_FRAME_BYTES} bytes")
-    return message

@@ -292,19 +292,20 @@ class Scheduler:
             self._on_finished(attempt.pid, job.job_id)
             if ending is None:  # a bug in cnprocd, not the hook's fault: the job must not be lost with it
                 self._spool.interrupt(job.job_id)
-        if ending.left_running:
+        if ending.left_running and retry is not False:
             return
         if ending.stuck:
             self._stuck.add(attempt.pid)
         if output.text or job.attempts > 1:
             self._spool.put_output(job.job_id, output.text)
-        if ending.no_snapshot and not self.promises.is_in_force(job):
+        failed = ending.result.reason is not None  # in whatever way, between the order and the signal
+        if (retry is False and failed) or (retry and ending.interrupted):
+            killed = replace(ending.result, reason=KILLED)
+            self._apply(job, attempt.request.hook, killed, hook_pid=attempt.pid, final=not retry)
+        elif ending.no_snapshot and not self.promises.is_in_force(job):
             self._bury(job, ending.result, NO_SNAPSHOT)
         elif ending.not_started:
             self._postpone(job, ending.result.reason or "not started")
-        elif ending.interrupted and retry is not None:
-            killed = replace(ending.result, reason=KILLED)
-            self._apply(job, attempt.request.hook, killed, hook_pid=attempt.pid, final=not retry)
         elif ending.interrupted:
             self._interrupt(job, attempt.pid, ending.result)
         else:

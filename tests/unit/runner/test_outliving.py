@@ -125,6 +125,21 @@ def test_a_lost_connection_interrupts_nothing(tmp_path):
     play(tmp_path, scene)
 
 
+def test_a_hook_is_ended_although_the_connection_is_lost(tmp_path):
+    async def scene(it: World) -> None:
+        it.hooks["r"] = hook("exec sleep 100")
+        one = it.launch("r")
+        started = asyncio.get_running_loop().create_future()
+        waiting = asyncio.ensure_future(one.wait(quiet, started.set_result))
+        await started
+        it.client._disconnect("lost")
+        one.terminate(0.1)
+        assert (await waiting).interrupted
+        assert len(it.runners) == 2
+
+    play(tmp_path, scene)
+
+
 def test_a_second_attempt_of_a_running_job_waits(tmp_path):
     async def scene(it: World) -> None:
         it.hooks["r"] = hook("exec sleep 100")

@@ -1,7 +1,11 @@
 """Ending a running hook by hand, and the output that is kept with its job."""
 
+import asyncio
+
+import pytest
 from unit.hookkit import aio, alive, request, running, shell
 
+from cnprocd.launch.request import AttemptResult, Ending
 from cnprocd.rules.ruleset import Backoff
 from cnprocd.spool.running import MOST_KEPT_BYTES, KeptOutput
 
@@ -41,6 +45,49 @@ async def test_a_killed_job_is_retried_if_asked(tmp_path):
         job = spool.job(1)
         assert (str(job.state), job.failures, job.attempts) == ("done", 1, 2)
         assert (await spool.find_output(1)).value == "again\n"
+
+
+class Attempt:
+    """An attempt that ends in a given way when it is to be ended."""
+
+    pid, start_ticks, latency_ms, silent, running_s = 0, None, None, False, 0.0
+
+    def __init__(self, asked, ending):
+        self.request = asked
+        self._ending = asyncio.get_running_loop().create_future()
+        self.terminate = lambda grace_s: self._ending.set_result(ending)
+
+    async def wait(self, emit, launched):
+        return await self._ending
+
+
+@pytest.mark.parametrize("retry", [False, True])
+@pytest.mark.parametrize(
+    ("ending", "else_"),
+    [
+        (Ending(AttemptResult("interrupted"), interrupted=True), "waiting"),
+        (Ending(AttemptResult("the runner closed the connection"), not_started=True), "waiting"),
+        (Ending(AttemptResult("cnprocd stops"), left_running=True), "running"),
+        (Ending(AttemptResult("exit code 1", 1)), "waiting"),
+        (Ending(AttemptResult(None, 0)), "done"),
+    ],
+    ids=["interrupted", "not started", "left running", "failed", "succeeded"],
+)
+@aio
+async def test_a_kill_holds_however_the_attempt_ends(tmp_path, ending, else_, retry):
+    """The runner can fail, or the daemon stop, between the command and the signal."""
+    async with running(tmp_path, {"r": shell("true", retries=5, backoff=Backoff(100, 100))}) as (spool, scheduler, _):
+        scheduler.launcher.launch = lambda asked, announce: Attempt(asked, ending)
+        spool.enqueue([request("r")])
+        scheduler.wake()
+        assert scheduler.kill(1, retry=retry)
+        async with asyncio.timeout(10):
+            while scheduler.running():
+                await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        job = spool.job(1)
+        expected = else_ if retry or else_ == "done" else "dead"
+        assert (str(job.state), job.reason) == (expected, "killed by an operator" if expected == "dead" else job.reason)
 
 
 @aio
