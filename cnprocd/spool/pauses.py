@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from dataclasses import dataclass, field
+
+from cnprocd.spool.job import NS
 
 MOST_INTERRUPTIONS = 10  # of one job, while others end
 LONGEST_PAUSE_S = 30.0
@@ -37,27 +39,35 @@ class Interruptions:
         self._counts.pop(job_id, None)
 
 
-class Postponements:
-    """How many attempts could not be started, since the last one that could: the pauses grow with their number.
+@dataclass(slots=True)
+class _Postponed:
+    """The attempts of a rule that could not be started, since the last one that could."""
 
-    If several jobs of one rule in a row could not be started, the others wait without being tried. Otherwise each of
-    thousands of waiting jobs would be tried, and logged, every 30 s.
+    jobs: set[int] = field(default_factory=set)  # at most POSTPONED_ALONE
+    pauses: int = 0
+    until_ns: int = 0  # the end of the current pause
+
+
+class Postponements:
+    """Pauses of the rules whose hooks cannot be started now. They grow, and end with the first one that is started.
+
+    If several jobs of a rule in a row could not be started, its others wait without being tried. Otherwise each of
+    thousands of waiting jobs would be tried, and logged, in each pause.
     """
 
     def __init__(self) -> None:
-        self._count = 0
-        self._jobs: defaultdict[str, set[int]] = defaultdict(set)  # by rule, at most POSTPONED_ALONE
+        self._rules: dict[str, _Postponed] = {}
 
-    def note(self, rule: str, job_id: int) -> tuple[float, bool]:
-        """Count one. Return the pause before the next attempt, in seconds, and whether it is for the whole rule."""
-        self._count += 1
-        jobs = self._jobs[rule]
-        if len(jobs) < POSTPONED_ALONE:
-            jobs.add(job_id)
-        pause_s = min(LONGEST_PAUSE_S, 0.5 * 2.0 ** min(self._count, 10))
-        return pause_s, len(jobs) >= POSTPONED_ALONE
+    def note(self, rule: str, job_id: int, now_ns: int) -> tuple[int, bool]:
+        """Return until when the job waits, and whether all jobs of its rule do."""
+        found = self._rules.setdefault(rule, _Postponed())
+        if now_ns >= found.until_ns:
+            found.pauses += 1
+            found.until_ns = now_ns + int(min(LONGEST_PAUSE_S, 0.5 * 2.0 ** min(found.pauses, 10)) * NS)
+        if len(found.jobs) < POSTPONED_ALONE:
+            found.jobs.add(job_id)
+        return found.until_ns, len(found.jobs) >= POSTPONED_ALONE
 
     def forget(self, rule: str) -> None:
         """Note that an attempt was started."""
-        self._count = 0
-        self._jobs.pop(rule, None)
+        self._rules.pop(rule, None)

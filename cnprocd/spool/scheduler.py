@@ -97,7 +97,6 @@ class Scheduler:
         self._tasks: set[asyncio.Task[None]] = set()
         self._leftovers: dict[int, Job] = {}  # jobs whose former hook is still being ended
         self._stuck: set[int] = set()
-        self._last_old_job = 0
         self._accepting = False
         self._more = False  # the last choice found a job, so another may follow
         self._postponements = Postponements()
@@ -108,7 +107,7 @@ class Scheduler:
 
     def start(self) -> None:
         """Recover the jobs that a crash interrupted, then start jobs. Needs a running event loop."""
-        self._last_old_job = self._chooser.last_old_job = self._spool.last_job_id()
+        self._chooser.last_old_job = self._spool.last_job_id()
         self._accepting = True
         self.launcher.prepare()
         self.launcher.on_ready = self.wake
@@ -315,7 +314,7 @@ class Scheduler:
     def _launched(self, job: Job, attempt: RunningAttempt) -> None:
         """Store and log that the program runs."""
         self._postponements.forget(job.rule)
-        fresh = job.attempts == 1 and job.job_id > self._last_old_job and job.gather_key is None
+        fresh = job.attempts == 1 and job.job_id > self._chooser.last_old_job and job.gather_key is None
         if attempt.latency_ms is not None and fresh:
             self.latency.add(attempt.latency_ms)
         latency_ms = attempt.latency_ms if job.boot_id == self._spool.boot_id else None
@@ -375,10 +374,11 @@ class Scheduler:
     def _postpone(self, job: Job, reason: str) -> None:
         """Let the job wait: a process, a descriptor, memory or the runner was missing. The hook is not at fault."""
         self.totals.postponed += 1
-        pause_s, of_rule = self._postponements.note(job.rule, job.job_id)
-        due_ns = self._spool.clock() + int(pause_s * NS)
-        self._spool.postpone(job.job_id, due_ns)
+        now_ns = self._spool.clock()
+        due_ns, of_rule = self._postponements.note(job.rule, job.job_id, now_ns)
         self._chooser.hold(job, due_ns, whole_rule=of_rule)
+        self._spool.postpone(job.job_id, due_ns)
+        pause_s = round((due_ns - now_ns) / NS, 3)
         self._record("warning", "hook_failed", job, None, AttemptResult(reason), will_retry=True, retry_in_s=pause_s)
 
     def _record(
