@@ -180,6 +180,7 @@ class Session:
         self._log = log
         self._writer: asyncio.StreamWriter | None = None
         self._taking: asyncio.Task[None] | None = None
+        self._wanted = ""  # the digest that the last request named
 
     async def run(self) -> None:
         """Serve until the daemon disconnects."""
@@ -216,9 +217,16 @@ class Session:
                 self._attempts.terminate(message.attempt_id, message.grace_s)
 
     def _take_snapshot(self, message: wire.TakeSnapshot) -> None:
-        """Begin to read the rule files. A later request replaces an earlier one: each costs a process."""
+        """Begin to read the rule files. A later request replaces an earlier one: each costs a process.
+
+        If both want the same files, the earlier one goes on. Its answer is for both: on a machine that is too busy to
+        answer in time, a daemon that asks again would otherwise never get an answer.
+        """
         if self._taking is not None:
+            if self._wanted == message.wanted and not self._taking.done():
+                return
             self._taking.cancel()
+        self._wanted = message.wanted
         self._taking = asyncio.ensure_future(self._answer_snapshot(message))
 
     async def _answer_snapshot(self, message: wire.TakeSnapshot) -> None:

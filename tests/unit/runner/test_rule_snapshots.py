@@ -12,6 +12,7 @@ from unit.runnerkit import ATTEMPT_ID, SNAPSHOT, World, hook, play, request
 
 from cnprocd.launch.program import HookRefusedError
 from cnprocd.runner import wire
+from cnprocd.runner.rule_snapshots import FilesRead
 
 OTHER = "7" * 64
 
@@ -65,6 +66,33 @@ def test_a_snapshot_is_taken_only_of_the_wanted_files(tmp_path):
             assert await it.client.take_snapshot(SNAPSHOT, keep) == SNAPSHOT
             assert it.keep == keep
         assert list(it.kept) == [SNAPSHOT]
+
+    play(tmp_path, scene)
+
+
+def test_asking_again_for_a_snapshot_does_not_begin_again(tmp_path):
+    """The runner is too slow for the daemon's patience. The first answer is also that of the second request."""
+
+    async def scene(it: World) -> None:
+        it.hooks["r"] = hook("true")
+        reads, read, may_end = [], it.files, asyncio.Event()
+
+        async def slowly(wanted: str, keep) -> FilesRead:
+            reads.append(wanted)
+            await may_end.wait()
+            return await read(wanted)
+
+        it.accept = slowly
+        assert (await it.launch("r").wait(quiet, quiet)).result.exit_code == 0  # its hooks are in memory from now on
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(it.client.take_snapshot(SNAPSHOT, []), 0.01)
+        while not reads:
+            await asyncio.sleep(0)
+        again = asyncio.ensure_future(it.client.take_snapshot(SNAPSHOT, []))
+        await it.launch("r", job_id=2).wait(quiet, quiet)  # so the second request has arrived
+        may_end.set()
+        assert await again == SNAPSHOT
+        assert reads == [SNAPSHOT]
 
     play(tmp_path, scene)
 
