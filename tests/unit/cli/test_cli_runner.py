@@ -40,9 +40,9 @@ def test_the_reader_stores_only_the_wanted_files(file, tmp_path):
         reader = Reader(file, tmp_path / "kept", None)
         first = digest(file)
         file.write_text(RULE.format(name="second"))
-        assert await reader.files(first, []) == FilesRead(digest(file), None)
+        assert await reader.accept(first, []) == FilesRead(digest(file), None)
         assert await reader.stored(first) is None
-        read = await reader.files(digest(file), [])
+        read = await reader.accept(digest(file), [])
         assert read.hooks is not None
         assert list(read.hooks) == ["second"]
         assert snapshot_files.accepted(tmp_path / "kept") == digest(file)
@@ -57,7 +57,7 @@ def test_invalid_files_are_not_stored(file, tmp_path):
         wanted = digest(file)
         file.write_text(RULE.format(name="x").replace("events", "evnts"))
         with pytest.raises(RulesError):
-            await Reader(file, tmp_path / "kept", None).files(wanted, [])
+            await Reader(file, tmp_path / "kept", None).accept(wanted, [])
         assert not (tmp_path / "kept").exists()
 
     asyncio.run(main())

@@ -82,7 +82,7 @@ def test_asking_again_for_a_snapshot_does_not_begin_again(tmp_path):
             await may_end.wait()
             return await read(wanted)
 
-        it.accept = slowly
+        setattr(it, "accept", slowly)  # noqa: B010
         assert (await it.launch("r").wait(quiet, quiet)).result.exit_code == 0  # its hooks are in memory from now on
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(it.client.take_snapshot(SNAPSHOT, []), 0.01)
