@@ -105,6 +105,9 @@ class RecordedProc:
         copy.set_provenance(source)
         return copy
 
+    def read_parent(self, tgid: int) -> Process | None:
+        return self.read(tgid)
+
     def zombie_cgroup(self, tgid: int, ended_ns: int) -> str | None:
         return None
 

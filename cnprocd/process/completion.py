@@ -11,8 +11,6 @@ from dataclasses import replace
 from cnprocd.process.model import KINDS_OF_LASTING_COMM, Occurrence, Process, ProcLookup, Wanted
 from cnprocd.process.table import START_TOLERANCE_NS
 
-_NAME_AND_PARENT = Wanted()
-
 
 def complete(occurrence: Occurrence, procfs: ProcLookup, parents: dict[int, Process | None]) -> None:
     """Fill the attributes of a record that are still unknown, as far as /proc still has them.
@@ -23,7 +21,7 @@ def complete(occurrence: Occurrence, procfs: ProcLookup, parents: dict[int, Proc
     process = occurrence.process
     if occurrence.ancestors is None and process.ppid:
         if process.ppid not in parents:
-            parents[process.ppid] = procfs.read(process.ppid, _NAME_AND_PARENT, "procfs")
+            parents[process.ppid] = procfs.read_parent(process.ppid)
         parent = parents[process.ppid]
         latest_ns = (process.start_ns or occurrence.kernel_time_ns or 0) + START_TOLERANCE_NS
         if parent is not None and (parent.start_ns or 0) <= latest_ns:

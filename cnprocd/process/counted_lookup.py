@@ -19,6 +19,11 @@ class CountedLookup:
         self.count += 1
         return self._lookup.read(tgid, wanted, source)
 
+    def read_parent(self, tgid: int) -> Process | None:
+        """Return the parent of a process that matched: its PID, start, parent, and its name of now."""
+        self.count += 1
+        return self._lookup.read_parent(tgid)
+
     def zombie_cgroup(self, tgid: int, ended_ns: int) -> str | None:
         """Return the cgroup in which a process ended that is not reaped yet; None if /proc does not show it."""
         self.count += 1

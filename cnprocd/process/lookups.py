@@ -6,8 +6,8 @@ in the kernel:
     stat exe           its exec_update_lock is held while execve(2) closes descriptors (fs/exec.c begin_new_exec), and
                        a FUSE server of its own may never answer FLUSH. Only newer kernels take it for stat and exe
     cmdline            its mmap_lock is held while mmap(2) of a FUSE file waits for a page (__access_remote_vm)
-    status cgroup      take neither, nor does loginuid; pidfd_open(2) and PIDFD_GET_INFO likewise. The daemon reads them
-                       itself
+    status cgroup      take neither, nor do comm and loginuid; pidfd_open(2) and PIDFD_GET_INFO likewise. The daemon
+                       reads them itself
 
 A read that does not return within its deadline costs that process its attributes. Its PID is set aside: it is not read
 again until it has ended or has called execve(2), which a pidfd and the exec event show. A user with SEVERAL such
@@ -30,6 +30,7 @@ from cnprocd.log import Log, ThrottledLog
 from cnprocd.patience import Patience
 from cnprocd.process import lookup_child, procfs
 from cnprocd.process.files import FileId
+from cnprocd.process.known_parents import KnownParents
 from cnprocd.process.model import Process, Provenance, Wanted
 from cnprocd.process.procfs import Files, to_process, unread_process
 from cnprocd.worker import ChildWorker
@@ -69,6 +70,7 @@ class Lookups:
         self._throttled = ThrottledLog(log, REPORT_EVERY_S)
         self._set_aside: dict[int, int | None] = {}  # PID -> pidfd; None: there was no descriptor for one
         self._scan_wait_s = 0.0  # for processes that hang, in the current scan
+        self._parents = KnownParents()
         self._late_by_user: dict[int, list[float]] = {}  # uid -> when reads of its processes were late
 
     @property
@@ -88,6 +90,7 @@ class Lookups:
     def close(self) -> None:
         """End the worker process."""
         self.edge.close()
+        self._parents.close()
         for tgid in list(self._set_aside):
             self._restore(tgid)
 
@@ -115,6 +118,17 @@ class Lookups:
             return None  # the most frequent case in a storm, and 3 us instead of 40
         found = self._ask([tgid], _bits(wanted))
         return None if isinstance(found, Missed) else to_process(tgid, found[0], source)
+
+    def read_parent(self, tgid: int) -> Process | None:
+        """Return a process with its name of now. Of one that was read before, the loop reads the name alone."""
+        known = self._parents.read(tgid)
+        if known is not None:
+            return known
+        pidfd = self._parents.open(tgid)
+        process = self.read(tgid, Wanted(), "procfs")
+        if pidfd is not None:
+            self._parents.add(process, pidfd)
+        return process
 
     def is_alive(self, tgid: int) -> bool:
         """Return whether any thread of the process still runs. Read by the loop: `status` does not wait."""

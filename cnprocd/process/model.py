@@ -297,6 +297,9 @@ class ProcLookup(Protocol):
     def read(self, tgid: int, wanted: Wanted, source: Provenance) -> Process | None:
         """Return the process as /proc shows it now, or None if it is gone. `source` becomes its provenance."""
 
+    def read_parent(self, tgid: int) -> Process | None:
+        """Return the parent of a process that matched: its PID, start, parent, and its name of now."""
+
     def is_alive(self, tgid: int) -> bool:
         """Return whether any thread of the process still runs."""
 

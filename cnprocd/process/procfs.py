@@ -75,6 +75,12 @@ def read_status(tgid: int) -> Status | None:
         return None
 
 
+def read_comm(tgid: int) -> str | None:
+    """Return the name of a process, or None if it is gone. It cannot make this wait (fs/proc/base.c comm_show)."""
+    raw = _read(tgid, "comm")
+    return None if raw is None else sys.intern(text(raw.removesuffix(b"\n")))
+
+
 def is_alive(tgid: int) -> bool:
     """Return whether any thread of the process still runs. A zombie is dead; a zombie leader with threads is alive."""
     status = read_status(tgid)
@@ -227,10 +233,16 @@ def scan(wanted: Wanted = EVERYTHING) -> Iterator[Process]:
             yield process
 
 
+def read_parent(tgid: int) -> Process | None:
+    """Return a process with its name, parent and start."""
+    return read_process(tgid, Wanted())
+
+
 class ProcFs:
     """The real /proc, in the form that the pipeline needs (model.ProcScan). Tests use another machine's."""
 
     read = staticmethod(read_process)
+    read_parent = staticmethod(read_parent)
     is_alive = staticmethod(is_alive)
     is_ending = staticmethod(is_ending)
     zombie_cgroup = staticmethod(zombie_cgroup)

@@ -81,6 +81,9 @@ class NoProc:
     def read(self, tgid: int, wanted: Wanted, source: Provenance) -> Process | None:
         return None
 
+    def read_parent(self, tgid: int) -> Process | None:
+        return None
+
     def zombie_cgroup(self, tgid: int, ended_ns: int) -> str | None:
         return None
 

@@ -29,7 +29,7 @@ from cnprocd.connector.eventslots import EventSlots
 from cnprocd.connector.recvmmsg import HEADER_SIZE
 from cnprocd.connector.request import Features
 from cnprocd.connector.taskrecord import TaskRecord
-from cnprocd.process.model import EVERYTHING, Process
+from cnprocd.process.model import EVERYTHING, Process, Wanted
 from cnprocd.process.tracker import Tracker
 from cnprocd.rules.compile import Matcher
 from cnprocd.rules.language.plain import plain
@@ -86,6 +86,9 @@ class Proc:
         if self._random() < 0.5:
             return None
         return Process(tgid, 1, None if self._random() < 0.3 else 5, "p\udcff", source, 0, 0, source, threads=1)
+
+    def read_parent(self, tgid):
+        return self.read(tgid, Wanted(), "procfs")
 
     def zombie_cgroup(self, tgid, ended_ns):
         return None

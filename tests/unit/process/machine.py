@@ -339,6 +339,9 @@ class MachineProcFs:
         found = self.executed.get(tgid) if source == "exec" else born or self.proc.get(tgid)
         return None if found is None else shown(found, wanted, source)
 
+    def read_parent(self, tgid: int) -> Process | None:
+        return self.read(tgid, Wanted(), "procfs")
+
     def zombie_cgroup(self, tgid: int, ended_ns: int) -> str | None:
         found = self.late.get(tgid)
         is_it = found is not None and not found.threads and found.start_ns <= ended_ns

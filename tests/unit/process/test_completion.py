@@ -6,7 +6,7 @@ import pytest
 
 from cnprocd.process.completion import complete
 from cnprocd.process.files import FileId, FoundFile
-from cnprocd.process.model import Image, Occurrence, Process
+from cnprocd.process.model import Image, Occurrence, Process, Wanted
 
 SECOND = 1_000_000_000
 AT_NS = 100 * SECOND
@@ -36,6 +36,9 @@ class Proc:
             gid=found.gid if wanted.ids else None,
             cgroup=found.cgroup if wanted.cgroup else None,
         )
+
+    def read_parent(self, tgid):
+        return self.read(tgid, Wanted(), "procfs")
 
     def zombie_cgroup(self, tgid, ended_ns):
         found = self.processes.get(tgid)

@@ -107,6 +107,20 @@ def test_a_process_that_is_gone_is_none(loop, records, sleepers):
     made.close()
 
 
+def test_a_parent_is_read_by_the_worker_once(loop, records, sleepers):
+    parent = sleepers()
+    made = lookups(loop, records)
+    first = made.read_parent(parent.pid)
+    asked = made.counters.submitted
+    again = made.read_parent(parent.pid)
+    assert (again.comm, again.ppid, again.start_ns) == (first.comm, first.ppid, first.start_ns)
+    assert made.counters.submitted == asked
+    parent.kill()
+    parent.wait()
+    assert made.read_parent(parent.pid) is None
+    made.close()
+
+
 def test_a_zombie_is_not_alive(loop, records, sleepers):
     process = sleepers()
     made = lookups(loop, records)
