@@ -38,6 +38,7 @@ RESUME_S = 10.0
 RETRY_S = 0.1  # between two connects, while attempts are to be resumed
 ANSWER_S = 5.0
 END_MARGIN_S = 10.0  # behind time limit and TERM_GRACE_S
+LATE_S = 60.0  # how long a late answer about a snapshot counts
 REPORT_EVERY_S = 10.0
 SILENT = "the runner does not answer"
 _CHUNK = 1 << 18
@@ -147,6 +148,7 @@ class RunnerClient:
         self._attempts: dict[str, RemoteAttempt] = {}
         self._snapshot: asyncio.Future[str] | None = None
         self._wanted = ""  # the digest of that snapshot
+        self._accepted_late: tuple[str, float] | None = None  # the digest of one for which no caller waited any more
         self._socket: socket.socket | None = None
         self._greeted = False
         self._incoming = bytearray()
@@ -204,8 +206,13 @@ class RunnerClient:
     async def take_snapshot(self, wanted: str, keep: Collection[str] | None) -> str:
         """Let the runner put the snapshot of the rule files in force if its digest is `wanted`. Return their digest.
 
-        Raises OSError if the runner cannot be reached, and SnapshotRefusedError if it cannot read the rule files.
+        An answer that came after the caller's patience counts for the next call: on a machine that is busy for long, no
+        snapshot would be accepted else. Raises OSError if the runner cannot be reached, and SnapshotRefusedError if it
+        cannot read the rule files.
         """
+        late, self._accepted_late = self._accepted_late, None
+        if late is not None and late[0] == wanted and self._loop.time() - late[1] < LATE_S:
+            return wanted
         if self._socket is None:
             self._connect()
         answer: asyncio.Future[str] = self._loop.create_future()
@@ -338,7 +345,10 @@ class RunnerClient:
     def _take_answer(self, message: wire.SnapshotTaken) -> None:
         # The answer to an earlier request can be late: it may name the wanted files, of which no snapshot was taken.
         if self._snapshot is None or self._snapshot.done() or message.wanted != self._wanted:
+            if message.digest == message.wanted:
+                self._accepted_late = message.wanted, self._loop.time()
             return
+        self._accepted_late = None
         if message.digest is None:
             self._snapshot.set_exception(SnapshotRefusedError(message.error or "no reason was given"))
         else:

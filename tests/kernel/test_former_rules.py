@@ -209,7 +209,7 @@ def test_a_reload_while_a_frame_is_cut_loses_no_job(apart, then):
     if then == "daemon killed":
         daemon = apart.daemon(after)
     else:
-        daemon.wait_for("rules_loaded")
+        daemon.wait_for("rules_loaded", 2 * PATIENCE_S)  # on a busy machine the runner is asked a second time
     daemon.wait_for("hook_finished", rule="many")
     fail()
     until("the new hook", lambda: "after" in apart.words())

@@ -142,6 +142,24 @@ def test_frames_that_come_before_the_wait_are_not_lost(tmp_path, monkeypatch):
     with_deaf_runner(tmp_path, monkeypatch, scene)
 
 
+def test_a_late_answer_counts_for_the_next_request(tmp_path, monkeypatch):
+    """Once, and for the same files: on a machine that is busy for long, no reload would be accepted else."""
+    wanted = "1" * 64
+
+    async def scene(it):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(it.client.take_snapshot(wanted, []), 0.01)
+        it.greet()
+        it.send(wire.SnapshotTaken(wanted=wanted, digest=wanted, error=None))
+        while it.client._accepted_late is None:
+            await asyncio.sleep(0)
+        assert await asyncio.wait_for(it.client.take_snapshot(wanted, []), LIMIT_S) == wanted
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(it.client.take_snapshot(wanted, []), 0.01)
+
+    with_deaf_runner(tmp_path, monkeypatch, scene)
+
+
 def test_a_late_answer_to_a_former_reload_accepts_nothing(tmp_path, monkeypatch):
     """The files are those of the second reload already, but the runner took no snapshot of them yet, and cannot."""
     former, wanted = "1" * 64, "2" * 64
