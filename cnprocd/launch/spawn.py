@@ -106,20 +106,26 @@ class Starter:
 
     def close(self) -> None:
         """End the helper and its spare."""
-        if self._asked and self._control is not None:
-            self._control.settimeout(0.0 if self._silent else ANSWER_TIMEOUT_S)
-            with contextlib.suppress(OSError):
-                spare = _answer(self._control)
-                spare.orders.close()
-                _discard(spare)
-        self._asked = False
-        if self._control is not None:
-            self._control.close()
-            self._control = None
+        self._end_spare(0.0 if self._silent else ANSWER_TIMEOUT_S)
         if self._helper is not None:
             self._helper.kill()
             self._helper.wait()
             self._helper = None
+        self._end_spare(0.0)  # the helper can answer too late, just before it is killed
+        self._asked = False
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+
+    def _end_spare(self, timeout_s: float) -> None:
+        """End and reap the spare that was asked for, if the helper answers within this time."""
+        if self._asked and self._control is not None:
+            self._control.settimeout(timeout_s)
+            with contextlib.suppress(OSError):
+                spare = _answer(self._control)
+                self._asked = False
+                spare.orders.close()
+                _discard(spare)
 
     def _reserve(self) -> Spare:
         """Return a spare that waits for its order."""

@@ -167,14 +167,19 @@ def alive(pid: int) -> bool:
     return raw[raw.rindex(b")") + 2 : raw.rindex(b")") + 3] not in b"ZX"
 
 
+def children() -> list[int]:
+    """Return the children of this process's main thread, dead or alive."""
+    return list(map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()))
+
+
 def zombies() -> list[int]:
     """Return the children of this process that have exited and are not reaped.
 
     Without those that read what programs left behind write: they outlive the daemon, and end with such a program.
     """
     found = []
-    for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+    for pid in children():
         with contextlib.suppress(OSError):
-            if not alive(int(pid)) and Path(f"/proc/{pid}/comm").read_text() != "cnprocd-drain\n":
-                found.append(int(pid))
+            if not alive(pid) and Path(f"/proc/{pid}/comm").read_text() != "cnprocd-drain\n":
+                found.append(pid)
     return found

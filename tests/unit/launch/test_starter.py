@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import sys
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from unit.hookkit import HOOK, Records, alive, launch_request, zombies
+from unit.hookkit import HOOK, PATIENCE_S, Records, alive, children, launch_request, zombies
 
 from cnprocd.launch import program, spawn
 from cnprocd.launch import starter as starter_script
@@ -250,6 +251,28 @@ def helped():
     yield one
     one.close()
     assert zombies() == []
+
+
+def test_a_spare_that_comes_too_late_is_reaped(helped, monkeypatch):
+    """The helper, which got no processor, makes it after the daemon stopped waiting and before it kills the helper."""
+    monkeypatch.setattr(spawn, "ANSWER_TIMEOUT_S", 0.01)
+    run(helped, start("-c", "exit 0"))
+    helper = helped._helper
+    before = [pid for pid in children() if pid != helper.pid]
+    os.kill(helper.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, helper.pid, os.WSTOPPED)
+    helped.prepare(soon=True)
+    control = helped._control.dup()
+
+    def kill_late():
+        os.kill(helper.pid, signal.SIGCONT)
+        assert select.select([control], [], [], PATIENCE_S)[0]
+        os.kill(helper.pid, signal.SIGKILL)
+
+    monkeypatch.setattr(helper, "kill", kill_late)
+    helped.close()
+    control.close()
+    assert not [pid for pid in children() if pid not in before]
 
 
 def test_a_helper_that_was_killed_is_started_again(helped):
