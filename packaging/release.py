@@ -7,6 +7,9 @@
     DIR/SHA256SUMS SHA256SUMS.asc    of every file above
 
 Reproducible: the same commit, key, pins and tools give the same bytes. tests/package/test_release.py compares two.
+
+The maintainer is that of pyproject.toml. If its address is in a reserved domain, which no mail reaches, the holder of
+the key is the maintainer: the user ID of the key that signs is a name that the releaser stands for.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import sys
 import tarfile
@@ -38,7 +42,28 @@ FILES = (
 BUILD = "import sys; from setuptools import build_meta as b; d = sys.argv[1]; b.build_sdist(d); b.build_wheel(d)"
 
 
-def python_distributions(out: Path, epoch: int) -> None:
+RESERVED = re.compile(r"[@.](example(\.com|\.net|\.org)?|test|invalid|localhost)>?$")  # RFC 2606
+
+
+def maintainer(signer: Signer) -> str:
+    """Return the name and address in all packages of this release."""
+    return (RESERVED.search(build.MAINTAINER) and signer.holder()) or build.MAINTAINER
+
+
+def with_maintainer(project: str, maintainer: str) -> str:
+    """Return the text of pyproject.toml with this maintainer. Raises ReleaseError if it has another form."""
+    name, _, address = maintainer.removesuffix(">").rpartition(" <")
+    changed, count = re.subn(
+        r"(?m)^maintainers = \[.*?\]",
+        lambda _: f"maintainers = [{{ name = {json.dumps(name)}, email = {json.dumps(address)} }}]",
+        project,
+    )
+    if count != 1:
+        raise ReleaseError("cannot set the maintainer: pyproject.toml has no line `maintainers = [...]`")
+    return changed
+
+
+def python_distributions(out: Path, epoch: int, maintainer: str) -> None:
     """Build the wheel and the source archive from a copy with fixed modes."""
     with tempfile.TemporaryDirectory(prefix="cnprocd-source-") as scratch:
         source, made = Path(scratch, "source"), Path(scratch, "made")
@@ -47,6 +72,8 @@ def python_distributions(out: Path, epoch: int) -> None:
             shutil.copytree(build.ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
         for name in FILES:
             shutil.copy(build.ROOT / name, source)
+        project = source / "pyproject.toml"
+        project.write_text(with_maintainer(project.read_text(), maintainer))
         for path in source.rglob("*"):
             path.chmod(0o755 if path.is_dir() else 0o644)
         os.environ["SOURCE_DATE_EPOCH"] = str(epoch)
@@ -86,18 +113,19 @@ def release(out: Path, signer: Signer) -> None:
     """Write everything into the empty directory `out`."""
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(signer.epoch))
     (out / "cnprocd.asc").write_bytes(signer.public_key())
+    named = maintainer(signer)
     files: dict[Package, Path] = {}
     for package in PACKAGES.values():
-        files[package] = build.build(package, out, signer.epoch)
+        files[package] = build.build(package, out, signer.epoch, named)
         if package.flavour.packager == "rpm":
             signer.sign_rpm(files[package])
-    python_distributions(out, signer.epoch)
+    python_distributions(out, signer.epoch, named)
     bundles = {package: (build.locked(package), build.bundle(package)) for package in files if package.flavour.abi}
     built = {path.name: digest(path) for path in out.iterdir() if path.suffix in {".deb", ".rpm", ".whl", ".gz"}}
     document = sbom.bill(build.VERSION, build.PROJECT["license"]["text"], stamp, bundles, built)
     (out / f"cnprocd-{build.VERSION}.cdx.json").write_text(json.dumps(document, indent=1) + "\n")
     debs = {package: path for package, path in files.items() if package.flavour.packager == "deb"}
-    write_apt(debs, out / "apt", build.MAINTAINER, signer)
+    write_apt(debs, out / "apt", named, signer)
     write_rpm({package: path for package, path in files.items() if package not in debs}, out / "rpm", signer)
     (out / "SHA256SUMS").write_text(sums(out))
     signer.detach(out / "SHA256SUMS", out / "SHA256SUMS.asc")
@@ -114,13 +142,17 @@ def main() -> None:
         parser.error(f"{options.out} exists; remove it, or name another directory with --out")
     os.umask(0o022)  # of the files that setuptools makes and puts into the wheel
     options.out.mkdir(parents=True)
+    signer = Signer(options.key, build.source_epoch())
     try:
-        release(options.out, Signer(options.key, build.source_epoch()))
+        release(options.out, signer)
     except ReleaseError as error:
         raise SystemExit(str(error)) from error
     sys.stdout.write((options.out / "SHA256SUMS").read_text())
-    if build.PROJECT["maintainers"][0]["email"].endswith("@example.org"):
-        sys.stdout.write("warning: the maintainer in pyproject.toml is an example; set it before you publish\n")
+    named = maintainer(signer)
+    if not signer.is_rsa:
+        sys.stdout.write("warning: the key is not RSA; rpm of EL 8 and SLES 15 cannot verify its signatures\n")
+    warning = " (no mail reaches it: set `maintainers` in pyproject.toml)" if RESERVED.search(named) else ""
+    sys.stdout.write(f"maintainer of all packages: {named}{warning}\n")
 
 
 if __name__ == "__main__":

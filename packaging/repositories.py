@@ -3,16 +3,18 @@
     apt/pool/SUITE/*.deb     apt/dists/SUITE/{InRelease,Release,Release.gpg,main/binary-ARCH/Packages.gz}
     rpm/SUITE/MACHINE/*.rpm  rpm/SUITE/MACHINE/repodata/{repomd.xml,repomd.xml.asc,...}
 
-Reproducible: all time stamps, those of the signatures too, are the epoch. Facts relied on: gpg refuses to sign before
-the key was made; Ed25519 and RSA (PKCS 1) signatures of the same data at the same time are equal; rpm runs the macro
+Reproducible: all time stamps are the epoch, and so is that of the signatures if the key is older. Facts relied on:
+Ed25519 and RSA (PKCS 1) signatures of the same data at the same time are equal; rpm runs the macro
 %__gpg_sign_cmd to sign. Programs: apt-ftparchive (apt-utils), createrepo_c, gpg, rpmsign (rpm).
 """
 
 from __future__ import annotations
 
+import functools
 import gzip
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
@@ -23,6 +25,7 @@ from pathlib import Path
 from flavours import Package
 
 TOOLS = ("apt-ftparchive", "createrepo_c", "gpg", "rpmsign")
+USER_ID = re.compile(r"((?P<name>[^<>]+) <)?(?P<address>[^<>@\s]+@[^<>@\s]+)>?")
 DEB_ARCHITECTURES = ("amd64", "arm64")
 
 
@@ -32,15 +35,34 @@ class ReleaseError(Exception):
 
 @dataclass(frozen=True)
 class Signer:
-    """The key of the caller's keyring that signs, and the time of its signatures (seconds since 1970)."""
+    """The key of the caller's keyring that signs, and the time of the release (seconds since 1970)."""
 
     key: str
     epoch: int
 
+    @functools.cached_property
+    def time(self) -> int:
+        """Return the time of the signatures: that of the release, or of a key that was made after it.
+
+        gpg and apt refuse a signature that is older than its key.
+        """
+        made = [int(fields[5]) for fields in self._listing() if fields[0] in ("pub", "sub") and fields[5]]
+        return max([self.epoch, *made])
+
+    @property
+    def is_rsa(self) -> bool:
+        """Return whether every rpm can verify the signatures: those of EL 8 and SLES 15 cannot verify Ed25519."""
+        return all(fields[3] == "1" for fields in self._listing() if fields[0] in ("pub", "sub"))
+
+    def _listing(self) -> list[list[str]]:
+        """Return the records of the key (doc/DETAILS of GnuPG)."""
+        listed = run(["gpg", "--batch", "--with-colons", "--list-keys", self.key]).decode()
+        return [line.split(":") for line in listed.splitlines()]
+
     def command(self, *arguments: str) -> list[str]:
         return [
             "gpg", "--batch", "--yes", "--quiet", "--armor", "--digest-algo", "SHA512", "--local-user", self.key,
-            "--faked-system-time", f"{self.epoch}!", *arguments,
+            "--faked-system-time", f"{self.time}!", *arguments,
         ]  # fmt: skip
 
     def detach(self, file: Path, signature: Path) -> None:
@@ -56,6 +78,13 @@ class Signer:
         if not found:
             raise ReleaseError(f"cannot find the key {self.key}: gpg has no such key; see gpg --list-secret-keys")
         return found
+
+    def holder(self) -> str:
+        """Return `NAME <ADDRESS>` of the first user ID of the key that has an address, or an empty string."""
+        for fields in self._listing():
+            if fields[0] == "uid" and (found := USER_ID.fullmatch(fields[9].replace("\\x3a", ":"))):
+                return f"{found['name'] or found['address'].partition('@')[0]} <{found['address']}>"
+        return ""
 
     def sign_rpm(self, file: Path) -> None:
         """Add the signature to the header of an rpm."""

@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT / "packaging"))  # scripts, not part of a Python pac
 builder = importlib.import_module("build")
 flavours = importlib.import_module("flavours")
 repositories = importlib.import_module("repositories")
+release = importlib.import_module("release")
 
 VERSION = builder.VERSION
 PACKAGES = list(flavours.PACKAGES)
