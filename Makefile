@@ -63,9 +63,10 @@ release: $(VENV)/.packaging
 	@[ -n "$(KEY)" ] || { echo "make release needs the key that signs: make release KEY=FINGERPRINT"; exit 2; }
 	$(BIN)/python packaging/release.py --key "$(KEY)" --out release
 
-# The unit tests under each Python of the packages (3.11 to 3.14) that is here. A few minutes each.
+# The unit tests under each Python of the packages (3.11 to 3.14) that can be had here. A few minutes each. To run less:
+# make test-pythons PYTHONS="--python 3.13 -- tests/unit/launch". PYTHONS=--others leaves out the Python of `make test`.
 .PHONY: test-pythons
-test-pythons: $(STAMP)
+test-pythons: $(VENV)/.packaging
 	$(BIN)/python tests/pythons.py $(PYTHONS)
 
 # Boot Debian 12 and 13 under qemu. Images are made once (mmdebstrap) and kept in .vm/.

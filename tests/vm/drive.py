@@ -123,7 +123,12 @@ def payload(guest: str, scratch: Path, names: list[str]) -> Path:
         for path in (ROOT / folder).rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts:
                 files[str(path.relative_to(ROOT))] = path
-    others = ("tests/conftest.py", "tests/unit/cli/test_recorded_examples.py", "pyproject.toml")
+    others = (
+        "tests/conftest.py",
+        "tests/unit/hookkit.py",
+        "tests/unit/cli/test_recorded_examples.py",
+        "pyproject.toml",
+    )
     files |= {name: ROOT / name for name in others}
     return pack_payload(scratch / "payload.tar", files)
 
