@@ -11,6 +11,7 @@ import resource
 import select
 import signal
 import socket
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -384,10 +385,9 @@ def _wait_readable(pidfd):
 
 
 def test_the_helper_is_small_and_imports_nothing_of_ours():
-    modules = os.popen(
-        f"{sys.executable} -I -S -E -X importtime -c 'import runpy,sys; sys.argv[1:]=[];"
-        f'runpy.run_path("{starter_script.__file__}", run_name="x")\' 2>&1'
-    ).read()
+    program = "import runpy, sys; runpy.run_path(sys.argv.pop(), run_name='x')"
+    command = [sys.executable, "-I", "-S", "-E", "-X", "importtime", "-c", program, starter_script.__file__]
+    modules = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     assert "ctypes" in modules
     assert "cnprocd" not in modules
     assert "asyncio" not in modules
