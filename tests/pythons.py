@@ -3,7 +3,7 @@
 Interpreters come from PATH or pyenv. Each gets an environment in .pythons: with the files of the self-contained package
 for this version, or without such a package, with the checkout and today's newest dependencies. If there is no
 interpreter, root gets a tree of the Debian suite that has this version (mmdebstrap, kept in .pythons/), with the
-dependencies as its packages; the tests run there under chroot. A version that cannot be had is reported as skipped with
+dependencies as its packages, in which the tests run. A version that cannot be had is reported as skipped with
 the reason, and fails nothing.
 
 Style and instruction counts are left out: they are measured with one version. Tests that failed are run once more,
@@ -39,14 +39,20 @@ PACKAGES = (
     "python3", "python3-pydantic", "python3-structlog", "python3-sdnotify", "python3-yaml", "python3-pytest",
     "python3-hypothesis", "python3-jsonschema", "mount", "procps", "man-db",
 )  # fmt: skip
-# In a mount namespace of its own, so that nothing stays mounted: $1 the tree, $2 the checkout, then the command.
+# In a mount namespace of its own, so that nothing stays mounted: $1 the tree, $2 the checkout, then the command. The tree
+# becomes the root mount. After chroot(2), /proc/self/mountinfo has no root, and cnprocd cannot find the path of a file.
 ENTER = """
+mount --bind "$1" "$1"
 for name in proc sys dev; do mount --rbind "/$name" "$1/$name"; done
 mkdir -p "$1$2"
 mount --bind "$2" "$1$2"
-tree=$1 checkout=$2
+cd "$1"
+checkout=$2
 shift 2
-exec chroot "$tree" env --chdir="$checkout" "$@"
+pivot_root . .
+umount --lazy .
+cd "$checkout"
+exec "$@"
 """
 
 
