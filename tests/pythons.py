@@ -39,7 +39,7 @@ PACKAGES = (
     "python3", "python3-pydantic", "python3-structlog", "python3-sdnotify", "python3-yaml", "python3-pytest",
     "python3-hypothesis", "python3-jsonschema", "mount", "procps", "man-db",
 )  # fmt: skip
-# In a mount namespace of its own, so that nothing stays mounted: $1 the tree, $2 the checkout, then the command. The tree
+# In a mount namespace of its own, so nothing stays mounted: $1 the tree, $2 the checkout, then the command. The tree
 # becomes the root mount. After chroot(2), /proc/self/mountinfo has no root, and cnprocd cannot find the path of a file.
 ENTER = """
 mount --bind "$1" "$1"
