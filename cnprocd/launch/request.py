@@ -89,5 +89,6 @@ class Ending:
     interrupted: bool = False
     not_started: bool = False  # a process, memory, a descriptor or the runner was missing
     no_snapshot: bool = False  # not started, because the runner has no snapshot of the rules of the hook
+    this_job: bool = False  # not started, but another job of the rule may be
     left_running: bool = False  # the daemon stops, and the runner's hook does not
     stuck: bool = False  # the hook survived SIGKILL and is still to be reaped

@@ -79,7 +79,7 @@ class Attempts:
             raise wire.WireError(f"attempt {run.attempt_id} is running already")
         refusal = self._refusal(run)
         if refusal is not None:
-            self._send(wire.NotNow(attempt_id=run.attempt_id, reason=refusal))
+            self._send(refusal)
             return
         one = self._attempts[run.attempt_id] = _Attempt(run)
         hooks = self._snapshots.loaded(run.snapshot)
@@ -121,13 +121,14 @@ class Attempts:
 
     # -- one attempt ---------------------------------------------------------------------------------------------
 
-    def _refusal(self, run: wire.Run) -> str | None:
+    def _refusal(self, run: wire.Run) -> wire.NotNow | None:
         if not self.accepting:
-            return "the runner is stopping"
+            return wire.NotNow(attempt_id=run.attempt_id, reason="the runner is stopping")
         if len(self._attempts) >= MOST_ATTEMPTS:
-            return f"{MOST_ATTEMPTS} hooks are running already"
+            return wire.NotNow(attempt_id=run.attempt_id, reason=f"{MOST_ATTEMPTS} hooks are running already")
         if any(one.run.job_id == run.job_id for one in self._attempts.values()):
-            return f"an earlier attempt of job {run.job_id} is still running"
+            reason = f"an earlier attempt of job {run.job_id} is still running"
+            return wire.NotNow(attempt_id=run.attempt_id, reason=reason, this_job=True)
         return None
 
     async def _find_and_launch(self, one: _Attempt) -> None:

@@ -113,7 +113,9 @@ class RemoteAttempt:
                 self._end(Ending(message.result(), interrupted=message.interrupted))
                 return True
             case wire.NotNow():
-                self._end(Ending(AttemptResult(message.reason), not_started=True, no_snapshot=message.no_snapshot))
+                result = AttemptResult(message.reason)
+                lacking, alone = message.no_snapshot, message.this_job
+                self._end(Ending(result, not_started=True, no_snapshot=lacking, this_job=alone))
                 return True
         return False
 

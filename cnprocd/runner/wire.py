@@ -185,12 +185,16 @@ class Ended:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotNow:
-    """The attempt was not started. `no_snapshot`: the runner cannot read the rules that it names."""
+    """The attempt was not started. `no_snapshot`: the runner cannot read the rules that it names.
+
+    `this_job`: another job of the rule may be started.
+    """
 
     type: Literal["not_now"] = "not_now"
     attempt_id: str
     reason: str
     no_snapshot: bool = False
+    this_job: bool = False
 
 
 FromDaemon = Hello | TakeSnapshot | Run | Resume | Terminate
@@ -336,6 +340,7 @@ def _read_not_now(found: JsonObject) -> NotNow:
         attempt_id=get_str(found, "attempt_id"),
         reason=get_str(found, "reason"),
         no_snapshot=get_bool(found, "no_snapshot", False),
+        this_job=get_bool(found, "this_job", False),
     )
 
 

@@ -58,15 +58,15 @@ class Postponements:
     def __init__(self) -> None:
         self._rules: dict[str, _Postponed] = {}
 
-    def note(self, rule: str, job_id: int, now_ns: int) -> tuple[int, bool]:
-        """Return until when the job waits, and whether all jobs of its rule do."""
+    def note(self, rule: str, job_id: int, now_ns: int, *, alone: bool = False) -> tuple[int, bool]:
+        """Return until when the job waits, and whether all jobs of its rule do. `alone`: the others may be started."""
         found = self._rules.setdefault(rule, _Postponed())
         if now_ns >= found.until_ns:
             found.pauses += 1
             found.until_ns = now_ns + int(min(LONGEST_PAUSE_S, 0.5 * 2.0 ** min(found.pauses, 10)) * NS)
-        if len(found.jobs) < POSTPONED_ALONE:
+        if len(found.jobs) < POSTPONED_ALONE and not alone:
             found.jobs.add(job_id)
-        return found.until_ns, len(found.jobs) >= POSTPONED_ALONE
+        return found.until_ns, len(found.jobs) >= POSTPONED_ALONE and not alone
 
     def forget(self, rule: str) -> None:
         """Note that an attempt was started."""

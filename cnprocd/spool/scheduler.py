@@ -304,7 +304,7 @@ class Scheduler:
         elif ending.no_snapshot and not self.promises.is_in_force(job):
             self._bury(job, ending.result, NO_SNAPSHOT)
         elif ending.not_started:
-            self._postpone(job, ending.result.reason or "not started")
+            self._postpone(job, ending.result.reason or "not started", alone=ending.this_job)
         elif ending.interrupted:
             self._interrupt(job, attempt.pid, ending.result)
         else:
@@ -371,11 +371,11 @@ class Scheduler:
         level: Level = "error" if on_failure is None else on_failure.level
         self._log(level, "job_dead", **record_of_death(job, reason, on_failure))
 
-    def _postpone(self, job: Job, reason: str) -> None:
+    def _postpone(self, job: Job, reason: str, *, alone: bool = False) -> None:
         """Let the job wait: a process, a descriptor, memory or the runner was missing. The hook is not at fault."""
         self.totals.postponed += 1
         now_ns = self._spool.clock()
-        due_ns, of_rule = self._postponements.note(job.rule, job.job_id, now_ns)
+        due_ns, of_rule = self._postponements.note(job.rule, job.job_id, now_ns, alone=alone)
         self._chooser.hold(job, due_ns, whole_rule=of_rule)
         self._spool.postpone(job.job_id, due_ns)
         pause_s = round((due_ns - now_ns) / NS, 3)

@@ -147,7 +147,7 @@ def test_a_second_attempt_of_a_running_job_waits(tmp_path):
         it.client = RunnerClient(it.path, it.log, it.runners.append)
         second = it.client.launch(request("r", it.hooks["r"], 1, attempt_id="f" * 32), lambda pid: None)
         ending = await second.wait(quiet, quiet)
-        assert ending.not_started
+        assert (ending.not_started, ending.this_job) == (True, True)
         assert ending.result.reason == "an earlier attempt of job 1 is still running"
         resumed(it).terminate(0.1)
 

@@ -1,11 +1,11 @@
-"""Which hook a job runs, and when a job that is interrupted again and again is given up. Pure."""
+"""Which hook a job runs, when a job that is interrupted again and again is given up, and which jobs wait. Pure."""
 
 from __future__ import annotations
 
 from unit.hookkit import hook
 
-from cnprocd.spool.job import Job, State
-from cnprocd.spool.pauses import MOST_INTERRUPTIONS, Interruptions
+from cnprocd.spool.job import NS, Job, State
+from cnprocd.spool.pauses import MOST_INTERRUPTIONS, Interruptions, Postponements
 from cnprocd.spool.promises import MOST_SNAPSHOTS, Promise, Promises
 
 OLD, NEW = hook("/bin/old", slots=2), hook("/bin/new")
@@ -64,3 +64,19 @@ def test_pauses_after_interruptions_grow_and_end_with_success():
     interruptions.forget(1)
     interruptions.note(1, ended=0)
     assert interruptions.pause_s(1, 0.5) == 0
+
+
+def test_a_rule_waits_when_several_of_its_jobs_cannot_start():
+    """Its pauses grow with each round, not with each job. A job that alone cannot be started holds no other."""
+    postponements, now_ns = Postponements(), 5 * NS
+    assert postponements.note("r", 1, now_ns) == (now_ns + NS, False)
+    assert postponements.note("r", 1, now_ns + NS) == (now_ns + 3 * NS, False)
+    assert postponements.note("r", 2, now_ns + 2 * NS) == (now_ns + 3 * NS, False)
+    assert postponements.note("r", 3, now_ns + 2 * NS, alone=True) == (now_ns + 3 * NS, False)
+    assert postponements.note("other", 4, now_ns) == (now_ns + NS, False)
+    assert postponements.note("r", 5, now_ns + 2 * NS) == (now_ns + 3 * NS, True)
+    assert postponements.note("r", 1, now_ns + 3 * NS) == (now_ns + 7 * NS, True)
+    postponements.forget("r")
+    assert postponements.note("r", 1, now_ns) == (now_ns + NS, False)
+    longest_ns = max(postponements.note("r", 1, n * 100 * NS)[0] - n * 100 * NS for n in range(1, 50))
+    assert longest_ns == 30 * NS
