@@ -84,7 +84,8 @@ method DropWaiting(rule: ?string) -> (job_ids: []int)
 
 # Return past matches, the newest first. Rule, comm and unit are globs. With `after`, the match_id of a match, return
 # the first ones that follow it, the oldest first; "" begins with the oldest one. Then a reply holds as many as fit into
-# a message: go on after the last one until there are no more.
+# a message: go on after the last one until there are no more. With `before`, return the newest of those that this match
+# follows.
 method History(
   rule: ?string,
   comm: ?string,
@@ -96,6 +97,7 @@ method History(
   until_ns: ?int,
   limit: ?int,
   after: ?string,
+  before: ?string,
   match_id: ?string
 ) -> (matches: []object, note: ?string)
 

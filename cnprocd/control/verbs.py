@@ -228,6 +228,7 @@ async def _history(daemon: view.DaemonView, args: Args) -> EncodedReply:
         until_ns=get_int_or_none(args, "until_ns", minimum=-_MAX_NS, maximum=_MAX_NS),
         limit=_limit(args),
         after=_text(args, "after"),
+        before=_text(args, "before"),
         match_id=_text(args, "match_id"),
     )
     encoded, why = EncodedValues(), None

@@ -68,8 +68,8 @@ def find_matches(
     With `wanted.after`, return the first ones after that match, the oldest first. The page ends with the match that
     makes it `most_bytes` long. `following` is that of the page before, or 0.
     """
-    if wanted.after and not following:
-        row_id = db.execute("SELECT row_id FROM matches WHERE match_id = ?", (wanted.after,)).fetchone()
+    if (known := wanted.after or wanted.before) and not following:
+        row_id = db.execute("SELECT row_id FROM matches WHERE match_id = ?", (known,)).fetchone()
         if row_id is None:
             return Page((), 0, knows_after=False)
         (following,) = row_id

@@ -34,7 +34,7 @@ def match_pages(
 
     def rows_of(page: m.Page) -> tuple[PastMatch, ...]:
         if not page.knows_after:
-            raise NotInHistoryError(wanted.after)
+            raise NotInHistoryError(wanted.after or wanted.before)
         return page.matches
 
     return _pages(find, query_of, wanted.limit, rows_of, in_memory)

@@ -57,6 +57,7 @@ class MatchFilter:
     """Which past matches are wanted. Names of rules, comms and units are globs; times are wall clock.
 
     `after`: the first ones that follow the match of this id, instead of the newest; "" begins with the oldest.
+    `before`: the newest of those that this match follows. The order is that of the reports: clocks can be set back.
     """
 
     rule: str | None = None
@@ -69,6 +70,7 @@ class MatchFilter:
     until_ns: int | None = None
     limit: int = 100
     after: str | None = None
+    before: str | None = None
     match_id: str | None = None
 
 
@@ -92,13 +94,13 @@ class MatchCount:
 
 
 class NotInHistoryError(CnprocdError):
-    """The match after which the history is to go on is not kept, or never was."""
+    """The match from which the history is to go on is not kept, or never was."""
 
     exit_status = EX_NO
 
     def __init__(self, match_id: str | None) -> None:
         super().__init__(
-            f"cannot go on after match {match_id}: it is not in the history",
+            f"cannot go on from match {match_id}: it is not in the history",
             "history_count and history_age limit what is kept, and matches with held_by are not kept; "
             "begin again with --since the last time",
         )

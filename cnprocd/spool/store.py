@@ -311,7 +311,7 @@ class Store:
         """Return past matches. Raises NotInHistoryError."""
         page = history.find_matches(self._db, wanted, 0, wanted.limit)
         if not page.knows_after:
-            raise NotInHistoryError(wanted.after)
+            raise NotInHistoryError(wanted.after or wanted.before)
         return list(page.matches)
 
     def page_of_matches(self, wanted: MatchFilter, following: int, most: int, most_bytes: int) -> Page:

@@ -182,6 +182,10 @@ def identified(spool):
         ({"after": "m2", "rule": "core"}, [4]),
         ({"after": "m5"}, []),
         ({"after": ""}, [1, 2, 3, 4, 5]),
+        ({"before": "m4"}, [3, 2, 1]),
+        ({"before": "m4", "limit": 2}, [3, 2]),
+        ({"before": "m5", "rule": "core"}, [4]),
+        ({"before": "m1"}, []),
     ],
 )
 def test_history_goes_on_after_a_match_in_order(identified, wanted, pids):
@@ -193,6 +197,15 @@ def test_pages_after_a_match_join_without_gap_or_double(spool):
         add(spool, number, match_id=f"m{number}")
     found = searched(spool.find_matches(MatchFilter(after="m3", limit=1000))).value
     assert [match.pid for match in found] == list(range(4, 251))
+    found = searched(spool.find_matches(MatchFilter(before="m249", limit=1000))).value
+    assert [match.pid for match in found] == list(range(248, 0, -1))
+
+
+def test_history_before_a_match_ignores_a_clock_set_back(spool):
+    for number in (7, 8, 9, 1, 2):
+        add(spool, number, match_id=f"m{number}")
+    found = searched(spool.find_matches(MatchFilter(before="m1"))).value
+    assert [match.pid for match in found] == [9, 8, 7]
 
 
 def test_a_match_that_is_reported_again_is_one_row(identified):
@@ -201,10 +214,12 @@ def test_a_match_that_is_reported_again_is_one_row(identified):
 
 
 def test_going_on_after_a_forgotten_match_is_refused(identified, store):
-    with pytest.raises(NotInHistoryError, match="cannot go on after match m9"):
+    with pytest.raises(NotInHistoryError, match="cannot go on from match m9"):
         searched(identified.find_matches(MatchFilter(after="m9")))
     with pytest.raises(NotInHistoryError):
         store.matches(MatchFilter(after="m9"))
+    with pytest.raises(NotInHistoryError):
+        searched(identified.find_matches(MatchFilter(before="m9")))
 
 
 # -- matches -----------------------------------------------------------------------------------------------------
