@@ -237,9 +237,9 @@ def _of_file(file: Path, draft: Draft | None = None) -> Iterator[tuple[str, Plac
     root = yaml12.read(text).root
     if not isinstance(root, yaml12.Mapping) or "rules" not in root.entries:
         return
-    section = root.entries["rules"][1]
+    section, lines = root.entries["rules"][1], _LINE_END.split(text)
     for index, rule in enumerate(section.items if isinstance(section, yaml12.Sequence) else ()):
         if isinstance(rule, yaml12.Mapping) and "name" in rule.entries:
             name = rule.entries["name"][1]
             if isinstance(name, yaml12.Scalar):
-                yield str(name.value), Place(file, root, index, _LINE_END.split(text))
+                yield str(name.value), Place(file, root, index, lines)

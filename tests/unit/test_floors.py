@@ -80,8 +80,8 @@ process/oom process/second_look process/stat process/table process/thread_count 
 process/unasked
 rules/compile rules/needs rules/plan rules/predicate rules/ruleset rules/unresolved rules/values rules/written
 rules/language/actions rules/language/advice rules/language/condition rules/language/fields rules/language/lint
-rules/language/names rules/language/plain rules/language/regex_cost rules/language/schema rules/language/syntax
-rules/language/value_problem
+rules/language/names rules/language/overlap rules/language/plain rules/language/regex_cost rules/language/schema
+rules/language/syntax rules/language/value_problem
 runner/wire runner/wire_validate
 spool/changes spool/disk_messages spool/job spool/latency spool/pauses spool/promises spool/reopening spool/rows
 spool/running

@@ -18,21 +18,20 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from cnprocd.connector.status import NO_STATUS
 from cnprocd.process.model import NO_LOGIN
 from cnprocd.rules.compile import compile_rule
+from cnprocd.rules.language.overlap import PATTERN_KEYS, Overlaps
 from cnprocd.rules.needs import named_fields
 from cnprocd.rules.predicate import text_test
 from cnprocd.rules.ruleset import EXIT_EVENTS, Condition, ProcessCondition, Rule, given_keys
-from cnprocd.rules.values import IntSet, Pattern
+from cnprocd.rules.values import Pattern
 
 # A process cannot choose these freely. It can choose the others: a user runs set-user-ID programs (euid), and names
 # units and containers in the control groups that are delegated to its user@.service (user_unit, container, pod_uid).
 _NOT_CHOSEN = ("user", "group", "exe", "cgroup", "unit")
 _PROGRAM = ("comm", "exe", "exe_claimed", "cmdline")
-_PATTERNS = ("comm", "exe", "cmdline", "cgroup", "unit", "user_unit", "container", "pod_uid")
 _ROOT = (None, "root", 0)
 # The suffixes of units that have processes, as process/stat.py finds them; systemd.unit(5).
 UNIT_SUFFIXES = (
@@ -54,9 +53,10 @@ class LintWarning:
 def lint(rules: Sequence[Rule]) -> Iterator[LintWarning]:
     """Return all warnings, in the order of the rules."""
     enabled = [rule for rule in rules if rule.enabled]
-    for number, rule in enumerate(enabled):
+    overlaps = Overlaps(enabled)
+    for rule in enabled:
         yield from _never(rule)
-        yield from _covered(rule, enabled[:number], enabled)
+        yield from _covered(rule, overlaps)
         yield from _without_suffix(rule)
         yield from _unavailable(rule)
         yield from _too_early(rule)
@@ -73,7 +73,7 @@ def _never(rule: Rule) -> Iterator[LintWarning]:
             rule.name, ("match",), "never", "no exit status satisfies this match: the rule never acts", hint
         )
         return
-    for key in _PATTERNS if condition is not None else ():
+    for key in PATTERN_KEYS if condition is not None else ():
         assert condition is not None
         if _impossible(condition, key):
             yield LintWarning(
@@ -106,8 +106,8 @@ def _only_key(part: Condition, key: str) -> bool:
     return given_keys(part) == (key,)
 
 
-def _covered(rule: Rule, earlier: Sequence[Rule], others: Sequence[Rule]) -> Iterator[LintWarning]:
-    twin = next((other for other in earlier if _same_events(other, rule) and _is_twin(other, rule)), None)
+def _covered(rule: Rule, overlaps: Overlaps) -> Iterator[LintWarning]:
+    twin = overlaps.twin_of(rule)
     if twin is not None:
         both = ", and both run a hook" if rule.run is not None and twin.run is not None else ""
         yield LintWarning(
@@ -118,11 +118,7 @@ def _covered(rule: Rule, earlier: Sequence[Rule], others: Sequence[Rule]) -> Ite
             "every rule that matches acts: merge the two, or make them differ",
         )
         return
-    if rule.run is None:
-        return
-    wider = next(
-        (other for other in others if other is not rule and other.run is not None and _covers(other, rule)), None
-    )
+    wider = overlaps.wider_than(rule) if rule.run is not None else None
     if wider is not None:
         yield LintWarning(
             rule.name,
@@ -131,54 +127,6 @@ def _covered(rule: Rule, earlier: Sequence[Rule], others: Sequence[Rule]) -> Ite
             f'"{wider.name}" matches everything that this rule matches, and both hooks run',
             f"if this is not intended, add a not: to {wider.name}",
         )
-
-
-def _is_twin(one: Rule, other: Rule) -> bool:
-    """Return whether two rules act on the same matches. One of them may act at the n-th only, as an escalation."""
-    return one.match == other.match and (one.after, one.resets_s) == (other.after, other.resets_s)
-
-
-def _same_events(one: Rule, other: Rule) -> bool:
-    return set(one.events) == set(other.events) and one.threads is other.threads
-
-
-def _covers(wide: Rule, narrow: Rule) -> bool:
-    if wide.threads is not narrow.threads or not _events(narrow) <= _events(wide):
-        return False
-    return wide.match is None or (narrow.match is not None and _covers_condition(wide.match, narrow.match))
-
-
-def _events(rule: Rule) -> set[str]:
-    return {*rule.events, *(("nonzero_exit",) if "exit" in rule.events else ())}
-
-
-def _covers_condition(wide: Condition, narrow: Condition) -> bool:
-    """Return whether `narrow` has every key of `wide` and accepts no more in it."""
-    ending = {"exit_code", "signal"}
-    for key in set(given_keys(wide)) - ending:
-        if key not in given_keys(narrow) or not _accepts_no_more(getattr(wide, key), getattr(narrow, key)):
-            return False
-    if not ending.intersection(given_keys(wide)):
-        return True
-    if not ending.intersection(given_keys(narrow)):
-        return False
-    return _codes(narrow) <= _codes(wide) and (narrow.signal or frozenset()) <= (wide.signal or frozenset())
-
-
-def _codes(condition: Condition) -> set[int]:
-    ranges = condition.exit_code.ranges if isinstance(condition.exit_code, IntSet) else ()
-    return {code for low, high in ranges for code in range(low, high + 1)}
-
-
-def _accepts_no_more(wide: Any, narrow: Any) -> bool:  # noqa: ANN401  # values of any key of the rule language
-    if wide == narrow:
-        return True
-    if not (isinstance(wide, tuple) and isinstance(narrow, tuple) and wide and narrow):
-        return False
-    if not isinstance(wide[0], Pattern):
-        return set(narrow) <= set(wide)
-    test = text_test(wide)
-    return all(one in wide or (one.kind == "literal" and test(one.text)) for one in narrow)
 
 
 def _without_suffix(rule: Rule) -> Iterator[LintWarning]:
