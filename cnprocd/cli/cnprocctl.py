@@ -23,7 +23,8 @@ from cnprocd.errors import CnprocdError
 from cnprocd.json_value import JsonDict
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
-STREAMS = ("live:watch", "live:top")  # always print JSON line by line; `history` does with --follow
+STREAMS = ("live:watch", "live:top")  # always print JSON line by line
+STREAMING = ("follow", "hold")  # options of other verbs that do
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -68,7 +69,7 @@ def _report(error: CnprocdError, options: Options) -> int:
     if options.json:
         found: JsonDict = {"what": error.what, "hint": error.hint, "status": error.exit_status}
         problems = error.details.get("problems") if isinstance(error, RefusedError) else None
-        streams = options.run in STREAMS or getattr(options, "follow", False)
+        streams = options.run in STREAMS or any(getattr(options, name, False) for name in STREAMING)
         print_json({"error": found | ({"problems": problems} if problems else {})}, line=streams)
     else:
         print(error.render(Style(sys.stderr)("red", "cnprocctl:") + " "), file=sys.stderr)

@@ -10,28 +10,15 @@ import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cnprocd.cli.arguments import EVENT, Argument, arg
 from cnprocd.cli.quantities import MOST_RESULTS, count, limit, moment, number, octets, period, seconds
 
 Options = argparse.Namespace
 RUNTIME_DIR = Path("/run/cnprocd")
 STATE_DIR = Path("/var/lib/cnprocd")
 FEATURES = ("event_mask", "taskstats", "socket_filter")
-KINDS = ("exit", "nonzero_exit", "fork", "exec", "uid", "gid", "sid", "ptrace", "comm", "coredump")
 STATES = ("waiting", "running", "done", "dead")
 FORMATS = ("table", "json")
-
-
-@dataclass(frozen=True)
-class Argument:
-    """One option or argument: what add_argument() takes. The last name is the long one."""
-
-    names: tuple[str, ...]
-    options: dict[str, object]
-
-
-def arg(*names: str, **options: object) -> Argument:
-    """Return a row of the table."""
-    return Argument(names, options)
 
 
 @dataclass(frozen=True)
@@ -96,43 +83,6 @@ _DRAFT = arg(
     help="Take the content of this rule file from standard input, as if it had been saved",
 )
 
-EVENT = (
-    arg("--pid", type=number, metavar="PID", help="Process ID; alone it names a process that runs now"),
-    arg("--kind", choices=KINDS, metavar="KIND", help="Kind of the event (exit)"),
-    arg("--comm", metavar="NAME", help="Command name of the process"),
-    arg("--exit-code", type=int, metavar="N", help="Exit code of the process"),
-    arg("--signal", metavar="NAME", help="Signal that killed the process: SIGKILL, KILL or 9"),
-    arg(
-        "--status",
-        type=int,
-        metavar="N",
-        help="Wait status as waitpid(2) returns it: 256 times the exit code, or the number of the signal",
-    ),
-    arg("--core", action="store_true", help="The process dumped core"),
-    arg("--oom-killed", action="store_true", help="The kernel's OOM killer ended the process (with SIGKILL)"),
-    arg("--lost", action="store_true", help="The exit event was lost, so the status is unknown (recovered)"),
-    arg("--user", metavar="NAME", help="User of the process: name or uid"),
-    arg("--euid", metavar="NAME", help="Effective user of the process: name or uid"),
-    arg("--loginuid", metavar="NAME", help="User of the login session: name, uid, or unset"),
-    arg("--group", metavar="NAME", help="Group of the process: name or gid"),
-    arg("--exe", metavar="PATH", help="Executable of the process"),
-    arg("--exe-claimed", metavar="PATH", help="Executable as the process sees it, for example in its container"),
-    arg("--cmdline", metavar="TEXT", help="Arguments of the process, joined by spaces"),
-    arg("--unit", metavar="UNIT", help="systemd unit of the process"),
-    arg("--user-unit", metavar="UNIT", help="Unit of the user's own service manager"),
-    arg("--container", metavar="NAME", help="Container of the process: name or id"),
-    arg("--pod-uid", metavar="UID", help="Kubernetes pod of the process"),
-    arg("--cgroup", metavar="PATH", help="Control group of the process"),
-    arg("--parent", metavar="NAME", help="Command name of the parent process"),
-    arg("--ancestor", action="append", default=[], metavar="NAME", help="Command name of the next process upwards"),
-    arg("--lifetime", type=seconds, metavar="TIME", help="Time from start to end of the process: 300ms, 5s, 2h"),
-    arg("--max-rss", type=octets, metavar="SIZE", help="Peak resident memory of the process: 500M"),
-    arg("--cpu-time", type=seconds, metavar="TIME", help="CPU time of the process"),
-    arg("--from-hook", action="store_true", help="A hook started the process"),
-    arg("--thread", action="store_true", help="The event is about a thread, not a process"),
-    arg("--event", metavar="JSON", help="The event as a log record in JSON; @FILE or - reads it"),
-)
-
 _MATCH = arg(
     "--match",
     metavar="YAML",
@@ -142,6 +92,7 @@ _FOR = arg("--for", dest="duration", type=seconds, metavar="TIME", help="Stop af
 _COUNT = arg("-n", "--count", type=count, metavar="N", help="Stop after this number of lines")
 _AFTER = arg("--after", metavar="ID", help="Go on after the match with this match_id; '' begins with the oldest one")
 _NAMES = arg("names", nargs="+", metavar="RULE", help="Names of rules")
+_RULE_FILE = arg("file", type=Path, metavar="FILE", help="Rule file that the daemon reads")
 _JOB = arg("job", type=number, metavar="ID", help="Job number")
 _JOBS = arg("jobs", type=number, nargs="+", metavar="ID", help="Job numbers")
 
@@ -268,6 +219,26 @@ VERBS = (
         "while the daemon does not run.",
         examples=("cnprocctl rules disable oracle-process-died --for 2h",),
     ),
+    Verb(
+        "rules read",
+        "rule_file:read",
+        "Print a rule file, for an editor",
+        (_RULE_FILE,),
+        description="With --json, print the text, the line ending, the hash of the content, and the reason if an "
+        "editor of text would change more of the file than its user does: bytes that are not UTF-8, or lines that end "
+        "in different ways. The hash of a file that does not exist is none.",
+    ),
+    Verb(
+        "rules write",
+        "rule_file:write",
+        "Replace a rule file by standard input, for an editor",
+        (_RULE_FILE, arg("--hash", metavar="HASH", help="Only if `rules read` shows this hash of the file")),
+        description="The file keeps its owner, mode, access list and security label; a symbolic link stays, and its "
+        "target is written. The content is not checked, and the daemon does not load it before `reload`. Files of "
+        "packages are not written. If the file has another hash, or others than root can change it, nothing is "
+        "written, and the exit status is not 0.",
+        examples=("cnprocctl rules write /etc/cnprocd/rules.d/oracle.yaml < oracle.yaml",),
+    ),
     Verb("jobs list", "jobs:listed", "List the newest jobs", (
         arg("--state", choices=STATES, metavar="STATE", help="Only jobs in this state: " + ", ".join(STATES)),
         _RULE,
@@ -384,12 +355,15 @@ VERBS = (
         "recording:record",
         "Record events to a file for `replay`",
         (
-            arg("file", type=Path, metavar="FILE", help="File to create"),
+            arg("file", type=Path, nargs="?", metavar="FILE", help="File to create"),
+            arg("--hold", action="store_true", help="Give the recording no name; delete it when standard input ends"),
             arg("--for", dest="duration", type=seconds, default=60.0, metavar="TIME", help="Duration (60s)"),
             arg("--max-size", type=octets, default=64 << 20, metavar="SIZE", help="Maximum size of the file (64M)"),
         ),
         description="Needs root. The file holds every event and exit record as the kernel sent it, and the names, "
-        "arguments and users of all processes. Only its owner can read it.",
+        "arguments and users of all processes. Only its owner can read it. With --hold, for programs, the recording is "
+        "in a file of /var/tmp without a name: the path in /proc that is printed leads to it while this command runs. "
+        "A line on standard input ends the recording; the end of standard input, or of this command, deletes it.",
     ),
     Verb(
         "replay",

@@ -12,6 +12,7 @@ Several hosts are asked at once. Each line then begins with the host; of JSON, e
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -99,8 +100,11 @@ def command(host: Host, words: Sequence[str], *, reads_input: bool) -> list[str]
 
 
 def reads_input(words: Iterable[str]) -> bool:
-    """Whether the verb reads standard input: `check -`, `test --event -`, `check --draft FILE`."""
-    return any(word in ("-", "--event=-", "--draft") or word.startswith("--draft=") for word in words)
+    """Whether the verb reads standard input: `check -`, `test --event -`, `check --draft FILE`, `record --hold`."""
+    named = list(words)
+    return ("rules", "write") in itertools.pairwise(named) or any(
+        word in ("-", "--event=-", "--draft", "--hold") or word.startswith("--draft=") for word in named
+    )
 
 
 def run(hosts: Sequence[Host], words: Sequence[str], *, as_json: bool) -> int:

@@ -7,7 +7,7 @@ _cnprocctl() {
     for ((i = 1; i < COMP_CWORD; i++)); do
         word=${COMP_WORDS[i]}
         case "$word" in
-            --after|--ancestor|--by|--cgroup|--cmdline|--comm|--container|--count|--cpu-time|--draft|--euid|--event|--exe|--exe-claimed|--exit-code|--for|--group|--host|--interval|--job|--kind|--kinds|--lifetime|--limit|--lines|--loginuid|--match|--max-rss|--max-size|--output|--parent|--pid|--pod-uid|--rate|--rule|--rules|--runtime-dir|--signal|--since|--state|--state-dir|--status|--unit|--until|--user|--user-unit|--without|-H|-n|-o) ((i++)) ;;
+            --after|--ancestor|--by|--cgroup|--cmdline|--comm|--container|--count|--cpu-time|--draft|--euid|--event|--exe|--exe-claimed|--exit-code|--for|--group|--hash|--host|--interval|--job|--kind|--kinds|--lifetime|--limit|--lines|--loginuid|--match|--max-rss|--max-size|--output|--parent|--pid|--pod-uid|--rate|--rule|--rules|--runtime-dir|--signal|--since|--state|--state-dir|--status|--unit|--until|--user|--user-unit|--without|-H|-n|-o) ((i++)) ;;
             -*) ;;
             *) if [[ -z $verb && $word == help ]]; then help=yes; elif [[ -z $verb ]]; then verb=$word; elif [[ " rules jobs " == *" $verb "* ]]; then verb="$verb $word"; fi ;;
         esac
@@ -30,6 +30,7 @@ _cnprocctl() {
         --exit-code) COMPREPLY=(); return ;;
         --for) COMPREPLY=(); return ;;
         --group) COMPREPLY=($(compgen -g -- "$cur")); return ;;
+        --hash) COMPREPLY=(); return ;;
         --host) COMPREPLY=(); return ;;
         --interval) COMPREPLY=(); return ;;
         --job) COMPREPLY=($(compgen -W "$(_cnprocctl_jobs)" -- "$cur")); return ;;
@@ -67,7 +68,7 @@ _cnprocctl() {
     if [[ -n $help && -n $verb && " rules jobs " != *" $verb "* ]]; then COMPREPLY=(); return; fi
     case "$verb" in
         "") COMPREPLY=($(compgen -W "status reload check explain test schema rules jobs history watch top metrics doctor record replay help --rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur")) ;;
-        rules) COMPREPLY=($(compgen -W "list show enable disable" -- "$cur")) ;;
+        rules) COMPREPLY=($(compgen -W "list show enable disable read write" -- "$cur")) ;;
         jobs) COMPREPLY=($(compgen -W "list show log retry drop kill" -- "$cur")) ;;
         "status")
             COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur"))
@@ -103,6 +104,14 @@ _cnprocctl() {
         "rules disable")
             COMPREPLY=($(compgen -W "--for --rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur"))
             [[ $cur != -* ]] && COMPREPLY=($(compgen -W "$(_cnprocctl_rules)" -- "$cur"))
+            ;;
+        "rules read")
+            COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur"))
+            [[ $cur != -* ]] && COMPREPLY=($(compgen -f -- "$cur"))
+            ;;
+        "rules write")
+            COMPREPLY=($(compgen -W "--hash --rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur"))
+            [[ $cur != -* ]] && COMPREPLY=($(compgen -f -- "$cur"))
             ;;
         "jobs list")
             COMPREPLY=($(compgen -W "--state --rule -n --limit --rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur"))
@@ -143,7 +152,7 @@ _cnprocctl() {
             COMPREPLY=($(compgen -W "--rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur"))
             ;;
         "record")
-            COMPREPLY=($(compgen -W "--for --max-size --rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur"))
+            COMPREPLY=($(compgen -W "--hold --for --max-size --rules --runtime-dir --state-dir -o --output --json -H --host --until-eof" -- "$cur"))
             [[ $cur != -* ]] && COMPREPLY=($(compgen -f -- "$cur"))
             ;;
         "replay")

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from kernel.harness import PATIENCE_S, child, rename, running, wait_status
 
 from cnprocd.cli import canary
@@ -31,13 +32,14 @@ def start(*words: str) -> subprocess.Popen[str]:
     """Start cnprocctl as a process. Return when it has subscribed."""
     process = subprocess.Popen(
         [sys.executable, "-m", "cnprocd.cli.cnprocctl", *words],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     assert process.stderr is not None
     said = process.stderr.readline()
-    assert "Ctrl-C ends" in said, said + process.stderr.read()
+    assert said.startswith("recording, ") or "Ctrl-C ends" in said, said + process.stderr.read()
     return process
 
 
@@ -175,6 +177,30 @@ def test_a_killed_recorder_leaves_what_can_be_read(tmp_path):
     found = replay(file, rules)
     assert found["summary"]["cut_short"] is True
     assert found["summary"]["events"] > 0
+
+
+@pytest.mark.parametrize("way", ["end of input", "SIGTERM", "SIGKILL", "end of input while it records"])
+def test_a_held_recording_is_gone_with_its_command(tmp_path, way):
+    """It has no name at any time, so nothing stays behind, however the command ends."""
+    recorder = start("--json", "record", "--hold", "--for", "600")
+    assert recorder.stdin is not None and recorder.stdout is not None
+    file = Path(json.loads(recorder.stdout.readline())["recording"])
+    assert "deleted" in os.readlink(file)
+    pid = end("cnprec-held", 7 << 8)
+    if way != "end of input while it records":
+        recorder.stdin.write("\n")
+        recorder.stdin.flush()
+        figures = json.loads(recorder.stdout.readline())
+        assert (figures["file"], figures["ended"]) == (str(file), "a line on standard input")
+        rules = tmp_path / "rules.yaml"
+        rules.write_text(RULES.replace("$MARKER\n", ""))
+        assert [match["pid"] for match in replay(file, rules)["matches"]] == [pid]
+    if way.startswith("SIG"):
+        recorder.send_signal(signal.Signals[way])
+    out, _ = recorder.communicate(timeout=PATIENCE_S)
+    assert not file.exists()
+    assert recorder.returncode == (-signal.Signals[way] if way.startswith("SIG") else 0)
+    assert out == "" or json.loads(out)["ended"] == "the end of standard input"
 
 
 def test_the_canary_is_received():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from itertools import chain, repeat
 
@@ -94,6 +94,13 @@ def _reasons_value(one: Explained) -> JsonDict:
     }
 
 
+def prices(rules: Iterable[CompiledRule], matcher: Matcher, options: Options) -> list[RulePlan]:
+    """Return the share of each rule in the plan, with the kernel's features as the daemon found them."""
+    features, _ = _features(options)
+    unwatched = frozenset(_unwatched(matcher))
+    return [rule_plan(rule, features, unwatched) for rule in rules]
+
+
 def _plan(rules: list[CompiledRule], matcher: Matcher, options: Options) -> int:
     features, known_from = _features(options)
     reasons = _unwatched(matcher)
@@ -169,7 +176,7 @@ def _deaths(whole: WholePlan) -> str:
 
 def _features(options: Options) -> tuple[Features, str]:
     """Return the kernel features and their source: --without, the running daemon, or the assumption of all."""
-    if options.without:
+    if getattr(options, "without", None):
         return _chosen({name: name not in options.without for name in FEATURES}), "as asked with --without"
     try:
         with Client(options.runtime_dir) as client:

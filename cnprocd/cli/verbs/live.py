@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from cnprocd.cli.arguments import KINDS
 from cnprocd.cli.ending import TimeIsUpError, end_after
-from cnprocd.cli.grammar import KINDS, Options
+from cnprocd.cli.grammar import Options
 from cnprocd.cli.lines import LINES_A_SECOND, Budget, match_line
 from cnprocd.cli.rule_names import known_names, require_rule, wanted
 from cnprocd.cli.terminal import Style, columns, print_json

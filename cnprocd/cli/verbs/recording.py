@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from cnprocd.cli.replaying import Replayed
 from cnprocd.cli.replaying import replay as replayed
 from cnprocd.cli.rule_names import require_rule, wanted
 from cnprocd.cli.ruleset import loaded_rules
+from cnprocd.cli.standard_files import STDIN
 from cnprocd.cli.terminal import Style, counted, print_json, size
 from cnprocd.cli.verbs.trial import ACCOUNTS
 from cnprocd.connector.decode import SLOT_SIZE, Rejects, decode
@@ -39,30 +41,70 @@ from cnprocd.rules.compile import Matcher
 
 _FLUSH_EVERY_S = 1.0
 _CHECK_EVERY_MS = 200  # for a signal, the size and the time
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_HELD_IN = "/var/tmp"  # noqa: S108  # not in memory as /tmp often is
+_PIECE = 4096
+_BY_SIGNAL, _BY_LINE, _BY_END_OF_INPUT = "a signal", "a line on standard input", "the end of standard input"
 
 
 def record(options: Options) -> int:
     """Record until the time or the size is reached, or until a signal. The file is then complete."""
+    if options.hold == (options.file is not None):
+        raise _unclear("where to record is not clear", "give the FILE to create, or --hold")
+    if options.hold:
+        return _hold(options)
     with _new_file(options.file) as file:
         recorder = _Recorder(file, options.max_size)
-        why = recorder.run(options.duration)
+        recorder.run(options.duration)
+    _report(recorder, str(options.file), options)
+    return EX_OK
+
+
+def _hold(options: Options) -> int:
+    """Record to a file without a name, and keep it until standard input ends. The kernel deletes it with this process.
+
+    So nothing stays behind, however this process and its client end.
+    """
+    with tempfile.TemporaryFile(dir=_HELD_IN) as file:
+        path = f"/proc/{os.getpid()}/fd/{file.fileno()}"
+        recorder = _Recorder(file, options.max_size, hold=True)
+        if options.json:
+            print_json({"recording": path}, line=True)
+        recorder.run(options.duration)
+        _report(recorder, path, options)
+        if recorder.why in (_BY_SIGNAL, _BY_END_OF_INPUT):
+            return EX_OK
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        while os.read(STDIN, _PIECE):
+            """Until the end of standard input."""
+    return EX_OK
+
+
+def _report(recorder: _Recorder, file: str, options: Options) -> None:
     figures: JsonDict = {
-        "file": str(options.file),
+        "file": file,
         "bytes": recorder.writer.written,
         "events": recorder.events,
         "exit_records": recorder.exit_records,
         "lost": recorder.lost,
-        "ended": why,
+        "ended": recorder.why,
     }
     if options.json:
-        print_json(figures)
-        return EX_OK
+        print_json(figures, line=options.hold)
+        return
     print(
-        f"{options.file}: {counted(recorder.events, 'event')}, {counted(recorder.exit_records, 'exit record')}, "
+        f"{file}: {counted(recorder.events, 'event')}, {counted(recorder.exit_records, 'exit record')}, "
         f"{recorder.lost} lost, "
-        f"{size(recorder.writer.written)}; ended by {why}"
+        f"{size(recorder.writer.written)}; ended by {recorder.why}",
+        flush=True,
     )
-    return EX_OK
+
+
+def _unclear(what: str, hint: str) -> CnprocdError:
+    error = CnprocdError(what, hint)
+    error.exit_status = 2
+    return error
 
 
 def _new_file(path: Path) -> BinaryIO:
@@ -97,37 +139,37 @@ class _RawTaskstats(Taskstats):
 class _Recorder:
     """Write the messages of both sockets to a file."""
 
-    def __init__(self, file: BinaryIO, most_bytes: int) -> None:
+    def __init__(self, file: BinaryIO, most_bytes: int, *, hold: bool = False) -> None:
         self.events = self.exit_records = self.lost = 0
+        self.why = ""
         self._most_bytes = most_bytes
+        self._hold = hold
         self._listener = Listener.open(BUFFER_BYTES)
         self._taskstats: _RawTaskstats | None = None
         self._kernel_log = KernelLog.open()
         self._rejects = Rejects()
         self._uids: set[int] = set()
-        self._why = ""
         try:
             self._taskstats = _RawTaskstats(BUFFER_BYTES)
         except TaskstatsAbsent:
             self._taskstats = None
         self.writer = Writer(file)
 
-    def run(self, duration_s: float) -> str:
-        """Record. Return what ended it: the time, the size or a signal."""
+    def run(self, duration_s: float) -> None:
+        """Record. `why` is then what ended it: the time, the size, a signal; if it is held, standard input."""
         # The handler sets a flag; an exception could leave a partial chunk.
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in _SIGNALS:
             signal.signal(number, self._stop)
         self._listener.subscribe()
         try:
             self._begin()
-            print("recording, Ctrl-C ends", file=sys.stderr, flush=True)
+            print(f"recording, {'Enter' if self._hold else 'Ctrl-C'} ends", file=sys.stderr, flush=True)
             self._follow(time.monotonic() + duration_s)
         finally:
             self._end()
-        return self._why
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        self._why = "a signal"
+        self.why = _BY_SIGNAL
 
     def _begin(self) -> None:
         start = list(procfs.scan(EVERYTHING))
@@ -152,18 +194,22 @@ class _Recorder:
         for source in (self._listener, self._taskstats):
             if source is not None:
                 poller.register(source.fileno(), select.POLLIN)
+        if self._hold:
+            poller.register(STDIN, select.POLLIN)
         flush_at = time.monotonic() + _FLUSH_EVERY_S
-        while not self._why:
-            poller.poll(_CHECK_EVERY_MS)
+        while not self.why:
+            ready = poller.poll(_CHECK_EVERY_MS)
             self._drain()
+            if any(fd == STDIN for fd, _ in ready):
+                self.why = _BY_LINE if os.read(STDIN, _PIECE) else _BY_END_OF_INPUT
             now = time.monotonic()
             if now >= flush_at:
                 self.writer.flush()
                 flush_at = now + _FLUSH_EVERY_S
             if self.writer.written >= self._most_bytes:
-                self._why = "its size"
+                self.why = "its size"
             elif now >= until_s:
-                self._why = "its time"
+                self.why = "its time"
 
     def _drain(self) -> None:
         slots = self._listener.receive()
@@ -190,15 +236,13 @@ class _Recorder:
             self._taskstats.close()
         self._kernel_log.close()
         self.writer.values(b"N", {str(uid): procfs.user_name(uid) for uid in sorted(self._uids)})
-        self.writer.end({"ended": self._why, "lost": self.lost, "events": self.events})
+        self.writer.end({"ended": self.why, "lost": self.lost, "events": self.events})
 
 
 def replay(options: Options) -> int:
     """Show the matches of the rules on a recording, then figures; or with --history, on past matches."""
     if options.history == (options.file is not None):
-        error = CnprocdError("what to replay is not clear", "give the FILE of a recording, or --history")
-        error.exit_status = 2
-        raise error
+        raise _unclear("what to replay is not clear", "give the FILE of a recording, or --history")
     if options.history:
         from cnprocd.cli.verbs.past import replay_history
 

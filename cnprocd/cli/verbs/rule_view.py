@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from cnprocd.cli.grammar import Options
 from cnprocd.cli.in_force import InForce, ask_if_possible, files_of
+from cnprocd.cli.plans import RulePlan
 from cnprocd.cli.rule_names import no_such_rule
 from cnprocd.cli.rule_text import rule_lines
 from cnprocd.cli.ruleset import Place, loaded_rules, overridden, places
 from cnprocd.cli.terminal import Style, columns, print_json, state_text
+from cnprocd.cli.verbs.explain import prices
 from cnprocd.control.client import Client
 from cnprocd.errors import EX_OK
 from cnprocd.json_value import JsonDict, JsonObject, get_dict
+from cnprocd.rules.compile import Matcher
 from cnprocd.rules.problems import LoadedRules, RulesError
+from cnprocd.rules.ruleset import Rule
 from cnprocd.rules.written import written_rule
 
 
@@ -35,6 +39,7 @@ class _Row:
     hook: bool
     hits: int | None
     place: Place | None
+    plan: RulePlan | None = None  # the price of the rule in the files; with --json only
 
 
 def listed(options: Options) -> int:
@@ -48,7 +53,8 @@ def listed(options: Options) -> int:
         loaded, reason = None, f"cannot compare with the rule files: {error.what}; see `cnprocctl check`"
     rows = list(_rows(found, loaded))
     if options.json:
-        print_json([_value(row) for row in rows])
+        plans = _plans(loaded.rules, options) if loaded is not None else {}
+        print_json([_value(replace(row, plan=plans.get(row.name))) for row in rows])
         return EX_OK
     _print_table(rows, with_daemon=found is not None)
     if loaded is None:
@@ -78,6 +84,12 @@ def _rows(found: InForce | None, loaded: LoadedRules | None) -> Iterator[_Row]:
             )  # fmt: skip
 
 
+def _plans(rules: Sequence[Rule], options: Options) -> dict[str, RulePlan]:
+    """Return what each rule costs, also if it is disabled."""
+    matcher = Matcher(replace(rule, enabled=True) for rule in rules)
+    return {plan.rule: plan for plan in prices(matcher.rules, matcher, options)}
+
+
 def _value(row: _Row) -> JsonDict:
     return {
         "name": row.name,
@@ -91,6 +103,8 @@ def _value(row: _Row) -> JsonDict:
         "file": str(row.place.file) if row.place is not None else None,
         "line": row.place.line if row.place is not None else None,
         "description": row.description,
+        "cost": row.plan.cost if row.plan is not None else None,
+        "cost_means": row.plan.cost_means if row.plan is not None else None,
     }
 
 
@@ -145,20 +159,28 @@ def show(options: Options) -> int:
                 "in_force": shown.in_force,
                 "rule": shown.rule,
                 "rule_in_force": shown.rule_in_force,
+                "text": "\n".join(_text(shown, reason)),
+                "plan": asdict(_plans(loaded.rules, options)[shown.name]) if shown.place is not None else None,
             }
         )
         return EX_OK
     style = Style()
+    for line in _text(shown, reason):
+        print(style("dim", line) if line.startswith("#") else line)
+    return EX_OK
+
+
+def _text(shown: _Shown, reason: str) -> Iterator[str]:
+    """Yield the rule as YAML, with what is known of it as comments."""
     for line in _head(shown, reason):
-        print(style("dim", f"# {line}"))
+        yield f"# {line}"
     lines = rule_lines(shown.rule)
-    print("\n".join(lines))
+    yield from lines
     if shown.in_force == "differs" and shown.rule_in_force is not None:
-        print(style("dim", "# from the rule in force (-) to the files (+):"))
+        yield "# from the rule in force (-) to the files (+):"
         for line in difflib.unified_diff(rule_lines(shown.rule_in_force), lines, n=0, lineterm=""):
             if not line.startswith(("---", "+++", "@@")):
-                print(style("dim", f"# {line}"))
-    return EX_OK
+                yield f"# {line}"
 
 
 def _shown(options: Options, found: InForce | None, loaded: LoadedRules) -> _Shown:

@@ -85,7 +85,9 @@ def test_bash_completes_verbs_subverbs_options_and_values():
     assert complete("test", "--kind", "non") == ["nonzero_exit"]
     assert complete("test", "--life") == ["--lifetime"]
     assert complete("help", "rul") == ["rules"]
-    assert complete("help", "rules", "") == complete("rules", "") == ["list", "show", "enable", "disable"]
+    assert (
+        complete("help", "rules", "") == complete("rules", "") == ["list", "show", "enable", "disable", "read", "write"]
+    )
     assert complete("help", "dis") == complete("help", "status", "") == []
     assert complete("-o", "") == ["table", "json"]
     assert {"-n", "--limit", "-f", "--follow", "--until", "-o", "--json"} <= set(complete("history", "-"))

@@ -61,6 +61,15 @@ def test_show_as_json_has_the_same(rules):
     status, found = ctl_json("rules", "show", "any-exec", "--runtime-dir", str(rules.parent), rules=rules)
     assert (status, found["file"], found["line"], found["in_force"]) == (EX_OK, str(rules), 8, None)
     assert (found["rule"]["name"], found["rule"]["enabled"], found["overrides"]) == ("any-exec", False, [])
+    assert found["text"].startswith(f"# {rules}:8\n") and "- name: any-exec" in found["text"]
+    assert (found["plan"]["cost"], found["plan"]["identity"]) == (3, "none")
+
+
+def test_the_list_as_json_has_prices_of_disabled_rules_also(rules):
+    _, found = ctl_json("rules", "list", "--runtime-dir", str(rules.parent), rules=rules)
+    _, plan = ctl_json("explain", "--runtime-dir", str(rules.parent), rules=rules)
+    assert [(one["name"], one["cost"]) for one in found] == [("died", 1), ("any-exec", 3)]
+    assert found[0]["cost_means"] == plan["rules"][0]["cost_means"]
 
 
 @pytest.mark.parametrize("verb", [["rules", "show"], ["rules", "disable"], ["rules", "enable"], ["explain"]])
