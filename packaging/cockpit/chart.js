@@ -1,4 +1,4 @@
-// Matches per minute as stacked bars, drawn as SVG. The table below it has the same numbers for screen readers.
+// Matches per minute as stacked bars, drawn as SVG. The list below it has the totals, and so has its label for screen readers.
 
 import { h, svg } from "./dom.js";
 
@@ -6,21 +6,15 @@ const WIDTH = 900, HEIGHT = 150, LEFT = 44, BOTTOM = 20;
 const MOST_GROUPS = 6;  // as many as there are colours
 const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit" });
 
-// Return the largest groups, the others as one.
+// Return the largest groups, the others as one, and the number of the group of each key.
 function grouped(counts) {
     const totals = new Map();
     for (const { key, count } of counts) totals.set(key, (totals.get(key) ?? 0) + count);
-    const names = [...totals.keys()].sort((a, b) => totals.get(b) - totals.get(a));
-    const named = names.length > MOST_GROUPS ? names.slice(0, MOST_GROUPS - 1) : names;
-    const groups = named.map(key => ({ label: key ?? "unknown", total: totals.get(key), of: one => one.key === key }));
-    if (names.length > named.length) {
-        const others = names.slice(named.length);
-        groups.push({
-            label: `${others.length} others`, total: others.reduce((sum, key) => sum + totals.get(key), 0),
-            of: one => others.includes(one.key),
-        });
-    }
-    return groups;
+    const keys = [...totals.keys()].sort((a, b) => totals.get(b) - totals.get(a));
+    const last = keys.length > MOST_GROUPS ? MOST_GROUPS - 1 : keys.length, others = keys.slice(last);
+    const groups = keys.slice(0, last).map(key => ({ label: key ?? "unknown", total: totals.get(key) }));
+    if (others.length) groups.push({ label: `${others.length} others`, total: others.reduce((sum, key) => sum + totals.get(key), 0) });
+    return { groups, numberOf: new Map(keys.map((key, i) => [key, Math.min(i, last)])) };
 }
 
 function ceiling(most) {
@@ -30,12 +24,12 @@ function ceiling(most) {
 
 // `counts`: [{at_ns, key, count}]; `from_s` to `to_s` in steps of `per_s`.
 export function chart(label, counts, from_s, to_s, per_s) {
-    const groups = grouped(counts);
+    const { groups, numberOf } = grouped(counts);
     const steps = Math.max(1, Math.ceil((to_s - from_s) / per_s));
     const columns = Array.from({ length: steps }, () => groups.map(() => 0));
     for (const one of counts) {
         const column = columns[Math.floor((one.at_ns / 1e9 - from_s) / per_s)];
-        if (column) column[groups.findIndex(group => group.of(one))] += one.count;
+        if (column) column[numberOf.get(one.key)] += one.count;
     }
     const top = ceiling(Math.max(1, ...columns.map(column => column.reduce((a, b) => a + b, 0))));
     const plot = HEIGHT - BOTTOM - 8, step = (WIDTH - LEFT) / steps;

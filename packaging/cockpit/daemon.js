@@ -14,23 +14,22 @@ export class PageError extends Error {
     }
 }
 
+const denied = () => new PageError("no-permission", "Permission denied",
+                                   "Turn on administrative access in Cockpit, or join the group cnprocd.");
+
 // Cockpit's bridge in Python (Debian 13) closes with "terminated" and the text of the OSError, the one in C with a problem.
 function channelError({ problem, message = "" }) {
-    if (problem === "access-denied" || problem === "authentication-failed" || message.startsWith("[Errno 13]"))
-        return new PageError("no-permission", "Permission denied",
-                             "Turn on administrative access in Cockpit, or join the group cnprocd.");
+    if (problem === "access-denied" || problem === "authentication-failed" || message.startsWith("[Errno 13]")) return denied();
     if (problem === "not-found" || problem === "no-host" || /^\[Errno (2|111)\]/.test(message))
         return new PageError("not-running", "cnprocd is not running", "Start the service.");
     return new PageError("not-running", `Connection to cnprocd closed: ${message || problem || "it ended"}`,
                          "The page connects again by itself.");
 }
 
-function replyError(reply) {
-    const { what, hint, ...details } = reply.parameters ?? {};
-    const denied = reply.error === "org.varlink.service.PermissionDenied";
-    return new PageError(denied ? "no-permission" : "refused", what ?? reply.error,
-                         hint ?? (denied ? "Turn on administrative access in Cockpit, or join the group cnprocd." : ""),
-                         details);
+function replyError({ error, parameters }) {
+    if (error === "org.varlink.service.PermissionDenied") return denied();
+    const { what = error, hint, ...details } = parameters ?? {};
+    return new PageError("refused", what, hint, details);
 }
 
 // Send one call. Every reply goes to `onReply`; `onEnd` gets a PageError, or null after a complete answer.
@@ -38,7 +37,7 @@ function send(method, parameters, more, onReply, onEnd) {
     const channel = cockpit.channel({ payload: "stream", unix: SOCKET, binary: true, superuser: "try" });
     const decoder = new TextDecoder();
     let rest = "";
-    let ended = false;
+    let ended = false;  // closing the channel closes it once more
     const end = error => {
         if (!ended) {
             ended = true;
@@ -58,7 +57,6 @@ function send(method, parameters, more, onReply, onEnd) {
     });
     channel.addEventListener("close", (_, options) => end(channelError(options)));
     channel.send(new TextEncoder().encode(JSON.stringify({ method: `io.cnprocd.${method}`, parameters, more }) + "\0"));
-    return { close: () => { ended = true; channel.close() } };
 }
 
 // Call a method. Rejects with a PageError.
@@ -71,30 +69,33 @@ export function call(method, parameters = {}) {
 
 // Subscribe to matches. `onEnd` gets the reason when the stream has ended.
 export function watch(onReply, onEnd) {
-    return send("Watch", {}, true, onReply, error => onEnd(error ?? channelError({})));
+    send("Watch", {}, true, onReply, error => onEnd(error ?? channelError({})));
 }
 
-// Run a program. Resolves to {output, error}; `error` is null, or a PageError if the exit status is not 0.
-// With `open`, standard input stays open until stop(): cnprocctl --until-eof then ends as after a signal.
-export function run(argv, { input = "", admin = "try", onOutput, open = false, err = "message" } = {}) {
-    const process = cockpit.spawn(argv, { superuser: admin, err });
+// Run a program. `done` resolves to {output, error}; `error` is null, or a PageError if the exit status is not 0. With
+// `onLine`, standard input stays open, see write() and end(), and it gets each line of the output, which is JSON.
+// `signal`: of an AbortController that ends the program.
+export function run(argv, { input = "", admin = "try", onLine, signal } = {}) {
+    const process = cockpit.spawn(argv, { superuser: admin, err: "message" });
     let output = "";
     const done = new Promise(resolve => {
         process.stream(data => {
             output += data;
-            if (onOutput) output = onOutput(output);
+            const lines = onLine ? output.split("\n") : [output];
+            output = lines.pop();
+            for (const line of lines) onLine(JSON.parse(line));
         });
         process.then(() => resolve({ output, error: null }), problem => resolve({ output, error: spawnError(argv[0], problem) }));
     });
-    process.input(input, open);
-    return { done, stop: () => process.input() };
+    process.input(input, Boolean(onLine));
+    signal?.addEventListener("abort", () => process.close("cancelled"));
+    return { done, write: text => process.input(text, true), end: () => process.input() };
 }
 
 function spawnError(program, problem) {
     if (problem.problem === "not-found")
         return new PageError("not-installed", `${program} is not installed`, "Install the package cnprocd.");
-    if (problem.problem === "access-denied")
-        return new PageError("no-permission", "Permission denied", "Turn on administrative access in Cockpit.");
+    if (problem.problem === "access-denied") return denied();
     const lines = String(problem.message).trim().split("\n");
     return new PageError("refused", lines[0].replace(/^cnprocctl: (error: )?/, ""), lines.slice(1).join("\n"),
                          { status: problem.exit_status });
@@ -111,6 +112,16 @@ export async function cnprocctl(args, options) {
     }
     if (found.error) throw new PageError("refused", found.error.what, found.error.hint, found.error);
     return found;
+}
+
+// Run a command that prints lines of JSON until end(). `done` resolves to an error, or null.
+export function follow(args, onLine) {
+    let refused = null;
+    const process = run(["cnprocctl", "--json", ...args], { admin: "require", onLine: found => {
+        if (found.error) refused = new PageError("refused", found.error.what, found.error.hint);
+        else onLine(found);
+    } });
+    return { ...process, done: process.done.then(({ error }) => refused ?? error) };
 }
 
 // Administrative access. `onChange` is called at once when it is known, and when it changes.

@@ -1,19 +1,20 @@
 // Elements, text and times. All text of the page passes through text nodes: comm and cmdline are hostile, and no string
 // is ever parsed as HTML.
 
-// Control, bidi and zero-width characters could hide or reverse what stands beside them. The daemon escapes them in
-// records; this is for text from elsewhere (output of hooks, error messages).
-const INVISIBLE = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]/g;
+// Control, bidi and invisible characters could hide or reverse what stands beside them. The daemon escapes them in
+// records; this is for text from elsewhere (output of hooks, error messages, rule names).
+const INVISIBLE = /(?![\t\n])[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}\p{Default_Ignorable_Code_Point}]/gu;
+const READ_OUT = new Set(["title", "aria-label", "placeholder"]);
 
 export function visible(text) {
-    return String(text).replace(INVISIBLE, c => "\\u" + c.charCodeAt(0).toString(16).padStart(4, "0"));
+    return String(text).replace(INVISIBLE, c => "\\u" + c.codePointAt(0).toString(16).padStart(4, "0"));
 }
 
 function make(element, attributes, children) {
     for (const [name, value] of Object.entries(attributes)) {
         if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
         else if (value === true) element.setAttribute(name, "");
-        else if (value !== false && value != null) element.setAttribute(name, value);
+        else if (value !== false && value != null) element.setAttribute(name, READ_OUT.has(name) ? visible(value) : value);
     }
     for (const child of children.flat(Infinity))
         if (child != null && child !== false) element.append(child instanceof Node ? child : visible(child));
@@ -21,20 +22,22 @@ function make(element, attributes, children) {
 }
 
 // h("a", {href: "#/", onclick: f}, "text", node, [more]): null and false are left out.
-export function h(tag, attributes = {}, ...children) {
-    return make(document.createElement(tag), attributes, children);
+export const h = (tag, attributes = {}, ...children) => make(document.createElement(tag), attributes, children);
+export const svg = (tag, attributes = {}, ...children) =>
+    make(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
+
+// Give the keyboard focus to the element with this data-key, or to the view.
+function focusKey(key) {
+    const found = key && document.querySelector(`[data-key="${CSS.escape(key)}"]`);
+    (found || document.getElementById("view")).focus({ preventScroll: true });
 }
 
-export function svg(tag, attributes = {}, ...children) {
-    return make(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
-}
-
-// Replace what an element holds. An element with the same data-key keeps the keyboard focus.
+// Replace what an element holds. The focus goes to the element with the same data-key, or to the view.
 export function fill(element, ...children) {
-    const focused = element.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
+    const focused = element !== document.activeElement && element.contains(document.activeElement) && document.activeElement;
     element.replaceChildren();
     make(element, {}, children);
-    if (focused) element.querySelector(`[data-key="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
+    if (focused) focusKey(focused.dataset.key);
 }
 
 // Call draw(value) only if the value is another one than before: selections and focus survive a poll without news.
@@ -81,7 +84,7 @@ export function button(label, onclick, attributes = {}) {
 }
 
 export function table(caption, heads, rows, attributes = {}) {
-    return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `${caption}, as a table` },
+    return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `${caption}, as a table`, "data-key": `table-${caption}` },
              h("table", attributes,
                h("caption", { class: "hidden" }, caption),
                h("thead", {}, h("tr", {}, heads.map(head => h("th", { scope: "col" }, head)))),
@@ -119,13 +122,25 @@ export function announce(text) {
     document.getElementById("announce").textContent = visible(text);
 }
 
-// Ask before something that cannot be undone, or for a text. Resolves to the text, true, or false; Escape is no.
+// Ask before something that cannot be undone, or for a text. Resolves to the text, true, or false; Escape is no. The focus
+// returns to what had it, which a poll may have drawn again.
 export function ask(question, detail, yes, field = null) {
+    const before = document.activeElement;
     return new Promise(resolve => {
-        const onclose = () => { box.remove(); resolve(box.returnValue === "yes" && (field ? field.value : true)) };
+        const onclose = () => {
+            box.remove();
+            if (before.isConnected) before.focus();
+            else focusKey(before.dataset.key);
+            resolve(box.returnValue === "yes" && (field ? field.value : true));
+        };
         const box = h("dialog", { "aria-label": question, onclose }, h("h2", {}, question), h("form", { method: "dialog" }, h("p", {}, detail, field),
                         h("button", { value: "yes", class: "danger" }, yes), h("button", { value: "no", autofocus: !field }, "Cancel")));
         document.body.append(box);
         box.showModal();
     });
+}
+
+// Answer an open question with no: what it was about is no longer shown.
+export function closeDialogs() {
+    document.querySelectorAll("dialog").forEach(box => box.close("no"));
 }

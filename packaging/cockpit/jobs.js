@@ -11,29 +11,31 @@ const remembered = { state: "", rule: "" };
 const outcome = job => job.reason ?? (job.state === "done" ? `succeeded in ${duration(job.duration_ms / 1000)}`
     : job.state === "waiting" ? ["next attempt ", time(job.due_ns)] : "-");
 
-// The buttons of a job. `after` is called when something was changed, with an error if it failed.
-function actions(job, after) {
-    const change = (label, what, text) => button(label, async event => {
-        event.target.disabled = true;
-        try {
-            if (await what()) announce(`Job ${job.job_id} ${text}`);
-            after(null);
-        } catch (error) { after(error) }
-        event.target.disabled = false;
-    }, { "data-key": `${label}-${job.job_id}`, "aria-label": `${label} job ${job.job_id}` });
-    const sure = async (question, detail, yes, method) =>
-        await ask(question, detail, yes) && call(method, { job_id: job.job_id });
-    if (!access.admin) return "-";
-    if (job.state === "dead") return change("Retry", () => call("Retry", { job_id: job.job_id }), "waits again");
-    if (job.state === "waiting") return change("Drop", () => sure(`Drop job ${job.job_id}?`,
-        "It will not run. It is then dead; Retry lets it wait again.", "Drop it", "Drop"), "is dropped");
-    if (job.state === "running") return change("Kill", () => sure(`Kill the hook of job ${job.job_id}?`,
-        "The hook and all that it started get SIGTERM, and SIGKILL after 5 seconds. The job is then dead.", "Kill it", "Kill"), "is ended");
-    return "-";
+const back = () => h("p", {}, h("a", { href: "#/jobs" }, "\u2190 Jobs"));
+
+// What may be done with a job of a state: the method of the daemon, what it did, and what it does if it must be confirmed.
+const ACTIONS = {
+    dead: { method: "Retry", did: "waits again" },
+    waiting: { method: "Drop", did: "is dropped", detail: "It will not run. It is then dead; Retry lets it wait again." },
+    running: { method: "Kill", did: "is ended",
+               detail: "The hook and all that it started get SIGTERM, and SIGKILL after 5 seconds. The job is then dead." },
+};
+
+// The button of a job. `after` is called when something was changed, with an error if it failed.
+function action({ job_id, state }, after) {
+    if (!access.admin || !ACTIONS[state]) return "-";
+    const { method, did, detail } = ACTIONS[state];
+    return button(method, async () => {
+        if (detail && !await ask(`${method} job ${job_id}?`, detail, `${method} it`)) return;
+        call(method, { job_id }).then(() => { announce(`Job ${job_id} ${did}`); after(null) }, after);
+    }, { "data-key": `${method}-${job_id}`, "aria-label": `${method} job ${job_id}` });
 }
 
 export function jobsView(main, { path }) {
-    return path.length ? oneJob(main, Number(path[0])) : allJobs(main);
+    if (!path.length) return allJobs(main);
+    if (/^\d{1,15}$/.test(path[0])) return oneJob(main, Number(path[0]));
+    fill(main, back(), empty("There is no such job", "A job has a number."));
+    return {};
 }
 
 function allJobs(main) {
@@ -43,12 +45,13 @@ function allJobs(main) {
     const rule = h("input", { type: "search", placeholder: "rule, or a glob: ora*", "aria-label": "Rule", value: remembered.rule,
                               onchange: () => { remembered.rule = rule.value.trim(); load() } });
     fill(main, card("Jobs", h("div", { class: "toolbar" }, state, rule, retryAll), note, list));
-    const after = error => { fill(note, error && failure(error)); load() };
+    const after = async error => { await load(); fill(note, error && failure(error)) };  // until the list changes
     const draw = onChange(({ jobs }) => {
+        fill(note);
         fill(list, jobs.length ? [
             table("Jobs", HEADS, jobs.map(job => row(HEADS, [
                 h("a", { href: `#/jobs/${job.job_id}`, "data-key": `job-${job.job_id}` }, String(job.job_id)), jobBadge(job.state),
-                h("bdi", {}, job.rule), time(job.created_ns), String(job.attempts), outcome(job), actions(job, after),
+                h("bdi", {}, job.rule), time(job.created_ns), String(job.attempts), outcome(job), action(job, after),
             ]))),
             jobs.length === LIMIT && h("p", { class: "muted" }, `The newest ${LIMIT} jobs are shown.`),
         ] : empty("No jobs", remembered.state || remembered.rule ? "No job fits. Choose other states or rules."
@@ -56,22 +59,23 @@ function allJobs(main) {
     });
     function load() {
         const parameters = { state: remembered.state || null, rule: remembered.rule || null, limit: LIMIT };
-        call("Jobs", parameters).then(({ jobs }) => draw({ jobs, admin: access.admin }), error => fill(note, failure(error)));
+        return call("Jobs", parameters).then(({ jobs }) => draw({ jobs, admin: access.admin }));
     }
     const drawRetryAll = onChange(dead => fill(retryAll, access.admin && dead > 0 && button(`Retry all ${dead} dead jobs`,
         () => call("RetryDead").then(() => after(null), after), { "data-key": "retry-all" })));
-    load();
-    return { poll: status => { drawRetryAll(status.jobs.dead); load() } };
+    return { poll: status => { drawRetryAll(status.jobs.dead); return load() } };
 }
 
-function oneJob(main, id) {
-    const note = h("div"), head = h("div"), output = h("pre", { tabindex: "0", "aria-label": "Output" }), events = h("div");
-    fill(main, h("p", {}, h("a", { href: "#/jobs" }, "\u2190 Jobs")), note,
-         card(`Job ${id}`, head), card("Output of the last attempt", output), card("Events", events));
-    const after = error => { fill(note, error && failure(error)); load() };
+// What is known of a job, drawn by load(): for the job's own view and for that of its match.
+export function jobParts(id) {
+    const note = h("div"), head = h("div", {}, "Loading ..."), output = h("pre", { tabindex: "0", "aria-label": "Output" }), events = h("div");
+    let isGone = false;
+    const after = async error => { await load(); fill(note, error && failure(error)) };
     const drawJob = onChange(({ job }) => {
-        fill(head, h("div", { class: "toolbar" }, jobBadge(job.state), actions(job, after)), facts([
-            ["Rule", h("bdi", {}, job.rule)], ["Outcome", outcome(job)], ["Attempts", `${job.attempts}` + (job.failures ? `, ${job.failures} failed` : "")],
+        fill(note);
+        fill(head, h("div", { class: "toolbar" }, jobBadge(job.state), action(job, after)), facts([
+            ["Job", h("a", { href: `#/jobs/${id}` }, `Job ${id}`)], ["Rule", h("bdi", {}, job.rule)], ["Outcome", outcome(job)],
+            ["Attempts", `${job.attempts}` + (job.failures ? `, ${job.failures} failed` : "")],
             ["Created", time(job.created_ns)], ["Ended", job.finished_ns && time(job.finished_ns)], ["Exit code", job.exit_code],
             ["Signal", job.signal], ["Took", job.duration_ms != null && duration(job.duration_ms / 1000)],
             ["Latency", job.latency_ms != null && duration(job.latency_ms / 1000)], ["Hook PID", job.hook_pid],
@@ -83,11 +87,21 @@ function oneJob(main, id) {
     });
     const drawOutput = onChange(found => fill(output, found.output || "The hook has written nothing."));
     async function load() {
+        if (isGone) return;
         try {
             drawJob({ ...await call("Job", { job_id: id }), admin: access.admin });
             drawOutput(await call("Output", { job_id: id }));
-        } catch (error) { fill(note, failure(error)) }
+        } catch (error) {
+            if (error.kind !== "refused") throw error;
+            isGone = true;
+            fill(head, failure(error));
+        }
     }
-    load();
-    return { poll: load };
+    return { head: [note, head], output, events, load };
+}
+
+function oneJob(main, id) {
+    const job = jobParts(id);
+    fill(main, back(), card(`Job ${id}`, job.head), card("Output of the last attempt", job.output), card("Events", job.events));
+    return { poll: job.load };
 }

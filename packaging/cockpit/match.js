@@ -1,15 +1,16 @@
 // One match: all that its record has, its job, and why the rule fired.
 
 import { call, cnprocctl } from "./daemon.js";
-import { badge, button, card, duration, empty, facts, failure, fill, h, row, table, time } from "./dom.js";
-import { jobBadge, processOf, statusOf } from "./now.js";
+import { badge, button, card, empty, facts, failure, fill, h, row, table, time } from "./dom.js";
+import { jobParts } from "./jobs.js";
+import { processOf, statusOf } from "./now.js";
 import { matches } from "./matches.js";
 
 const cockpit = window.cockpit;
 const REASONS = ["Holds", "Key", "Wanted", "Is"];
 const HEAD = new Set(["time_ns", "rule", "comm", "pid", "status", "job_id", "job_state", "job_reason", "held_by"]);
 
-async function find(id) {
+async function find(id = "") {
     const known = matches.list.find(one => one.match_id === id);
     if (known?.held_by) return known;  // the history does not have it
     return (await call("History", { match_id: id, limit: 1 })).matches[0] ?? known;
@@ -37,23 +38,10 @@ function links(match) {
         button("Try edited rules on it", () => cockpit.location.go(["edit"], { match: match.match_id })));
 }
 
-async function job(box, match) {
-    if (match.job_id == null) return fill(box, h("p", { class: "muted" }, match.held_by
-        ? `No job: ${match.held_by} held this match back.` : "No job: the rule runs no hook for this match."));
-    const link = h("a", { href: `#/jobs/${match.job_id}` }, `Job ${match.job_id}`);
-    try {
-        const [{ job: found }, { output }] = await Promise.all(["Job", "Output"].map(one => call(one, { job_id: match.job_id })));
-        box.dataset.state = found.state;
-        fill(box, facts([["Job", link], ["State", jobBadge(found.state)], ["Outcome", found.reason],
-                         ["Attempts", `${found.attempts}` + (found.failures ? `, ${found.failures} failed` : "")],
-                         ["Took", found.duration_ms != null && duration(found.duration_ms / 1000)]]),
-             output ? h("pre", { tabindex: "0", "aria-label": "Output" }, output) : h("p", { class: "muted" }, "No output."));
-    } catch (error) {
-        fill(box, h("p", {}, `Job ${match.job_id} is no longer kept.`), failure(error));
-    }
-}
+const noJob = match => h("p", { class: "muted" }, match.held_by
+    ? `No job: ${match.held_by} held this match back.` : "No job: the rule runs no hook for this match.");
 
-const SIGNS = { yes: "\u2713 yes", no: "\u2717 no", unknown: "? unknown" };
+const LEVELS = { yes: "ok", no: "bad", unknown: "warn" };
 
 async function why(box, match) {
     // Text of the record that is no field of an event; a description has numbers for the status.
@@ -62,26 +50,27 @@ async function why(box, match) {
         const [found] = await cnprocctl(["explain", "--event", "-", rule], { input: JSON.stringify(event) });
         fill(box, h("p", {}, found.fires ? badge("ok", "fires") : badge("warn", "does not fire with the rule files as they are now")),
              table("Reasons", REASONS, found.reasons.map(one => row(REASONS, [
-                 h("span", { class: one.verdict }, SIGNS[one.verdict]), "\u00a0\u00a0".repeat(one.depth) + one.key, one.wanted || "-",
+                 badge(LEVELS[one.verdict], one.verdict), "\u00a0\u00a0".repeat(one.depth) + one.key, one.wanted || "-",
                  h("bdi", {}, one.actual || "-")]))));
     } catch (error) { fill(box, failure(error)) }
 }
 
 export function matchView(main, { path }) {
-    let stopped = false, refresh = null;
+    let stopped = false, job = null;
     fill(main, h("p", { class: "empty" }, "Loading ..."));
     const back = h("p", {}, h("a", { href: "#/" }, "\u2190 Now"));
     find(path[0]).then(match => {
         if (stopped) return;
         if (!match) return fill(main, back, empty("This match is not kept",
             "The history keeps a number of matches and forgets the oldest. Matches that a throttle held back are in the journal only."));
-        const jobBox = h("div", {}, "Loading ..."), whyBox = h("div", {}, "Loading ...");
+        const whyBox = h("div", {}, "Loading ...");
+        job = match.job_id == null ? null : jobParts(match.job_id);
         fill(main, back, card("Match", facts([
             ["Rule", h("a", { href: `#/rules/${encodeURIComponent(match.rule)}` }, h("bdi", {}, match.rule))], ["Process", processOf(match)],
             ["Status", statusOf(match)], ["Time", time(match.time_ns)], ["Held by", match.held_by]]), links(match)),
-             card("Job", jobBox), card("Why it fired", whyBox), card("Record", record(match)));
-        (refresh = () => jobBox.dataset.state?.match(/done|dead/) || job(jobBox, match))();
+             card("Job", job ? [job.head, job.output] : noJob(match)), card("Why it fired", whyBox), card("Record", record(match)));
+        job?.load().catch(() => null);  // the next poll reports it
         why(whyBox, match);
     }, error => fill(main, back, failure(error)));
-    return { poll: () => refresh?.(), stop: () => { stopped = true } };
+    return { poll: () => job?.load(), stop: () => { stopped = true } };
 }

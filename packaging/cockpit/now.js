@@ -2,15 +2,14 @@
 
 import { call } from "./daemon.js";
 import { chart } from "./chart.js";
-import { announce, badge, button, card, count, duration, failure, fill, h, onChange, row, table, time } from "./dom.js";
+import { announce, badge, button, card, count, duration, failure, fill, h, row, table, time } from "./dom.js";
 import { follow, matches, older } from "./matches.js";
 
 const MOST_ROWS = 300;  // in the document; more would be slow to draw and are not read
 const CHART_EVERY_MS = 10000, HOURS = [1, 3, 12, 24];
 const HEADS = ["Time", "Rule", "Process", "Status", "User", "Unit", "Job"];
 const remembered = { filter: "", by: "rule", hours: 3 };
-
-// -- health
+let ahead_s = 0;  // the clock of the machine, compared with the browser's
 
 const tile = (name, level, value, detail) => h("div", { class: "tile" }, h("dt", {}, name),
     h("dd", {}, badge(level, value)), detail && h("dd", { class: "muted" }, detail));
@@ -27,7 +26,7 @@ function tiles(status) {
     const unknown = events.identity_unknown.reduce((sum, one) => sum + one.count, 0);
     const stalled = stalls.worst_last_minute_s ?? 0;
     return h("dl", { class: "tiles" },
-        tile("cnprocd", "ok", "watching", ["for ", duration(status.uptime_s), `, version ${status.version}, PID ${status.pid}`]),
+        tile("cnprocd", "ok", "watching", ["for ", duration(Math.floor(status.uptime_s)), `, version ${status.version}, PID ${status.pid}`]),
         reloadTile(reload) ?? tile("Rules", enabled ? "ok" : "warn",
             `${enabled} in force` + (enabled < rules.length ? `, ${rules.length - enabled} disabled` : ""),
             ["loaded ", time(reload.loaded_ns), h("span", { title: `hash ${status.rules_hash}` }, `, hash ${status.rules_hash.slice(0, 8)}`)]),
@@ -43,8 +42,6 @@ function tiles(status) {
              h("a", { href: "#/jobs" }, jobs.why_not_durable ??
                `${jobs.waiting} waiting, ${jobs.running} running, ${jobs.dead} dead, ${jobs.done} done`)));
 }
-
-// -- matches
 
 export const processOf = match => h("bdi", {}, `${match.comm ?? "unknown"}[${match.pid ?? "unknown"}]`);
 export const statusOf = match => match.status ?? match.kind;
@@ -88,7 +85,6 @@ function live(box) {
         const words = remembered.filter.toLowerCase().split(/\s+/).filter(Boolean);
         return words.length ? list.filter(match => words.every(word => textOf(match).includes(word))) : list;
     };
-
     function drawNote() {
         pause.setAttribute("aria-pressed", String(paused));
         pause.textContent = paused ? `Resume (${missed} new)` : "Pause";
@@ -99,15 +95,12 @@ function live(box) {
         fill(note, all, cap, skipped);
         more.hidden = matches.complete;
     }
-
     function redraw() {
         const found = fitting(matches.list);
         fill(body, found.slice(0, MOST_ROWS).map(matchRow));
-        if (!found.length) {
-            body.append(h("tr", {}, h("td", { colspan: HEADS.length, class: "empty" }, remembered.filter
-                ? "No loaded match fits the filter."
-                : "No matches yet. A process that dies as a rule describes appears here at once. Try: sh -c 'kill -9 $$'")));
-        }
+        if (!found.length) body.append(h("tr", {}, h("td", { colspan: HEADS.length, class: "empty" }, remembered.filter
+            ? "No loaded match fits the filter."
+            : "No matches yet. A process that dies as a rule describes appears here at once. Try: sh -c 'kill -9 $$'")));
         drawNote();
     }
 
@@ -131,8 +124,6 @@ function live(box) {
     return stop;
 }
 
-// -- chart
-
 function charts(box) {
     const plot = h("div", { class: "muted" }, "Loading ...");
     const choice = (label, name, values, text) => h("label", {}, label + " ", h("select", {
@@ -140,7 +131,7 @@ function charts(box) {
     }, values.map(value => h("option", { value, selected: String(value) === String(remembered[name]) }, text(value)))));
     async function draw() {
         const per_s = remembered.hours > 3 ? 300 : 60;
-        const to_s = Math.ceil(Date.now() / 1000 / per_s) * per_s;
+        const to_s = Math.ceil((Date.now() / 1000 + ahead_s) / per_s) * per_s;
         const from_s = to_s - remembered.hours * 3600;
         try {
             const { counts } = await call("Counts", { by: remembered.by, since_ns: from_s * 1e9, per_s });
@@ -159,11 +150,11 @@ function charts(box) {
 export function nowView(main, { status }) {
     const health = h("div"), history = h("div"), stream = h("div");
     fill(main, health, history, stream);
-    const redraw = onChange(({ now }) => fill(health, card("Health", tiles(now))));
-    const draw = ({ uptime_s, events, edges, kernel, log, table, hits_since_ns, rules, ...now }) => redraw({ now: {
-        ...now, uptime_s: uptime_s < 120 ? Math.floor(uptime_s) : 60 * Math.floor(uptime_s / 60),
-        rules: rules.map(({ enabled }) => ({ enabled })),
-        events: { identity_unknown: events.identity_unknown, recovered: events.recovered } } });
+    const draw = now => {
+        ahead_s = now.started_ns / 1e9 + now.uptime_s - Date.now() / 1000;
+        const next = card("Health", tiles(now));
+        if (next.textContent !== health.textContent) fill(health, next);
+    };
     draw(status);
     const stops = [charts(history), live(stream)];
     return { poll: draw, stop: () => stops.forEach(stop => stop()) };

@@ -1,8 +1,8 @@
 // Record: the busiest programs live, and a recording of all events that rules can be tried on.
 
-import { access, cnprocctl, run } from "./daemon.js";
+import { access, cnprocctl, follow } from "./daemon.js";
 import { announce, button, card, count, empty, facts, failure, fill, h, row, table } from "./dom.js";
-import { draft, draftOption, isEdited } from "./edit.js";
+import { draft, draftInput, draftOption, isEdited } from "./edit.js";
 import { rulesOption } from "./rules.js";
 
 const KEYS = ["comm", "unit", "user"];
@@ -10,7 +10,9 @@ const COUNTS = [["fork", "Forks"], ["exec", "Execs"], ["exit", "Exits"], ["faile
 const DURATIONS = [["10s", 10, "10 seconds"], ["60s", 60, "1 minute"], ["300s", 300, "5 minutes"]];
 const MATCHES = ["Second", "Rule", "Process", "Status"];
 const MOST_MATCHES = 200;
-const kept = { directory: null, figures: null };  // the recording, until the page is left
+// The recording. Its process holds it in a file without a name: it is gone when the process or the page ends.
+const kept = { process: null, file: null, figures: null, onChange: null };
+const isRecording = () => kept.process && !kept.figures;
 
 export function recordView(main, { status }) {
     if (!access.admin) {
@@ -22,15 +24,13 @@ export function recordView(main, { status }) {
     return { stop: () => stops.forEach(stop => stop()) };
 }
 
-// -- top
-
 function top(stops) {
     let process = null;
     const body = h("div", {}, h("p", { class: "muted" }, "Start reads every event of every process, with a socket of its own. It costs some CPU time."));
     const by = h("select", { onchange: () => process && begin() }, KEYS.map(value => h("option", { value }, value)));
     const toggle = button("Start", () => process ? end() : begin(), { class: "primary" });
     function end() {
-        process?.stop();
+        process?.end();
         process = null;
         toggle.textContent = "Start";
     }
@@ -38,15 +38,8 @@ function top(stops) {
         end();
         toggle.textContent = "Stop";
         fill(body, h("p", { class: "muted" }, "Counting for two seconds ..."));
-        const mine = process = run(["cnprocctl", "--json", "--until-eof", "top", "--by", by.value, "-n", "30"], {
-            admin: "require", open: true,
-            onOutput: text => {
-                const lines = text.split("\n");
-                if (lines.length > 1 && mine === process) draw(JSON.parse(lines.at(-2)));
-                return lines.at(-1);
-            },
-        });
-        mine.done.then(({ error }) => {
+        const mine = process = follow(["--until-eof", "top", "--by", by.value, "-n", "30"], one => mine === process && draw(one));
+        mine.done.then(error => {
             if (mine !== process) return;
             end();
             if (error) fill(body, failure(error));
@@ -62,71 +55,63 @@ function top(stops) {
     return card("Busiest programs", h("div", { class: "toolbar" }, h("label", {}, "By ", by), toggle), body);
 }
 
-// -- a recording
-
-async function forget() {
-    const { directory } = kept;
-    kept.directory = kept.figures = null;
-    if (directory) await run(["rm", "-r", "--", directory], { admin: "require" }).done;
+function forget() {
+    kept.process?.end();
+    Object.assign(kept, { process: null, file: null, figures: null });
 }
 
-window.addEventListener("pagehide", forget);
+// Start a recording. `kept.onChange` gets an error, or null: it has begun, or ended and is kept.
+function begin(length) {
+    forget();
+    const mine = kept.process = follow(["record", "--hold", "--for", length], one => {
+        if (mine !== kept.process) return;
+        if (one.recording) kept.file = one.recording;
+        else kept.figures = one;
+        kept.onChange(null);
+    });
+    mine.done.then(error => {
+        if (mine !== kept.process) return;
+        forget();
+        kept.onChange(error ?? { message: "The recording is gone", hint: "cnprocctl has ended." });
+    });
+}
 
 function recorder(stops, status) {
-    let process = null, timer = 0;
+    let left_s = 0;
     const note = h("div"), matched = h("div");
     const length = h("select", {}, DURATIONS.map(([value, , label]) => h("option", { value, selected: value === "60s" }, label)));
-    const start = button("Record", () => process ? process.stop() : begin(), { class: "primary" });
-    const remove = button("Delete the recording", async () => { await forget(); fill(matched); draw() });
+    const start = button("Record", () => {
+        if (isRecording()) return kept.process.write("\n");
+        left_s = DURATIONS.find(([value]) => value === length.value)[1];
+        fill(matched);
+        begin(length.value);
+        draw();
+    }, { class: "primary" });
+    const remove = button("Delete the recording", () => { forget(); fill(matched); draw(); start.focus() });
     const against = h("div", { class: "toolbar" });
-
-    function draw() {
-        start.textContent = process ? "Stop" : "Record";
-        start.disabled = false;
-        remove.hidden = !kept.figures || process;
-        fill(against, kept.figures && !process && [
-            button("Replay against the rule files", () => replay(false)),
+    function draw(error = null) {
+        const { figures } = kept;
+        start.textContent = isRecording() ? "Stop" : "Record";
+        remove.hidden = !figures;
+        fill(against, figures && [
+            button("Replay against the rule files", () => replay(false), { "data-key": "replay" }),
             button(isEdited() ? `Replay against the edited ${draft.file.split("/").at(-1)}` : "Replay against edited rules", () => replay(true),
                    { disabled: !isEdited(), title: isEdited() ? "" : "Edit a file under Rules first; it need not be saved" })]);
-        if (kept.figures && !process) fill(note, facts([["Events", kept.figures.events], ["Exit records", kept.figures.exit_records], ["Lost", kept.figures.lost],
-            ["Size", `${Math.ceil(kept.figures.bytes / 1024).toLocaleString()} KiB`], ["Ended by", kept.figures.ended.replace("a signal", "Stop")]]));
-        else if (!process) fill(note, h("p", { class: "muted" }, "A recording holds every event of every process, with names and " +
-            "arguments. Only root can read it; delete it before you leave the page."));
+        if (error) fill(note, failure(error));
+        else if (isRecording()) fill(note, h("p", {}, kept.file ? `Recording; ${left_s || 1} s left.` : "Starting ..."));
+        else fill(note, figures ? facts([["Events", figures.events], ["Exit records", figures.exit_records], ["Lost", figures.lost],
+            ["Size", `${Math.ceil(figures.bytes / 1024).toLocaleString()} KiB`], ["Ended by", figures.ended.replace(/.*standard input/, "Stop")]])
+            : h("p", { class: "muted" }, "A recording holds every event of every process, with names and arguments. Only root can " +
+                "read it. It has no name and is gone when you delete it, close or reload the page, or log out."));
+        if (figures && !error) announce(`Recorded ${figures.events} events`);
     }
 
-    async function begin() {
-        fill(matched);
-        start.disabled = true;
-        await forget();
-        await run(["find", "/var/tmp", "-maxdepth", "1", "-name", "cnprocd-recording.*", "-user", "root", "-mmin", "+720",  // of lost sessions
-                   "-exec", "rm", "-r", "--", "{}", "+"], { admin: "require" }).done;
-        const { output, error } = await run(["mktemp", "-d", "/var/tmp/cnprocd-recording.XXXXXXXX"], { admin: "require" }).done;
-        if (error) return fill(note, failure(error));
-        kept.directory = output.trim();
-        let left_s = DURATIONS.find(([value]) => value === length.value)[1], recording = false;
-        fill(note, h("p", {}, "Starting ..."));
-        process = run(["cnprocctl", "--json", "--until-eof", "record", "--for", length.value, `${kept.directory}/events`], {
-            admin: "require", open: true, err: "out", onOutput: text => { recording = text.includes("recording"); return text },
-        });
-        timer = setInterval(() => recording && fill(note, h("p", {}, `Recording; ${left_s-- || 1} s left.`)), 1000);
-        draw();
-        const done = await process.done;
-        clearInterval(timer);
-        process = null;
-        const found = done.output.indexOf("{");
-        kept.figures = found < 0 ? null : JSON.parse(done.output.slice(found));
-        const refused = kept.figures?.error;
-        if (refused) kept.figures = null;
-        draw();
-        if (kept.figures) announce(`Recorded ${kept.figures.events} events`);
-        else fill(note, failure(refused ? { message: refused.what, hint: refused.hint } : done.error));
-    }
-
+    const timer = setInterval(() => { if (isRecording() && kept.file) { left_s--; draw() } }, 1000);
     async function replay(edited) {
         fill(matched, h("p", { class: "muted" }, "Evaluating the recording ..."));
         try {
-            const args = [...rulesOption(status), "replay", "-n", String(MOST_MATCHES), ...(edited ? draftOption() : []), `${kept.directory}/events`];
-            const { matches, summary } = await cnprocctl(args, { admin: "require", input: edited ? draft.text : "" });
+            const args = [...rulesOption(status), "replay", "-n", String(MOST_MATCHES), ...(edited ? draftOption() : []), kept.file];
+            const { matches, summary } = await cnprocctl(args, { admin: "require", input: edited ? draftInput() : "" });
             const first = matches.find(one => one.kernel_time_ns)?.kernel_time_ns ?? 0;
             fill(matched, h("h2", {}, edited ? `With the edited ${draft.file}` : "With the rule files"),
                  h("p", {}, `${count(summary.matches, "match", "matches")}, of which throttles would hold back ${summary.held_back}: `,
@@ -137,7 +122,12 @@ function recorder(stops, status) {
                      h("bdi", {}, `${one.comm ?? "unknown"}[${one.pid}]`), one.status ?? one.kind]))));
         } catch (error) { fill(matched, failure(error)) }
     }
-    stops.push(() => { process?.stop(); clearInterval(timer) });
+    stops.push(() => {
+        clearInterval(timer);
+        if (isRecording() && kept.file) kept.process.write("\n");
+        else if (isRecording()) forget();
+    });
+    kept.onChange = draw;
     draw();
     return card("Recording", h("div", { class: "toolbar" }, h("label", {}, "Length ", length), start, remove), note, against, matched);
 }

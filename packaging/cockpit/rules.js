@@ -1,25 +1,26 @@
 // Rules: what is in force, hits, price, where each rule stands; enable, disable (for a time), reload.
 
 import { access, call, cnprocctl, run } from "./daemon.js";
-import { alert, announce, badge, button, card, empty, facts, failure, fill, h, onChange, row, table, time } from "./dom.js";
+import { alert, announce, badge, button, card, count, empty, facts, failure, fill, h, onChange, row, table, time } from "./dom.js";
 
 const cockpit = window.cockpit;
 const MAIN_FILE = "/etc/cnprocd/rules.yaml";
 const HEADS = ["Rule", "State", "Hits", "Last hit", "Price", "Files", "Actions"];
 const TIMES = [["", "until enabled"], ["1h", "for 1 hour"], ["8h", "for 8 hours"], ["1d", "for 1 day"], ["7d", "for 7 days"]];
 const periods = new Map();  // how long the rules are disabled that the viewer may disable next
-const PRICES = ["free", "cheap", "moderate", "dear", "very dear"];
+const PRICES = ["free", "cheap", "moderate", "dear", "very dear"], MOST_ROWS = 300, MOST_PROBLEMS = 100;
 
 // The option that lets commands read the files of a daemon that was started with other ones.
 export const rulesOption = status => !status || status.files[0] === MAIN_FILE ? [] : ["--rules", status.files[0]];
 
 export function problemList(problems, onPlace) {
-    return h("ul", { class: "problems" }, problems.map(one => h("li", {},
+    return h("ul", { class: "problems" }, problems.slice(0, MOST_PROBLEMS).map(one => h("li", {},
         badge(one.level ?? "bad", one.level === "warn" ? "warning" : "error"),
         onPlace ? button(`line ${one.line}`, () => onPlace(one), { "aria-label": `Go to ${one.file} line ${one.line}` })
                 : h("span", {}, one.file, one.line ? `:${one.line}:${one.column} ` : " "),
         " ", one.message, one.accepted && h("div", { class: "muted" }, "accepted: ", one.accepted),
-        one.hint && h("div", { class: "muted" }, "hint: ", one.hint))));
+        one.hint && h("div", { class: "muted" }, "hint: ", one.hint))),
+        problems.length > MOST_PROBLEMS && h("li", {}, `and ${problems.length - MOST_PROBLEMS} others`));
 }
 
 // Load the files. Resolves to what to show about it.
@@ -46,6 +47,7 @@ function stateOf(rule) {
     return rule.disabled_until_ns ? [badge("info", "disabled"), " until ", time(rule.disabled_until_ns)] : badge("info", "disabled");
 }
 
+const priceOf = ({ cost, cost_means: means }) => cost == null ? "-" : `${PRICES[cost]} (${cost} of 4): ${means}`;
 const FILES = { changed: "changed in the files", removed: "removed from the files", new: "new in the files" };
 export const placeOf = rule => rule.file && h("a", {
     href: `#/edit?${new URLSearchParams({ file: rule.file, line: rule.line })}`, "data-key": `place-${rule.name}`,
@@ -66,68 +68,59 @@ function toggle(rule, status, after) {
                    { "data-key": `toggle-${rule.name}`, "aria-label": `Disable ${rule.name}` }), choice];
 }
 
-function allRules(main, first) {
+function allRules(main, status) {
     const note = h("div"), changed = h("div"), list = h("div", {}, "Loading ...");
+    const filter = h("input", { type: "search", placeholder: "rule, file, description ...", "aria-label": "Filter rules", oninput: () => draw() });
     const actions = h("div", { class: "toolbar" },
-        access.admin && button("Reload", async () => { fill(note, await reload()); load() }, { class: "primary" }),
-        button(access.admin ? "Edit" : "View files", () => cockpit.location.go(["edit"])));
+        access.admin && button("Reload", async () => { fill(note, await reload()); loaded = null; poll(status) }, { class: "primary" }),
+        button(access.admin ? "Edit" : "View files", () => cockpit.location.go(["edit"])), filter);
     fill(main, card("Rules", actions, note, changed, list));
-    let prices = new Map(), status = first, listed = null;
-    const after = error => { fill(note, error && failure(error)); load() };
-    const draw = onChange(({ rules }) => fill(list, rules.length ? table("Rules", HEADS, rules.map(rule => row(HEADS, [
-        [h("a", { href: `#/rules/${encodeURIComponent(rule.name)}`, "data-key": `rule-${rule.name}` }, h("bdi", {}, rule.name)),
-         h("div", { class: "muted" }, rule.description)],
-        stateOf(rule), (rule.hits ?? 0).toLocaleString(), time(rule.last), rule.price, [placeOf(rule), " ",
-            rule.files !== "same" && FILES[rule.files] && badge("warn", FILES[rule.files])],
-        toggle(rule, status, after),
-    ]))) : empty("No rules", "Write the first one with Edit, or copy one of /usr/share/doc/cnprocd/examples.")));
-
-    function redraw(always) {
-        const now = new Map(status.rules.map(one => [one.name, one]));
+    let listed = null, loaded = null;
+    const after = error => { fill(note, error && failure(error)); loaded = null; poll(status) };
+    const drawList = onChange(({ rules, fitting }) => fill(list, fitting > rules.length && h("p", { class: "muted" },
+        `The first ${rules.length} of ${count(fitting, "rule")} are shown; filter to see others.`),
+        rules.length ? table("Rules", HEADS, rules.map(rule => row(HEADS, [
+            [h("a", { href: `#/rules/${encodeURIComponent(rule.name)}`, "data-key": `rule-${rule.name}` }, h("bdi", {}, rule.name)),
+             h("div", { class: "muted" }, rule.description)],
+            stateOf(rule), (rule.hits ?? 0).toLocaleString(), time(rule.last), priceOf(rule), [placeOf(rule), " ",
+                rule.files !== "same" && FILES[rule.files] && badge("warn", FILES[rule.files])],
+            toggle(rule, status, after),
+        ]))) : listed.length ? empty("No rule fits the filter")
+            : empty("No rules", "Write the first one with Edit, or copy one of /usr/share/doc/cnprocd/examples.")));
+    function draw() {
         fill(changed, status.reload.changed_files?.length > 0 && alert("warn", "The rule files differ from the rules in force",
             `Reload loads them: ${status.reload.changed_files.join(", ")}`), !status.reload.ok && alert("bad",
             "The last reload failed; the rules in force are older than the files", status.reload.error));
-        if (!listed || (!always && list.querySelector("select:focus"))) return;  // an open choice stays open
-        draw({ admin: access.admin, rules: listed.map(one => ({
-            ...one, hits: now.get(one.name)?.hits, last: now.get(one.name)?.last_hit_ns, price: prices.get(one.name) ?? "-" })) });
+        if (!listed || list.querySelector("select:focus")) return;  // an open choice stays open
+        const now = new Map(status.rules.map(one => [one.name, one])), word = filter.value.toLowerCase();
+        const fitting = listed.filter(one => `${one.name} ${one.file} ${one.description}`.toLowerCase().includes(word));
+        drawList({ fitting: fitting.length, rules: fitting.slice(0, MOST_ROWS).map(one => ({
+            ...one, hits: now.get(one.name)?.hits, last: now.get(one.name)?.last_hit_ns })) });
     }
-
-    async function load() {
+    async function poll(now) {
+        status = now;
+        draw();
+        const next = JSON.stringify([now.rules_hash, now.reload, now.rules.map(one => one.enabled)]);
+        if (next === loaded) return;
+        loaded = next;
         try {
             listed = await cnprocctl([...rulesOption(status), "rules", "list"]);
-            redraw(true);
-            const { rules } = await cnprocctl([...rulesOption(status), "explain"]);
-            prices = new Map(rules.map(one => [one.rule, `${PRICES[one.cost] ?? one.cost} (${one.cost} of 4): ${one.cost_means}`]));
+            draw();
         } catch (error) {
-            if (!listed) fill(list, failure(error));
+            loaded = null;
+            fill(note, failure(error));
         }
-        redraw(true);
     }
-
-    load();
-    let hash = JSON.stringify([first.rules_hash, first.reload, first.rules.map(one => one.enabled)]);
-    return {
-        poll: now => {
-            status = now;
-            const next = JSON.stringify([now.rules_hash, now.reload, now.rules.map(one => one.enabled)]);
-            if (next !== hash) load();
-            hash = next;
-            redraw(false);
-        },
-    };
+    return { poll };
 }
 
 function oneRule(main, name, status) {
     const body = h("div", {}, "Loading ...");
     fill(main, h("p", {}, h("a", { href: "#/rules" }, "\u2190 Rules")), card("Rule", body));
     const known = status.rules.find(one => one.name === name);
-    Promise.all([cnprocctl([...rulesOption(status), "rules", "show", "--", name]),
-                 run(["cnprocctl", ...rulesOption(status), "rules", "show", "--", name]).done,
-                 cnprocctl([...rulesOption(status), "explain", "--", name]).catch(() => null)]).then(([rule, text, plan]) => {
-        const price = plan?.rules?.[0];
-        fill(body, facts([["Rule", h("bdi", {}, name)], ["Place", placeOf(rule)], ["Hits", known?.hits], ["Last hit", known && time(known.last_hit_ns)],
-                          ["Price", price && `${price.cost} of 4: ${price.cost_means}`], ["Identity", price && `${price.identity}: ${price.identity_means}`]]),
-             h("pre", { tabindex: "0", "aria-label": "The rule with all its defaults" }, text.output));
-    }, error => fill(body, failure(error)));
+    cnprocctl([...rulesOption(status), "rules", "show", "--", name]).then(({ plan, text, ...rule }) => fill(body, facts([
+        ["Rule", h("bdi", {}, name)], ["Place", placeOf(rule)], ["Hits", known?.hits], ["Last hit", known && time(known.last_hit_ns)],
+        ["Price", plan && priceOf(plan)], ["Identity", plan && `${plan.identity}: ${plan.identity_means}`]]),
+        h("pre", { tabindex: "0", "aria-label": "The rule with all its defaults" }, text)), error => fill(body, failure(error)));
     return {};
 }

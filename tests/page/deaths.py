@@ -7,7 +7,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from console import ORACLE
@@ -90,7 +90,6 @@ def fail_with_arguments(*arguments: str) -> int:
 def write_history(state_dir: Path, count: int, hours: float) -> None:
     """Write past matches into the spool of a daemon that does not run, spread over the last hours."""
     chance = random.Random(19)
-    spool = Spool.open(state_dir, log=_silent)
     now_ns = time.time_ns()
     names = [
         ("oracle-process-died", "ora_pmon_PROD", "oracle.service"),
@@ -98,18 +97,31 @@ def write_history(state_dir: Path, count: int, hours: float) -> None:
         ("session-failed", "ora_session", None),
     ]
     times = sorted(now_ns - int(chance.random() ** 1.3 * hours * 3600 * NS) for _ in range(count))
-    matches = []
-    for number, at_ns in enumerate(times):
-        rule, comm, unit = names[chance.choice((0, 1, 1, 1, 2, 2))]
-        killed = rule == "oracle-process-died"
-        record: JsonDict = {
-            "rule": rule, "kind": "nonzero_exit", "pid": 100_000 + number, "tid": 100_000 + number, "comm": comm,
-            "ppid": 1, "uid": ORACLE, "gid": ORACLE, "user": "oracle", "unit": unit, "recovered": False,
-            "exit_code": None if killed else 3, "signal": "SIGKILL" if killed else None, "core_dumped": False,
-            "status": "SIGKILL" if killed else "exit code 3", "kernel_time_ns": number, "boot_id": "former",
-            "match_id": f"former-{number}",
-        }  # fmt: skip
-        matches.append(PastMatch(at_ns, rule, comm, 100_000 + number, record))
+    _record(state_dir, [_past(n, at_ns, *names[chance.choice((0, 1, 1, 1, 2, 2))]) for n, at_ns in enumerate(times)])
+
+
+def write_matches(state_dir: Path, first: int, times_s: Sequence[float], comm: str, unit: str) -> None:
+    """Write past matches of one unit, numbered from `first`, as write_history does."""
+    matches = [
+        _past(number, int(at_s * NS), "unit-failed", comm, unit) for number, at_s in enumerate(times_s, start=first)
+    ]
+    _record(state_dir, matches)
+
+
+def _past(number: int, at_ns: int, rule: str, comm: str, unit: str | None) -> PastMatch:
+    killed = rule == "oracle-process-died"
+    record: JsonDict = {
+        "rule": rule, "kind": "nonzero_exit", "pid": 100_000 + number, "tid": 100_000 + number, "comm": comm,
+        "ppid": 1, "uid": ORACLE, "gid": ORACLE, "user": "oracle", "unit": unit, "recovered": False,
+        "exit_code": None if killed else 3, "signal": "SIGKILL" if killed else None, "core_dumped": False,
+        "status": "SIGKILL" if killed else "exit code 3", "kernel_time_ns": number, "boot_id": "former",
+        "match_id": f"former-{number}",
+    }  # fmt: skip
+    return PastMatch(at_ns, rule, comm, 100_000 + number, record)
+
+
+def _record(state_dir: Path, matches: list[PastMatch]) -> None:
+    spool = Spool.open(state_dir, log=_silent)
     spool.record_matches(matches)
     spool.close()
 

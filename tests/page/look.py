@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import care
 from console import RULES, Browser, Daemon, cockpit, enter, see, wait_for
 from deaths import HOSTILE, MARKUP, fail, fail_with_arguments, kill, waiting, write_history
 from selenium.common.exceptions import WebDriverException
@@ -75,6 +76,10 @@ class Page:
         """Open a view as root."""
         self.browser.open(self.address, at)
         return self.browser
+
+    def hook(self, text: str | None) -> None:
+        """Replace the program of the hook; None: as it was at first."""
+        HOOK.write_text(text or HOOK_TEXT)
 
     def shot(self, name: str, styles: Sequence[str] = ("light", "dark")) -> None:
         """Keep a screenshot, light and dark."""
@@ -336,7 +341,7 @@ def jobs(page: Page) -> None:
     browser.see("done")
     browser.see("Attempts\n2", "dl")
     see(f"job {number} retried: it ran again and succeeded")
-    HOOK.write_text("#!/bin/sh\necho waiting for a lock\nexec sleep 600\n")
+    page.hook("#!/bin/sh\necho waiting for a lock\nexec sleep 600\n")
     kill(waiting("ora_pmon_SLOW"))
     kill(waiting("ora_pmon_NEXT"))
     browser.go("/jobs")
@@ -350,7 +355,7 @@ def jobs(page: Page) -> None:
     browser.click("tbody button", "Kill")
     browser.click("dialog button", "Kill it")
     browser.see("killed by an operator", "tbody")
-    HOOK.write_text(HOOK_TEXT)
+    page.hook(None)
     see("a waiting job dropped; a running hook killed, after the question was answered with Cancel once")
 
 
@@ -526,7 +531,7 @@ def in_cockpit(page: Page) -> None:
 
 STEPS: tuple[Callable[[Page], None], ...] = (
     first_view, in_cockpit, live, one_match, hostile, rules, edit, refused, two_tabs, jobs, record, read_only, stopped,
-    narrow, burst,
+    narrow, burst, *care.STEPS,
 )  # fmt: skip
 
 
