@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cnprocd.cli.grammar import COMMON, GROUPS, VERBS, Argument, Verb
+from cnprocd.cli.arguments import Argument
+from cnprocd.cli.grammar import COMMON, GROUPS, VERBS, Verb
 from cnprocd.connector.status import SIGNAL_NAMES
 
 _KINDS = {

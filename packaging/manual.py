@@ -28,7 +28,8 @@ from completion import bash, fish, zsh  # noqa: E402  # beside this file
 
 from cnprocd import __version__  # noqa: E402  # the checkout's, whatever is installed
 from cnprocd.cli import cnprocd as daemon  # noqa: E402
-from cnprocd.cli.grammar import COMMON, VERBS, Argument  # noqa: E402
+from cnprocd.cli.arguments import Argument  # noqa: E402
+from cnprocd.cli.grammar import COMMON, VERBS  # noqa: E402
 from cnprocd.control.interface import DESCRIPTION  # noqa: E402
 from cnprocd.output import fields  # noqa: E402
 from cnprocd.output.journal import MESSAGE_IDS  # noqa: E402

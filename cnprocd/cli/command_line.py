@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 from cnprocd import __version__
-from cnprocd.cli.grammar import COMMON, GROUPS, VERBS, Argument, Options
+from cnprocd.cli.arguments import Argument
+from cnprocd.cli.grammar import COMMON, GROUPS, VERBS, Options
 from cnprocd.cli.quantities import moment
 
 WRONG_USAGE = 2

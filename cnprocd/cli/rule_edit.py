@@ -91,8 +91,8 @@ def text_of(data: bytes) -> RuleText:
         why = f"line {line} is not UTF-8 (byte 0x{data[error.start]:02x})"
         return RuleText(_LINE_END.sub("\n", data.decode("utf-8", "backslashreplace")), "\n", digest, why)
     found = set(_LINE_END.findall(text))
-    why = None if found <= {"\n"} or found == {"\r\n"} else "its lines end in different ways (CR, LF)"
-    return RuleText(_LINE_END.sub("\n", text), "\r\n" if found == {"\r\n"} else "\n", digest, why)
+    mixed = None if found <= {"\n"} or found == {"\r\n"} else "its lines end in different ways (CR, LF)"
+    return RuleText(_LINE_END.sub("\n", text), "\r\n" if found == {"\r\n"} else "\n", digest, mixed)
 
 
 def _content(path: Path) -> bytes:

@@ -112,7 +112,7 @@ def test_a_failed_write_leaves_the_file_and_nothing_else(rules, write, monkeypat
     def full(fd):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(rule_edit.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     assert write() != EX_OK
     assert rules.read_text() == OLD
     assert list(tmp_path.iterdir()) == [rules]

@@ -62,7 +62,7 @@ def test_show_as_json_has_the_same(rules):
     assert (status, found["file"], found["line"], found["in_force"]) == (EX_OK, str(rules), 8, None)
     assert (found["rule"]["name"], found["rule"]["enabled"], found["overrides"]) == ("any-exec", False, [])
     assert found["text"].startswith(f"# {rules}:8\n") and "- name: any-exec" in found["text"]
-    assert (found["plan"]["cost"], found["plan"]["identity"]) == (3, "none")
+    assert (found["plan"]["cost"], found["plan"]["identity"]) == (3, "procfs")
 
 
 def test_the_list_as_json_has_prices_of_disabled_rules_also(rules):
