@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from cnprocd.connector.event import Exit
 from cnprocd.connector.taskrecord import TaskRecord
+from cnprocd.process.model import Process
 
 
 class Death(NamedTuple):
@@ -29,3 +30,19 @@ Waiting = dict[int, tuple[TaskRecord, ...]]
 PASSED_OVER = TaskRecord(0, 0, 0, 0, True, False, "", *[0] * 12)
 PASSED = (PASSED_OVER,)
 """In Waiting: the record of a single-threaded process that no rule asks for."""
+
+
+def thread_of(known: Process | None, event: Exit, record: TaskRecord | None) -> Process:
+    """Return the process of a thread that ended, with the thread's own comm and ids. `known`: the table's entry."""
+    process = Process(event.process_tgid, event.parent_tgid or None)
+    if known is not None:
+        process.take_identity(known)
+        process.start_ns = known.start_ns
+        if event.process_pid != event.process_tgid:
+            process.comm, process.comm_source = None, "unknown"  # the table holds the leader's
+        if known.unconfirmed and record is not None:
+            process.confirm(record.uid)
+    if record is not None:
+        process.take_comm(record, "taskstats")
+        process.take_ids(record, "taskstats")
+    return process

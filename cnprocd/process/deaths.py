@@ -211,6 +211,11 @@ class Deaths:
         self._held = waiting
         return released
 
+    def record_of(self, tgid: int) -> TaskRecord | None:
+        """Return a record of this process's leader that waits for its event."""
+        record = self._waiting.get(tgid, (None,))[-1]
+        return None if record is PASSED_OVER else record
+
     def waiting(self) -> Waiting:
         """Return the records that wait for their event now."""
         return dict(self._waiting)

@@ -9,6 +9,9 @@ from cnprocd.process.model import FileLookup, Process
 
 def take_executed_file(process: Process, record: TaskRecord, files: FileLookup) -> None:
     """Take the file that the exit record names. If it is not the one that /proc showed, an exec was missed."""
+    shown = process.exe_file if process.exe_deleted is False else None
+    if shown is not None and process.exe is not None and files.is_replaced(process.exe, shown):
+        process.take_replacement()
     if not record.exe_inode:
         return
     file = FileId(record.exe_device, record.exe_inode)

@@ -20,7 +20,7 @@ from operator import itemgetter, ne
 
 from cnprocd.connector.ahead import Ahead, nothing_ahead
 from cnprocd.connector.event import Row
-from cnprocd.connector.uapi import PROC_EVENT_COMM, PROC_EVENT_EXEC, PROC_EVENT_FORK
+from cnprocd.connector.uapi import PROC_EVENT_COMM, PROC_EVENT_EXEC, PROC_EVENT_FORK, PROC_EVENT_UID
 from cnprocd.process.model import MoreIds, Process, ProcLookup, Wanted
 from cnprocd.process.table import START_TOLERANCE_NS
 from cnprocd.process.tracking import Tracking
@@ -38,6 +38,7 @@ class Executions:
         self._look_ahead: Callable[[], Ahead] = nothing_ahead
         self._last: dict[int, int] = {}  # tgid -> time of its last exec, or of its fork by a thread
         self._renamed: dict[int, list[int]] = {}  # tgid -> times of its new comms
+        self._with_new_ids: dict[int, list[int]] = {}  # tgid -> times of its new user ids
         self._read: dict[int, Process | None] | None = None  # None: nothing was read yet
         self._is_certain = True
         self._doubts: dict[int, int] = {}  # tgid -> when its program was read
@@ -48,7 +49,7 @@ class Executions:
         if wanted is None:
             return
         self._batch, self._look_ahead = batch, look_ahead
-        self._last, self._renamed, self._read = {}, {}, None
+        self._last, self._renamed, self._with_new_ids, self._read = {}, {}, {}, None
         self._note(batch)
         if self._last:
             self._read_all(wanted)
@@ -56,22 +57,29 @@ class Executions:
     def program(self, tgid: int, at_ns: int) -> Process | None:
         """Return what the process executed at this time; None if it was gone.
 
-        If it has executed another program before it was read, only its cgroup and login session are known. If it has
-        changed its comm before, all but that is.
+        If it has executed another program before it was read, only its ids, cgroup and login session are known. If it
+        has changed its comm or its user ids before, all but these.
         """
         if self._doubts:
             self._doubts.pop(tgid, None)
         found = self._read[tgid] if self._read else None
         if found is None or (found.start_ns or 0) > at_ns + START_TOLERANCE_NS:
             return None
+        has_new_ids = _is_between(at_ns, self._with_new_ids.get(tgid), found.counted_ns)
         if at_ns < self._last[tgid]:
             known = Process(tgid, start_ns=found.start_ns, cgroup=found.cgroup, cgroup_source=found.cgroup_source)
-            if found.loginuid is not None:
+            known.more_ids = found.more_ids
+            if not has_new_ids:
+                known.take_ids(found, found.ids_source)
+            elif found.loginuid is not None:
                 known.more_ids = MoreIds(loginuid=found.loginuid)
             return known
+        if has_new_ids:
+            found.uid = found.gid = None
+            found.ids_source, found.more_ids = "unknown", MoreIds(loginuid=found.loginuid)
         if not self._is_certain:
             self._doubts[tgid] = found.counted_ns
-        if tgid in self._renamed and any(at_ns < new_ns <= found.counted_ns for new_ns in self._renamed[tgid]):
+        if _is_between(at_ns, self._renamed.get(tgid), found.counted_ns):
             found.comm, found.comm_source = None, "unknown"
         return found
 
@@ -115,6 +123,15 @@ class Executions:
             _, _, at_ns, tid, tgid = events[at][:5]
             if tid == tgid:
                 self._renamed.setdefault(tgid, []).append(at_ns)
+        for at in _places(PROC_EVENT_UID, whats):
+            _, _, at_ns, tid, tgid = events[at][:5]
+            if tid == tgid:
+                self._with_new_ids.setdefault(tgid, []).append(at_ns)
+
+
+def _is_between(at_ns: int, times_ns: list[int] | None, read_ns: int) -> bool:
+    """Return whether something happened after an event and before the read that followed it."""
+    return times_ns is not None and any(at_ns < one <= read_ns for one in times_ns)
 
 
 def _places(what: int, whats: list[int]) -> Iterator[int]:

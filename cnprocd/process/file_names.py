@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 from cnprocd.process.files import FileId, FoundFile, KnownFiles
 from cnprocd.process.lookup_child import file_at
@@ -26,6 +27,7 @@ PROGRAM_DIRECTORIES = ("/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sb
 CHECKED_FOR_S = 1.0  # a seen file is looked at again after so long
 MISSED_FOR_S = 10.0  # no path is guessed again for a file for so long
 MOST_REMEMBERED = 4096
+T = TypeVar("T")
 _MOST_COMM = 15  # a comm of 15 bytes may be cut
 
 
@@ -41,6 +43,7 @@ class FileNames:
         self._directories: tuple[str, ...] | None = None  # where to guess; None: only named paths are needed
         self._checked_s: dict[FileId, float] = {}
         self._missed_s: dict[FileId, float] = {}
+        self._moved_s: dict[tuple[str, FileId], float] = {}
 
     def close(self) -> None:
         self._watched.close()
@@ -102,6 +105,22 @@ class FileNames:
         elif self._directories is not None and self._watched.identifies(file.device):
             self.known.learn(file, path)
 
+    def is_replaced(self, path: str, file: FileId) -> bool:
+        """Return whether a path that led to this file leads to another one by now, or to none. A second old at most."""
+        if path in self.known.named_paths and self._watched.identifies(file.device):
+            return self.known.current(path) != file
+        now_s = self._clock()
+        if now_s - self._moved_s.get((path, file), -CHECKED_FOR_S) < CHECKED_FOR_S:
+            return True
+        if now_s - self._checked_s.get(file, -CHECKED_FOR_S) < CHECKED_FOR_S or not self._watched.is_local(path):
+            return False
+        found = self._look_up([path])
+        if found is None or found == [file]:
+            _remember(self._checked_s, file, now_s)  # also if the look is late: not one for each process
+            return False
+        _remember(self._moved_s, (path, file), now_s)
+        return True
+
     def is_same(self, one: FileId, other: FileId) -> bool | None:
         """Whether two identities are one file; None if an identity does not name one file here."""
         if not (self._watched.identifies(one.device) and self._watched.identifies(other.device)):
@@ -139,7 +158,7 @@ def look_up_here(paths: Sequence[str]) -> list[FileId | None]:
     return [file if file.inode else None for file in found]
 
 
-def _remember(times_s: dict[FileId, float], file: FileId, now_s: float) -> None:
+def _remember(times_s: dict[T, float], file: T, now_s: float) -> None:
     times_s.pop(file, None)
     while len(times_s) >= MOST_REMEMBERED:
         del times_s[next(iter(times_s))]

@@ -88,6 +88,7 @@ class Process:
     cgroup_source: Provenance = "unknown"
     image: Image | None = None  # more about exe and cmdline
     more_ids: MoreIds | None = None
+    unconfirmed: bool = False  # its ids, and what depends on them, are from its fork alone: see inheritance.py
     threads: int = 1
     threaded: bool = False  # ever had more than one
     counted_ns: int = 0  # events before this time are already counted in `threads`
@@ -99,7 +100,7 @@ class Process:
         """Return the process after fork: all of its parent but PID and threads. (A third of replace()'s cost.)"""
         return Process(
             tgid, self.tgid, start_ns, self.comm, self.comm_source, self.uid, self.gid, self.ids_source, self.exe,
-            self.cmdline, self.cgroup, self.image_source, self.cgroup_source, self.image, self.more_ids,
+            self.cmdline, self.cgroup, self.image_source, self.cgroup_source, self.image, self.more_ids, True,
         )  # fmt: skip
 
     @property
@@ -178,6 +179,10 @@ class Process:
             image = image._replace(links=links, is_deleted=found.is_deleted, exe_source="taskstats")
         self.image = image
 
+    def take_replacement(self) -> None:
+        """The path of the executable leads to another file by now, or to none."""
+        self.image = (self.image or _NO_IMAGE)._replace(is_deleted=True)
+
     def take_ids(self, other: Process | TaskRecord, provenance: Provenance) -> None:
         """Take the real uid and gid of `other`."""
         self.uid, self.gid, self.ids_source = other.uid, other.gid, provenance
@@ -208,6 +213,20 @@ class Process:
         """The process may execute another program by now, of which nothing is known."""
         self.comm, self.comm_source = None, "unknown"
         self.forget_image()
+
+    def forget_inherited(self) -> None:
+        """Another process than its parent may have forked it: its user, program and cgroup are unknown."""
+        self.unconfirmed = False
+        self.uid = self.gid = self.more_ids = None
+        self.ids_source = "unknown"
+        self.cgroup, self.cgroup_source = None, "unknown"
+        self.forget_image()
+
+    def confirm(self, uid: int) -> None:
+        """Keep what was inherited if the real uid of the process is that of its parent."""
+        if self.uid != uid:
+            self.forget_inherited()
+        self.unconfirmed = False
 
     def take_more_ids(self, fresh: Process) -> None:
         """Take each id of `fresh` that is known there."""
@@ -260,6 +279,8 @@ class Process:
         if fresh.comm is not None:
             self.comm, self.comm_source = fresh.comm, fresh.comm_source
         if fresh.uid is not None:
+            if self.unconfirmed:
+                self.confirm(fresh.uid)
             self.take_ids(fresh, fresh.ids_source)
         self.take_more_ids(fresh)
         if fresh.cgroup is not None:
@@ -325,6 +346,9 @@ class FileLookup(Protocol):
 
     def learn(self, process: Process) -> None:
         """Take the verified path of a running process."""
+
+    def is_replaced(self, path: str, file: FileId) -> bool:
+        """Whether a path that led to this file leads to another one by now, or to none, as stat(2) shows."""
 
     def is_same(self, one: FileId, other: FileId) -> bool | None:
         """Whether two identities are one file; None if an identity does not name one file here."""

@@ -8,6 +8,7 @@ table shows what a daemon that starts later would read.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from cnprocd.process.model import Process, ProcLookup, Wanted
 from cnprocd.process.table import Table, same_process
@@ -42,7 +43,7 @@ class SecondLook:
             if self._clock() >= deadline_s:
                 self._due[tgid] = None
                 continue
-            fresh = self._procfs.read(tgid, looks, "procfs")
+            fresh = self._procfs.read(tgid, replace(looks, ids=process.unconfirmed), "procfs")
             if fresh is not None and fresh.threads and same_process(process, fresh):
                 self._table.own(process).take_newer(fresh)
         for tgid in newcomers:

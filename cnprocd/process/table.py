@@ -183,6 +183,7 @@ class Table:
         process.take_image(fresh, "exec")
         if fresh.uid is not None:
             process.take_ids(fresh, "exec")
+            process.unconfirmed = False
         if fresh.more_ids is not None:
             process.take_more_ids(fresh)
         if fresh.cgroup is not None:

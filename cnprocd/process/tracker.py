@@ -17,11 +17,12 @@ from cnprocd.connector.ahead import Ahead, nothing_ahead
 from cnprocd.connector.event import Ack, Comm, Coredump, Event, Exec, Exit, Fork, Gid, Ptrace, Row, Sid, Uid, named
 from cnprocd.connector.taskrecord import TaskRecord
 from cnprocd.failures import Failures
-from cnprocd.process.death import Death, Waiting
+from cnprocd.process.death import Death, Waiting, thread_of
 from cnprocd.process.deaths import Deaths
 from cnprocd.process.executed_file import take_executed_file
 from cnprocd.process.executions import Executions
 from cnprocd.process.family import HookFamily
+from cnprocd.process.inheritance import as_recorded, confirmed, is_doubtful, take_uid
 from cnprocd.process.model import KINDS_OF_LASTING_COMM, FileLookup, Kind, Occurrence, Process, ProcLookup, Wanted
 from cnprocd.process.table import Table
 from cnprocd.process.thread_count import ThreadCount
@@ -202,15 +203,18 @@ class Tracker:
     def _exec(self, event: Exec) -> Iterable[Occurrence]:
         tgid = event.process_tgid
         self._thread_count.executed(tgid)
+        process = None
         if self.tracking.table:
             program = self._executions.program(tgid, event.timestamp_ns)
             self._learn(program)
-            self.table.exec(tgid, event.timestamp_ns, program)
+            process = self.table.exec(tgid, event.timestamp_ns, program)
             self.newcomers.add(tgid)
-        return self._occurrences("exec", tgid, event.process_pid, event, True, {})
+            if program is None and is_doubtful(process):
+                process = as_recorded(process, self.deaths.record_of(tgid))
+        return self._occurrences("exec", tgid, event.process_pid, event, True, {}, known=process)
 
     def _uid(self, event: Uid) -> Iterable[Occurrence]:
-        by_exec = self.tracking.table and self.table.uid(event)
+        by_exec = self.tracking.table and take_uid(event, self.table, self._procfs, self.tracking.wanted_anew)
         details = {"ruid": event.ruid, "euid": event.euid}
         found = self._occurrences("uid", event.process_tgid, event.process_pid, event, None, details)
         for occurrence in found:  # a thread's own, or no table: /proc shows those of a moment later
@@ -305,6 +309,8 @@ class Tracker:
                 self.table.own(known).take_comm(leader, "taskstats")  # it may be the parent of the next process to end
             return []
         process = self.table.own(known) if known is not None else Process(death.tgid)
+        if process.unconfirmed and (identity := leader or record) is not None:
+            process.confirm(identity.uid)
         process.take_exit_records(record, leader, at_ns)
         tid = event.process_pid if event is not None else record.pid if record is not None else death.tgid
         occurrence = Occurrence(
@@ -330,15 +336,7 @@ class Tracker:
     def _thread_end(self, event: Exit, record: TaskRecord | None) -> Occurrence:
         """Return the exit of one thread. Its comm is the thread's own."""
         known = self.table.get(event.process_tgid, event.timestamp_ns) if self.tracking.table else None
-        process = Process(event.process_tgid, event.parent_tgid or None)
-        if known is not None:
-            process.take_identity(known)
-            process.start_ns = known.start_ns
-            if event.process_pid != event.process_tgid:
-                process.comm, process.comm_source = None, "unknown"  # the table holds the leader's
-        if record is not None:
-            process.take_comm(record, "taskstats")
-            process.take_ids(record, "taskstats")
+        process = thread_of(known, event, record)
         occurrence = Occurrence(
             "exit", process, event.process_pid, event.exit_code, event.timestamp_ns, event.cpu, usage=record
         )
@@ -370,6 +368,8 @@ class Tracker:
         if not (for_process or for_threads):
             return found
         process = known or self._living(tgid, kind, event.timestamp_ns)
+        if known is None and is_doubtful(process):
+            process = confirmed(process, self._procfs, self.tracking.wanted_anew, self.deaths.record_of)
         if kind not in KINDS_OF_LASTING_COMM and self._executions.is_in_doubt(tgid, event.timestamp_ns):
             process = process.without_program()
         for of_thread in (False, True):

@@ -17,7 +17,7 @@ class Tracking:
 
     table: bool
     records: bool  # exit records show deaths, or no rule asks for them; else threads are counted
-    wanted: Wanted  # to read after exec of a known process: real ids and cgroup survive exec
+    wanted: Wanted  # what rules need
     kinds: frozenset[Kind]
     thread_kinds: frozenset[Kind]
     exe_files: bool = False  # some rule needs the path of the file that an exit record names
@@ -32,9 +32,9 @@ class Tracking:
     @property
     def wanted_at_exec(self) -> Wanted | None:
         """What to read of a process that has executed a program; None: nothing, because no rule looks at it."""
-        if self.table:
-            return self.wanted
-        return self.wanted_anew if "exec" in self.kinds or "exec" in self.thread_kinds else None
+        # Of a known process as well: the ids that it inherited at fork may not be its own (inheritance.py).
+        is_needed = self.table or "exec" in self.kinds or "exec" in self.thread_kinds
+        return self.wanted_anew if is_needed else None
 
     @property
     def wanted_anew(self) -> Wanted:

@@ -39,6 +39,8 @@ _IN_MOVED_FROM, _IN_MOVED_TO, _IN_CREATE, _IN_DELETE = 0x40, 0x80, 0x100, 0x200
 _IN_DELETE_SELF, _IN_MOVE_SELF = 0x400, 0x800
 _IN_UNMOUNT, _IN_Q_OVERFLOW, _IN_IGNORED = 0x2000, 0x4000, 0x8000
 _OF_DIRECTORY = _IN_MOVED_FROM | _IN_MOVED_TO | _IN_CREATE | _IN_DELETE | _IN_DELETE_SELF | _IN_MOVE_SELF
+_ABOVE = _IN_MOVED_FROM | _IN_MOVED_TO | _IN_DELETE_SELF | _IN_MOVE_SELF  # of what is above that directory
+_IN_MASK_ADD = 0x20000000
 _READ_BYTES = 64 * 1024
 _TICK_NS = 10_000_000  # the start of a process, which is counted from its exit event, can be late by so much
 _MOUNTINFO = "/proc/self/mountinfo"
@@ -87,7 +89,8 @@ class WatchedFiles:
         self._mount_changes = 0
         self._sees_host = sees_host_files()
         self._inotify = _checked(_LIBC.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
-        self._directories: dict[int, str] = {}  # watch -> directory of named paths
+        self._directories: dict[int, str] = {}  # watch -> directory above named paths
+        self._below: dict[str, set[str]] = {}  # each of these directories, and each named path -> named paths
         self._watched: dict[int, tuple[FileId, set[str]]] = {}  # watch -> a file and the paths that it has or had
         self._watch_of: dict[FileId, int] = {}
         self._reasons: dict[str, str] = {}  # path -> why exit records do not identify its file
@@ -110,6 +113,10 @@ class WatchedFiles:
             self._looked_ns.pop(path, None)
         for path in wanted - self._files.named_paths:
             self._files.name(path, None)
+        self._below = {}
+        for path in wanted:
+            for one in (path, *directories_above(path)):
+                self._below.setdefault(one, set()).add(path)
         self._drop_unused()
         self.look_again()
 
@@ -127,6 +134,10 @@ class WatchedFiles:
         """Whether device and inode number name one file on this device."""
         return self._mount_table.now().identifies(device)
 
+    def is_local(self, path: str) -> bool:
+        """Whether looking at a path touches no filesystem that another machine or a process serves."""
+        return self._mount_table.now().is_local(path)
+
     def refresh(self) -> None:
         """Take what inotify has: call it when the exit records of a batch were read and before they are used."""
         dirty: set[str] = set()
@@ -138,9 +149,13 @@ class WatchedFiles:
             elif watch in self._watched:
                 dirty |= self._take_file_event(watch, mask)
             elif watch in self._directories:
-                changed = self._take_directory_event(watch, mask, name) & self._files.named_paths
+                place = os.path.join(self._directories[watch], os.fsdecode(name))
+                changed = self._take_directory_event(watch, mask, place)
                 dirty |= changed
-                appeared.update(changed if mask & (_IN_CREATE | _IN_MOVED_TO | _IN_MOVE_SELF) else ())
+                if mask & (_IN_CREATE | _IN_MOVED_TO):
+                    appeared.update(changed)
+                    # What a directory that appeared had at a path below, before it was watched, is not known.
+                    self._unsettled |= changed - {place}
         self._mount_table.now()
         if self._mount_table.changes != self._mount_changes:
             dirty |= self._files.named_paths
@@ -152,7 +167,7 @@ class WatchedFiles:
             self._unsettled |= {path for path, times in appeared.items() if times > 1 or is_followed}
 
     def look_again(self) -> None:
-        """Look at every named path: finds what inotify cannot show, a renamed directory above or a new mount."""
+        """Look at every named path: finds what inotify did not show, such as a directory without a watch."""
         self._look(self._files.named_paths)
 
     def let_go(self) -> None:
@@ -187,13 +202,14 @@ class WatchedFiles:
         if found is None:
             self._reasons |= dict.fromkeys(looked_at, LATE)  # each may have a new file that is not known
             return
+        watches: dict[tuple[str, int], bool] = {}
         for path, file in zip(looked_at, found, strict=True):
             if file is not None and not mounts.identifies(file.device):
                 self._reasons[path] = "its filesystem, such as btrfs, can give one device and inode number to two files"
                 file = None
             else:
                 self._reasons.pop(path, None)
-            self._watch_directory(os.path.dirname(path))
+            self._watch_above(path, watches)
             self._take(path, file)
             self._looked_ns[path] = now_ns
 
@@ -223,14 +239,30 @@ class WatchedFiles:
             changed_ns = 0
         return Removal(max(self._looked_ns.get(path, 0), min(changed_ns, now_ns)), now_ns + _TICK_NS)
 
-    def _watch_directory(self, directory: str) -> None:
-        watch = self._add_watch(directory, _OF_DIRECTORY)
-        if watch is None or watch in self._directories:
-            return
+    def _watch_above(self, path: str, watches: dict[tuple[str, int], bool]) -> None:
+        """Watch the directories above a path. A new entry shows in the lowest one that exists.
+
+        `watches`: the watches that were tried before for other paths, and whether they succeeded.
+        """
+        mask = _OF_DIRECTORY
+        for directory in directories_above(path):
+            key = directory, mask
+            if key not in watches:
+                watches[key] = self._watch_directory(directory, mask)
+            if watches[key]:
+                mask = _ABOVE
+
+    def _watch_directory(self, directory: str, mask: int) -> bool:
+        watch = self._add_watch(directory, mask | _IN_MASK_ADD)
+        if watch is None:
+            return False
+        if self._directories.get(watch) == directory:
+            return True
         for former in [one for one, path in self._directories.items() if path == directory]:
             del self._directories[former]  # a directory above was replaced, or a filesystem is mounted here
             _LIBC.inotify_rm_watch(self._inotify, former)
         self._directories[watch] = directory
+        return True
 
     def _watch_file(self, at: str, path: str, file: FileId) -> bool:
         watch = self._add_watch(at, _IN_DELETE_SELF)
@@ -258,18 +290,18 @@ class WatchedFiles:
             self._watch_of.pop(file, None)
         return paths
 
-    def _take_directory_event(self, watch: int, mask: int, name: bytes) -> set[str]:
-        directory = self._directories[watch]
-        if mask & (_IN_DELETE_SELF | _IN_MOVE_SELF | _IN_UNMOUNT | _IN_IGNORED):
-            del self._directories[watch]
-            return {path for path in self._files.named_paths if os.path.dirname(path) == directory}
-        return {os.path.join(directory, os.fsdecode(name))}
+    def _take_directory_event(self, watch: int, mask: int, place: str) -> set[str]:
+        if not mask & (_IN_DELETE_SELF | _IN_MOVE_SELF | _IN_UNMOUNT | _IN_IGNORED):
+            return self._below.get(place, set())
+        directory = self._directories.pop(watch)
+        if mask & _IN_MOVE_SELF:
+            _LIBC.inotify_rm_watch(self._inotify, watch)
+        return self._below.get(directory, set())
 
     def _drop_unused(self) -> None:
         """Remove the watches on what no rule names any more."""
-        directories = {os.path.dirname(path) for path in self._files.named_paths}
         for watch, directory in list(self._directories.items()):
-            if directory not in directories:
+            if directory not in self._below:
                 del self._directories[watch]
                 _LIBC.inotify_rm_watch(self._inotify, watch)
         for watch, (file, paths) in list(self._watched.items()):
@@ -299,6 +331,15 @@ class WatchedFiles:
                 at += _EVENT.size
                 yield watch, mask, raw[at : at + length].rstrip(b"\0")
                 at += length
+
+
+def directories_above(path: str) -> tuple[str, ...]:
+    """Return the directories above an absolute path, the lowest first."""
+    found = []
+    while (above := os.path.dirname(path)) != path:
+        found.append(above)
+        path = above
+    return tuple(found)
 
 
 def _checked(result: int) -> int:

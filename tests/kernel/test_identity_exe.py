@@ -89,7 +89,15 @@ def test_a_program_bound_over_another_does_not_match(tmp_path):
         assert set(matched(daemon, "claimed")) <= {*real, *forged}
 
 
-@pytest.mark.parametrize("rules", [LITERAL, LITERAL.replace("of {{comm}}", "{{cmdline}}")], ids=["records", "table"])
+@pytest.mark.parametrize(
+    "rules",
+    [
+        LITERAL,
+        LITERAL.replace("of {{comm}}", "{{cmdline}}"),
+        LITERAL.replace("{program}", '"{program}*"').replace("rules:", "settings: {{record: [exe_deleted]}}\nrules:"),
+    ],
+    ids=["records", "table", "glob"],
+)
 def test_after_an_upgrade_old_and_new_processes_match(tmp_path, rules):
     program = Path(shutil.copy("/bin/sleep", tmp_path / "daemond"))
     before = subprocess.Popen([program, "600"])

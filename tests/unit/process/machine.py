@@ -139,6 +139,17 @@ class Machine:
         self._say(Fork, parent_pid=by, parent_tgid=tgid, child_pid=pid, child_tgid=pid)
         return child
 
+    def sibling(self, tgid: int, pid: int) -> Task:
+        """clone(CLONE_PARENT) by a process: the child is the caller's in all but its parent, which its FORK names."""
+        caller = self.tasks[tgid]
+        child = self.fork(tgid, pid)
+        child.ppid = caller.ppid
+        self.truth.pop()
+        self._happened("fork", child, pid)
+        self.log.pop()
+        self._say(Fork, parent_pid=caller.ppid, parent_tgid=caller.ppid, child_pid=pid, child_tgid=pid)
+        return child
+
     def thread(self, tgid: int, tid: int, by: int | None = None) -> None:
         task = self.tasks[tgid]
         self._give(tid)
@@ -398,6 +409,9 @@ class MachineFiles:
 
     def learn(self, process: Process) -> None:
         pass
+
+    def is_replaced(self, path: str, file: FileId) -> bool:
+        return False
 
     def is_same(self, one: FileId, other: FileId) -> bool | None:
         return one == other

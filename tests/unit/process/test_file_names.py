@@ -221,6 +221,36 @@ def test_a_moved_file_has_its_old_path_for_older_processes(names, tmp_path):
     assert names.find(file, None, after_ns) == FoundFile((str(path),), True, False)
 
 
+@pytest.mark.parametrize("is_named", [True, False], ids=["literal", "glob"])
+@pytest.mark.parametrize("change", ["replaced", "removed", "directory"])
+def test_a_program_replaced_while_it_runs_is_deleted(names, host, tmp_path, is_named, change):
+    """Its process was seen before, and the path is the same. Another process of the new file has it undeleted."""
+    path = tmp_path / "bin" / "d"
+    path.parent.mkdir()
+    file = made(path)
+    names.use([str(path)] if is_named else [], ["/other"])
+    first, second = (seen(path, file) for _ in range(2))
+    names.learn(first)
+    take_executed_file(second, record_of(file), names)
+    assert (second.exe, second.exe_deleted) == (str(path), False)
+    host.now_s += CHECKED_FOR_S
+    if change == "directory":
+        os.rename(path.parent, tmp_path / "old")
+        path.parent.mkdir()
+    else:
+        os.rename(path, tmp_path / "old")
+    new = None if change == "removed" else made(path)
+    names.refresh()
+    for _ in range(2):
+        again = seen(path, file)
+        take_executed_file(again, record_of(file), names)
+        assert (again.exe, again.exe_deleted) == (str(path), True)
+    if new is not None:
+        fresh = seen(path, new)
+        take_executed_file(fresh, record_of(new), names)
+        assert (fresh.exe, fresh.exe_deleted) == (str(path), False)
+
+
 @pytest.mark.parametrize("shown", [None, "/moved"])
 def test_a_file_in_doubt_leaves_a_process_undecided(names, tmp_path, shown):
     path = tmp_path / "d"
@@ -253,6 +283,34 @@ def test_files_between_two_looks_leave_rules_undecided(names, tmp_path):
     os.rename(tmp_path / "new", path)
     names.refresh()
     assert names.knows_all_named
+
+
+@pytest.mark.parametrize("moved", ["opt", "opt/bin"])
+def test_a_directory_above_that_is_swapped_shows_at_once(names, tmp_path, moved):
+    """The old program and the new one match, without a tick, and what was there between is undecided."""
+    for version in ("opt", "opt.new"):
+        (tmp_path / version / "bin").mkdir(parents=True)
+    path = tmp_path / "opt" / "bin" / "d"
+    old, new = made(path), made(tmp_path / "opt.new" / "bin" / "d")
+    names.use([str(path)], None)
+    os.rename(tmp_path / moved, tmp_path / "opt.old")
+    os.rename(tmp_path / moved.replace("opt", "opt.new"), tmp_path / moved)
+    names.refresh()
+    assert names.find(new, None, time.monotonic_ns()) == FoundFile((str(path),), True, False)
+    assert names.find(old, None, 1) == FoundFile((str(path),), True, True)
+    assert not names.knows_all_named
+    for _ in range(2):
+        names.let_go()
+    assert names.knows_all_named
+
+
+def test_a_directory_above_that_is_made_anew_shows_at_once(names, tmp_path):
+    path = tmp_path / "opt" / "bin" / "d"
+    names.use([str(path)], None)
+    path.parent.mkdir(parents=True)
+    file = made(path)
+    names.refresh()
+    assert names.find(file, None) == FoundFile((str(path),), True, False)
 
 
 def test_a_directory_that_was_replaced_is_watched_anew(names, tmp_path):

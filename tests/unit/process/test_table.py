@@ -405,7 +405,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_birth_has_what_its_parent_was_at_that_moment(table, change):
     birth(table, 100, 200, 5)
-    before = replace(table.get(100), tgid=200, ppid=100, start_ns=at(5))
+    before = table.get(100).child(200, at(5))
     CHANGES[change](table)
     assert table.get(200) == before
     fork(table, 100, 201, 7)
