@@ -20,42 +20,35 @@ neither answers, its attributes are unknown at that event. A fork event itself h
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from cnprocd.connector.event import Uid
 from cnprocd.connector.taskrecord import TaskRecord
-from cnprocd.process.model import MoreIds, Process, ProcLookup, Wanted
+from cnprocd.process.model import Kind, MoreIds, Process, ProcLookup
 from cnprocd.process.table import Table, same_process
-
-
-def is_doubtful(process: Process) -> bool:
-    """Return whether a process has the ids of root's process, and nothing but its fork says so."""
-    return process.unconfirmed and process.uid == 0
+from cnprocd.process.tracking import Tracking
 
 
 def confirmed(
-    process: Process, procfs: ProcLookup, wanted: Wanted, record_of: Callable[[int], TaskRecord | None]
+    process: Process, kind: Kind, procfs: ProcLookup, tracking: Tracking, record_of: Callable[[int], TaskRecord | None]
 ) -> Process:
-    """Return a doubtful process, or a copy of it, with what /proc or its exit record confirms."""
-    fresh = procfs.read(process.tgid, wanted, "procfs")
+    """Return a process with the ids of root's process, or a copy without what its fork alone says, at such an event.
+
+    An exec has been read already. If it was gone by then, its comm is unknown.
+    """
+    if kind == "fork" or (kind == "exec" and process.comm is not None):
+        return process
+    fresh = procfs.read(process.tgid, tracking.wanted_anew, "procfs") if kind != "exec" else None
     if fresh is not None and fresh.uid is not None and same_process(process, fresh):
         if fresh.uid == process.uid:
             process.unconfirmed = False
             return process
-        return as_recorded(process, None)  # of another user, or its uid has changed after the event
-    return as_recorded(process, record_of(process.tgid))
-
-
-def as_recorded(process: Process, record: TaskRecord | None) -> Process:
-    """Return a doubtful process if its exit record confirms it, or a copy of it without what is doubtful."""
-    if record is not None and record.uid == process.uid:
+        # It is of another user, or its uid has changed after the event.
+    elif (record := record_of(process.tgid)) is not None and record.uid == process.uid:
         return process
-    copy = replace(process, is_shared=False)
-    copy.forget_inherited()
-    return copy
+    return Process(process.tgid, process.ppid, process.start_ns, process.comm, process.comm_source)
 
 
-def take_uid(event: Uid, table: Table, procfs: ProcLookup, wanted: Wanted) -> bool:
+def take_uid(event: Uid, table: Table, procfs: ProcLookup, tracking: Tracking) -> bool:
     """Take the user ids of an event, and what it says of a process that nothing has confirmed. Return as Table.uid."""
     process = table.get(event.process_tgid, event.timestamp_ns)
     if process is not None and process.unconfirmed and event.process_pid == event.process_tgid:
@@ -63,13 +56,13 @@ def take_uid(event: Uid, table: Table, procfs: ProcLookup, wanted: Wanted) -> bo
         if process.uid == event.ruid:
             process.unconfirmed = False
         else:
-            _read_changed(process, procfs, wanted)
+            _read_changed(process, procfs, tracking)
     return table.uid(event)
 
 
-def _read_changed(process: Process, procfs: ProcLookup, wanted: Wanted) -> None:
+def _read_changed(process: Process, procfs: ProcLookup, tracking: Tracking) -> None:
     """Keep of what was inherited what /proc still shows of a process that has another uid by now."""
-    fresh = procfs.read(process.tgid, wanted, "procfs")
+    fresh = procfs.read(process.tgid, tracking.wanted_anew, "procfs")
     if fresh is None or not same_process(process, fresh):
         process.forget_inherited()
         return

@@ -22,7 +22,7 @@ from cnprocd.process.deaths import Deaths
 from cnprocd.process.executed_file import take_executed_file
 from cnprocd.process.executions import Executions
 from cnprocd.process.family import HookFamily
-from cnprocd.process.inheritance import as_recorded, confirmed, is_doubtful, take_uid
+from cnprocd.process.inheritance import confirmed, take_uid
 from cnprocd.process.model import KINDS_OF_LASTING_COMM, FileLookup, Kind, Occurrence, Process, ProcLookup, Wanted
 from cnprocd.process.table import Table
 from cnprocd.process.thread_count import ThreadCount
@@ -51,11 +51,10 @@ class Tracker:
         self._thread_count = ThreadCount(self.table, procfs)
         self.deaths = Deaths(procfs.is_alive, procfs.is_ending)
         self.family = HookFamily(own_tgid)
-        self._cares = cares
+        self._cares, self._procfs = cares, procfs
         self.newcomers: set[int] = set()  # tgids that started or changed their comm since the last tick, with a table
         self.use(tracking, cares)
         self._executions = Executions(procfs)
-        self._procfs = procfs
         self._cores: dict[int, int] = {}  # tgid -> time of its coredump event: one dump is one occurrence
         self._handlers: dict[type, Callable[[Any], Iterable[Occurrence]]] = {
             Fork: self._fork, Exec: self._exec, Uid: self._uid, Gid: self._gid, Sid: self._sid, Ptrace: self._ptrace,
@@ -69,6 +68,8 @@ class Tracker:
         self.tracking, self._cares = tracking, cares
         self._of_thread_forks = "fork" in tracking.thread_kinds
         self.deaths.wanted = tracking.statuses.wait_statuses()
+        if tracking.records:
+            self._thread_count = ThreadCount(self.table, self._procfs)  # nothing of it is kept up to date
         if tracking.table:
             self.table.enter_births()
         else:
@@ -202,19 +203,18 @@ class Tracker:
 
     def _exec(self, event: Exec) -> Iterable[Occurrence]:
         tgid = event.process_tgid
-        self._thread_count.executed(tgid)
+        if not self.tracking.records:
+            self._thread_count.executed(tgid)
         process = None
         if self.tracking.table:
             program = self._executions.program(tgid, event.timestamp_ns)
             self._learn(program)
             process = self.table.exec(tgid, event.timestamp_ns, program)
             self.newcomers.add(tgid)
-            if program is None and is_doubtful(process):
-                process = as_recorded(process, self.deaths.record_of(tgid))
         return self._occurrences("exec", tgid, event.process_pid, event, True, {}, known=process)
 
     def _uid(self, event: Uid) -> Iterable[Occurrence]:
-        by_exec = self.tracking.table and take_uid(event, self.table, self._procfs, self.tracking.wanted_anew)
+        by_exec = self.tracking.table and take_uid(event, self.table, self._procfs, self.tracking)
         details = {"ruid": event.ruid, "euid": event.euid}
         found = self._occurrences("uid", event.process_tgid, event.process_pid, event, None, details)
         for occurrence in found:  # a thread's own, or no table: /proc shows those of a moment later
@@ -368,8 +368,6 @@ class Tracker:
         if not (for_process or for_threads):
             return found
         process = known or self._living(tgid, kind, event.timestamp_ns)
-        if known is None and is_doubtful(process):
-            process = confirmed(process, self._procfs, self.tracking.wanted_anew, self.deaths.record_of)
         if kind not in KINDS_OF_LASTING_COMM and self._executions.is_in_doubt(tgid, event.timestamp_ns):
             process = process.without_program()
         for of_thread in (False, True):
@@ -378,6 +376,8 @@ class Tracker:
             # A comm event matches by the new comm, which the process does not have yet.
             if kind != "comm" and not self._cares(kind, of_thread, process.comm):
                 continue
+            if process.unconfirmed and process.uid == 0:
+                process = confirmed(process, kind, self._procfs, self.tracking, self.deaths.record_of)
             occurrence = Occurrence(
                 kind, process, tid, None, event.timestamp_ns, event.cpu, of_thread=of_thread, details=details
             )

@@ -7,7 +7,7 @@ import pytest
 from unit.process.machine import INIT, SECOND, MachineFiles
 from unit.process.test_tracker import ALL, Scene
 
-from cnprocd.process.model import EVERYTHING
+from cnprocd.process.model import EVERYTHING, Wanted
 from cnprocd.process.tracker import Tracker
 from cnprocd.process.tracking import Tracking
 
@@ -104,6 +104,11 @@ def test_a_sibling_that_execs_has_the_ids_that_proc_shows():
     found = of(one.run(), "exec")
     assert privileges(found)[:2] == (UID, UID)
     assert (found.exe, found.cgroup) == ("/home/u/evil2", "/user.slice/u.scope")
+    assert not one.tracker.table.get(CHILD).unconfirmed
+
+
+def test_ids_are_read_at_an_exec_whatever_rules_need():
+    assert Tracking(True, True, Wanted(cgroup=True), ALL, frozenset()).wanted_at_exec == Wanted(ids=True, cgroup=True)
 
 
 @pytest.mark.parametrize("kind", ["comm", "sid", "coredump"])
