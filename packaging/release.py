@@ -150,7 +150,7 @@ def main() -> None:
     sys.stdout.write((options.out / "SHA256SUMS").read_text())
     named = maintainer(signer)
     if not signer.is_rsa:
-        sys.stdout.write("warning: the key is not RSA; rpm of EL 8 and SLES 15 cannot verify its signatures\n")
+        sys.stdout.write("warning: the key is not RSA: older versions of rpm, as in EL 8, refuse its signatures\n")
     warning = " (no mail reaches it: set `maintainers` in pyproject.toml)" if RESERVED.search(named) else ""
     sys.stdout.write(f"maintainer of all packages: {named}{warning}\n")
 

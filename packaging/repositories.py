@@ -51,7 +51,7 @@ class Signer:
 
     @property
     def is_rsa(self) -> bool:
-        """Return whether every rpm can verify the signatures: those of EL 8 and SLES 15 cannot verify Ed25519."""
+        """Return whether every rpm can verify the signatures. Older ones refuse Ed25519 (rpm issue 1877)."""
         return all(fields[3] == "1" for fields in self._listing() if fields[0] in ("pub", "sub"))
 
     def _listing(self) -> list[list[str]]:
