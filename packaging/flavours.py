@@ -5,7 +5,8 @@ self-contained: pinned wheels for one CPython, in a directory that no Python min
 
 Facts relied on: EL 8 (since 8.10) and EL 9 (since 9.4) have python3.12 beside their python3. SLES 15 has python311
 since SP4. Ubuntu 22.04 has python3.11 in universe. EL 10 and Ubuntu 24.04 have CPython 3.12 as python3. ~ sorts before
-everything in a Debian version, so that an upgrade of the distribution upgrades the package as well.
+everything in a Debian version, so that an upgrade of the distribution upgrades the package as well. A minimal Debian 13
+lacks passwd, whose userdel the purge needs.
 """
 
 from __future__ import annotations
@@ -107,23 +108,23 @@ FLAVOURS = {
         Flavour(
             name="debian12", title="Debian 12", packager="deb", release="1~deb12", suite="bookworm", kernel="6.1",
             systemd=252, python="3.11", interpreter="/usr/bin/python3", abi="cp311",
-            depends=("python3 (>= 3.11)", "python3 (<< 3.12)", "libc6 (>= 2.17)", "systemd"),
+            depends=("python3 (>= 3.11)", "python3 (<< 3.12)", "libc6 (>= 2.17)", "systemd", "passwd"),
         ),
         Flavour(
             name="debian13", title="Debian 13", packager="deb", release="1", suite="trixie", kernel="6.12",
             systemd=257, python="3.13", interpreter="/usr/bin/python3", modules=DIST_PACKAGES,
             depends=("python3 (>= 3.11)", "python3-pydantic (>= 2)", "python3-structlog", "python3-sdnotify",
-                     "python3-yaml", "systemd"),
+                     "python3-yaml", "systemd", "passwd"),
         ),
         Flavour(
             name="ubuntu22.04", title="Ubuntu 22.04", packager="deb", release="1~ubuntu22.04", suite="jammy",
             kernel="5.15", systemd=249, python="3.11", interpreter="/usr/bin/python3.11", abi="cp311",
-            depends=("python3.11", "libc6 (>= 2.17)", "systemd"),
+            depends=("python3.11", "libc6 (>= 2.17)", "systemd", "passwd"),
         ),
         Flavour(
             name="ubuntu24.04", title="Ubuntu 24.04", packager="deb", release="1~ubuntu24.04", suite="noble",
             kernel="6.8", systemd=255, python="3.12", interpreter="/usr/bin/python3", abi="cp312",
-            depends=("python3 (>= 3.12)", "python3 (<< 3.13)", "libc6 (>= 2.17)", "systemd"),
+            depends=("python3 (>= 3.12)", "python3 (<< 3.13)", "libc6 (>= 2.17)", "systemd", "passwd"),
         ),
         _el(8, "4.18", 239, "python3.12"),
         _el(9, "5.14", 252, "python3.12"),
