@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -11,7 +13,8 @@ from pathlib import Path
 
 import pytest
 from kernel.blocking import runner_service, stopped
-from kernel.harness import child, rename, running, wait_status
+from kernel.harness import PATIENCE_S, child, rename, running, wait_status
+from kernel.test_faults import STORM
 from kernel.test_snapshots import MODES, Place, rules
 
 from cnprocd.control.client import Client
@@ -92,10 +95,10 @@ def test_another_rules_hook_waits_for_one_slot_only(tmp_path, apart):
             runner, _ = stack.enter_context(runner_service(tmp_path))
             options = ["--runner", str(runner)]
         daemon = stack.enter_context(running(tmp_path, FLOOD, *options))
-        for _ in range(DEATHS):
-            fail("cnpfair-a")
+        storm = [sys.executable, "-IS", STORM, str(DEATHS), "1", "cnpfair-a"]
+        subprocess.run(storm, stdout=subprocess.DEVNULL, check=True)
         pid = fail("cnpfair-b")
-        job_id = daemon.wait_for("rule_matched", rule="b", pid=pid)["job_id"]
+        job_id = daemon.wait_for("rule_matched", PATIENCE_S * (1 + DEATHS // 2000), rule="b", pid=pid)["job_id"]
         assert job_id is not None
         daemon.wait_for("hook_finished", job_id=job_id)
         records = list(daemon.records)
