@@ -9,7 +9,7 @@ the reason, and fails nothing.
 Style and instruction counts are left out: they are measured with one version. Tests that failed are run once more,
 because other programs on this machine can disturb them. Exit status 1 if a test failed twice under any version.
 
-    python tests/pythons.py [--others | --python 3.12 ...] [-- PYTEST ARGUMENTS]
+    python tests/pythons.py [--others | --python 3.12 ...] [--installed] [-- PYTEST ARGUMENTS]
 """
 
 from __future__ import annotations
@@ -142,10 +142,14 @@ def _make_tree(suite: str, tree: Path) -> None:
     new.rename(tree)
 
 
-def place_of(version: str) -> Place:
+def place_of(version: str, installed: bool) -> Place:
     """Return where this version runs. Raises SkipError."""
     found = interpreter(version)
-    return debian(version) if found is None else environment(version, found)
+    if found is not None:
+        return environment(version, found)
+    if installed:
+        raise SkipError("no interpreter in PATH or pyenv")
+    return debian(version)
 
 
 def unit_tests(version: str, place: Place, arguments: list[str]) -> tuple[bool, str]:
@@ -162,10 +166,10 @@ def unit_tests(version: str, place: Place, arguments: list[str]) -> tuple[bool, 
     return pytest.returncode == 0, last
 
 
-def result(version: str, arguments: list[str]) -> tuple[bool, str]:
+def result(version: str, installed: bool, arguments: list[str]) -> tuple[bool, str]:
     """Test one version, and its failed tests once more. Return whether they passed, and the line that reports it."""
     try:
-        place = place_of(version)
+        place = place_of(version, installed)
     except SkipError as error:
         return True, f"Python {version}: skipped: {error}"
     ok, last = unit_tests(version, place, arguments)
@@ -181,10 +185,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--python", action="append", choices=VERSIONS, help="default: all")
     parser.add_argument("--others", action="store_true", help=f"all but {THIS}, which `make test` uses")
+    parser.add_argument("--installed", action="store_true", help="only interpreters of this machine, no Debian suites")
     parser.add_argument("arguments", nargs="*", help="arguments of pytest; default: all unit tests")
     options = parser.parse_args()
     versions = options.python or [version for version in VERSIONS if not (options.others and version == THIS)]
-    results = [result(version, options.arguments) for version in versions]
+    results = [result(version, options.installed, options.arguments) for version in versions]
     sys.stdout.write("\n" + "".join(f"{line}\n" for _, line in results))
     return 0 if all(ok for ok, _ in results) else 1
 
