@@ -25,10 +25,12 @@ const ACTIONS = {
 function action({ job_id, state }, after) {
     if (!access.admin || !ACTIONS[state]) return "-";
     const { method, did, detail } = ACTIONS[state];
-    return button(method, async () => {
-        if (detail && !await ask(`${method} job ${job_id}?`, detail, `${method} it`)) return;
-        call(method, { job_id }).then(() => { announce(`Job ${job_id} ${did}`); after(null) }, after);
-    }, { "data-key": `${method}-${job_id}`, "aria-label": `${method} job ${job_id}` });
+    const act = async () => {
+        if (!detail || await ask(`${method} job ${job_id}?`, detail, `${method} it`))
+            await call(method, { job_id }).then(() => { announce(`Job ${job_id} ${did}`); after(null) }, after);
+    };
+    let acting = null;  // not disabled meanwhile: the button would lose the focus
+    return button(method, () => { acting ??= act().finally(() => { acting = null }) }, { "data-key": `${method}-${job_id}`, "aria-label": `${method} job ${job_id}` });
 }
 
 export function jobsView(main, { path }) {
@@ -45,7 +47,7 @@ function allJobs(main) {
     const rule = h("input", { type: "search", placeholder: "rule, or a glob: ora*", "aria-label": "Rule", value: remembered.rule,
                               onchange: () => { remembered.rule = rule.value.trim(); load() } });
     fill(main, card("Jobs", h("div", { class: "toolbar" }, state, rule, retryAll), note, list));
-    const after = async error => { await load(); fill(note, error && failure(error)) };  // until the list changes
+    const after = async error => { await load().catch(() => null); fill(note, error && failure(error)) };  // until the list changes
     const draw = onChange(({ jobs }) => {
         fill(note);
         fill(list, jobs.length ? [
@@ -70,7 +72,7 @@ function allJobs(main) {
 export function jobParts(id) {
     const note = h("div"), head = h("div", {}, "Loading ..."), output = h("pre", { tabindex: "0", "aria-label": "Output" }), events = h("div");
     let isGone = false;
-    const after = async error => { await load(); fill(note, error && failure(error)) };
+    const after = async error => { await load().catch(() => null); fill(note, error && failure(error)) };
     const drawJob = onChange(({ job }) => {
         fill(note);
         fill(head, h("div", { class: "toolbar" }, jobBadge(job.state), action(job, after)), facts([

@@ -78,7 +78,7 @@ function begin(length) {
 
 function recorder(stops, status) {
     let left_s = 0;
-    const note = h("div"), matched = h("div");
+    const note = h("div"), matched = h("div"), against = h("div", { class: "toolbar" });
     const length = h("select", {}, DURATIONS.map(([value, , label]) => h("option", { value, selected: value === "60s" }, label)));
     const start = button("Record", () => {
         if (isRecording()) return kept.process.write("\n");
@@ -88,7 +88,6 @@ function recorder(stops, status) {
         draw();
     }, { class: "primary" });
     const remove = button("Delete the recording", () => { forget(); fill(matched); draw(); start.focus() });
-    const against = h("div", { class: "toolbar" });
     function draw(error = null) {
         const { figures } = kept;
         start.textContent = isRecording() ? "Stop" : "Record";

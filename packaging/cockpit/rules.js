@@ -72,11 +72,12 @@ function allRules(main, status) {
     const note = h("div"), changed = h("div"), list = h("div", {}, "Loading ...");
     const filter = h("input", { type: "search", placeholder: "rule, file, description ...", "aria-label": "Filter rules", oninput: () => draw() });
     const actions = h("div", { class: "toolbar" },
-        access.admin && button("Reload", async () => { fill(note, await reload()); loaded = null; poll(status) }, { class: "primary" }),
+        access.admin && button("Reload", async () => { fill(note, await reload()); again() }, { class: "primary" }),
         button(access.admin ? "Edit" : "View files", () => cockpit.location.go(["edit"])), filter);
     fill(main, card("Rules", actions, note, changed, list));
     let listed = null, loaded = null;
-    const after = error => { fill(note, error && failure(error)); loaded = null; poll(status) };
+    const again = () => { loaded = null; poll(status).catch(() => null) };  // the next poll reports it
+    const after = error => { fill(note, error && failure(error)); again() };
     const drawList = onChange(({ rules, fitting }) => fill(list, fitting > rules.length && h("p", { class: "muted" },
         `The first ${rules.length} of ${count(fitting, "rule")} are shown; filter to see others.`),
         rules.length ? table("Rules", HEADS, rules.map(rule => row(HEADS, [
@@ -106,10 +107,7 @@ function allRules(main, status) {
         try {
             listed = await cnprocctl([...rulesOption(status), "rules", "list"]);
             draw();
-        } catch (error) {
-            loaded = null;
-            fill(note, failure(error));
-        }
+        } catch (error) { loaded = null; throw error }
     }
     return { poll };
 }

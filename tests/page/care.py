@@ -23,6 +23,7 @@ DROPIN = Path("/etc/cnprocd/rules.d/cnptest.yaml")
 MANY = 3000
 AHEAD_S = 3600
 BEHIND_MS = 20 * 60_000
+HOSTILE_COMM, SHOWN_COMM = "ora_<b>\u202eg", "ora_<b>\\u202eg"
 HOSTILE_UNIT = "a\u202egpj\u00ad.service"
 
 
@@ -262,4 +263,47 @@ def addresses(page: Page) -> None:
     page.hook(None)
 
 
-STEPS = (recordings, saving, clocks, many_rules, addresses)
+def hostile_everywhere(page: Page) -> None:
+    """A hostile name in each view: of matches, of one match, of its job, of trials, of the busiest, of a recording."""
+    browser = page.open("/record")
+    browser.click("button", "Start")
+    browser.click("section[aria-label=Recording] button", "Record")
+    browser.see("s left")
+    pid = waiting(HOSTILE_COMM)
+    kill(pid)
+    browser.see(SHOWN_COMM, "section[aria-label='Busiest programs'] tbody")
+    as_text(browser)
+    browser.click("section[aria-label=Recording] button", "Stop")
+    browser.click("button", "Replay against the rule files")
+    browser.see(f"{SHOWN_COMM}[{pid}]", "section[aria-label=Recording] tbody")
+    as_text(browser)
+    browser.click("button", "Delete the recording")
+    browser.go("/")
+    browser.see(f"{SHOWN_COMM}[{pid}]", "tbody")
+    as_text(browser)
+    browser.click("tbody tr td a", ":")
+    browser.see(f"{SHOWN_COMM}[{pid}]", "dd")
+    browser.see("fires", ".badge")
+    as_text(browser)
+    browser.click("section[aria-label=Job] a", "Job")
+    browser.see(f"{SHOWN_COMM}[{pid}]", "section[aria-label=Events]")
+    browser.see(f"freeing what {SHOWN_COMM} held", "pre")
+    as_text(browser)
+    browser.go("/edit")
+    browser.click("button", "Try on past matches")
+    browser.see(SHOWN_COMM, "tbody")
+    as_text(browser)
+    see(f"{SHOWN_COMM!r} as text in six views")
+
+
+def as_text(browser: Browser) -> None:
+    """Assert that no element and no direction came of a hostile name, in texts and in labels."""
+    found = browser.script(
+        "return [document.querySelectorAll('main b').length, document.body.innerText +"
+        " [...document.querySelectorAll('*')].flatMap(one => [...one.attributes].map(each => each.value)).join(' ')]"
+    )
+    assert isinstance(found, list) and found[0] == 0, "an element came of a name"
+    assert "\u202e" not in str(found[1]), "a direction came of a name"
+
+
+STEPS = (hostile_everywhere, recordings, saving, clocks, many_rules, addresses)
