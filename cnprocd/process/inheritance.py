@@ -23,21 +23,23 @@ from collections.abc import Callable
 
 from cnprocd.connector.event import Uid
 from cnprocd.connector.taskrecord import TaskRecord
-from cnprocd.process.model import Kind, MoreIds, Process, ProcLookup
+from cnprocd.process.model import MoreIds, Process, ProcLookup
 from cnprocd.process.table import Table, same_process
 from cnprocd.process.tracking import Tracking
 
 
 def confirmed(
-    process: Process, kind: Kind, procfs: ProcLookup, tracking: Tracking, record_of: Callable[[int], TaskRecord | None]
+    process: Process,
+    procfs: ProcLookup,
+    tracking: Tracking,
+    record_of: Callable[[int], TaskRecord | None],
+    is_gone: bool,
 ) -> Process:
-    """Return a process with the ids of root's process, or a copy without what its fork alone says, at such an event.
+    """Return a process with the ids of root's process, or a copy without what its fork alone says.
 
-    An exec has been read already. If it was gone by then, its comm is unknown.
+    `is_gone`: /proc has been asked already. What was executed is read early, and confirms the process.
     """
-    if kind == "fork" or (kind == "exec" and process.comm is not None):
-        return process
-    fresh = procfs.read(process.tgid, tracking.wanted_anew, "procfs") if kind != "exec" else None
+    fresh = None if is_gone else procfs.read(process.tgid, tracking.wanted_anew, "procfs")
     if fresh is not None and fresh.uid is not None and same_process(process, fresh):
         if fresh.uid == process.uid:
             process.unconfirmed = False

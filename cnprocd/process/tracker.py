@@ -211,6 +211,8 @@ class Tracker:
             self._learn(program)
             process = self.table.exec(tgid, event.timestamp_ns, program)
             self.newcomers.add(tgid)
+            if program is not None and program.uid is None and process.unconfirmed and process.uid == 0:
+                process = confirmed(process, self._procfs, self.tracking, self.deaths.record_of, is_gone=False)
         return self._occurrences("exec", tgid, event.process_pid, event, True, {}, known=process)
 
     def _uid(self, event: Uid) -> Iterable[Occurrence]:
@@ -360,15 +362,14 @@ class Tracker:
         `of_process`: whether the event is about the process as a whole; None: it is if the thread is the leader.
         `parent_tgid`: the parent that the event names; 0 if it names none.
         """
-        if of_process is None:
-            of_process = tid == tgid
-        for_process = of_process and not only_threads and kind in self.tracking.kinds
+        at_ns, whole = event.timestamp_ns, tid == tgid if of_process is None else of_process
+        for_process = whole and not only_threads and kind in self.tracking.kinds
         for_threads = kind in self.tracking.thread_kinds
         found: list[Occurrence] = []
         if not (for_process or for_threads):
             return found
-        process = known or self._living(tgid, kind, event.timestamp_ns)
-        if kind not in KINDS_OF_LASTING_COMM and self._executions.is_in_doubt(tgid, event.timestamp_ns):
+        process = known or self._living(tgid, kind, at_ns)
+        if kind not in KINDS_OF_LASTING_COMM and self._executions.is_in_doubt(tgid, at_ns):
             process = process.without_program()
         for of_thread in (False, True):
             if not (for_threads if of_thread else for_process):
@@ -376,11 +377,9 @@ class Tracker:
             # A comm event matches by the new comm, which the process does not have yet.
             if kind != "comm" and not self._cares(kind, of_thread, process.comm):
                 continue
-            if process.unconfirmed and process.uid == 0:
-                process = confirmed(process, kind, self._procfs, self.tracking, self.deaths.record_of)
-            occurrence = Occurrence(
-                kind, process, tid, None, event.timestamp_ns, event.cpu, of_thread=of_thread, details=details
-            )
+            if process.unconfirmed and process.uid == 0 and kind != "fork" and (kind != "exec" or process.comm is None):
+                process = confirmed(process, self._procfs, self.tracking, self.deaths.record_of, kind == "exec")
+            occurrence = Occurrence(kind, process, tid, None, at_ns, event.cpu, of_thread=of_thread, details=details)
             found.append(self._placed(occurrence, parent_tgid))
         return found
 

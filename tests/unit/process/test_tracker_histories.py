@@ -81,6 +81,7 @@ def known_of(machine: Machine, cut, more) -> list[Occurrence]:
 @given(steps, cuts, ahead, st.integers(0, 99), st.booleans())
 @example(many_steps(3311, 33), [], [], 0, False)  # one drain has the early leaders of two owners of a PID
 @example(many_steps(144404, 19), [], [], 0, True)  # a thread changes its comm before an exec that is read too late
+@example(many_steps(141713063, 50), [], [], 0, False)  # an unconfirmed child's exec is read too late
 @settings(max_examples=300)
 def test_with_records_the_tracker_tells_what_happened(operations, cut, more, seed, threads):
     machine = machine_before_us()
