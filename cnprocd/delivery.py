@@ -19,6 +19,7 @@ class RecordedMatch:
     record: JsonDict
     provenance: Mapping[str, str] | None  # of each attribute of the process, if the log level is debug
     deferred: bool = False  # in a flood: its throttle has let it pass already
+    has_time: bool = False  # in a flood: its job need not be made at once
 
 
 class Fate(Enum):
@@ -31,9 +32,19 @@ class Fate(Enum):
 
 
 class Delivery(Protocol):
-    """Where matches go: throttles, the spool, the log. Every job is durable when `deliver` returns."""
+    """Where matches go: throttles, the spool, the log.
+
+    When `deliver` returns, every job is durable, or its request is where a kill of the daemon does not lose it.
+    """
 
     def deliver(self, matches: list[RecordedMatch]) -> None: ...
 
     def decide(self, match: Match) -> Fate:
         """Decide about a match as far as its record is not needed, in a flood."""
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether jobs are still to be made of matches that were delivered."""
+
+    def catch_up(self, budget_s: float) -> None:
+        """Make jobs of them for so long. With 0 make a few, in a share of the time."""

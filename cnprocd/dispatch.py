@@ -23,9 +23,11 @@ from cnprocd.launch.attempt import Launcher
 from cnprocd.launch.user import ResolveUser, resolve_user
 from cnprocd.log import Log
 from cnprocd.output.record import early_fields, message
+from cnprocd.postponing import Postponing
 from cnprocd.rules.compile import Match
 from cnprocd.rules.problems import LoadedRules
 from cnprocd.rules.ruleset import ByField, Rule, Settings, hooks_of
+from cnprocd.spool.backlog import Backlog
 from cnprocd.spool.disk import Disk
 from cnprocd.spool.job import Gather, JobRequest, serialize_key
 from cnprocd.spool.promises import MOST_SNAPSHOTS
@@ -69,8 +71,12 @@ class Dispatcher:
         failures: Failures | None = None,
         stalls: Stalls | None = None,
         together: Callable[[], AbstractContextManager[None]] = nullcontext,
+        runtime_dir: Path | None = None,
     ) -> None:
-        """`together`: a context in which log records are written together, at its end."""
+        """`together`: a context in which log records are written together, at its end.
+
+        `runtime_dir`: where the backlog is; None: every job is made at once.
+        """
         self._together = together
         self._log = log
         self._failures = failures or Failures(log, time.monotonic)
@@ -85,6 +91,10 @@ class Dispatcher:
         self._limits: dict[str, object] = {}
         self._use_throttles(loaded.rules)
         self.spool = Spool.open(state_dir, log=log, keep=keep_of(loaded.settings), disk=disk)
+        backlog = Backlog(None if runtime_dir is None else runtime_dir / "backlog", self.spool.boot_id)
+        self.postponing = Postponing(
+            backlog, self.spool, log, self._failures, together, self._request, self._commit, self._made
+        )
         self.scheduler = Scheduler(
             self.spool,
             hooks_of(loaded.rules),
@@ -98,6 +108,15 @@ class Dispatcher:
             guaranteed=guaranteed_slots(loaded.rules, loaded.settings.hook_slots),
             stalls=stalls,
         )
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether jobs are still to be made of matches that were delivered."""
+        return self.postponing.is_behind
+
+    def catch_up(self, budget_s: float) -> None:
+        """Make jobs of them for so long. With 0 make a few, in a share of the time."""
+        self.postponing.catch_up(budget_s)
 
     def decide(self, match: Match) -> Fate:
         """Decide about a match of a flood before its record is made: to make it costs more than all else."""
@@ -115,12 +134,16 @@ class Dispatcher:
                 self._dropped[name] += 1
                 return Fate.DROPPED
             del self._full_until_s[name]
+        if match.runs_hook and not self.postponing.has_room(name):
+            self._dropped[name] += 1
+            return Fate.DROPPED
         return Fate.PASSES
 
     def deliver(self, matches: list[RecordedMatch]) -> None:
         """Hold back matches that the throttles refuse, commit the jobs of the others, then log those."""
         matches = [recorded for recorded in matches if self._admits(recorded)]
         self._passed.clear()
+        matches = self.postponing.postpone(matches)
         hooked = [recorded for recorded in matches if recorded.match.runs_hook]
         if hooked:
             self._submit(hooked)
@@ -130,17 +153,22 @@ class Dispatcher:
                     self._log_match(recorded)
                 except Exception:
                     self._failures.note("log", recorded.record, recorded.match.rule.name)
-        self._remember(matches)
+        self._remember(recorded.record for recorded in matches)
         if hooked:
             self.scheduler.wake()
 
-    def _remember(self, matches: list[RecordedMatch]) -> None:
+    def _made(self, records: Iterable[JsonObject]) -> None:
+        """Go on with matches whose jobs were made late."""
+        self._remember(records)
+        self.scheduler.wake()
+
+    def _remember(self, records: Iterable[JsonObject]) -> None:
         """Keep matches for the history, as far as there is room."""
-        for recorded in matches:
-            rule = recorded.match.rule.name
+        for record in records:
+            rule = get_str(record, "rule")
             if len(self._past) < MOST_PAST or self._past_of[rule] < LEAST_PAST:
                 self._past_of[rule] += 1
-                self._past.append(past_match(recorded.record))
+                self._past.append(past_match(record))
             else:
                 self.not_remembered += 1
 
@@ -168,6 +196,7 @@ class Dispatcher:
 
     async def stop(self, bound_s: float) -> None:
         """Let running hooks finish within the bound. The jobs of the others wait in the spool."""
+        self.postponing.stop()
         await self.scheduler.stop(bound_s)
         self.store_past_matches()
         self._note_dropped()
@@ -190,6 +219,7 @@ class Dispatcher:
         self._log_held_back()
         self.store_past_matches()
         self._note_dropped()
+        self.postponing.tick()
         self.spool.sync()
 
     def _note_dropped(self) -> None:
@@ -280,22 +310,26 @@ class Dispatcher:
                 self._failures.note("dispatch", recorded.record, recorded.match.rule.name)
             else:
                 requested.append(recorded)
-        enqueued = self._enqueue(requests, requested)
+        for recorded, job_id in zip(requested, self._commit(requests), strict=True):
+            recorded.record["job_id"] = job_id
+
+    def _commit(self, requests: list[JobRequest]) -> tuple[int | None, ...]:
+        """Commit jobs, and return their ids; None: the key is known, or there is no room."""
+        enqueued = self._enqueue(requests)
         if enqueued.shed_by_rule:
             full_until_s = time.monotonic() + FULL_S
             self._full_until_s.update(dict.fromkeys(enqueued.shed_by_rule, full_until_s))
-        for recorded, job_id in zip(requested, enqueued.job_ids, strict=True):
-            recorded.record["job_id"] = job_id
+        return enqueued.job_ids
 
-    def _enqueue(self, requests: list[JobRequest], requested: list[RecordedMatch]) -> Enqueued:
+    def _enqueue(self, requests: list[JobRequest]) -> Enqueued:
         """Commit the jobs of a batch together; if that raises, each alone, so that one match costs no other its job."""
         try:
             return self.spool.enqueue(requests)
         except Exception:
             if len(requests) == 1:
-                self._failures.note("dispatch", requested[0].record, requested[0].match.rule.name)
+                self._failures.note("dispatch", requests[0].event, requests[0].rule)
                 return Enqueued((None,))
-        alone = [self._enqueue([request], [one]) for request, one in zip(requests, requested, strict=True)]
+        alone = [self._enqueue([request]) for request in requests]
         shed: Counter[str] = Counter()
         for one in alone:
             shed.update(one.shed_by_rule)

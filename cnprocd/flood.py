@@ -7,11 +7,12 @@ During it these matches are reported at once:
     of each rule                          SHARE a second
     of root's processes, of each rule     SHARE a second
     of all rules together, beyond these   COMMON a second; half of it after each PATIENCE_S in which this was too many
-    of each rule that gathers its hooks   HOOKS a second, and HOOKS_AT_ONCE at once
+    of each rule with a hook              JOBS a second, and JOBS_AT_ONCE at once
+    of each rule that gathers its hooks   HOOKS a second, and HOOKS_AT_ONCE at once; the others are counted
 
 The others are reported when no events wait (deferred.py), as far as there is room for them, and are counted by rule
 beyond that. So a burst is reported whole, a flood of one rule delays no other rule's matches, and the sum is exact.
-Other matches that run a hook are always reported, as long as their job has room in the spool (see dispatch.py).
+Those that run a hook are put into the backlog (spool/backlog.py), as long as it and the spool have room (dispatch.py).
 
 The budgets are of the kernel's time of the events. So a backlog is not a flood: after a standstill (a restart, SIGSTOP)
 everything is reported, unless more happened in each second than could be reported. For the same reason the flood ends
@@ -24,6 +25,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+from cnprocd.log import Log
+
 BEHIND_S = 0.1
 MANY = 64  # events of one batch
 LATE_S = 0.1
@@ -35,6 +38,7 @@ COMMON = 2000.0
 LEAST_COMMON = 100.0
 COMMON_BURST_S = 0.25  # of the common budget may be used at once
 HOOKS, HOOKS_AT_ONCE = 500.0, 5000.0
+JOBS, JOBS_AT_ONCE = 100.0, 500.0
 
 
 class _Budget:
@@ -67,6 +71,7 @@ class Flood:
         self.counted: Counter[str] = Counter()  # matches that were not reported, by rule, since start
         self._unreported: Counter[str] = Counter()
         self._hooks: dict[str, _Budget] = {}
+        self._jobs: dict[str, _Budget] = {}
         self._shares: dict[tuple[str, bool], _Budget] = {}
         self._common = _Budget(COMMON * COMMON_BURST_S)
         self._common_a_second = COMMON
@@ -120,6 +125,18 @@ class Flood:
         self.count(rule)
         return False
 
+    def admits_job(self, rule: str, at_s: float | None) -> bool:
+        """Return whether to make the job of a match at once. If not, its request waits in the backlog."""
+        if not self.active:
+            return True
+        budget = self._jobs.get(rule)
+        if budget is None:
+            budget = self._jobs[rule] = _Budget(JOBS_AT_ONCE)
+        if budget.take(self._seen_s if at_s is None else at_s, JOBS, JOBS_AT_ONCE):
+            return True
+        self._exceeded = True
+        return False
+
     def count(self, rule: str) -> None:
         """Count a match that is not reported."""
         self._exceeded = True
@@ -131,6 +148,12 @@ class Flood:
         taken, self._unreported = self._unreported, Counter()
         return taken
 
+    def report(self, log: Log) -> None:
+        """Log these matches."""
+        for rule, count in self.take_unreported().items():
+            message = f"{rule}: {count} matches of a flood were counted and not reported"
+            log("warning", "matches_counted", rule=rule, count=count, message=message)
+
     def _begin(self, lag_s: float, now_s: float) -> None:
         self.active = True
         self._exceeded = False
@@ -140,6 +163,7 @@ class Flood:
         self._common = _Budget(COMMON * COMMON_BURST_S)
         self._shares.clear()
         self._hooks.clear()
+        self._jobs.clear()
 
     def _adapt(self, lag_s: float, now_s: float) -> None:
         """Report less if events wait no shorter time than before, and more if they do not wait."""

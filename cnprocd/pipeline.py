@@ -129,7 +129,9 @@ class Pipeline:
             for begin in range(0, len(found), MOST_RECOVERED):
                 self._evaluate(found[begin : begin + MOST_RECOVERED])
             self.source.blank_slots(self.tracker.deaths.take_needed())  # as after a tick
-        if self.deferred and not batch.more and (len(batch.events) <= LEAST_EVENTS or not self.flood.active):
+        events_wait = batch.more or (len(batch.events) > LEAST_EVENTS and self.flood.active)
+        self._delivery.catch_up(0.0 if events_wait else TURN_S)
+        if self.deferred and not events_wait:
             self._report_deferred(TURN_S)
         if self.source.rejects.total() != self._rejects_reported:
             self._report_rejects()
@@ -196,13 +198,17 @@ class Pipeline:
     ) -> list[RecordedMatch]:
         """Return the matches of an occurrence with their records, after its attributes are completed."""
         occurrence = found[0].occurrence
+        at_s = _seconds(occurrence)
         complete(occurrence, self._procfs, parents)
         if occurrence.kind == "exit" and not self.matcher.asks_for_oom:
             self.kernel_log.explain(occurrence, self._drained_ns)
         self._unknown.report_incomplete(found, occurrence)
         provenance = occurrence.process.provenance() if self.logs_provenance else None
         records = [match_record(match, self._procfs.user_name, self._machine, unique) for match in found]
-        return [RecordedMatch(m, record, provenance, deferred) for m, record in zip(found, records, strict=True)]
+        return [
+            RecordedMatch(m, record, provenance, deferred, m.runs_hook and not self.flood.admits_job(m.rule.name, at_s))
+            for m, record in zip(found, records, strict=True)
+        ]
 
     def _report_deferred(self, budget_s: float) -> None:
         """Report matches of a flood that were deferred, for so long. They run no hook, so nothing must be durable."""
@@ -239,8 +245,7 @@ class Pipeline:
 
     def _is_reported(self, match: Match) -> bool:
         """Return whether to report a match of a flood now. If not, it is deferred or counted, without a record."""
-        name, at_ns = match.rule.name, match.occurrence.kernel_time_ns
-        at_s = None if at_ns is None else at_ns / 1e9
+        name, at_s = match.rule.name, _seconds(match.occurrence)
         fate = self._delivery.decide(match)
         if fate is Fate.HELD:
             return False
@@ -348,7 +353,7 @@ class Pipeline:
         self.recovery.hold((process for process in known if process and process.ended_ns is None), self.matcher)
         if self.recovery.check_losses():
             self.recovery.begin()
-        self._report_flood()
+        self.flood.report(self._log)
         self._throttled.flush_due(self._clock())
         self.failures.flush_due()
 
@@ -368,7 +373,7 @@ class Pipeline:
     def again_s(self) -> float | None:
         """After how long to turn although no event comes, or None."""
         deaths = self.tracker.deaths
-        if deaths.has_held or deaths.has_lost or self.recovery.active:
+        if deaths.has_held or deaths.has_lost or self.recovery.active or self._delivery.is_behind:
             return HOLD_NS / 1e9
         if self.deferred:
             return HOLD_NS / 1e9 if self._log_queued() < MOST_QUEUED else SLOW_LOG_S
@@ -377,29 +382,19 @@ class Pipeline:
     @property
     def has_pending_counts(self) -> bool:
         """Whether a rate-limited record waits for its interval to pass, or a match to be reported."""
-        return self._throttled.pending or self.failures.pending or bool(self.deferred)
+        return self._throttled.pending or self.failures.pending or bool(self.deferred) or self._delivery.is_behind
 
     def flush_log(self) -> None:
         """Report what a flood has deferred, for FINISH_S, and log the counts of the rate-limited records now."""
+        self._delivery.catch_up(FINISH_S)
         self._report_deferred(FINISH_S)
         while self.deferred:
             self.flood.count(self.deferred.take()[0].rule.name)
-        self._report_flood()
+        self.flood.report(self._log)
         self._throttled.flush(self._clock())
         self.failures.flush()
 
     # Reports.
-
-    def _report_flood(self) -> None:
-        """Log the matches that were counted instead of being reported."""
-        for rule, count in self.flood.take_unreported().items():
-            self._log(
-                "warning",
-                "matches_counted",
-                rule=rule,
-                count=count,
-                message=f"{rule}: {count} matches of a flood were counted and not reported",
-            )
 
     def _report_rejects(self) -> None:
         """Count and log datagrams that the kernel did not send."""
@@ -417,3 +412,8 @@ class Pipeline:
             wrong_id=rejects.wrong_id,
             unknown_event=rejects.unknown_event,
         )
+
+
+def _seconds(occurrence: Occurrence) -> float | None:
+    """Return the kernel's time of an occurrence, or None if it was lost."""
+    return None if occurrence.kernel_time_ns is None else occurrence.kernel_time_ns / 1e9

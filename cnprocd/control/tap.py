@@ -31,6 +31,13 @@ class Tap:
         """Let the other delivery decide. What it holds back in a flood is not published."""
         return self._inner.decide(match)
 
+    @property
+    def is_behind(self) -> bool:
+        return self._inner.is_behind
+
+    def catch_up(self, budget_s: float) -> None:
+        self._inner.catch_up(budget_s)
+
     def deliver(self, matches: list[RecordedMatch]) -> None:
         """Deliver the matches, then publish them."""
         self._inner.deliver(matches)

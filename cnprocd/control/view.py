@@ -185,6 +185,7 @@ def jobs(daemon: DaemonView) -> JsonDict:
         "oldest_waiting_s": counts.oldest_waiting_s,
         "duplicates": counts.duplicates,
         "shed": counts.shed,
+        "deferred": len(daemon.dispatcher.postponing.backlog),
         "durable": counts.durable,
         "why_not_durable": counts.why,
         "runner_silent": not launcher.ready and not launcher.observes_only,

@@ -93,6 +93,7 @@ CLASSES: Mapping[str, str] = {
     "former_rules_unread": "The rules that some jobs refer to could not be read. The jobs wait, and it is tried again.",
     "hook_leftover": "A hook of an earlier daemon was ended.",
     "job_dead": "A job failed and is not retried.",
+    "hooks_deferred": "Matches of a flood wait until their jobs are made. They survive the daemon, not the machine.",
     "queue_full": "Jobs were dropped because too many waited.",
     "overrun": "The kernel dropped events because the receive buffer was full.",
     "recovered": "Processes were found that ended while events were lost.",

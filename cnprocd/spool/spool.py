@@ -82,6 +82,7 @@ class Spool:
         self._store = Store(database.in_memory())
         self._copy = CopyOnDisk(path, self._store, disk, log, self._reading, self._taken_in)
         self.waited_s = lambda: self._copy.waited_s  # for commits, since start
+        self.also_needed: Callable[[], Iterable[str]] = tuple  # digests of rules that jobs to come refer to
         self._copy.on_pruned = self._pruned
         self._copy.start()
         if self._store.last_job_id() == 0 and not self.durable:
@@ -229,8 +230,9 @@ class Spool:
 
     def snapshots(self, limit: int) -> list[str] | None:
         """Return the digests of rules that jobs refer to which may still run. None: the file was not readable yet."""
-        known = self._snapshots
-        return None if known is None else list(dict.fromkeys((*self._store.snapshots(limit), *known)))[:limit]
+        if self._snapshots is None:
+            return None
+        return list(dict.fromkeys((*self.also_needed(), *self._store.snapshots(limit), *self._snapshots)))[:limit]
 
     def interrupt(self, job_id: int, pause_s: float = 0.0) -> None:
         """Let the job wait again: its attempt was interrupted. The attempt is counted, and no retry is used up."""
@@ -407,13 +409,10 @@ class Spool:
 
     def match_pages(self, wanted: MatchFilter) -> AsyncIterator[Found[list[PastMatch]]]:
         """Yield past matches, newest first, in pages; the last may be empty. Raises NotInHistoryError."""
-        return paging.match_pages(self._copy.find, FindMatches(wanted), lambda: self._remembered(wanted))
+        return paging.match_pages(self._copy.find, FindMatches(wanted), lambda: self._memory().matches(wanted))
 
     async def count_matches(self, wanted: CountFilter) -> Found[tuple[MatchCount, ...]]:
         return await paging.count_matches(self._copy.find, wanted, lambda: self._memory().count_matches(wanted))
-
-    def _remembered(self, wanted: MatchFilter) -> list[PastMatch]:
-        return self._memory().matches(wanted)
 
     def _memory(self) -> Store:
         self._store.replace_matches(self._copy.recent)

@@ -13,6 +13,8 @@ from cnprocd.flood import (
     COMMON_BURST_S,
     HOOKS,
     HOOKS_AT_ONCE,
+    JOBS,
+    JOBS_AT_ONCE,
     LEAST_COMMON,
     MANY,
     PATIENCE_S,
@@ -185,3 +187,14 @@ def test_reported_and_counted_add_up(matches):
             taken += flood.take_unreported().total()
     assert reported + taken + flood.take_unreported().total() == 300 * len(matches)
     assert reported + flood.counted.total() == 300 * len(matches)
+
+
+def test_each_rule_with_a_hook_makes_so_many_jobs_at_once():
+    """Those of the first seconds are of the budget, the others have time. Outside of a flood none has."""
+    clock = flooded()
+    assert sum(clock.flood.admits_job("a", clock.now_s) for _ in range(STORM)) == JOBS_AT_ONCE
+    assert sum(clock.flood.admits_job("b", clock.now_s) for _ in range(100)) == 100
+    assert sum(clock.flood.admits_job("a", clock.now_s + 1) for _ in range(STORM)) == JOBS
+    assert not clock.flood.counted
+    clock.flood.active = False
+    assert all(clock.flood.admits_job("a", clock.now_s + 1) for _ in range(STORM))

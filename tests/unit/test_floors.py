@@ -55,6 +55,7 @@ FLOORS = {
     "counts": "what the pipeline counts",
     "rescan": "the processes as other rules need them, before those come into force",
     "pipeline": "the only room that joins connector, process, rules and output",
+    "postponing": "jobs of a flood that are made later",
     "dispatch": "the jobs and the log records of matches",
     "hits": "the hits of each rule, from the pipeline's counts to the spool",
     "reload": "the rules in force, and all that a reload replaces",

@@ -128,6 +128,8 @@ def _head(found: JsonObject, style: Style) -> list[str]:
         lines.append(("flood", style("yellow", _counted(counted_only, rules))))
     if deferred := get_int(events, "deferred", 0):
         lines.append(("flood", f"{deferred} matches wait to be reported, until no events wait"))
+    if postponed := get_int(jobs, "deferred", 0):
+        lines.append(("flood", f"{postponed} matches wait until their jobs are made"))
     if forgotten := get_int(events, "not_remembered", 0):
         lines.append(("history", style("yellow", f"{forgotten} matches are not in the history: there were too many")))
     if failed := get_int(events, "failed", 0):

@@ -1,0 +1,141 @@
+"""Put the jobs of a flood into the backlog (spool/backlog.py), and make them later, in their order.
+
+flood.py decides whose job has time. While events wait, the jobs of the backlog are made in a tenth of the time, else at
+once. Until then a match is in the backlog only: it is logged, and its hook runs, when its job is made. Later matches of
+its rule wait behind it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+
+from cnprocd.delivery import RecordedMatch
+from cnprocd.failures import Failures
+from cnprocd.json_value import JsonDict, JsonObject, JsonValue
+from cnprocd.log import Log, ThrottledLog
+from cnprocd.output.record import message
+from cnprocd.spool.backlog import Backlog, Postponed
+from cnprocd.spool.job import JobRequest
+from cnprocd.spool.spool import Spool
+
+AT_ONCE = 32  # jobs of one commit: about 5 ms
+EVENTS_TO_JOBS = 9  # the time for events, to that for jobs of the backlog while events wait
+REPORT_EVERY_S = 10.0
+
+
+class Postponing:
+    """The jobs that are made later."""
+
+    def __init__(
+        self,
+        backlog: Backlog,
+        spool: Spool,
+        log: Log,
+        failures: Failures,
+        together: Callable[[], AbstractContextManager[None]],
+        request_of: Callable[[RecordedMatch], JobRequest],
+        commit: Callable[[list[JobRequest]], Sequence[int | None]],
+        made: Callable[[Iterable[JsonObject]], None],
+    ) -> None:
+        """`commit`: make jobs and return their ids. `made` gets the records of their matches, which are logged."""
+        self.backlog = backlog
+        self._spool = spool
+        self._log = log
+        self._failures = failures
+        self._together = together
+        self._request_of = request_of
+        self._commit = commit
+        self._made = made
+        self._due_s = 0.0  # when jobs are made although events wait
+        self._throttled = ThrottledLog(log, REPORT_EVERY_S)
+        spool.also_needed = backlog.snapshots
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether requests wait."""
+        return bool(self.backlog)
+
+    def has_room(self, rule: str) -> bool:
+        """Return whether one more request of a rule may wait."""
+        return self.backlog.of_rule(rule) < self._spool.keep.queue_limit
+
+    def postpone(self, matches: list[RecordedMatch]) -> list[RecordedMatch]:
+        """Put jobs that have time into the backlog, and those of rules whose jobs wait there. Return other matches.
+
+        If that cannot be done, these are all of them: the jobs are made at once.
+        """
+        postponed: dict[int, Postponed] = {}
+        for recorded in matches:
+            name = recorded.match.rule.name
+            waits = recorded.match.runs_hook and (recorded.has_time or self.backlog.of_rule(name))
+            if waits and self.has_room(name):
+                try:
+                    postponed[id(recorded)] = self._postponed(recorded)
+                except Exception:  # reported once more when its job is made at once
+                    self._failures.note("dispatch", recorded.record, name)
+        if not postponed or not self.backlog.append(list(postponed.values())):
+            return matches
+        self._report(len(postponed))
+        return [recorded for recorded in matches if id(recorded) not in postponed]
+
+    def _postponed(self, recorded: RecordedMatch) -> Postponed:
+        request = replace(self._request_of(recorded), created_ns=self._spool.clock())
+        wanted = recorded.match.rule.rule.log
+        if wanted is None:
+            return Postponed(request, None, "")
+        return Postponed(request, wanted.level, message(wanted.message, recorded.record))
+
+    def catch_up(self, budget_s: float) -> None:
+        """Make jobs for so long. With 0 make a few, in a share of the time."""
+        began_s = time.monotonic()
+        if not self.backlog or (not budget_s and began_s < self._due_s):
+            return
+        self._make_jobs()
+        while self.backlog and time.monotonic() < began_s + budget_s:
+            self._make_jobs()
+        ended_s = time.monotonic()
+        self._due_s = ended_s + (ended_s - began_s) * EVENTS_TO_JOBS
+
+    def _make_jobs(self) -> None:
+        """Commit the jobs of the oldest requests, then log their matches, then remove the requests."""
+        found = self.backlog.oldest(AT_ONCE)
+        if not found:
+            self._spool.note_dropped(self.backlog.give_up())
+            return
+        records: list[JsonDict] = [dict(one.request.event) for one, _ in found]
+        for record, job_id in zip(records, self._commit([one.request for one, _ in found]), strict=True):
+            record["job_id"] = job_id
+        with self._together():
+            for (one, _), record in zip(found, records, strict=True):
+                try:
+                    if one.level is not None:
+                        self._log(one.level, "rule_matched", message=one.message, **record)
+                except Exception:
+                    self._failures.note("log", record, one.request.rule)
+        self.backlog.remove(found)
+        self._made(records)
+
+    def tick(self) -> None:
+        """Log what is due. About once a second."""
+        self._throttled.flush_due(time.monotonic())
+
+    def stop(self) -> None:
+        """Log how many jobs are left to the next daemon, if it finds the file."""
+        if self.backlog:
+            self._report(0)
+        self._throttled.flush(time.monotonic())
+
+    def _report(self, count: int) -> None:
+        waiting = len(self.backlog)
+        self._throttled.add(
+            "warning",
+            "hooks_deferred",
+            time.monotonic(),
+            {"count": count},
+            f"{waiting} matches of a flood wait until their jobs are made",
+            waiting=waiting,
+            rules=list[JsonValue](self.backlog.rules),
+        )

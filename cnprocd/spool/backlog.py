@@ -1,0 +1,225 @@
+"""Keep the matches of a flood whose jobs are made later, where kill -9 does not lose them.
+
+To make a job in SQLite takes ten times as long as to append its request to a file. So in a flood the requests that are
+beyond a rule's budget are appended here, and become jobs later, in their order, in a share of the time. The file is the
+queue: what waits takes no memory of the daemon, and the next daemon goes on with it. It is in the runtime directory, so
+it survives the daemon and not the machine, like the receive slots (connector/inflight.py).
+
+The head has the boot id and where the oldest request begins; that moves when the jobs are committed. If the daemon is
+killed in between, the requests are made jobs again: their keys are known, so none runs twice. Each request has its
+length and a checksum before it, because a kill can end a write(2) in the middle. The events of such a batch are still
+in the receive slots.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import struct
+import weakref
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple
+from pathlib import Path
+from typing import NamedTuple
+
+from cnprocd.json_value import JsonObject
+from cnprocd.log import Level
+from cnprocd.spool.job import Gather, JobRequest
+
+MOST_BYTES = 64 << 20
+_MAGIC = b"cnprbl01"  # the number is that of the format
+_HEAD_SIZE = 64
+_OLDEST = struct.Struct("=Q")  # where the oldest request begins, behind the head
+_START = _HEAD_SIZE + _OLDEST.size
+_FRAME = struct.Struct("=II")  # length and CRC-32 of a request
+_LEAST_COMPACTED = 1 << 20
+_CHUNK = 1 << 20
+
+
+class Postponed(NamedTuple):
+    """A request whose job is made later, and how its match is logged then: level and message, or None for neither."""
+
+    request: JobRequest
+    level: Level | None
+    message: str
+
+
+class Backlog:
+    """Requests that wait, oldest first. Without a path, or if there can be no file, it takes none."""
+
+    def __init__(self, path: Path | None = None, boot_id: str = "") -> None:
+        self._path = path
+        self._head = (_MAGIC + boot_id.encode()).ljust(_HEAD_SIZE, b"\0")
+        self._by_rule: Counter[str] = Counter()
+        self._by_snapshot: Counter[str] = Counter()
+        self._fd = -1
+        self._oldest = self._end = _START
+        if path is not None:
+            with contextlib.suppress(OSError):  # as for the receive slots: the daemon works without the file
+                self._hold(_open(path))
+                self._adopt()
+
+    def __len__(self) -> int:
+        return self._by_rule.total()
+
+    def __bool__(self) -> bool:
+        return self._end > self._oldest
+
+    def of_rule(self, rule: str) -> int:
+        """Return how many requests of a rule wait."""
+        return self._by_rule[rule]
+
+    @property
+    def rules(self) -> list[str]:
+        """The rules whose requests wait."""
+        return list(self._by_rule)
+
+    def snapshots(self) -> list[str]:
+        """Return the digests of the rules that the requests refer to."""
+        return [digest for digest in self._by_snapshot if digest]
+
+    def append(self, requests: Sequence[Postponed]) -> bool:
+        """Keep these requests in one write, all or none. Return False if that cannot be done."""
+        if self._fd < 0:
+            return False
+        data = b"".join(map(_framed, requests))
+        if self._end - self._oldest + len(data) > MOST_BYTES:
+            return False
+        try:
+            written = os.pwrite(self._fd, data, self._end)
+            if written != len(data):
+                os.ftruncate(self._fd, self._end)
+                return False
+        except OSError:
+            return False
+        self._end += len(data)
+        for one in requests:
+            self._count(one)
+        return True
+
+    def oldest(self, most: int) -> list[tuple[Postponed, int]]:
+        """Return the oldest requests, at most so many, each with where it ends. They stay until `remove`."""
+        return [found for found, _ in zip(_requests(self._fd, self._oldest, self._end), range(most), strict=False)]
+
+    def remove(self, done: Sequence[tuple[Postponed, int]]) -> None:
+        """Forget the oldest requests: their jobs are committed."""
+        for one, end in done:
+            self._oldest = end
+            _take_off(self._by_rule, one.request.rule)
+            _take_off(self._by_snapshot, one.request.snapshot)
+        if self._oldest == self._end:
+            self._empty()
+            return
+        os.pwrite(self._fd, _OLDEST.pack(self._oldest), _HEAD_SIZE)
+        if self._oldest - _START > max(_LEAST_COMPACTED, self._end - self._oldest):
+            self._compact()
+
+    def give_up(self) -> Counter[str]:
+        """Empty the file, because the rest cannot be read. Return how many requests of each rule that were."""
+        lost = +self._by_rule
+        self._empty()
+        return lost
+
+    def _empty(self) -> None:
+        """Cut the file before the head is changed: an `oldest` behind the end of the file means that none is left."""
+        os.ftruncate(self._fd, _START)
+        os.pwrite(self._fd, _OLDEST.pack(_START), _HEAD_SIZE)
+        self._oldest = self._end = _START
+        self._by_rule.clear()
+        self._by_snapshot.clear()
+
+    def _count(self, one: Postponed) -> None:
+        self._by_rule[one.request.rule] += 1
+        self._by_snapshot[one.request.snapshot] += 1
+
+    def _hold(self, fd: int) -> None:
+        """Use a file, and close it with this object."""
+        self._fd, self._close = fd, weakref.finalize(self, os.close, fd)
+
+    def _adopt(self) -> None:
+        """Take up what the daemon before has left, up to a request that is cut."""
+        size = os.fstat(self._fd).st_size
+        head = os.pread(self._fd, _START, 0)
+        if len(head) < _START or not head.startswith(self._head):
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, self._head + _OLDEST.pack(_START), 0)
+            return
+        self._oldest = self._end = max(_START, min(_OLDEST.unpack_from(head, _HEAD_SIZE)[0], size))
+        for one, end in _requests(self._fd, self._oldest, size):
+            self._end = end
+            self._count(one)
+        os.ftruncate(self._fd, self._end)
+        if not self:
+            self._empty()
+
+    def _compact(self) -> None:
+        """Write a new file of what waits. If there is no room for it, the old one goes on."""
+        assert self._path is not None
+        new = self._path.with_suffix(".new")
+        with contextlib.suppress(OSError):
+            fd = _open(new)
+            try:
+                os.ftruncate(fd, 0)
+                data = self._head + _OLDEST.pack(_START) + os.pread(self._fd, self._end - self._oldest, self._oldest)
+                if os.pwrite(fd, data, 0) != len(data):
+                    raise OSError("no room")
+                os.replace(new, self._path)
+            except OSError:
+                os.close(fd)
+                raise
+            self._close()
+            self._hold(fd)
+            self._oldest, self._end = _START, len(data)
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+
+def _take_off(counter: Counter[str], key: str) -> None:
+    counter[key] -= 1
+    if counter[key] <= 0:
+        del counter[key]
+
+
+def _framed(one: Postponed) -> bytes:
+    request = one.request
+    gather = None if request.gather is None else astuple(request.gather)
+    data = json.dumps(
+        [
+            request.key, request.rule, request.event, request.serialize_key, request.kernel_time_ns,
+            request.created_ns, gather, request.snapshot, one.level, one.message,
+        ],
+        separators=(",", ":"),
+    ).encode()  # fmt: skip
+    return _FRAME.pack(len(data), zlib.crc32(data)) + data
+
+
+def _requests(fd: int, at: int, end: int) -> Iterator[tuple[Postponed, int]]:
+    """Yield the requests from `at` on, each with where it ends, up to one that is not whole."""
+    begin, chunk = at, b""
+    while at + _FRAME.size <= end:
+        if at + _FRAME.size > begin + len(chunk):
+            begin, chunk = at, os.pread(fd, min(_CHUNK, end - at), at)
+        length, checksum = _FRAME.unpack_from(chunk, at - begin)
+        following = at + _FRAME.size + length
+        if following > end:
+            return
+        if following > begin + len(chunk):
+            begin, chunk = at, os.pread(fd, max(_CHUNK, following - at), at)
+        data = chunk[at + _FRAME.size - begin : following - begin]
+        if zlib.crc32(data) != checksum:
+            return
+        yield _read(data), following
+        at = following
+
+
+def _read(data: bytes) -> Postponed:
+    key, rule, event, serialize_key, kernel_time_ns, created_ns, gather, snapshot, level, message = json.loads(data)
+    record: JsonObject = event
+    gathered = None if gather is None else Gather(*gather)
+    request = JobRequest(key, rule, record, serialize_key, kernel_time_ns, created_ns, gathered, snapshot)
+    return Postponed(request, level, message)
