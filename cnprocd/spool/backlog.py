@@ -14,6 +14,7 @@ in the receive slots.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import struct
@@ -36,7 +37,7 @@ _OLDEST = struct.Struct("=Q")  # where the oldest request begins, behind the hea
 _START = _HEAD_SIZE + _OLDEST.size
 _FRAME = struct.Struct("=II")  # length and CRC-32 of a request
 _LEAST_COMPACTED = 1 << 20
-_CHUNK = 1 << 20
+_CHUNK = 256 << 10
 
 
 class Postponed(NamedTuple):
@@ -163,20 +164,27 @@ class Backlog:
             fd = _open(new)
             try:
                 os.ftruncate(fd, 0)
-                data = self._head + _OLDEST.pack(_START) + os.pread(self._fd, self._end - self._oldest, self._oldest)
-                if os.pwrite(fd, data, 0) != len(data):
-                    raise OSError("no room")
+                _write(fd, self._head + _OLDEST.pack(_START), 0)
+                for at in range(self._oldest, self._end, _CHUNK):
+                    chunk = os.pread(self._fd, min(_CHUNK, self._end - at), at)
+                    _write(fd, chunk, at - self._oldest + _START)
                 os.replace(new, self._path)
             except OSError:
                 os.close(fd)
                 raise
             self._close()
             self._hold(fd)
-            self._oldest, self._end = _START, len(data)
+            self._oldest, self._end = _START, self._end - self._oldest + _START
 
 
 def _open(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+
+def _write(fd: int, data: bytes, at: int) -> None:
+    """Write all of `data`. Raises OSError."""
+    if os.pwrite(fd, data, at) != len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _take_off(counter: Counter[str], key: str) -> None:
