@@ -2,6 +2,7 @@
 
 import zlib
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from unit.hookkit import Records
@@ -39,8 +40,9 @@ class World:
         """Start the next daemon. The one before is killed."""
         loaded = self.load()
         self.log, self.matcher = Records(), Matcher(loaded.rules)
-        self.dispatcher = Dispatcher(self.directory, loaded, self.log, NoHooks(), runtime_dir=self.directory)
-        self.dispatcher.scheduler.wake = lambda: None
+        self.dispatcher: Any = Dispatcher(self.directory, loaded, self.log, NoHooks(), runtime_dir=self.directory)
+        scheduler: Any = self.dispatcher.scheduler
+        scheduler.wake = lambda: None
 
     def fail(self, comm, has_time=True, at_s=1):
         """Deliver the matches of a death, and return its PID."""
