@@ -1,4 +1,4 @@
-"""Processes of cnprocd that are stopped or frozen, a runtime directory without inodes, keys that a user chooses.
+"""Processes of cnprocd that are stopped or frozen, and a runtime directory without inodes.
 
 A frozen cgroup is worse than SIGSTOP: with cgroup v1 not even SIGKILL ends its processes until it is thawed. What must
 hold is that of test_edges.py.
@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kernel.blocking import Endurance, Timed, fork_storm, runner_service, small_disk, stopped
+from kernel.blocking import Endurance, Timed, runner_service, small_disk, stopped
 from kernel.harness import PATIENCE_S
-from kernel.test_edges import MOST_WAIT, Sums, collected, logging_to, lost, memory_kib, started
+from kernel.test_edges import collected, logging_to, lost, started
 
 LOOKS_UP = "  - {name: theirs, events: [nonzero_exit], match: {comm: cnptest-by, cmdline: '*'}}"
 FREEZER = Path("/sys/fs/cgroup/freezer")
@@ -91,9 +91,10 @@ def test_frozen_children_of_the_daemon_stop_nothing(tmp_path, endurance):
 
 
 def test_a_frozen_loader_delays_nothing_but_its_reload(tmp_path, endurance):
+    """It is a fork of the daemon, and has its command line."""
     with freezer("loader") as group, started(tmp_path, endurance) as daemon:
         daemon.process.send_signal(signal.SIGHUP)
-        freeze(group, until_a_child(daemon.process.pid, b"loader_process"))
+        freeze(group, until_a_child(daemon.process.pid, b"cnprocd.cli.cnprocd"))
         endurance.live(tmp_path / "run")
         endurance.assert_answered()
         endurance.assert_reported(collected(daemon))
@@ -208,43 +209,3 @@ def fill(directory: Path) -> list[Path]:
             path.touch()
             made.append(path)
     return made
-
-
-KEYS = """
-  - {name: cooled, events: [nonzero_exit], match: {comm: "cnpt-v*"}, cooldown: {for: 1h, by: comm}}
-  - {name: limited, events: [nonzero_exit], match: {comm: "cnpt-v*"}, rate_limit: {count: 1, per: 1h, by: comm}}
-  - name: counted
-    events: [nonzero_exit]
-    match: {comm: "cnpt-v*"}
-    after: {count: 2, within: 1h, by: comm}
-    run: {command: [/bin/true]}
-  - name: gathered
-    events: [nonzero_exit]
-    match: {comm: "cnpt-v*"}
-    coalesce: {window: 10s, by: comm}
-    run: {command: [/bin/true]}
-"""
-
-
-def test_keys_that_a_user_chooses_take_bounded_memory(tmp_path):
-    """Two loops of processes whose names are all different, against rules that count by name."""
-    tmp_path.chmod(0o755)
-    endurance = Endurance(tmp_path, KEYS)
-    with started(tmp_path, endurance, under=("nice", "-n", "-10")) as daemon:
-        with fork_storm(tmp_path, comm="cnpt-v%u") as counts:
-            endurance.live(tmp_path / "run")
-            peak_kib = memory_kib(daemon.process.pid)
-        records = collected(daemon)
-        endurance.wait_for_hooks()
-        endurance.assert_stops(daemon.process)
-        daemon.read_rest()
-        gathered = Sums(daemon.records, "gathered")
-        print(f"\n{sum(counts)} failures; {peak_kib >> 10} MiB; {gathered}; waited {endurance.waits.share:.0%}")
-        print(endurance.figures(records))
-        assert sum(counts) - gathered.lost <= gathered.total <= sum(counts)
-        endurance.assert_hooks_ran(0.0)
-        endurance.assert_answered()
-        if gathered.lost or endurance.waits.share > MOST_WAIT:
-            pytest.skip("the machine makes more failures than its daemon gets time to read")
-        endurance.assert_reported(records)
-        assert peak_kib < 80 << 10, f"{peak_kib >> 10} MiB"

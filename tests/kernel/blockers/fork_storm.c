@@ -1,9 +1,7 @@
-/* Processes that fail as fast as one core can make them, until SIGTERM: vfork(2), _exit(1), wait(2). Prints how many.
- * A name with %u gets a number, another one for each process. */
+/* Processes that fail as fast as one core can make them, until SIGTERM: vfork(2), _exit(1), wait(2). Prints how many. */
 #define _GNU_SOURCE
 #include <signal.h>
 #include <stdio.h>
-#include <string.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -19,18 +17,11 @@ static void stop(int signal)
 int main(int argc, char **argv)
 {
 	unsigned long count = 0;
-	int numbered = argc > 1 && strstr(argv[1], "%u") != NULL;
 
 	signal(SIGTERM, stop); /* glibc: interrupted calls are restarted */
 	prctl(PR_SET_NAME, argc > 1 ? argv[1] : "cnptest-storm");
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	while (!over) {
-		if (numbered) {
-			char name[32];
-
-			snprintf(name, sizeof(name), argv[1], (unsigned)getpid() % 9 * 1000000 + (unsigned)count);
-			prctl(PR_SET_NAME, name);
-		}
 		pid_t pid = vfork();
 
 		if (pid == 0)
