@@ -3,6 +3,9 @@
 flood.py decides whose job has time. While events wait, the jobs of the backlog are made in a tenth of the time, else at
 once. Until then a match is in the backlog only: it is logged, and its hook runs, when its job is made. Later matches of
 its rule wait behind it.
+
+A request stays in the backlog until its job is on the disk. While the disk does not answer, no more jobs are made, for
+at most DISK_S: after that they are made in memory, as those of all other matches.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from cnprocd.spool.spool import Spool
 
 AT_ONCE = 32  # jobs of one commit: about 5 ms
 EVENTS_TO_JOBS = 9  # the time for events, to that for jobs of the backlog while events wait
+DISK_S = 10.0
 REPORT_EVERY_S = 10.0
 
 
@@ -50,6 +54,8 @@ class Postponing:
         self._commit = commit
         self._made = made
         self._due_s = 0.0  # when jobs are made although events wait
+        self._unsafe: list[tuple[Postponed, int]] = []  # their jobs are made, and perhaps not on the disk
+        self._disk_until_s: float | None = None  # when not to wait for the disk any more; None: it answers
         self._throttled = ThrottledLog(log, REPORT_EVERY_S)
         spool.also_needed = backlog.snapshots
 
@@ -93,14 +99,29 @@ class Postponing:
         began_s = time.monotonic()
         if not self.backlog or (not budget_s and began_s < self._due_s):
             return
-        self._make_jobs()
-        while self.backlog and time.monotonic() < began_s + budget_s:
+        while self._is_safe() and self.backlog:
             self._make_jobs()
+            if time.monotonic() >= began_s + budget_s:
+                break
+        self._is_safe()
         ended_s = time.monotonic()
         self._due_s = ended_s + (ended_s - began_s) * EVENTS_TO_JOBS
 
+    def _is_safe(self) -> bool:
+        """Remove the requests whose jobs are on the disk, or need not wait for it. Return whether none is left."""
+        if self._spool.durable:
+            self._disk_until_s = None
+        elif self._disk_until_s is None:
+            self._disk_until_s = time.monotonic() + DISK_S
+        if self._disk_until_s is not None and time.monotonic() < self._disk_until_s:
+            return False
+        if self._unsafe:
+            self.backlog.remove(self._unsafe)
+            self._unsafe = []
+        return True
+
     def _make_jobs(self) -> None:
-        """Commit the jobs of the oldest requests, then log their matches, then remove the requests."""
+        """Commit the jobs of the oldest requests, then log their matches."""
         found = self.backlog.oldest(AT_ONCE)
         if not found:
             self._spool.note_dropped(self.backlog.give_up())
@@ -115,7 +136,7 @@ class Postponing:
                         self._log(one.level, "rule_matched", message=one.message, **record)
                 except Exception:
                     self._failures.note("log", record, one.request.rule)
-        self.backlog.remove(found)
+        self._unsafe = found
         self._made(records)
 
     def tick(self) -> None:

@@ -10,9 +10,10 @@ from unit.test_dispatch import NoHooks, death
 
 from cnprocd.delivery import Fate
 from cnprocd.dispatch import Dispatcher
-from cnprocd.postponing import AT_ONCE, EVENTS_TO_JOBS
+from cnprocd.postponing import AT_ONCE, DISK_S, EVENTS_TO_JOBS
 from cnprocd.rules.compile import Matcher
 from cnprocd.rules.language.load import load
+from cnprocd.spool.spool import Spool
 
 RULES = """
 settings: {queue_limit: 100}
@@ -109,6 +110,40 @@ def test_while_events_wait_jobs_are_made_in_a_share_of_the_time(world, monkeypat
     assert world.jobs() == 2 * AT_ONCE
     world.dispatcher.catch_up(1.0)
     assert world.jobs() == 3 * AT_ONCE
+
+
+def test_a_request_waits_until_its_job_is_on_the_disk(world, monkeypatch):
+    """Meanwhile no more jobs are made, up to a bound. The next daemon makes them again, and knows their keys."""
+    monkeypatch.setattr("cnprocd.postponing.time.monotonic", lambda: now_s)
+    monkeypatch.setattr(Spool, "durable", property(lambda spool: answers))
+    now_s, answers = 50.0, True
+    for _ in range(3 * AT_ONCE):
+        world.fail("a")
+    answers = False
+    world.dispatcher.catch_up(1.0)
+    assert (world.jobs(), len(world.dispatcher.postponing.backlog)) == (0, 3 * AT_ONCE)
+    answers = True
+    commit = world.dispatcher.postponing._commit
+
+    def late_commit(requests):
+        nonlocal answers
+        answers = False
+        return commit(requests)
+
+    world.dispatcher.postponing._commit = late_commit
+    world.dispatcher.catch_up(1.0)
+    now_s += DISK_S / 2
+    world.dispatcher.catch_up(1.0)
+    assert (world.jobs(), len(world.dispatcher.postponing.backlog)) == (AT_ONCE, 3 * AT_ONCE)
+    answers = True
+    world.dispatcher.catch_up(0.0)
+    assert (world.jobs(), len(world.dispatcher.postponing.backlog)) == (2 * AT_ONCE, 2 * AT_ONCE)
+    now_s += DISK_S / 2
+    world.dispatcher.catch_up(1.0)
+    assert world.jobs() == 2 * AT_ONCE
+    now_s += DISK_S
+    world.dispatcher.catch_up(1.0)
+    assert (world.jobs(), world.dispatcher.is_behind) == (3 * AT_ONCE, False)
 
 
 def test_the_next_daemon_makes_the_jobs_of_one_that_was_killed(world):
