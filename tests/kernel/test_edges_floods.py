@@ -5,6 +5,7 @@ What must hold is that of test_edges.py; CNPTEST_BLOCKED_S sets for how long.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -112,5 +113,5 @@ def keys_in_backlog(directory):
 
 
 def keys_in_spool(directory):
-    with sqlite3.connect(directory / "state" / "spool.sqlite3") as db:
+    with contextlib.closing(sqlite3.connect(directory / "state" / "spool.sqlite3")) as db:  # else it stays locked
         return {key for (key,) in db.execute("SELECT key FROM events")}
