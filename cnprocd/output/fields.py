@@ -172,6 +172,7 @@ OTHER: Mapping[str, str] = {
     "unread": "Events that were queued at a stop and not evaluated.",
     "unknown_event": "Datagrams of unknown event type.",
     "verb": "Request on the control socket.",
+    "waiting": "Matches of a flood whose jobs are still to be made.",
     "will_retry": "Whether another attempt follows.",
     "window_s": "Period of a throttle.",
     "wrong_id": "Datagrams of another connector.",

@@ -120,8 +120,8 @@ class Daemon:
         """Return when every match before this call is in `records`. On a busy machine a burst is reported later."""
         self.mark()
         with Client(self.directory / "run", PATIENCE_S) as client:
-            while (events := client.ask("status")["events"])["deferred"]:
-                assert events["counted"] == 0, "there were more matches than may wait"
+            while (status := client.ask("status"))["events"]["deferred"] or status["jobs"]["deferred"]:
+                assert status["events"]["counted"] == 0, "there were more matches than may wait"
                 self.next_record()
         self.mark()
 

@@ -73,7 +73,7 @@ def test_waiting_jobs_of_a_rule_are_dropped_together(tmp_path):
         for _ in range(DROPPED_AT_ONCE + 2):
             fail("cnpctl-hook")
         first = daemon.wait_for("hook_started")["job_id"]
-        daemon.mark()
+        daemon.mark_burst()
         last = ctl_json(daemon, "jobs", "list", "-n1")[0]["job_id"]
         assert ctl(daemon, "jobs", "drop", "--rule", "fail*") == (0, "no waiting jobs\n", "")
         many = f"{DROPPED_AT_ONCE} jobs are dead and will not run\n"
