@@ -172,6 +172,7 @@ class EventLoop:
         self._ticker.arm()
         if more:
             self._listen()  # the budget is spent: the others are served, and the sockets wake us at once
+            self._continue()  # what was read from them already does not
             return 0.0
         window_s = self._gathering.window_s(most, quiet_s, self._rules.loaded.settings.gather_s, self._patience())
         if not window_s:
@@ -206,8 +207,9 @@ class EventLoop:
             self._ticker.arm()
 
     def _continue(self) -> None:
-        """Turn again for what is under way: no event may come that would continue it."""
-        if self._pipeline.again_s is not None and self._timer is None:
+        """Turn again for what is under way, or was read from the sockets already: nothing else would wake the loop."""
+        is_left = self._pipeline.source.looked_ahead or self._pipeline.again_s is not None
+        if is_left and self._timer is None:
             self._timer = self._loop.call_soon(self._drain)
 
     def _watch_measured(self) -> None:

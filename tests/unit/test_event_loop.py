@@ -25,7 +25,7 @@ class Load:
         self.turns = 0
         self.matches_each = 0
         self.counts = SimpleNamespace(matches=0)
-        self.source = SimpleNamespace(filenos=lambda: (ready.fileno(),))
+        self.source = SimpleNamespace(filenos=lambda: (ready.fileno(),), looked_ahead=False)
         self.recovery = SimpleNamespace(active=False)
         self.has_pending_counts = False
         self.again_s = None
@@ -164,8 +164,8 @@ def test_in_a_flood_events_get_more_of_the_loop(monkeypatch, is_flood, turns):
         taken.append(0.001)
         return Turn(LOAD_EVENTS, True)
 
-    source = part(filenos=tuple)
-    pipeline = part(turn=turn, flood=part(active=is_flood), source=source)
+    source = part(filenos=tuple, looked_ahead=False)
+    pipeline = part(turn=turn, flood=part(active=is_flood), source=source, again_s=None)
     ticker = part(handlers=[], arm=lambda: None)
     tested = EventLoop(
         part(), ticker, part(), pipeline, part(count=0), part(), part(), part(), part(), part(is_set=lambda: False),
@@ -180,7 +180,7 @@ def test_what_a_start_has_deferred_goes_on_without_an_event():
     soon: list[Any] = []
     part: Any = SimpleNamespace
     loop = part(call_soon=lambda call: soon.append(call) or part(), call_later=lambda *_: None)
-    pipeline = part(drain=lambda: False, again_s=0.002)
+    pipeline = part(drain=lambda: False, again_s=0.002, source=part(looked_ahead=False))
     rules = part(state=part(check_if_due=lambda: None))
     manager = part(watchdog_interval_s=None)
     tested = EventLoop(
@@ -188,4 +188,23 @@ def test_what_a_start_has_deferred_goes_on_without_an_event():
         part(is_set=lambda: False), part(), lambda: False,
     )  # fmt: skip
     tested._watch()
+    assert soon == [tested._drain]
+
+
+def test_events_that_were_looked_at_wait_for_no_other():
+    """When the budget is spent, events can have been read from the sockets already: nothing else wakes the loop."""
+    soon: list[Any] = []
+    part: Any = SimpleNamespace
+    loop = part(
+        call_soon=lambda call: soon.append(call) or part(), call_later=lambda *_: None, add_reader=lambda *_: None
+    )
+    pipeline = part(
+        turn=lambda: Turn(LOAD_EVENTS, True), again_s=None, flood=part(active=False),
+        source=part(filenos=lambda: (), looked_ahead=True),
+    )  # fmt: skip
+    tested = EventLoop(
+        loop, part(handlers=[], arm=lambda: None), part(), pipeline, part(count=0), part(), part(), part(),
+        Stalls(lambda *_, **__: None), part(is_set=lambda: False), part(), lambda: False,
+    )  # fmt: skip
+    assert tested._turn_for_a_while() == 0.0
     assert soon == [tested._drain]
