@@ -40,10 +40,6 @@ def install() -> str:
 
 # Tests that depend on the kernel. The result of the others is the same on any kernel.
 KERNEL_TESTS = ("canary", "events", "identity", "loss", "semantics", "storm")
-# On another architecture also: layouts of exit records and of clone3, executions, control groups, lines of the kernel.
-OTHER_MACHINE_TESTS = (
-    "identity_exe", "identity_record", "identity_cgroups", "identity_execs", "exe_forged", "hooks_root", "oom_kills",
-)  # fmt: skip
 AS_IT_IS = "not (oldest or no-taskstats or no-event-mask)"  # nothing refused: this kernel lacks the features for real
 
 
@@ -55,7 +51,7 @@ def kernel_suite() -> str:
     roots = [unpacked / "usr/lib/cnprocd", unpacked / "usr/lib/python3/dist-packages"]
     path = os.pathsep.join(str(root) for root in roots if (root / "cnprocd").is_dir())
     other = os.uname().machine != "x86_64"
-    files = [f"tests/kernel/test_{name}.py" for name in (*KERNEL_TESTS, *(OTHER_MACHINE_TESTS if other else ()))]
+    files = [f"tests/kernel/test_{name}.py" for name in KERNEL_TESTS]
     files.append("tests/unit/cli/test_recorded_examples.py")  # recorded on another machine
     log = HERE / "kernel_suite.log"
     command = ["python3", "-m", "pytest", "-v", "-ra", "--tb=short", "-p", "no:cacheprovider", "-k", AS_IT_IS, *files]
