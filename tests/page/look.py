@@ -172,7 +172,9 @@ def live(page: Page) -> None:
 def one_match(page: Page) -> None:
     """Open a match: record, job, output, reasons."""
     browser = page.open()
-    pid = waiting("ora_pmon_ONE")
+    pid, began_s = waiting("ora_pmon_ONE"), time.monotonic()
+    # A child that changed its user is read from /proc before its program is known: at the latest at the next tick.
+    wait_for("a tick of the daemon", lambda: time.monotonic() > began_s + 2.0)
     kill(pid)
     browser.see(f"ora_pmon_ONE[{pid}]", "tbody")
     browser.click("tbody tr:first-child td a", ":")
