@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import select
 import time
 from collections.abc import Callable, Sequence
 
@@ -14,6 +12,7 @@ from cnprocd.process.family import HookFamily, left_by_hooks
 from cnprocd.process.file_names import FileNames
 from cnprocd.process.handed_on import FormerHooks
 from cnprocd.process.model import Process
+from cnprocd.process.pidfd_watch import PidfdWatch
 from cnprocd.process.table import START_TOLERANCE_NS
 from cnprocd.rules.compile import Matcher
 from cnprocd.rules.plan import Plan, make_plan
@@ -68,23 +67,6 @@ class Subscription:
 
     def _make_plan(self) -> Plan:
         return make_plan(self._matcher, self.features, self._follows_hooks, self.unwatched)
-
-
-class PidfdWatch:
-    """Whether one process still runs, whatever becomes of its PID: its pidfd is readable once it has ended."""
-
-    def __init__(self, tgid: int) -> None:
-        """Raises OSError if there is no such process."""
-        self._pidfd = os.pidfd_open(tgid)
-        self._poll = select.poll()
-        self._poll.register(self._pidfd, select.POLLIN)
-
-    def is_alive(self) -> bool:
-        return not self._poll.poll(0)
-
-    def __del__(self) -> None:
-        if hasattr(self, "_pidfd"):
-            os.close(self._pidfd)
 
 
 class HookFollower:

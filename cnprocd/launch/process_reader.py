@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import select
 import struct
 import time
 from collections.abc import Iterable
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from cnprocd.edge import Edge, Limits, Missed
 from cnprocd.launch import process_child
+from cnprocd.process.pidfd_watch import PidfdWatch
 from cnprocd.worker import ChildWorker
 
 READ_S = 1.0  # far more than a read takes: a busy machine must hide no process
@@ -45,7 +45,7 @@ class ProcessReader:
 
     def __init__(self) -> None:
         self._edge: Edge[bytes, bytes] | None = None
-        self._set_aside: dict[int, int] = {}  # PID -> pidfd
+        self._set_aside: dict[int, PidfdWatch] = {}
         self._turn = asyncio.Lock()  # one scan at a time: a piece that waits would be taken for one that hangs
 
     @property
@@ -90,8 +90,6 @@ class ProcessReader:
         """End the worker process."""
         if self._edge is not None:
             self._edge.close()
-        for pidfd in self._set_aside.values():
-            os.close(pidfd)
         self._set_aside.clear()
 
     async def _one_by_one(self, pids: list[int], head: bytes, deadline_s: float) -> list[Seen]:
@@ -126,21 +124,14 @@ class ProcessReader:
         ]
 
     def _is_set_aside(self, pid: int) -> bool:
-        pidfd = self._set_aside.get(pid)
-        if pidfd is None:
-            return False
-        poller = select.poll()
-        poller.register(pidfd, select.POLLIN)
-        if poller.poll(0):  # it has ended
+        if pid in self._set_aside and not self._set_aside[pid].is_alive():
             del self._set_aside[pid]
-            os.close(pidfd)
-            return False
-        return True
+        return pid in self._set_aside
 
     def _put_aside(self, pid: int) -> None:
         if len(self._set_aside) < MOST_SET_ASIDE:
             with contextlib.suppress(OSError):
-                self._set_aside[pid] = os.pidfd_open(pid)
+                self._set_aside[pid] = PidfdWatch(pid)
 
 
 def unread(pid: int) -> list[Seen]:

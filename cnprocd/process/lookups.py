@@ -32,6 +32,7 @@ from cnprocd.process import lookup_child, procfs
 from cnprocd.process.files import FileId
 from cnprocd.process.known_parents import KnownParents
 from cnprocd.process.model import Process, Provenance, Wanted
+from cnprocd.process.pidfd_watch import PidfdWatch
 from cnprocd.process.procfs import Files, to_process, unread_process
 from cnprocd.worker import ChildWorker
 
@@ -124,10 +125,12 @@ class Lookups:
         known = self._parents.read(tgid)
         if known is not None:
             return known
-        pidfd = self._parents.open(tgid)
+        try:
+            watch = PidfdWatch(tgid)
+        except OSError:  # gone, or there is no descriptor for it
+            return self.read(tgid, Wanted(), "procfs")
         process = self.read(tgid, Wanted(), "procfs")
-        if pidfd is not None:
-            self._parents.add(process, pidfd)
+        self._parents.add(process, watch)
         return process
 
     def is_alive(self, tgid: int) -> bool:

@@ -10,6 +10,7 @@ import pytest
 from cnprocd.process import known_parents
 from cnprocd.process.known_parents import MOST_PARENTS, KnownParents
 from cnprocd.process.model import Wanted
+from cnprocd.process.pidfd_watch import PidfdWatch
 from cnprocd.process.procfs import read_parent, read_process
 
 
@@ -36,9 +37,8 @@ def started():
 
 
 def learn(parents: KnownParents, pid: int) -> None:
-    pidfd = parents.open(pid)
-    assert pidfd is not None
-    parents.add(read_parent(pid), pidfd)
+    watch = PidfdWatch(pid)
+    parents.add(read_parent(pid), watch)
 
 
 def test_a_known_parent_has_its_name_of_now(parents, started):
@@ -69,10 +69,10 @@ def test_a_parent_that_ended_is_forgotten(parents, started):
 
 def test_what_ended_before_it_was_added_is_not_known(parents, started):
     process = started("/bin/cat")
-    pidfd, found = parents.open(process.pid), read_process(process.pid, Wanted())
+    watch, found = PidfdWatch(process.pid), read_process(process.pid, Wanted())
     process.kill()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    parents.add(found, pidfd)
+    parents.add(found, watch)
     assert len(parents) == 0
 
 
