@@ -24,6 +24,7 @@ The caller passes the clock.
 from __future__ import annotations
 
 from collections import Counter
+from typing import TypeVar
 
 from cnprocd.log import Log
 
@@ -39,6 +40,8 @@ LEAST_COMMON = 100.0
 COMMON_BURST_S = 0.25  # of the common budget may be used at once
 HOOKS, HOOKS_AT_ONCE = 500.0, 5000.0
 JOBS, JOBS_AT_ONCE = 100.0, 500.0
+
+K = TypeVar("K")
 
 
 class _Budget:
@@ -61,6 +64,14 @@ class _Budget:
             return False
         self._left -= 1.0
         return True
+
+
+def _take(budgets: dict[K, _Budget], key: K, now_s: float, a_second: float, burst: float) -> bool:
+    """Return whether one more match of this key is within its budget. A new key has all of it."""
+    budget = budgets.get(key)
+    if budget is None:
+        budget = budgets[key] = _Budget(burst)
+    return budget.take(now_s, a_second, burst)
 
 
 class Flood:
@@ -104,11 +115,7 @@ class Flood:
         if not self.active:
             return True
         at_s = self._seen_s if at_s is None else at_s
-        key = rule, uid == 0
-        share = self._shares.get(key)
-        if share is None:
-            share = self._shares[key] = _Budget(SHARE)
-        if share.take(at_s, SHARE, SHARE):
+        if _take(self._shares, (rule, uid == 0), at_s, SHARE, SHARE):
             return True
         if has_room and self._common.take(at_s, self._common_a_second, self._common_a_second * COMMON_BURST_S):
             return True
@@ -117,10 +124,7 @@ class Flood:
 
     def admits_hook(self, rule: str, at_s: float | None) -> bool:
         """Return whether to report a match whose hook needs no room in the spool. If not, it is counted."""
-        budget = self._hooks.get(rule)
-        if budget is None:
-            budget = self._hooks[rule] = _Budget(HOOKS_AT_ONCE)
-        if budget.take(self._seen_s if at_s is None else at_s, HOOKS, HOOKS_AT_ONCE):
+        if _take(self._hooks, rule, self._seen_s if at_s is None else at_s, HOOKS, HOOKS_AT_ONCE):
             return True
         self.count(rule)
         return False
@@ -129,10 +133,7 @@ class Flood:
         """Return whether to make the job of a match at once. If not, its request waits in the backlog."""
         if not self.active:
             return True
-        budget = self._jobs.get(rule)
-        if budget is None:
-            budget = self._jobs[rule] = _Budget(JOBS_AT_ONCE)
-        if budget.take(self._seen_s if at_s is None else at_s, JOBS, JOBS_AT_ONCE):
+        if _take(self._jobs, rule, self._seen_s if at_s is None else at_s, JOBS, JOBS_AT_ONCE):
             return True
         self._exceeded = True
         return False
