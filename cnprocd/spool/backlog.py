@@ -5,7 +5,7 @@ beyond a rule's budget are appended here, and become jobs later, in their order,
 queue: what waits takes no memory of the daemon, and the next daemon goes on with it. It is in the runtime directory, so
 it survives the daemon and not the machine, like the receive slots (connector/inflight.py).
 
-The head has the boot id and where the oldest request begins; that moves when the jobs are committed. If the daemon is
+The head has the boot id and where the oldest request begins; that moves when the jobs are on the disk. If the daemon is
 killed in between, the requests are made jobs again: their keys are known, so none runs twice. Each request has its
 length and a checksum before it, because a kill can end a write(2) in the middle. The events of such a batch are still
 in the receive slots.
