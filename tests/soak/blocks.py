@@ -115,10 +115,10 @@ class Promises:
 
     def __init__(self, runtime: Path) -> None:
         self.now = ""  # what is blocked
-        self.unreported = 0  # deaths whose PID was used again without a record
         self.blocks: Counter[str] = Counter()
         self._runtime = runtime
-        self._died: dict[int, tuple[float, str]] = {}
+        # By PID, since PIDs are used again while the log is blocked: start and end (CLOCK_MONOTONIC, ns), time, block.
+        self._died: dict[int, list[tuple[int, int, float, str]]] = {}
         self._lock = threading.Lock()
         self._waits = CpuWaits()  # of the daemon: what a busy machine takes is not counted
         self._reported: list[tuple[str, float, float]] = []  # what was blocked, when it happened, and was reported
@@ -134,12 +134,12 @@ class Promises:
     def fail(self, stop: threading.Event) -> None:
         """Let a process fail every 100 ms: root's, and of a user without a name."""
         for number in range(1 << 62):
+            began_ns = time.monotonic_ns()
             pid = child(_fails_as(UNKNOWN_UID if number % 2 else 0))
             wait_status(pid)
             with self._lock:
-                if pid in self._died:  # the PID is used again
-                    self.unreported += 1
-                self._died[pid] = (time.time(), self.now)
+                death = (began_ns, time.monotonic_ns(), time.time(), self.now)
+                self._died.setdefault(pid, []).append(death)
             if stop.wait(EVERY_S):
                 return
 
@@ -156,12 +156,26 @@ class Promises:
         written_s = datetime.fromisoformat(str(record["timestamp"])).timestamp()
         deadline_s = time.monotonic() + 5.0
         while time.monotonic() < deadline_s:
-            with self._lock:
-                died = self._died.pop(int(str(record["pid"])), None)
-            if died is not None:
-                self._reported.append((died[1], died[0], written_s))
+            if self._take(int(str(record["pid"])), int(str(record["kernel_time_ns"])), written_s):
                 return
             time.sleep(0.001)
+
+    def _take(self, pid: int, kernel_time_ns: int, written_s: float) -> bool:
+        with self._lock:
+            deaths = self._died.get(pid, [])
+            for death in deaths:
+                began_ns, ended_ns, died_s, blocked = death
+                if began_ns <= kernel_time_ns <= ended_ns:
+                    deaths.remove(death)
+                    self._reported.append((blocked, died_s, written_s))
+                    return True
+        return False
+
+    @property
+    def unreported(self) -> int:
+        """How many deaths have no record."""
+        with self._lock:
+            return sum(len(deaths) for deaths in self._died.values())
 
     def sample(self, pid: int, stop: threading.Event) -> None:
         """Sample how long the daemon waits for a processor."""
@@ -177,7 +191,7 @@ class Promises:
         return {
             "blocks": dict(self.blocks),
             "reports": len(self._reported),
-            "unreported": self.unreported + len(self._died),
+            "unreported": self.unreported,
             "slowest_report_s": _slowest(reported),
             "slowest_status_s": _slowest(answered),
             "late_reports": sum(took > PROMISE_S for _, took in reported),
@@ -188,7 +202,7 @@ class Promises:
     def kept(self) -> bool:
         """Whether each report and answer came in time."""
         took = self._took(self._reported) + self._took(self._answered)
-        return not (self.unreported or self._died) and all(took_s < PROMISE_S for _, took_s in took)
+        return not self.unreported and all(took_s < PROMISE_S for _, took_s in took)
 
 
 def _fails_as(uid: int) -> Callable[[], None]:
