@@ -6,6 +6,9 @@ Exit statuses: 0 clean stop, 2 wrong usage, 69 the kernel has no usable proc con
 
 from __future__ import annotations
 
+import cnprocd.cli.without_openssl  # noqa: F401 (first: it decides what the others load)
+
+# isort: split
 import argparse
 import os
 import sys

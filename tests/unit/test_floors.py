@@ -215,6 +215,17 @@ def test_the_import_closure_of_the_daemon_has_no_pydantic():
     assert not {name for name in loaded if name.startswith("cnprocd.rules.language")}
 
 
+def test_the_daemon_does_not_load_openssl():
+    """It takes 4.7 MB (cli/without_openssl.py). A Python without digests of its own needs it."""
+    code = (
+        "import cnprocd.cli.cnprocd, cnprocd.daemon, hashlib; print(open('/proc/self/maps').read(), hashlib.sha256())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "libpython" in done.stdout or "python3" in done.stdout
+    assert "libcrypto" not in done.stdout
+    assert "libssl" not in done.stdout
+
+
 def test_no_module_imports_itself_through_others():
     graph = {module: ours(path) for module, path in MODULES.items()}
     done: set[str] = set()
