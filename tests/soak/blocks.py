@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -110,6 +111,15 @@ class Edges:
                 told("")
 
 
+@dataclass(frozen=True)
+class Death:
+    """A process of ours that failed. Its exit event comes after its parent was woken, so it has no end here."""
+
+    began_ns: int  # CLOCK_MONOTONIC, before the fork
+    died_s: float
+    blocked: str
+
+
 class Promises:
     """Deaths every 100 ms and questions for the status, with how long each took, by the edge that was blocked."""
 
@@ -117,12 +127,10 @@ class Promises:
         self.now = ""  # what is blocked
         self.blocks: Counter[str] = Counter()
         self._runtime = runtime
-        # By PID, since PIDs are used again while the log is blocked: start and end (CLOCK_MONOTONIC, ns), time, block.
-        self._died: dict[int, list[tuple[int, int, float, str]]] = {}
-        self._lock = threading.Lock()
+        self._deaths: dict[int, list[Death]] = {}  # by PID: PIDs are used again while the log is blocked
+        self._records: list[tuple[int, int, float]] = []  # PID, kernel_time_ns, when it was written
         self._waits = CpuWaits()  # of the daemon: what a busy machine takes is not counted
-        self._reported: list[tuple[str, float, float]] = []  # what was blocked, when it happened, and was reported
-        self._answered: list[tuple[str, float, float]] = []
+        self._answered: list[tuple[str, float, float]] = []  # what was blocked, when it was asked, and answered
 
     def block(self, name: str) -> None:
         """Note which edge is blocked from now on."""
@@ -137,9 +145,7 @@ class Promises:
             began_ns = time.monotonic_ns()
             pid = child(_fails_as(UNKNOWN_UID if number % 2 else 0))
             wait_status(pid)
-            with self._lock:
-                death = (began_ns, time.monotonic_ns(), time.time(), self.now)
-                self._died.setdefault(pid, []).append(death)
+            self._deaths.setdefault(pid, []).append(Death(began_ns, time.time(), self.now))
             if stop.wait(EVERY_S):
                 return
 
@@ -152,30 +158,18 @@ class Promises:
             self._answered.append((blocked, began_s, time.time() - (own_cpu_wait_s() - waited_s)))
 
     def note(self, record: dict[str, object]) -> None:
-        """Take the record of a mark. It may be read before the death is noted."""
+        """Take the record of a mark."""
         written_s = datetime.fromisoformat(str(record["timestamp"])).timestamp()
-        deadline_s = time.monotonic() + 5.0
-        while time.monotonic() < deadline_s:
-            if self._take(int(str(record["pid"])), int(str(record["kernel_time_ns"])), written_s):
-                return
-            time.sleep(0.001)
+        self._records.append((int(str(record["pid"])), int(str(record["kernel_time_ns"])), written_s))
 
-    def _take(self, pid: int, kernel_time_ns: int, written_s: float) -> bool:
-        with self._lock:
-            deaths = self._died.get(pid, [])
-            for death in deaths:
-                began_ns, ended_ns, died_s, blocked = death
-                if began_ns <= kernel_time_ns <= ended_ns:
-                    deaths.remove(death)
-                    self._reported.append((blocked, died_s, written_s))
-                    return True
-        return False
-
-    @property
-    def unreported(self) -> int:
-        """How many deaths have no record."""
-        with self._lock:
-            return sum(len(deaths) for deaths in self._died.values())
+    def _reported(self) -> list[tuple[str, float, float]]:
+        """Return the deaths that have a record: what was blocked, when it happened, and was written."""
+        found: dict[Death, float] = {}
+        for pid, kernel_time_ns, written_s in self._records:
+            before = [death for death in self._deaths.get(pid, ()) if death.began_ns <= kernel_time_ns]
+            if before:
+                found[before[-1]] = written_s
+        return [(death.blocked, death.died_s, written_s) for death, written_s in found.items()]
 
     def sample(self, pid: int, stop: threading.Event) -> None:
         """Sample how long the daemon waits for a processor."""
@@ -186,23 +180,21 @@ class Promises:
         return [(blocked, ended - began - self._waits.between_s(began, ended)) for blocked, began, ended in times]
 
     def figures(self) -> dict[str, object]:
-        """Return the slowest report and answer for each blocked edge, in seconds."""
-        reported, answered = self._took(self._reported), self._took(self._answered)
+        """Return the slowest report and answer for each blocked edge, in seconds, and whether all came in time."""
+        reported, answered = self._took(self._reported()), self._took(self._answered)
+        unreported = sum(map(len, self._deaths.values())) - len(reported)
+        late_reports = sum(took > PROMISE_S for _, took in reported)
+        late_answers = sum(took > PROMISE_S for _, took in answered)
         return {
             "blocks": dict(self.blocks),
-            "reports": len(self._reported),
-            "unreported": self.unreported,
+            "reports": len(reported),
+            "unreported": unreported,
             "slowest_report_s": _slowest(reported),
             "slowest_status_s": _slowest(answered),
-            "late_reports": sum(took > PROMISE_S for _, took in reported),
-            "late_answers": sum(took > PROMISE_S for _, took in answered),
+            "late_reports": late_reports,
+            "late_answers": late_answers,
+            "kept": not (unreported or late_reports or late_answers),
         }
-
-    @property
-    def kept(self) -> bool:
-        """Whether each report and answer came in time."""
-        took = self._took(self._reported) + self._took(self._answered)
-        return not self.unreported and all(took_s < PROMISE_S for _, took_s in took)
 
 
 def _fails_as(uid: int) -> Callable[[], None]:

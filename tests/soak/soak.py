@@ -153,6 +153,7 @@ class Records:
             self.classes[record["event"]] += 1
             if record["level"] in ("warning", "error", "critical") and len(self.warnings) < MOST_WARNINGS:
                 self.warnings.append(f"{record['timestamp']} {record['event']}: {record.get('message', '')}"[:200])
+                print(self.warnings[-1], flush=True)
             if record["event"] == "started":
                 self.ready.set()
             elif record["event"] == "log_lost":
@@ -282,8 +283,9 @@ def soak(
         thread.join()
     verdict = finish(process, runtime, records, truth, watched, samples, reloads, time.monotonic() - began)
     if edges is not None:
-        verdict |= {"seed": seed, "not_blocked": edges.missing, "promises": promises.figures()}
-        verdict["ok"] = verdict["ok"] and promises.kept
+        figures = promises.figures()
+        verdict |= {"seed": seed, "not_blocked": edges.missing, "promises": figures}
+        verdict["ok"] = verdict["ok"] and figures["kept"]
     return verdict
 
 
