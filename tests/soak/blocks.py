@@ -128,7 +128,8 @@ class Promises:
         self.blocks: Counter[str] = Counter()
         self._runtime = runtime
         self._deaths: dict[int, list[Death]] = {}  # by PID: PIDs are used again while the log is blocked
-        self._records: list[tuple[int, int, float]] = []  # PID, kernel_time_ns, when it was written
+        # PID, kernel_time_ns (None if a rescan found the death), when it was written
+        self._records: list[tuple[int, int | None, float]] = []
         self._waits = CpuWaits()  # of the daemon: what a busy machine takes is not counted
         self._answered: list[tuple[str, float, float]] = []  # what was blocked, when it was asked, and answered
 
@@ -160,13 +161,20 @@ class Promises:
     def note(self, record: dict[str, object]) -> None:
         """Take the record of a mark."""
         written_s = datetime.fromisoformat(str(record["timestamp"])).timestamp()
-        self._records.append((int(str(record["pid"])), int(str(record["kernel_time_ns"])), written_s))
+        pid, kernel_time_ns = record["pid"], record["kernel_time_ns"]
+        assert isinstance(pid, int)
+        assert kernel_time_ns is None or isinstance(kernel_time_ns, int)
+        self._records.append((pid, kernel_time_ns, written_s))
 
     def _reported(self) -> list[tuple[str, float, float]]:
         """Return the deaths that have a record: what was blocked, when it happened, and was written."""
         found: dict[Death, float] = {}
         for pid, kernel_time_ns, written_s in self._records:
-            before = [death for death in self._deaths.get(pid, ()) if death.began_ns <= kernel_time_ns]
+            before = [
+                death
+                for death in self._deaths.get(pid, ())
+                if (death.died_s <= written_s if kernel_time_ns is None else death.began_ns <= kernel_time_ns)
+            ]
             if before:
                 found[before[-1]] = written_s
         return [(death.blocked, death.died_s, written_s) for death, written_s in found.items()]

@@ -246,7 +246,16 @@ def soak(
         "--state-dir", str(directory / "state"), "--runtime-dir", str(runtime),
         *(edges.options if edges is not None else ()),
     ]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=edges.env if edges is not None else None)
+    # A service is a scheduling group of its own. With autogroup, nice only counts within a session (sched(7)).
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=edges.env if edges is not None else None,
+        start_new_session=True,
+    )
+    with contextlib.suppress(FileNotFoundError):
+        Path(f"/proc/{process.pid}/autogroup").write_text("-10")
     promises = blocks.Promises(runtime)
     records = Records(process, edges.reading if edges is not None else None, promises)
     truth, watched, stop = Truth(), Counter[str](), threading.Event()
