@@ -112,11 +112,19 @@ test-page-vm: $(VENV)/.page $(VENV)/.packaging
 	$(BIN)/python -u tests/page/vm.py $(GUESTS)
 
 # Compare with other listeners. They are fetched and compiled into .bench/; skipped ones are listed with the reason.
-bench: $(STAMP)
-	$(BIN)/python tests/bench/bench.py
+# The daemon runs in the Python of the distribution, as in the packages; another build differs by 10 to 20%.
+BENCH_PYTHON ?= $(firstword $(wildcard /usr/bin/python3) $(PYTHON))
+.bench/python/.installed: pyproject.toml
+	$(BENCH_PYTHON) -m venv .bench/python
+	.bench/python/bin/pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
 
-bench-full: $(STAMP)
-	$(BIN)/python tests/bench/bench.py --full
+bench: .bench/python/.installed
+	.bench/python/bin/python tests/bench/bench.py
+
+# About a quarter of an hour. It writes docs/performance.md.
+bench-full: .bench/python/.installed
+	.bench/python/bin/python tests/bench/bench.py --full
 
 # Damage the input of every parser of foreign data: over ten million inputs, about fifteen minutes. To run less:
 # make fuzz FUZZ="rules spool --seconds 60". Options: FUZZ=--help.

@@ -28,13 +28,19 @@ from pathlib import Path
 from typing import Any
 
 import competitors
+import growth
+import idle
 import machine
 import report
+import targets
 import workloads
 from competitors import Competitor, Running
 from workloads import NAMES, Crowd, Generator, Storm
 
-PARTS = ("storms", "burst", "rules", "table", "latency", "idle", "ready", "minute", "million")
+PARTS = (
+    *("storms", "burst", "logged", "rate", "rules", "table", "growth", "latency", "idle", "ready", "demo", "minute"),
+    "million",
+)
 ISOLATED_US = 100_000  # longer than each window in which events gather: up to 50 ms if the rules only log
 ROOM_FOR_PIDS = 2200  # of pid_max, for other programs on this machine
 
@@ -88,14 +94,15 @@ class Bench:
     def storms(self) -> None:
         """Measure every competitor, and the machine without a listener, in three storms."""
         those = [
-            Storm("fork", "fork and exit, one after the other", "fork", self.size(10_000, 50_000), NAMES[:1], 0, 2),
-            Storm("exec", "fork, exec and exit", "exec", self.size(2_000, 10_000), NAMES[:1], 0, 3),
-            Storm("failing", "four programs, 1% of exits failing", "fork", self.size(4_000, 25_000), NAMES, 100, 2),
+            Storm("fork", "fork and exit, one after the other", "fork", self.size(10_000, 40_000), NAMES[:1], 0, 2),
+            Storm("exec", "fork, exec and exit", "exec", self.size(2_000, 3_000), NAMES[:1], 0, 3),
+            Storm("failing", "four programs, 1% of exits failing", "fork", self.size(4_000, 20_000), NAMES, 100, 2),
         ]
         those = [storm for storm in those if self.load.can(storm.mode)]
         for round_ in range(self.rounds):
             for one in (None, *self.those):
-                self._in_turn(one, round_, those)
+                of_failures = one in (competitors.C_FAILURES, competitors.BY_EXE, competitors.BY_UNIT)
+                self._in_turn(one, round_, those[-1:] if of_failures else those)
 
     def _in_turn(self, one: Competitor | None, round_: int, those: list[Storm]) -> None:
         """Run every storm with the same listener. Restart a listener that breaks for the next storm."""
@@ -116,6 +123,8 @@ class Bench:
                 round_,
                 partial(workloads.measure, self.load, listener, storm, matches),
             )
+            if one is competitors.BY_UNIT and "to_match" in result:
+                result["to_match"] = 0  # no process is of this unit
             if "broken" in result and listener is not None:
                 listener.stop()
                 listener = None
@@ -127,16 +136,14 @@ class Bench:
         if not self.load.can("burst"):
             self.skip("burst", "no C compiler")
             return
-        for round_ in range(self.rounds):
-            measured = partial(workloads.burst_logged, self.load, self.size(8_000))
-            self.note("burst-logged", competitors.EVERY_EXIT.name, round_, measured)
-        sizes = {self.size(8_000): min(self.rounds, 2)}
+        sizes = {self.size(8_000): (min(self.rounds, 2), [None, *self.those])}
         if self.full:
-            sizes[self.size(min(32_000, self.most))] = 1
+            few = [one for one in self.those if one in (competitors.C_LISTENER, competitors.ALL, competitors.FAILURES)]
+            sizes[self.size(min(32_000, self.most))] = (1, [None, *few])
         reason = competitors.pidfds()
-        for count, rounds in sizes.items():
+        for count, (rounds, those) in sizes.items():
             for round_ in range(rounds):
-                for one in (None, *self.those):
+                for one in those:
                     name = one.name if one is not None else "nobody"
                     self.note(
                         f"burst-{count}",
@@ -152,11 +159,39 @@ class Bench:
                         partial(workloads.burst_with_pidfds, self.load, count),
                     )
 
+    def logged(self) -> None:
+        """Measure processes whose exits all match and are logged: alive before, forked, and forked and executed."""
+        count, name = self.size(8_000), competitors.EVERY_EXIT.name
+        modes = {"exits": "burst", "forks": "fork", "execs": "exec"}
+        for round_ in range(self.rounds):
+            for what, mode in modes.items():
+                if self.load.can(mode):
+                    self.note(f"logged-{what}", name, round_, partial(workloads.logged, self.load, mode, count))
+            if competitors.pidfds() is None and self.load.can("burst"):
+                self.note("logged-exits", "pidfd+epoll", round_, partial(workloads.burst_with_pidfds, self.load, count))
+
+    def rate(self) -> None:
+        """Measure forks and exits at steady rates, and at last as fast as this machine forks."""
+        if not self.load.can("rate"):
+            self.skip("rate", "no C compiler")
+            return
+        seconds = 1.0 if self.full else 0.5
+        rates = (1_000, 8_000, 64_000)  # events a second
+        those = [
+            Storm(f"rate-{n}", "", "rate", max(100, int(n / 2 * seconds * self.scale)), NAMES[:1], 0, 2, n // 2)
+            for n in rates
+        ]
+        those.append(Storm("rate-fastest", "", "fork", self.size(10_000, 40_000), NAMES[:1], 0, 2))
+        for round_ in range(min(self.rounds, 2)):
+            for one in (competitors.C_LISTENER, competitors.ALL, competitors.FAILURES):
+                if one in self.those:
+                    self._in_turn(one, round_, those)
+
     def rules(self) -> None:
         """Measure exits with more and more rules, none of which matches."""
         storm = Storm("rules", "", "fork", self.size(10_000), NAMES[:1], 0, 2)
         for round_ in range(self.rounds):
-            for count in (1, 10, 100, 1_000, 10_000):
+            for count in (1, 100, 10_000):
                 one = Competitor(f"cnprocd {count} rules", competitors.CNPROCD, rules=competitors.many_rules(count))
                 self.note(f"rules-{count}", one.name, round_, partial(self._with, one, storm))
 
@@ -174,11 +209,23 @@ class Bench:
             self.skip("table", "no C compiler")
             return
         storm = Storm("table", "", "fork", self.size(4_000), NAMES[:1], 0, 2)
-        for count in (1_000, 3_000, 10_000, min(30_000, self.most)) if self.full else (1_000, 8_000):
+        for count in (1_000, min(30_000, self.most)) if self.full else (1_000, 8_000):
             with Crowd(self.load, count) as crowd:
-                for round_ in range(self.rounds if self.full else 1):
+                for round_ in range(min(self.rounds, 2) if self.full else 1):
                     for one in (competitors.C_LISTENER, competitors.ALL, competitors.FAILURES):
                         self.note(f"table-{crowd.count}", one.name, round_, partial(self._with, one, storm))
+
+    def growth(self) -> None:
+        """Measure offline how the cost of an event grows with processes, rules and CPUs that this machine lacks."""
+        found: dict[str, dict[str, Any]] = {}
+        self.found["growth"] = found
+        for what, sizes in growth.SIZES.items():
+            for size in sizes:
+                try:
+                    found.setdefault(what, {})[str(size)] = growth.measured(what, size)
+                except RuntimeError as error:
+                    self.skip(f"growth, {what} {size}", str(error))
+                print(f"growth {what} {size} {found.get(what, {}).get(str(size))}", flush=True)
 
     def latency(self) -> None:
         """Measure isolated failures: until the record, and until the hook's first instruction."""
@@ -187,28 +234,33 @@ class Bench:
             return
         hook = competitors.FAILED.replace("}}", "}, run: {command: [/bin/true]}}")
         hooked = competitors.cnprocd("cnprocd with a hook", hook, competitors.MARK)
-        count = 500 if self.full else 200
+        count = max(20, int((400 if self.full else 200) * self.scale))
         self.found["isolated"] = {
             "failures": workloads.isolated(self.load, competitors.FAILURES, count, ISOLATED_US),
-            "all": workloads.isolated(self.load, competitors.ALL, count, ISOLATED_US),
-            "hook": workloads.isolated(self.load, hooked, count, ISOLATED_US),
             "C listener": workloads.bare_wakeups(self.load, count, ISOLATED_US),
+            "all": workloads.isolated(self.load, competitors.ALL, count // 4, ISOLATED_US),
+            "hook": workloads.isolated(self.load, hooked, count // 2, ISOLATED_US),
         }
         print("isolated", self.found["isolated"], flush=True)
 
     def idle(self) -> None:
         """Measure all listeners while nothing happens."""
-        seconds = 100.0 if self.full else 10.0
-        self.found["idle"] = workloads.idle([one for one in self.those if one.name != "bpftrace"], seconds)
+        seconds = 30.0 if self.full else 10.0
+        self.found["idle"] = idle.idle([one for one in self.those if one.name != "bpftrace"], seconds)
         print("idle", *self.found["idle"], sep="\n  ", flush=True)
 
     def ready(self) -> None:
         self.found["ready"] = workloads.ready(5)
         print("ready", self.found["ready"], flush=True)
 
+    def demo(self) -> None:
+        """Measure the demo from the kill to the end of its hook."""
+        self.found["demo"] = workloads.demo(10 if self.full else 3)
+        print("demo", self.found["demo"], flush=True)
+
     def minute(self) -> None:
-        """Run four generators at once, as fast as possible, for about a minute (a few seconds without --full)."""
-        storm = Storm("minute", "", "fork", self.size(5_000, 150_000), NAMES, 100, 2)
+        """Run four generators at once, as fast as possible, for half a minute (a few seconds without --full)."""
+        storm = Storm("minute", "", "fork", self.size(5_000, 100_000), NAMES, 100, 2)
         for one in (competitors.C_LISTENER, competitors.ALL, competitors.FAILURES):
             if one in self.those:
                 self.note("minute", one.name, 0, partial(self._with, one, storm))
@@ -238,6 +290,7 @@ class Bench:
             "cpu": cpu.split(": ", 1)[1],
             "cpus": os.cpu_count(),
             "python": platform.python_version(),
+            "python_program": os.path.realpath(sys.executable),
             "commit": subprocess.run(version, capture_output=True, text=True).stdout.strip(),
             "c_compiler": shutil.which("cc"),
         }
@@ -250,7 +303,7 @@ def main() -> int:
     parser.add_argument("--scale", type=float, default=1.0, help="factor of all sizes, to try the bench itself")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=None)
     parser.add_argument(
-        "--patience", type=float, default=60.0, help="seconds to wait for a quiet machine before each part"
+        "--patience", type=float, default=30.0, help="seconds to wait for a quiet machine before each part"
     )
     parser.add_argument("--join", action="store_true", help="keep today's results of other workloads")
     parser.add_argument("--publish", type=Path, help="write documents and plots of a JSON file without measuring")
@@ -261,7 +314,7 @@ def main() -> int:
         return 77
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # packages contain bytecode; here the first start makes it
     if options.publish is not None:
-        print(report.targets_table(json.loads(options.publish.read_text())))
+        print(targets.targets_table(json.loads(options.publish.read_text())))
         report.publish(json.loads(options.publish.read_text()), options.publish)
         return 0
     bench = Bench(options.full, options.rounds, options.scale)
@@ -281,10 +334,13 @@ def main() -> int:
         others.append(machine.wait_until_quiet(options.patience))
         if others[-1] > machine.QUIET_CPUS:
             print(f"not quiet: other programs keep {others[-1]:g} CPUs busy", flush=True)
-        getattr(bench, part)()
+        try:
+            getattr(bench, part)()
+        except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
+            bench.skip(part, f"{type(error).__name__}: {error}"[:500])
         # Write after each part, so that an interrupted run keeps its results.
         report.write(results | bench.found | {"took_s": round(time.time() - began)}, path, join)
-    print(f"\n{report.targets_table(json.loads(path.read_text()))}\n\nresults: {path}")
+    print(f"\n{targets.targets_table(json.loads(path.read_text()))}\n\nresults: {path}")
     return 0
 
 

@@ -3,6 +3,7 @@
  *     load fork COUNT FAILING_EVERY NAME       vfork and _exit, one after the other, reaped at once
  *     load exec COUNT FAILING_EVERY NAME       the same with an exec of this very program in between
  *     load pace COUNT PAUSE_US NAME            like fork, every one failing with 3, with a pause after each
+ *     load rate COUNT PER_SECOND NAME          like fork, at a steady rate
  *     load burst COUNT FAILING_EVERY NAME      COUNT processes that wait; released at once by a line on standard input
  *
  * The processes inherit the name NAME, so that no COMM event disturbs the count. Every FAILING_EVERY-th exits with 1, but
@@ -26,6 +27,12 @@ static long long now_ns(void)
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return now.tv_sec * 1000000000LL + now.tv_nsec;
+}
+
+static void sleep_until(long long at_ns)
+{
+    struct timespec at = { at_ns / 1000000000, at_ns % 1000000000 };
+    clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &at, NULL);
 }
 
 static double cpu_s(int who)
@@ -57,6 +64,7 @@ int main(int count_of, char **arguments)
     const char *mode = arguments[1];
     long count = atol(arguments[2]), every = atol(arguments[3]), failed = 0, started = 0;
     int status, gate[2], burst = !strcmp(mode, "burst"), pace = !strcmp(mode, "pace"), execs = !strcmp(mode, "exec");
+    int rate = !strcmp(mode, "rate");
 
     prctl(PR_SET_NAME, arguments[4], 0, 0, 0);
     if (burst && pipe(gate) == 0) {
@@ -87,7 +95,9 @@ int main(int count_of, char **arguments)
             failed += wait(&status) > 0 && status != 0;
     } else {
         for (; started < count; started++) {
-            int code = pace ? 3 : every && started % every == every - 1;
+            int code = pace ? 3 : !rate && every && started % every == every - 1;
+            if (rate)
+                sleep_until(began + started * (1000000000LL / every));
             pid_t pid = start(arguments[0], execs, code);
             if (pid < 0 || waitpid(pid, &status, 0) != pid)
                 return 1;

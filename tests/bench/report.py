@@ -1,186 +1,30 @@
 """Turn measurements into documents: medians, ratios against targets, plots, tables.
 
 The targets and plots go into docs/performance.md, between two markers. The tables of all workloads go into
-results/README.md. So each figure stands in one document. A target is a ratio within one run. A missed target is marked
-MISSED; a target without figures is marked as not measured.
+results/README.md. So each figure stands in one document.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+import plots
 import svg
+from figures import Results, competitors, each, median, most, values
+from machine import QUIET_CPUS
+from targets import targets_table
 
-Results = dict[str, Any]  # JSON, read back by the names that this file writes
 RESULTS = Path(__file__).parent / "results"
 DOCUMENT = Path(__file__).parents[2] / "docs/performance.md"
 BEGIN = "<!-- bench: begin (written by tests/bench/report.py) -->\n"
 END = "<!-- bench: end -->\n"
-_TITLES = {
-    "fork": "Fork and exit, one after the other: CPU per event",
-    "exec": "Fork, exec and exit: CPU per event",
-    "failing": "Four programs, 1% of exits failing: CPU per event that happened",
-    "rules": "How cost grows with rules",
-    "table": "How cost grows with live processes",
-    "memory": "How memory grows with live processes",
+_LOGGED = {
+    "exits": "exits at once",
+    "forks": "forks and exits, one after the other",
+    "execs": "the same with execs",
 }
-
-
-def values(results: Results, workload: str, competitor: str, key: str) -> list[float]:
-    """Return one figure of every round that has it."""
-    runs = [run for run in results["runs"] if run["workload"] == workload and run["competitor"] == competitor]
-    return [run[key] for run in runs if run.get(key) is not None]
-
-
-def median(results: Results, workload: str, competitor: str, key: str) -> float | None:
-    found = values(results, workload, competitor, key)
-    return statistics.median(found) if found else None
-
-
-def ratio(results: Results, workload: str, one: str, other: str, key: str = "cpu_s") -> float | None:
-    """Return the ratio of two medians per event. Listeners do not all survive storms of the same size."""
-    above, below = (_each(results, workload, name, key) for name in (one, other))
-    return above / below if above is not None and below else None
-
-
-def _most(results: Results, workloads: tuple[str, ...], competitor: str, key: str) -> float | None:
-    found = [value for workload in workloads for value in values(results, workload, competitor, key)]
-    return max(found) if found else None
-
-
-def _sizes(results: Results, prefix: str) -> list[int]:
-    names = {run["workload"] for run in results["runs"] if run["workload"].startswith(prefix)}
-    return sorted(int(size) for name in names if (size := name.removeprefix(prefix)).isdigit())
-
-
-def _table_memory(results: Results, at_least: int) -> float | None:
-    sizes = [size for size in _sizes(results, "table-") if size >= at_least]
-    kib = median(results, f"table-{sizes[0]}", "cnprocd all", "peak_kib") if sizes else None
-    return kib / 1024 if kib is not None else None
-
-
-def _rules_ratio(results: Results) -> float | None:
-    many = median(results, "rules-10000", "cnprocd 10000 rules", "cpu_s")
-    one = median(results, "rules-1", "cnprocd 1 rules", "cpu_s")
-    return many / one if many is not None and one else None
-
-
-def _isolated(results: Results, which: str, what: str, quantile: str) -> float | None:
-    found: float | None = results.get("isolated", {}).get(which, {}).get(what, {}).get(quantile)
-    return found
-
-
-def _isolated_ratio(results: Results) -> float | None:
-    ours, bare = (_isolated(results, which, "decision_ms", "p99") for which in ("failures", "C listener"))
-    return ours / bare if ours is not None and bare else None
-
-
-def _burst_behind(results: Results) -> float | None:
-    return median(results, "burst-logged", "cnprocd, every exit logged", "behind_s")
-
-
-def _ready(results: Results) -> tuple[float | None, float | None]:
-    found = results.get("ready")
-    if not found:
-        return None, None
-    ours, bare = found["cnprocd"]["median"], found["import pydantic"]["median"]
-    return ours, ours / bare
-
-
-def _idle(results: Results, name: str) -> float | None:
-    found = (one for one in results.get("idle", []) if one["competitor"] == name)
-    return next((one["wakeups"] - (one.get("pings") or 0) for one in found), None)
-
-
-def _wrong(results: Results) -> float | None:
-    """Return how many matches were too many or too few, over every storm with failures to match."""
-    runs = [run for run in results["runs"] if run.get("to_match") and "counted" not in run]
-    return sum(abs(run["matched"] - run["to_match"]) for run in runs) if runs else None
-
-
-def _cpu(workload: str, one: str, other: str, key: str = "cpu_s") -> Callable[[Results], float | None]:
-    return lambda results: ratio(results, workload, one, other, key)
-
-
-def _lost(competitor: str, *workloads: str) -> Callable[[Results], float | None]:
-    return lambda results: _most(results, workloads, competitor, "lost")
-
-
-Target = tuple[str, float, str, Callable[[Results], float | None]]
-
-TARGETS: list[Target] = [
-    ("all events, fork storm: CPU against the C listener", 0.45, "x", _cpu("fork", "cnprocd all", "C listener")),
-    ("the same against forkstat", 0.2, "x", _cpu("fork", "cnprocd all", "forkstat")),
-    ("the same against pyroute2", 0.05, "x", _cpu("fork", "cnprocd all", "pyroute2")),
-    (
-        "`nonzero_exit` + comm, 1% failing: CPU against the C listener on all events",
-        0.05,
-        "x",
-        _cpu("failing", "cnprocd failures", "C listener"),
-    ),
-    (
-        "the same by literal exe, against by comm",
-        1.1,
-        "x",
-        _cpu("failing", "cnprocd failures by exe", "cnprocd failures"),
-    ),
-    ("events lost, all events, as fast as this machine forks", 0, "", _lost("cnprocd all", "minute")),
-    ("events lost, `nonzero_exit` + comm, the same", 0, "", _lost("cnprocd failures", "minute", "million")),
-    ("missing or extra matches, all storms, without recovered ones", 0, "", _wrong),
-    ("10,000 rules against one: CPU", 1.5, "x", _rules_ratio),
-    (
-        "slow-down of the workload beyond the C listener's, CPU time, all events",
-        1.03,
-        "x",
-        _cpu("fork", "cnprocd all", "C listener", "load_cpu_s"),
-    ),
-    ("the same, wall time", 1.03, "x", _cpu("fork", "cnprocd all", "C listener", "wall_s")),
-    (
-        "the same, CPU time, `nonzero_exit` + comm",
-        1.03,
-        "x",
-        _cpu("fork", "cnprocd failures", "C listener", "load_cpu_s"),
-    ),
-    ("the same, wall time, `nonzero_exit` + comm", 1.03, "x", _cpu("fork", "cnprocd failures", "C listener", "wall_s")),
-    (
-        "the same, CPU time, four generators at once, `nonzero_exit` + comm",
-        1.03,
-        "x",
-        _cpu("failing", "cnprocd failures", "C listener", "load_cpu_s"),
-    ),
-    (
-        "the same, wall time, four generators at once",
-        1.03,
-        "x",
-        _cpu("failing", "cnprocd failures", "C listener", "wall_s"),
-    ),
-    ("idle: wake-ups except the watchdog's, `nonzero_exit` + comm", 0, "", lambda r: _idle(r, "cnprocd failures")),
-    ("resident memory at its peak, all events, 1,000 processes", 32, " MB", lambda r: _table_memory(r, 1_000)),
-    ("resident memory at its peak, all events, 30,000 processes", 60, " MB", lambda r: _table_memory(r, 28_000)),
-    ("8,000 processes end at once, all match: the last record after the last exit", 0.25, " s", _burst_behind),
-    ("decision of an isolated failure, p50", 0.3, " ms", lambda r: _isolated(r, "failures", "decision_ms", "p50")),
-    ("the same, p99, against a bare wake-up's of the C listener", 1.5, "x", _isolated_ratio),
-    ("hook's first instruction, p50", 2.5, " ms", lambda r: _isolated(r, "hook", "hook_ms", "p50")),
-    ("ready after exec", 0.3, " s", lambda r: _ready(r)[0]),
-    ("ready against `python3 -c 'import pydantic'`", 2, "x", lambda r: _ready(r)[1]),
-]
-
-
-def targets_table(results: Results) -> str:
-    """Return the table of all targets and what was measured."""
-    lines = ["| Target | At most | Measured | |", "| --- | ---: | ---: | --- |"]
-    for text, limit, unit, measured_by in TARGETS:
-        measured = measured_by(results)
-        if measured is None:
-            lines.append(f"| {text} | {limit:g}{unit} | - | not measured in this run |")
-        else:
-            verdict = "met" if measured <= limit else "**MISSED**"
-            lines.append(f"| {text} | {limit:g}{unit} | {svg.number(measured)}{unit} | {verdict} |")
-    return "\n".join(lines)
 
 
 def write(results: Results, path: Path, join: Results | None) -> None:
@@ -206,12 +50,13 @@ def path_of(results: Results, directory: Path) -> Path:
 def publish(results: Results, path: Path) -> None:
     """Write plots and tables beside the JSON file and, for the project's own results, the summary in the document."""
     directory = path.parent
-    plots = _plots(results)
-    for name, text in plots.items():
+    for old in directory.glob("*.svg"):
+        old.unlink()
+    for name, text in plots.drawn(results).items():
         (directory / f"{name}.svg").write_text(text)
-    (directory / "README.md").write_text(_page(results, path.name))
+    (directory / "README.md").write_text(page(results, path.name))
     if directory.resolve() == RESULTS:
-        DOCUMENT.write_text(with_summary(DOCUMENT.read_text(), summary(results, path.name, list(plots))))
+        DOCUMENT.write_text(with_summary(DOCUMENT.read_text(), summary(results, path.name)))
 
 
 def with_summary(document: str, text: str) -> str:
@@ -223,69 +68,23 @@ def with_summary(document: str, text: str) -> str:
     return before + begin + text + end + after
 
 
-def _competitors(results: Results, workload: str) -> list[str]:
-    return list(dict.fromkeys(run["competitor"] for run in results["runs"] if run["workload"] == workload))
-
-
-def _plots(results: Results) -> dict[str, str]:
-    plots = {}
-    bursts = [f"burst-{n}" for n in _sizes(results, "burst-")]
-    for workload in ("fork", "exec", "failing", *bursts):
-        rows = []
-        for name in _competitors(results, workload):
-            each = [cpu / events * 1e6 for cpu, events in _pairs(results, workload, name)]
-            if each:
-                rows.append((name, statistics.median(each), min(each), max(each)))
-        if rows:
-            unit = "microseconds of the listener's CPU per event; whiskers: least and most of the rounds"
-            plots[workload] = svg.bars(_title(workload), unit, rows)
-    counts = _sizes(results, "rules-")
-    if counts:
-        line = [(n, _each(results, f"rules-{n}", f"cnprocd {n} rules")) for n in counts]
-        plots["rules"] = svg.lines(
-            _title("rules"), "rules, every exit evaluated", "microseconds of CPU per event",
-            {"cnprocd": [(a, b) for a, b in line if b]},
-        )  # fmt: skip
-    sizes = _sizes(results, "table-")
-    if sizes:
-        names = _competitors(results, f"table-{sizes[0]}")
-        cost = {name: [(n, _each(results, f"table-{n}", name)) for n in sizes] for name in names}
-        plots["table"] = svg.lines(
-            _title("table"), "processes alive", "microseconds of CPU per event",
-            {name: [(a, b) for a, b in line if b] for name, line in cost.items()},
-        )  # fmt: skip
-        memory = {name: [(n, median(results, f"table-{n}", name, "peak_kib")) for n in sizes] for name in names}
-        plots["memory"] = svg.lines(
-            _title("memory"), "processes alive", "MB resident, at the peak",
-            {name: [(a, b / 1024) for a, b in line if b] for name, line in memory.items()},
-        )  # fmt: skip
-    return plots
-
-
-def _pairs(results: Results, workload: str, competitor: str, key: str = "cpu_s") -> list[tuple[float, float]]:
-    runs = [run for run in results["runs"] if run["workload"] == workload and run["competitor"] == competitor]
-    return [(run[key], run["events"]) for run in runs if run.get(key) is not None]
-
-
-def _each(results: Results, workload: str, competitor: str, key: str = "cpu_s") -> float | None:
-    """Return microseconds per event, the median of the rounds."""
-    found = [seconds / events * 1e6 for seconds, events in _pairs(results, workload, competitor, key)]
-    return statistics.median(found) if found else None
-
-
-def summary(results: Results, json_name: str, plots: list[str]) -> str:
+def summary(results: Results, json_name: str) -> str:
     """Return the part of docs/performance.md that comes from one run: host, targets, headline figures, plots."""
     host, busy = results["host"], results["others_busy_cpus"]
     others = [run["listeners"] for run in results["runs"] if run["competitor"] == "nobody" and "listeners" in run]
     place = "../tests/bench/results"
+    quiet = max(busy) <= QUIET_CPUS
+    verdict = "So the machine was quiet." if quiet else "**So the machine was not quiet all the time.**"
     lines = [
         f"Made by `{results['command']}` on {results['date']} in {results['took_s']} s, at commit {host['commit']}. "
         f"All figures: [{json_name}]({place}/{json_name}).",
         "",
-        f"{host['cpu']}, {host['cpus']} CPUs, Linux {host['kernel']}, Python {host['python']}. Between the parts of "
-        f"the bench, other programs kept {min(busy):g} to {max(busy):g} CPUs busy. More than a few hundredths mean "
-        "that the machine was shared. A shared machine distorts wall times and latencies. It also makes listeners "
-        "that wake up for every event look cheap: they find many events when they get a CPU.",
+        f"{host['cpu']}, {host['cpus']} CPUs, Linux {host['kernel']}, Python {host['python']} "
+        f"({host.get('python_program', 'a build of its own')}).",
+        "",
+        f"Between the parts of the bench, other programs kept {min(busy):g} to {max(busy):g} CPUs busy. {verdict} "
+        "A shared machine distorts wall times and latencies. It also makes listeners that wake up for every event "
+        "look cheap: they find many events when they get a CPU.",
         "",
         targets_table(results),
         "",
@@ -296,18 +95,13 @@ def summary(results: Results, json_name: str, plots: list[str]) -> str:
             "The slow-down against these runs is understated for all listeners alike.",
             "",
         ]
-    lines += _million(results)
-    for plot in plots:
-        lines += [f"![{_title(plot)}]({place}/{plot}.svg)", ""]
+    lines += _logged(results) + _latency(results) + _million(results)
+    for plot in plots.drawn(results):
+        lines += [f"![{plots.title(plot)}]({place}/{plot}.svg)", ""]
     return "\n".join(lines)
 
 
-def _title(plot: str) -> str:
-    prefix, _, number = plot.partition("-")
-    return f"{int(number):,} processes end at once: CPU per exit" if prefix == "burst" else _TITLES[plot]
-
-
-def _page(results: Results, json_name: str) -> str:
+def page(results: Results, json_name: str) -> str:
     lines = [
         "# Results of the bench",
         "",
@@ -318,8 +112,9 @@ def _page(results: Results, json_name: str) -> str:
     if results["skipped"]:
         lines += ["Skipped:", "", *(f"- {name}: {reason}" for name, reason in results["skipped"].items()), ""]
     for workload in dict.fromkeys(run["workload"] for run in results["runs"]):
-        lines += _workload(results, workload)
-    lines += _latency(results) + _idle_table(results)
+        if not workload.startswith("logged-"):  # in the document
+            lines += _workload(results, workload)
+    lines += _idle_table(results)
     return "\n".join(lines)
 
 
@@ -330,14 +125,14 @@ def _workload(results: Results, workload: str) -> list[str]:
         "| | CPU s | least-most | us/event | lost | load: wall s | load: CPU s | done in s | wake-ups | MB | matched |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for name in _competitors(results, workload):
+    for name in competitors(results, workload):
         cpu = values(results, workload, name, "cpu_s")
         cells = [
             name,
             f"{statistics.median(cpu):.4f}" if cpu else "",
             f"{min(cpu):.4f}-{max(cpu):.4f}" if cpu else "",
-            _shown(_each(results, workload, name)),
-            _shown(_most(results, (workload,), name, "lost")),
+            _shown(each(results, workload, name)),
+            _shown(most(results, (workload,), name, "lost")),
             *(_shown(median(results, workload, name, key)) for key in ("wall_s", "load_cpu_s", "done_s", "wakeups")),
             _shown((median(results, workload, name, "peak_kib") or 0) / 1024 or None),
             "/".join(_shown(median(results, workload, name, key)) for key in ("matched", "to_match")).strip("/"),
@@ -373,14 +168,40 @@ def _million(results: Results) -> list[str]:
     ]
 
 
+def _logged(results: Results) -> list[str]:
+    """Return the table of the storms in which every exit matches and is logged."""
+    lines = [
+        "Every exit matches a rule that logs. Behind: from the kernel's time of the last exit to its record, or until "
+        "epoll returned the last pidfd. Matches beyond the budgets of a flood are counted instead of logged.",
+        "",
+        "| | load: wall time | behind | CPU a process | logged | counted |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    shown = len(lines)
+    for name, what in _LOGGED.items():
+        for one in competitors(results, f"logged-{name}"):
+            workload = f"logged-{name}"
+            found = {key: median(results, workload, one, key) for key in ("wall_s", "behind_s", "matched", "counted")}
+            cells = [
+                f"{_shown(found['wall_s'])} s",
+                f"{_shown(found['behind_s'])} s",
+                f"{_shown(each(results, workload, one))} us",
+                f"{found['matched']:,.0f} of {median(results, workload, one, 'processes'):,.0f}"
+                if found["matched"] is not None
+                else "",
+                f"{found['counted']:,.0f} counted" if found["counted"] is not None else "",
+            ]
+            lines.append(f"| {what}, {one} | {' | '.join(cells)} |")
+    return [*lines, ""] if len(lines) > shown else []
+
+
 def _latency(results: Results) -> list[str]:
     found = results.get("isolated")
     if not found:
         return []
     lines = [
-        "## Isolated failures",
-        "",
-        "Kernel timestamp to the record (written after the decision), and to the hook's first instruction, in ms.",
+        "Isolated failures: from the kernel's timestamp to the record (written after the decision), and to the hook's "
+        "first instruction. The C listener's is a bare wake-up.",
         "",
         "| | p50 | p99 | p99.9 | most | of |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
@@ -388,7 +209,7 @@ def _latency(results: Results) -> list[str]:
     for name, one in found.items():
         for what in ("decision_ms", "hook_ms"):
             if one[what].get("count"):
-                cells = [_shown(one[what][key]) for key in ("p50", "p99", "p99.9", "max")]
+                cells = [f"{_shown(one[what][key])} ms" for key in ("p50", "p99", "p99.9", "max")]
                 lines.append(f"| {name}, {what.removesuffix('_ms')} | {' | '.join(cells)} | {one[what]['count']} |")
     return [*lines, ""]
 

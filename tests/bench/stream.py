@@ -8,8 +8,9 @@ so that stages and instruction guard do not measure this file.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -46,33 +47,59 @@ class Batch:
 
 def stream(processes: int, records: bool = True) -> tuple[list[Batch], int]:
     """Return the batches of `processes` processes, and the number of events in them."""
-    batches, slots, messages, events = [], [], [], 0
+    batches, slots, messages, events = list[Batch](), list[bytes](), list[bytes](), 0
     for i in range(processes):
-        at = _BEGAN_NS + i * 50_000
-        pid, parent = _FIRST + i % _PID_SPAN, _SHELLS + i % len(NAMES)
-        status = 256 if i % 101 == 100 else 0
-        ids = {"process_pid": pid, "process_tgid": pid}
-        told = [
-            wire.proc_event("fork", 0, at, parent_pid=parent, parent_tgid=parent, child_pid=pid, child_tgid=pid),
-            wire.proc_event(
-                "exit", 0, at + 30_000, exit_code=status, exit_signal=17, parent_pid=parent, parent_tgid=parent, **ids
-            ),
-        ]
-        if i % 10 == 5:
-            told.insert(1, wire.proc_event("exec", 0, at + 10_000, **ids))
-        slots += [wire.datagram(event, seq=events + n).ljust(SLOT_SIZE, b"\0") for n, event in enumerate(told)]
+        told, record = life(i, i * 50_000)
+        slots += [slot(event, events + n) for n, (_, event) in enumerate(told)]
         events += len(told)
         if records:
-            stats = wire.taskstats(
-                16, ac_exitcode=status, ac_flag=0x20, ac_pid=pid, ac_tgid=pid, ac_ppid=parent, ac_etime=30,
-                ac_comm=NAMES[i % len(NAMES)].encode(),
-            )  # fmt: skip
-            messages.append(wire.exit_record(stats, family=FAMILY))
+            messages.append(record)
         if len(slots) >= BATCH_EVENTS - 3 or i == processes - 1:
-            padded = b"".join(message.ljust(RECORD_SLOT_SIZE, b"\0") for message in messages)
-            batches.append(Batch(memoryview(b"".join(slots)), memoryview(padded), list(map(len, messages))))
+            batches.append(batch(slots, messages))
             slots, messages = [], []
     return batches, events
+
+
+def life(number: int, after_ns: int, cpu: int = 0) -> tuple[list[tuple[int, bytes]], bytes]:
+    """Return the events of one process, each with its time, and its exit record."""
+    at, pid, parent = _BEGAN_NS + after_ns, _FIRST + number % _PID_SPAN, _SHELLS + number % len(NAMES)
+    status = 256 if number % 101 == 100 else 0
+    ids = {"process_pid": pid, "process_tgid": pid}
+    exit_ = {"exit_code": status, "exit_signal": 17, "parent_pid": parent, "parent_tgid": parent}
+    told = [(at, fork(pid, parent, at, cpu))]
+    if number % 10 == 5:
+        told.append((at + 10_000, wire.proc_event("exec", cpu, at + 10_000, **ids)))
+    told.append((at + 30_000, wire.proc_event("exit", cpu, at + 30_000, **exit_, **ids)))
+    stats = wire.taskstats(
+        16, ac_exitcode=status, ac_flag=0x20, ac_pid=pid, ac_tgid=pid, ac_ppid=parent, ac_etime=30,
+        ac_comm=NAMES[number % len(NAMES)].encode(),
+    )  # fmt: skip
+    return told, wire.exit_record(stats, family=FAMILY)
+
+
+def fork(pid: int, parent: int, at_ns: int, cpu: int = 0) -> bytes:
+    return wire.proc_event(
+        "fork", cpu, at_ns, parent_pid=parent, parent_tgid=parent, child_pid=pid, child_tgid=pid
+    )  # fmt: skip
+
+
+def forks(count: int) -> Iterator[Batch]:
+    """Yield the batches of `count` forks that precede every event of `stream`, with other PIDs."""
+    made = (
+        slot(fork(_PID_SPAN + _FIRST + i, _SHELLS + i % len(NAMES), _BEGAN_NS - count + i), i) for i in range(count)
+    )
+    while slots := list(islice(made, BATCH_EVENTS)):
+        yield batch(slots, [])
+
+
+def slot(event: bytes, number: int) -> bytes:
+    """Return a datagram as it lies in its receive slot."""
+    return wire.datagram(event, seq=number).ljust(SLOT_SIZE, b"\0")
+
+
+def batch(slots: list[bytes], messages: list[bytes]) -> Batch:
+    padded = b"".join(message.ljust(RECORD_SLOT_SIZE, b"\0") for message in messages)
+    return Batch(memoryview(b"".join(slots)), memoryview(padded), list(map(len, messages)))
 
 
 class NoProc:
@@ -97,7 +124,7 @@ def matcher(*rules: dict[str, object]) -> Matcher:
     return Matcher(plain(RuleFileModel.model_validate({"rules": list(rules)}).rules))
 
 
-EVERYTHING = (
+EVERYTHING: tuple[dict[str, object], ...] = (
     {"name": "everything", "events": "all", "match": {"comm": "nobody-*"}},
     {"name": "failed", "events": ["nonzero_exit"], "match": {"comm": "worker-b"}},
 )
@@ -120,14 +147,14 @@ def reader_for(tracker: Tracker) -> RecordReader:
     return reader
 
 
-def decoded(batches: list[Batch], reader: RecordReader) -> Iterator[tuple[list[Row], ReadRecords]]:
+def decoded(batches: Iterable[Batch], reader: RecordReader) -> Iterator[tuple[list[Row], ReadRecords]]:
     """Return every batch as events and records."""
     rejects = Rejects()
     for batch in batches:
         yield rows(batch.slots, rejects), reader.read(batch.messages, batch.lengths)
 
 
-def match_all(batches: list[Batch], tracker: Tracker, found: Matcher, reader: RecordReader) -> int:
+def match_all(batches: Iterable[Batch], tracker: Tracker, found: Matcher, reader: RecordReader) -> int:
     """Decode and match all batches. Return the number of matches."""
     fired = 0
     for events, records in decoded(batches, reader):

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
+import re
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,8 +24,9 @@ import machine
 from competitors import Competitor, Running
 
 NAMES = ("cnpb-a", "cnpb-b", "cnpb-c", "cnpb-d")
-WATCHDOG_S = 30.0  # of systemd/cnprocd.service
+LOGGED_S = 0.5  # for 8,000 matches
 STORM_PY = Path(__file__).parents[1] / "kernel/storm.py"
+DEMO_PY = Path(__file__).parents[1] / "demo/demo.py"
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Storm:
     names: tuple[str, ...]
     failing_every: int
     events_each: int  # of one process, as the kernel sends them
+    per_second: int = 0  # processes, of the mode "rate"
 
     @property
     def processes(self) -> int:
@@ -69,7 +70,8 @@ class Generator:
     def run(self, storm: Storm) -> dict[str, float]:
         """Run all generators. Return the wall time of the slowest, CPU time and failures of all."""
         began = time.monotonic()
-        running = [self.start(storm.mode, storm.each, storm.failing_every, name) for name in storm.names]
+        number = storm.per_second or storm.failing_every
+        running = [self.start(storm.mode, storm.each, number, name) for name in storm.names]
         told = [process.communicate()[0] for process in running]
         if self.program is None:
             failed = sum(len(line.split()) - 1 for text in told for line in text.splitlines())
@@ -95,7 +97,7 @@ def measure(load: Generator, listener: Running | None, storm: Storm, matches: bo
     if listener is None:
         return result | load.run(storm)
     listener.must_live()
-    before = _Reading(listener)
+    before = Reading(listener)
     matched_before = _matched(listener) if matches else (0, 0)
     result |= load.run(storm)
     if matches:
@@ -113,7 +115,7 @@ def measure(load: Generator, listener: Running | None, storm: Storm, matches: bo
     return result
 
 
-class _Reading:
+class Reading:
     """A listener's counters at one moment."""
 
     def __init__(self, listener: Running, is_idle: bool = False) -> None:
@@ -170,7 +172,7 @@ def burst(load: Generator, competitor: Competitor | None, count: int) -> dict[st
         text = ""
         try:
             machine.wait_until_idle(listener.pid, 2.0)
-            before = _Reading(listener)
+            before = Reading(listener)
             told = crowd.release()
             if competitor.rules is None:
                 load.mark()
@@ -187,21 +189,29 @@ def burst(load: Generator, competitor: Competitor | None, count: int) -> dict[st
         return result | told
 
 
-def burst_logged(load: Generator, count: int) -> dict[str, Any]:
-    """Run a burst whose exits all match and are logged. `behind_s`: from the kernel's last exit to the last record."""
-    with Crowd(load, count) as crowd:
+def logged(load: Generator, mode: str, count: int) -> dict[str, Any]:
+    """Run `count` processes whose exits all match and are logged. `behind_s`: from the last exit to its record.
+
+    A match of a flood may be counted instead of logged. So the last exit is that of the last match with a record.
+    """
+    with Crowd(load, count) if mode == "burst" else _Line(load, mode, count) as crowd:
         listener = competitors.EVERY_EXIT.start()
         try:
             machine.wait_until_idle(listener.pid, 2.0)
-            before = _Reading(listener)
+            before = Reading(listener)
             told = crowd.release()
+            time.sleep(LOGGED_S)  # to read its output now would take CPU time from it
             _evaluated_all(load, listener, before.marks)
+            for _ in range(20):
+                if sum(one.get("rule") == "failed" for one in competitors.records(listener)) >= count:
+                    break
+                time.sleep(LOGGED_S)
             machine.wait_until_idle(listener.pid)
             result = before.since(listener)
-            found = [one for one in competitors.records(listener) if one.get("rule") == "failed"]
         finally:
-            listener.stop()
-    matches = [one for one in found if one["event"] == "rule_matched"]
+            text = listener.stop()
+    found = [one for one in competitors.records_of(text) if one.get("rule") == "failed"]
+    matches = [one for one in found if one["event"] == "rule_matched" and one["ppid"] == crowd.pid]
     offset = machine.wall_minus_monotonic_ns()
     last_ns = max(decided_ns(one, offset) for one in matches)
     return (
@@ -217,6 +227,26 @@ def burst_logged(load: Generator, count: int) -> dict[str, Any]:
         | told
         | result
     )
+
+
+class _Line:
+    """Processes that start and end one after the other, once they are released."""
+
+    def __init__(self, load: Generator, mode: str, count: int) -> None:
+        self._load, self._mode, self.count = load, mode, count
+        self.pid = 0
+
+    def release(self) -> dict[str, Any]:
+        process = self._load.start(self._mode, self.count, 0, "cnpb-a")
+        self.pid = process.pid
+        told = json.loads(process.communicate()[0])
+        return {"began_ns": told["began_ns"], "wall_s": told["wall_s"], "load_cpu_s": told["cpu_s"]}
+
+    def __enter__(self) -> _Line:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
 def burst_with_pidfds(load: Generator, count: int) -> dict[str, Any]:
@@ -238,6 +268,7 @@ def burst_with_pidfds(load: Generator, count: int) -> dict[str, Any]:
         "cpu_s": seen["cpu_s"],
         "open_cpu_s": seen["open_cpu_s"],
         "done_s": (seen["last_ns"] - told["began_ns"]) / 1e9,
+        "behind_s": max(0.0, (seen["last_ns"] - told["began_ns"]) / 1e9 - told["wall_s"]),
         "lost": count - seen["exits"],
         "rss_kib": resident,
         "peak_kib": peak,
@@ -252,6 +283,7 @@ class Crowd:
         assert self._process.stdout is not None
         self.pids = self._process.stdout.readline()
         self.count = len(self.pids.split()) - 1
+        self.pid = self._process.pid
 
     def release(self) -> dict[str, Any]:
         """Let all processes end, and reap them."""
@@ -310,59 +342,6 @@ def bare_wakeups(load: Generator, count: int, pause_us: int) -> dict[str, Any]:
     return {"processes": count, "decision_ms": in_ms | {"count": times["count"]}, "hook_ms": {"count": 0}}
 
 
-class Manager:
-    """A service manager that counts watchdog pings, which are expected wake-ups."""
-
-    def __init__(self, watchdog_s: float) -> None:
-        self._directory = tempfile.TemporaryDirectory(prefix="cnprocd-bench-")
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        self._socket.bind(f"{self._directory.name}/notify")
-        self.env = {"NOTIFY_SOCKET": f"{self._directory.name}/notify", "WATCHDOG_USEC": str(round(watchdog_s * 1e6))}
-
-    def pings(self) -> int:
-        """Return the number of pings since the last call."""
-        found = 0
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                found += b"WATCHDOG=1" in self._socket.recv(4096)
-        return found
-
-    def close(self) -> None:
-        self._socket.close()
-        self._directory.cleanup()
-
-
-def idle(those: list[Competitor], seconds: float) -> list[dict[str, Any]]:
-    """Run all listeners at once and idle. Measure each, and count the events of other programs meanwhile.
-
-    cnprocd runs as under systemd, with the watchdog of its unit. Wake-ups for a ping are counted apart.
-    """
-    managers = {one.name: Manager(WATCHDOG_S) for one in those if one.rules is not None}
-    running = {one.name: one.start(managers[one.name].env if one.name in managers else {}) for one in those}
-    try:
-        time.sleep(3.0)  # a housekeeping tick of cnprocd follows the last event
-        witness = competitors.C_LISTENER.start()
-        for manager in managers.values():
-            manager.pings()
-        before = {name: _Reading(listener, is_idle=True) for name, listener in running.items()}
-        pings, until = dict.fromkeys(managers, 0), time.monotonic() + seconds
-        while time.monotonic() < until:
-            time.sleep(min(5.0, seconds))  # a manager that does not read would block the daemon's pings
-            for name, manager in managers.items():
-                pings[name] += manager.pings()
-        found = [{"competitor": name, **before[name].since(listener)} for name, listener in running.items()]
-        told = json.loads(witness.stop().splitlines()[-1])
-        heard = sum(told[kind] for kind in ("forks", "execs", "exits", "others"))
-        return [
-            one | {"seconds": seconds, "events": heard, "pings": pings.get(str(one["competitor"]))} for one in found
-        ]
-    finally:
-        for listener in running.values():
-            listener.stop()
-        for manager in managers.values():
-            manager.close()
-
-
 def ready(rounds: int) -> dict[str, Any]:
     """Measure from exec to READY, in turn with `import pydantic` by the same Python."""
     seconds: dict[str, list[float]] = {"cnprocd": [], "import pydantic": []}
@@ -375,3 +354,15 @@ def ready(rounds: int) -> dict[str, Any]:
         subprocess.run([sys.executable, "-c", "import pydantic"], check=True)
         seconds["import pydantic"].append(time.monotonic() - began)
     return {name: machine.spread(values) for name, values in seconds.items()}
+
+
+def demo(rounds: int) -> dict[str, Any]:
+    """Run `make demo`. Measure from the kill until the hook has freed the resources, by the demo's own clock."""
+    found = list[float]()
+    for _ in range(rounds):
+        done = subprocess.run([sys.executable, str(DEMO_PY)], capture_output=True, text=True)
+        told = re.search(r"([\d.]+) ms from kill to cleanup", done.stdout)
+        if done.returncode or told is None:
+            raise RuntimeError(f"the demo failed: {done.stderr[-200:]}")
+        found.append(float(told[1]))
+    return machine.spread(found)

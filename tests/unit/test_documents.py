@@ -162,8 +162,8 @@ def test_the_performance_document_is_what_the_bench_writes():
         "import json, sys, pathlib; sys.path.insert(0, 'tests/bench'); import report; "
         "path = pathlib.Path(sys.argv[1]); "
         "results = json.loads(path.read_text()); text = report.DOCUMENT.read_text(); "
-        "json.dump([report.with_summary(text, report.summary(results, path.name, list(report._plots(results)))), "
-        "report._page(results, path.name)], sys.stdout)"
+        "json.dump([report.with_summary(text, report.summary(results, path.name)), "
+        "report.page(results, path.name)], sys.stdout)"
     )
     command = [sys.executable, "-c", program, str(newest)]
     written = json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout)
