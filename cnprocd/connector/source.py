@@ -253,12 +253,14 @@ class Source:
         exited = {row[3] for row in events if row[0] == PROC_EVENT_EXIT}
         if everything:
             records = self.taskstats.drain()
-        else:
-            records = self.taskstats.drain(exited - self._ahead, max(0, MOST_AHEAD - len(self._ahead - exited)))
+        else:  # `_ahead` can have tens of thousands of threads: a copy of it for each batch would take milliseconds
+            missing = {tid for tid in exited if tid not in self._ahead}
+            ahead = len(self._ahead) - (len(exited) - len(missing))
+            records = self.taskstats.drain(missing, max(0, MOST_AHEAD - ahead))
         if not more:
             self._ahead.clear()  # the others may have been of leaders that ended early: their event was not asked for
         self._ahead.update(records.passed, [record.pid for record in records.records])
-        self._ahead -= exited
+        self._ahead.difference_update(exited)
         return records
 
     def blank_slots(self, needed: Needed) -> None:

@@ -1,4 +1,4 @@
-"""A look ahead: the events behind a batch are seen, stay in their slots, and are the next batch."""
+"""Batches, and a look ahead: the events behind a batch are seen, stay in their slots, and are the next batch."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from unit.connector.wire import datagram, proc_event
 from cnprocd.connector.decode import SLOT_SIZE, Rejects
 from cnprocd.connector.inflight import EVENT_SLOTS, InFlight
 from cnprocd.connector.needed import NOTHING_NEEDED
-from cnprocd.connector.source import Source
+from cnprocd.connector.source import MOST_AHEAD, Source
+from cnprocd.connector.taskrecord import ReadRecords
 
-EXEC = 2
+EXEC, EXIT = 2, 0x80000000
 
 
 class Queue:
     """A connector socket (listener.Listener) with these events in it. `overrun` is raised at the next receive."""
 
     def __init__(self) -> None:
-        self.waiting: list[int] = []  # the pids of exec events
+        self.waiting: list[int] = []  # the pids of exec events, or of `what`
+        self.member, self.what = "exec", EXEC
         self.slots = SimpleNamespace(first=0, most=EVENT_SLOTS, filled=False)
         self.rejects = Rejects()
         self.takes_mask, self.overruns, self.overrun = True, 0, False
@@ -47,7 +49,7 @@ class Queue:
             return None
         begin = self.slots.first * SLOT_SIZE
         for at, pid in enumerate(batch):
-            one = datagram(proc_event("exec", 0, pid * 1000, EXEC, process_pid=pid, process_tgid=pid))
+            one = datagram(proc_event(self.member, 0, pid * 1000, self.what, process_pid=pid, process_tgid=pid))
             self.data[begin + at * SLOT_SIZE :][: len(one)] = one
         return self.data[begin : begin + len(batch) * SLOT_SIZE]
 
@@ -124,3 +126,31 @@ def test_a_look_is_not_complete_if_events_were_lost(queue, source, when):
     source.blank_slots(NOTHING_NEEDED)
     assert source.drain().overrun is (when == "meanwhile")
     assert not source.looked_ahead
+
+
+class Unwalked(set[int]):
+    """A set of a hundred thousand elements would be walked over, or copied, for each batch."""
+
+    def _walk(self, *_: object) -> Any:
+        raise AssertionError("the set was walked over")
+
+    __sub__ = __rsub__ = __and__ = __or__ = __iter__ = _walk
+
+
+def test_thousands_of_records_ahead_cost_a_batch_nothing(queue, source):
+    """After a comparison with /proc in a storm there are so many. The records of the others are still read."""
+    asked: list[tuple[set[int], int]] = []
+
+    def drain(until: set[int], ahead: int) -> ReadRecords:
+        asked.append((set(until), ahead))
+        return ReadRecords(passed=[*until])
+
+    source.taskstats = SimpleNamespace(drain=drain, overruns=0)
+    queue.member, queue.what = "exit", EXIT
+    for known, ahead in ((range(2, 1000), 0), (range(2, 12), MOST_AHEAD - 9)):
+        source._ahead = Unwalked(known)
+        queue.waiting = [1, 2, 3]
+        source.drain(2)  # the third one waits, so not every record is read
+        assert asked.pop() == ({1}, ahead)
+        assert 1 not in source._ahead and 2 not in source._ahead and 3 in source._ahead
+        queue.waiting = []
