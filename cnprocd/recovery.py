@@ -41,6 +41,8 @@ class _Resync:
     began_ns: int
     losses: Losses  # at its beginning
     scanned_ns: int | None = None
+    is_reached: bool = False  # whether the events up to the end of the scan are evaluated
+    has_records: bool = False  # whether all exit records were read after that
     pieces: Iterator[list[Occurrence]] = field(default_factory=lambda: iter(()))  # what is left to return, then
     living: set[int] = field(default_factory=set)
     found: list[Occurrence] = field(default_factory=list)
@@ -89,11 +91,11 @@ class Recovery:
     def needs_records(self) -> bool:
         """Whether to read all exit records that are queued: those of vanished processes show their status.
 
-        Tens of thousands may be queued, and are kept in memory until their events come. So they are read only if there
-        is a table to compare, and when its comparison is next.
+        Tens of thousands may be queued, and are kept in memory until their events come. So they are read once, if there
+        is a table to compare, and when no older event waits: in a storm that can be long after the scan.
         """
         resync = self._resync
-        return resync is not None and resync.scan is not None and resync.scanned_ns is not None
+        return resync is not None and resync.scan is not None and resync.is_reached and not resync.has_records
 
     def begin_if_due(self) -> None:
         """Begin a resync after an overrun, at most one a second."""
@@ -131,8 +133,12 @@ class Recovery:
                 return []
             resync.pieces = self._compare(resync, [] if self._holder is None else self._holder.ended())
             resync.scanned_ns = time.monotonic_ns()
-        if seen_ns < resync.scanned_ns + _IN_FLIGHT_NS:
+        if seen_ns < resync.scanned_ns + _IN_FLIGHT_NS and not resync.is_reached:
             return []
+        if resync.scan is not None and not resync.is_reached:
+            resync.is_reached = True
+            return []  # the next drain reads the records
+        resync.has_records = True
         found: list[Occurrence] = []
         for piece in resync.pieces:
             found += self._recovered(resync, piece)

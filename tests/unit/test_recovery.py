@@ -153,6 +153,9 @@ def test_nothing_is_compared_before_its_events_were_evaluated():
     assert scene.recovery.go_on(0, LONG_S) == []
     assert scene.recovery.active
     assert scene.recovery.go_on(0, LONG_S) == []
+    assert not scene.recovery.needs_records, "in a storm the events before the scan can wait for many seconds"
+    assert scene.recovery.go_on(FAR_NS, LONG_S) == []
+    assert scene.recovery.needs_records
     assert exits(scene.recovery.go_on(FAR_NS, LONG_S)) == [("exit", 60, None, True)]
     assert not scene.recovery.active
 
