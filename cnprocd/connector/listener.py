@@ -12,6 +12,8 @@ Facts that this file relies on (measured on 6.18, read in drivers/connector/cn_p
 - ENOBUFS reports an overrun once. The socket's drop count (`Drops` of /proc/net/netlink) is the number of lost events.
   Until the queue has been read empty the kernel drops everything (NETLINK_S_CONGESTED), so after an overrun read to
   the end first.
+- An overrun during recvmmsg ends it early: it returns what it has, and leaves the error for the next call
+  (net/socket.c do_recvmmsg). Then the queue is full, and not empty.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from pathlib import Path
 
 from cnprocd.connector import uapi
 from cnprocd.connector.ack import AckWatch
-from cnprocd.connector.decode import Rejects
+from cnprocd.connector.decode import SLOT_SIZE, Rejects
 from cnprocd.connector.eventslots import EventSlots
 from cnprocd.connector.filter import Instruction
 from cnprocd.connector.inflight import EVENT_SLOTS
@@ -31,6 +33,7 @@ from cnprocd.connector.netlink import attach_filter, open_member, read_drops, se
 from cnprocd.errors import ConnectorUnavailableError, PrivilegeError
 
 _CAP_NET_ADMIN = 12
+_MANY = 16 * SLOT_SIZE  # bytes of a batch behind which the queue can have been full
 
 # The inode numbers of the initial namespaces (include/linux/proc_ns.h).
 _INIT_NAMESPACES = {"user": 0xEFFFFFFD, "pid": 0xEFFFFFFC}
@@ -137,11 +140,21 @@ class Listener:
         """Return the next batch of slots, or None if the queue is empty. An overrun is counted in `overruns`."""
         while True:
             try:
-                return self.slots.receive(self._socket.fileno(), self.rejects)
+                received = self.slots.receive(self._socket.fileno(), self.rejects)
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
                 self.overruns += 1
+            else:
+                if received is not None and len(received) >= _MANY and not self.slots.filled:
+                    self._note_early_end()
+                return received
+
+    def _note_early_end(self) -> None:
+        """Find out whether an overrun has ended recvmmsg(2) early, and more is queued."""
+        if self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self.overruns += 1
+            self.slots.filled = True
 
     def drops(self) -> int:
         """Return the datagrams that this socket lost since it was opened (`Drops` of /proc/net/netlink)."""
