@@ -23,8 +23,8 @@ Memory is bounded although processes choose the keys. A limit of n needs the las
 MOST_TIMES / n keys, and at most MOST_KEYS. Of the user with the most keys, the one used longest ago is discarded first:
 its count begins again, and its budget is full again. Thousands of names of one user discard counts of processes of that
 user, and none of others. Discarded keys that still counted are reported (Discarded). Refusing new keys instead would
-let the first process that makes many names disable the rule for all others. Counts for more keys than that are
-reported under OTHER_KEYS. After a restart every budget is full.
+let the first process that makes many names disable the rule for all others. Counts for more keys than that, and for
+more than MOST_SHOWN at the same time, are reported under OTHER_KEYS. After a restart every budget is full.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from cnprocd.rules.ruleset import After, ByField, Cooldown, RateLimit
 NS = 1_000_000_000
 MOST_KEYS = 4096
 MOST_TIMES = 262_144
-MOST_AT_END = 100  # keys that are reported one by one when a throttle ends
+MOST_SHOWN = 100  # keys that are reported one by one at the same time: 4,096 records would stop the loop for 0.2 s
 DISCARDS_EVERY_NS = 60 * NS
 WHOLE_RULE = ""
 UNKNOWN = "(unknown)"
@@ -225,18 +225,22 @@ class _Sliding:
         self.held.setdefault(key, _Held(now_ns)).count += 1
 
     def reports(self, rule: str, now_ns: int) -> list[HeldBack]:
-        ripe = [(key, held) for key, held in self.held.items() if now_ns - held.opened_ns >= self.per_ns]
-        for key, _ in ripe:
+        """Return what the windows that have closed have held back: the largest counts by key, the others together."""
+        ripe = {key: held.count for key, held in self.held.items() if now_ns - held.opened_ns >= self.per_ns}
+        for key in ripe:
             del self.held[key]
-        shown = ((key.partition("\0")[0], held.count) for key, held in ripe)
-        return [HeldBack(rule, self.held_by, self.by, key, count, self.per_ns / NS) for key, count in shown]
+        return self._shown(rule, ripe)
 
     def take_open(self, rule: str) -> list[HeldBack]:
-        """Return what all windows have held back, open or not: the largest counts by key, and the others together."""
-        held, self.held = Counter({key: one.count for key, one in self.held.items()}), {}
-        counts = dict(held.most_common(MOST_AT_END))
-        if others := held.total() - sum(counts.values()):
-            counts[OTHER_KEYS] = counts.get(OTHER_KEYS, 0) + others
+        """Return the same of all windows, open or not."""
+        held, self.held = self.held, {}
+        return self._shown(rule, {key: one.count for key, one in held.items()})
+
+    def _shown(self, rule: str, counts: dict[str, int]) -> list[HeldBack]:
+        if len(counts) > MOST_SHOWN:
+            total = sum(counts.values())
+            counts = dict(Counter(counts).most_common(MOST_SHOWN))
+            counts[OTHER_KEYS] = counts.get(OTHER_KEYS, 0) + total - sum(counts.values())
         shown = ((key.partition("\0")[0], count) for key, count in counts.items())
         return [HeldBack(rule, self.held_by, self.by, key, count, self.per_ns / NS) for key, count in shown]
 

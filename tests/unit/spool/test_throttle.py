@@ -1,13 +1,14 @@
 """throttle.py against simple models that keep everything."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cnprocd.rules.ruleset import After, Cooldown, RateLimit
 from cnprocd.spool.throttle import (
     DISCARDS_EVERY_NS,
-    MOST_AT_END,
     MOST_KEYS,
+    MOST_SHOWN,
     MOST_TIMES,
     NS,
     OTHER_KEYS,
@@ -104,13 +105,15 @@ def test_at_its_end_a_throttle_reports_open_windows(gaps, count, per_s):
     assert throttle.take_open() == [] and throttle.next_report_ns() is None
 
 
-def test_at_its_end_few_keys_are_reported_one_by_one():
+@pytest.mark.parametrize("take", [Throttle.take_open, lambda throttle: throttle.reports(100 * NS)], ids=["end", "tick"])
+def test_few_keys_are_reported_one_by_one(take):
+    """A user can make thousands, and each is a log record."""
     throttle = Throttle("r", rate_limit=RateLimit(1, 60, "comm"))
-    for number in range(MOST_AT_END + 50):
+    for number in range(MOST_SHOWN + 50):
         for _ in range(3 if number == 140 else 2):
             throttle.admit({"comm": str(number)}, 5)
-    reports = {report.key: report.count for report in throttle.take_open()}
-    assert len(reports) == MOST_AT_END + 1
+    reports = {report.key: report.count for report in take(throttle)}
+    assert len(reports) == MOST_SHOWN + 1
     assert (reports["140"], reports[OTHER_KEYS]) == (2, 50)
 
 
