@@ -43,8 +43,8 @@ class Delivery(Protocol):
         """Decide about a match as far as its record is not needed, in a flood."""
 
     @property
-    def is_behind(self) -> bool:
-        """Whether jobs are still to be made of matches that were delivered."""
+    def again_s(self) -> float | None:
+        """After how long to call `catch_up`, because jobs are still to be made of matches; None: of none."""
 
     def catch_up(self, budget_s: float) -> None:
         """Make jobs of them for so long. With 0 make a few, in a share of the time."""

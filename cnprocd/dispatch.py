@@ -110,9 +110,9 @@ class Dispatcher:
         )
 
     @property
-    def is_behind(self) -> bool:
-        """Whether jobs are still to be made of matches that were delivered."""
-        return self.postponing.is_behind
+    def again_s(self) -> float | None:
+        """After how long to call `catch_up`, because jobs are still to be made of matches; None: of none."""
+        return self.postponing.again_s
 
     def catch_up(self, budget_s: float) -> None:
         """Make jobs of them for so long. With 0 make a few, in a share of the time."""

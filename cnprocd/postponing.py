@@ -27,6 +27,7 @@ from cnprocd.spool.spool import Spool
 AT_ONCE = 32  # jobs of one commit: about 5 ms
 EVENTS_TO_JOBS = 9  # the time for events, to that for jobs of the backlog while events wait
 DISK_S = 10.0
+AGAIN_S, MOST_AGAIN_S = 0.002, 0.1  # until the next look whether the disk has answered
 REPORT_EVERY_S = 10.0
 
 
@@ -60,9 +61,12 @@ class Postponing:
         spool.also_needed = backlog.snapshots
 
     @property
-    def is_behind(self) -> bool:
-        """Whether requests wait."""
-        return bool(self.backlog)
+    def again_s(self) -> float | None:
+        """After how long to call `catch_up`; None: no request waits. The longer the disk takes, the later."""
+        if not self.backlog:
+            return None
+        left_s = 0.0 if self._disk_until_s is None else self._disk_until_s - time.monotonic()
+        return AGAIN_S if left_s <= 0 else max(AGAIN_S, min(MOST_AGAIN_S, (DISK_S - left_s) / 4))
 
     def has_room(self, rule: str) -> bool:
         """Return whether one more request of a rule may wait."""

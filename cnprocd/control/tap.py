@@ -32,8 +32,8 @@ class Tap:
         return self._inner.decide(match)
 
     @property
-    def is_behind(self) -> bool:
-        return self._inner.is_behind
+    def again_s(self) -> float | None:
+        return self._inner.again_s
 
     def catch_up(self, budget_s: float) -> None:
         self._inner.catch_up(budget_s)

@@ -10,7 +10,7 @@ from unit.test_dispatch import NoHooks, death
 
 from cnprocd.delivery import Fate
 from cnprocd.dispatch import Dispatcher
-from cnprocd.postponing import AT_ONCE, DISK_S, EVENTS_TO_JOBS
+from cnprocd.postponing import AGAIN_S, AT_ONCE, DISK_S, EVENTS_TO_JOBS, MOST_AGAIN_S
 from cnprocd.rules.compile import Matcher
 from cnprocd.rules.language.load import load
 from cnprocd.spool.spool import Spool
@@ -72,7 +72,7 @@ def test_a_job_that_has_time_is_made_and_logged_later(world):
     first, second, other = world.fail("a"), world.fail("a", has_time=False), world.fail("b", has_time=False)
     assert (world.matched("a"), world.matched("b"), world.jobs()) == ([], [other], 1)
     assert world.matched("logged") == [first, second, other]
-    assert world.dispatcher.is_behind
+    assert world.dispatcher.again_s
     (deferred,) = world.log.of("hooks_deferred")
     assert (deferred["count"], deferred["rules"]) == (1, ["a"])
     world.dispatcher.catch_up(10.0)
@@ -82,7 +82,7 @@ def test_a_job_that_has_time_is_made_and_logged_later(world):
         (f"{first} is gone", 2),
         (f"{second} is gone", 3),
     ]
-    assert not world.dispatcher.is_behind
+    assert world.dispatcher.again_s is None
     assert world.fail("a", has_time=False) == world.matched("a")[-1]
     assert len(world.dispatcher._past) == 8
 
@@ -132,9 +132,11 @@ def test_a_request_waits_until_its_job_is_on_the_disk(world, monkeypatch):
 
     world.dispatcher.postponing._commit = late_commit
     world.dispatcher.catch_up(1.0)
+    assert world.dispatcher.again_s == AGAIN_S
     now_s += DISK_S / 2
     world.dispatcher.catch_up(1.0)
     assert (world.jobs(), len(world.dispatcher.postponing.backlog)) == (AT_ONCE, 3 * AT_ONCE)
+    assert world.dispatcher.again_s == MOST_AGAIN_S, "for the disk the loop need not turn all the time"
     answers = True
     world.dispatcher.catch_up(0.0)
     assert (world.jobs(), len(world.dispatcher.postponing.backlog)) == (2 * AT_ONCE, 2 * AT_ONCE)
@@ -142,8 +144,9 @@ def test_a_request_waits_until_its_job_is_on_the_disk(world, monkeypatch):
     world.dispatcher.catch_up(1.0)
     assert world.jobs() == 2 * AT_ONCE
     now_s += DISK_S
+    assert world.dispatcher.again_s == AGAIN_S
     world.dispatcher.catch_up(1.0)
-    assert (world.jobs(), world.dispatcher.is_behind) == (3 * AT_ONCE, False)
+    assert (world.jobs(), world.dispatcher.again_s) == (3 * AT_ONCE, None)
 
 
 def test_the_next_daemon_makes_the_jobs_of_one_that_was_killed(world):
@@ -154,7 +157,7 @@ def test_the_next_daemon_makes_the_jobs_of_one_that_was_killed(world):
     assert world.jobs() == 5
     world.dispatcher.spool.close()  # the file is not locked any more
     world.start()
-    assert world.dispatcher.is_behind
+    assert world.dispatcher.again_s
     assert world.dispatcher.spool.snapshots(9) == [world.dispatcher.scheduler.promises.snapshot]
     world.dispatcher.catch_up(10.0)
     assert (world.jobs(), world.dispatcher.spool.duplicates) == (5, 5)
@@ -177,7 +180,7 @@ def test_a_rule_that_is_gone_keeps_what_was_promised(world):
 def test_without_room_in_the_backlog_jobs_are_made_at_once(world):
     world.dispatcher.postponing.backlog.append = lambda requests: False
     pid = world.fail("a")
-    assert (world.matched("a"), world.jobs(), world.dispatcher.is_behind) == ([pid], 1, False)
+    assert (world.matched("a"), world.jobs(), world.dispatcher.again_s) == ([pid], 1, None)
 
 
 def test_a_rule_that_has_filled_its_part_drops_its_own_alone(world):
@@ -199,7 +202,7 @@ def test_what_cannot_be_read_back_is_counted_as_dropped(world):
     world.fail("a")
     world.dispatcher.postponing.backlog.oldest = lambda most: []
     world.dispatcher.catch_up(1.0)
-    assert not world.dispatcher.is_behind
+    assert world.dispatcher.again_s is None
     assert world.dispatcher.spool.shedding.by_rule == {"a": 1}
 
 
