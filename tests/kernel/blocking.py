@@ -335,18 +335,16 @@ def stopped(pid: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def fork_storm(directory: Path, loops: int = 2, comm: str = "cnptest-storm") -> Iterator[list[int]]:
+def fork_storm(directory: Path, *arguments: str, loops: int = 2, source: str = "fork_storm.c") -> Iterator[list[int]]:
     """Loops of vfork and _exit(1) by an unprivileged user. Yields a list that holds their counts after the end."""
     with tempfile.TemporaryDirectory(prefix="cnptest-") as public:  # the user may not enter the test's own directory
         os.chmod(public, 0o755)
-        program = compiled(Path(public), "fork_storm.c")
+        command = [str(compiled(Path(public), source)), *arguments]
         outputs = [directory / f"storm-{number}" for number in range(loops)]
         processes = []
         for output in outputs:
             with output.open("wb") as file:
-                processes.append(
-                    subprocess.Popen([str(program), comm], stdout=file, user=NOBODY, group=NOBODY, extra_groups=[])
-                )
+                processes.append(subprocess.Popen(command, stdout=file, user=NOBODY, group=NOBODY, extra_groups=[]))
     counts: list[int] = []
     try:
         yield counts

@@ -252,7 +252,7 @@ def _overrun(world: World, step: Disturb) -> None:
     world.note_drops()
     before = world.manager.drops()
     with stopped(world.daemon.pid):
-        with fork_storm(world.directory, loops=2, comm="cnpj-noise"):
+        with fork_storm(world.directory, "cnpj-noise"):
             until("an overrun", lambda: world.manager.drops() > before, LONG_S)
         _gap(world, step)
     world.mark()
