@@ -141,8 +141,12 @@ class Flood:
     def count(self, rule: str) -> None:
         """Count a match that is not reported."""
         self._exceeded = True
-        self.counted[rule] += 1
-        self._unreported[rule] += 1
+        self.note_dropped(rule, 1)
+
+    def note_dropped(self, rule: str, count: int) -> None:
+        """Count matches that are not reported because their deferred jobs were dropped."""
+        self.counted[rule] += count
+        self._unreported[rule] += count
 
     def take_unreported(self) -> Counter[str]:
         """Return the matches that were counted since the last call, by rule."""

@@ -268,7 +268,8 @@ VERBS = (
         "jobs:drop",
         "Cancel waiting jobs",
         _some_or_all("waiting"),
-        description="The jobs are dead, and their hooks do not run, unless `jobs retry` is used.",
+        description="The jobs are dead, and their hooks do not run, unless `jobs retry` is used. With --rule and "
+        "--all, the jobs that a flood has deferred are dropped as well; these cannot be retried.",
     ),
     Verb(
         "jobs kill",

@@ -79,8 +79,9 @@ method Kill(job_id: int, retry: ?bool) -> (job_id: int, state: string)
 # Cancel a waiting job. For root.
 method Drop(job_id: int) -> (job_id: int, state: string)
 
-# Cancel all waiting jobs, or those of a rule. For root.
-method DropWaiting(rule: ?string) -> (job_ids: []int)
+# Cancel all waiting jobs, or those of a rule. Those that a flood has deferred are not jobs yet: `deferred` is their
+# number. For root.
+method DropWaiting(rule: ?string) -> (job_ids: []int, deferred: int)
 
 # Return past matches, the newest first. Rule, comm and unit are globs. With `after`, the match_id of a match, return
 # the first ones that follow it, the oldest first; "" begins with the oldest one. Then a reply holds as many as fit into

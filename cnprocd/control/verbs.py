@@ -181,14 +181,20 @@ async def _drop(daemon: view.DaemonView, args: Args) -> JsonObject:
 
 
 async def _drop_waiting(daemon: view.DaemonView, args: Args) -> JsonObject:
-    """Drop the jobs that wait now: more may come at any time."""
+    """Drop the jobs that wait now, and those that a flood has deferred: more may come at any time."""
     spool, rule = daemon.dispatcher.spool, _text(args, "rule")
     dropped: list[JsonValue] = []
     waiting = spool.counts().waiting
     while len(dropped) < waiting and (found := spool.drop(rule=rule)):
         dropped += found
         await asyncio.sleep(0)  # events go first
-    return {"job_ids": dropped}
+    try:
+        deferred = daemon.dispatcher.postponing.backlog.drop(rule or "*")
+    except OSError as error:
+        raise VerbError(f"cannot drop the deferred jobs: {error.strerror}", "drop them again later") from error
+    for name, count in deferred.items():
+        daemon.pipeline.flood.note_dropped(name, count)
+    return {"job_ids": dropped, "deferred": deferred.total()}
 
 
 async def _kill(daemon: view.DaemonView, args: Args) -> JsonObject:

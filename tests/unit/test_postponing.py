@@ -1,19 +1,24 @@
 """postponing.py: jobs of a flood wait in the backlog, and are made, logged and kept as those that are made at once."""
 
+import asyncio
 import zlib
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from unit.hookkit import Records
 from unit.test_dispatch import NoHooks, death
 
+from cnprocd.control.verbs import verbs_of
 from cnprocd.delivery import Fate
 from cnprocd.dispatch import Dispatcher
+from cnprocd.flood import Flood
 from cnprocd.postponing import AGAIN_S, AT_ONCE, DISK_S, EVENTS_TO_JOBS, MOST_AGAIN_S
 from cnprocd.rules.compile import Matcher
 from cnprocd.rules.language.load import load
 from cnprocd.spool.spool import Spool
+from cnprocd.stalls import Stalls
 
 RULES = """
 settings: {queue_limit: 100}
@@ -214,3 +219,19 @@ def test_a_stop_reports_what_it_leaves_to_the_next_daemon(world):
     world.dispatcher.catch_up(1.0)
     world.dispatcher.postponing.stop()
     assert len(world.log.of("hooks_deferred")) == 2
+
+
+def test_deferred_jobs_are_dropped_with_those_that_wait(world):
+    """Their matches were not reported: they are counted."""
+    made = world.fail("a", has_time=False)
+    for name in ("a", "a", "b"):
+        world.fail(name)
+    flood = Flood()
+    pipeline, stalls = SimpleNamespace(flood=flood), Stalls(world.log)
+    daemon: Any = SimpleNamespace(dispatcher=world.dispatcher, pipeline=pipeline, stalls=stalls)
+    drop: Any = verbs_of(daemon)["drop_waiting"].run
+    assert asyncio.run(drop({"rule": "a"})) == {"job_ids": [1], "deferred": 2}
+    assert (flood.counted, flood.take_unreported()) == ({"a": 2}, {"a": 2})
+    world.dispatcher.catch_up(10.0)
+    assert (world.matched("a"), len(world.matched("b")), world.dispatcher.again_s) == ([made], 1, None)
+    assert not world.log.of("queue_full")

@@ -208,14 +208,19 @@ def _require_choice(options: Options, verb: str) -> None:
 def _together(options: Options, verb: str, state: str, texts: tuple[str, str, str]) -> int:
     """Change the jobs of a rule, or all. `texts`: for one, for several, and for none."""
     with Client(options.runtime_dir) as client:
-        done = get_list(client.ask(verb, rule=options.rule), "job_ids", as_int)
-    if not done:
+        answer = client.ask(verb, rule=options.rule)
+    done = get_list(answer, "job_ids", as_int)
+    deferred = get_int_or_none(answer, "deferred") or 0
+    if not done and not deferred:
         require_rule(options.rule, lambda: known_names(options))
     one, several, none = texts
     if options.json:
         print_json([{"job_id": job_id, "state": state} for job_id in done])
     else:
-        print(f"{len(done)} {one if len(done) == 1 else several}" if done else none)
+        if done or not deferred:
+            print(f"{len(done)} {one if len(done) == 1 else several}" if done else none)
+        if deferred:
+            print(f"{deferred} deferred {'job' if deferred == 1 else 'jobs'} dropped, and their matches counted")
     return EX_OK
 
 

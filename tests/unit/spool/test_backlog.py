@@ -11,6 +11,7 @@ from cnprocd.spool.backlog import Backlog, Postponed
 from cnprocd.spool.job import Gather, JobRequest
 
 BOOT = "b" * 32
+STEPS = st.sampled_from(["append", "take", "drop", "drop all", "kill"])
 
 
 def postponed(number, rule="flooded", text="", gather=None, snapshot="s1"):
@@ -140,8 +141,31 @@ def test_what_cannot_be_read_is_given_up_by_rule(path):
     assert not backlog and not Backlog(path, BOOT)
 
 
+def test_dropped_requests_are_skipped_and_later_ones_are_not(path):
+    backlog = Backlog(path, BOOT)
+    backlog.append([postponed(1), postponed(2, rule="b"), postponed(3)])
+    made = backlog.oldest(1)
+    assert (backlog.drop("f*ed"), backlog.drop("none*")) == ({"flooded": 2}, {})
+    backlog.append([postponed(4)])
+    backlog.remove(made)  # its job was made before, and was on the disk only now
+    for one in (backlog, Backlog(path, BOOT)):
+        assert (len(one), one.of_rule("flooded"), one.of_rule("b")) == (2, 1, 1)
+        assert waiting(one) == [postponed(2, rule="b"), postponed(4)]
+    assert backlog.drop() == {"flooded": 1, "b": 1}
+    assert backlog.give_up() == {}, "nothing was lost"
+    assert not backlog
+
+
+@pytest.fixture(scope="module")
+def often_compacted():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_LEAST_COMPACTED", 300)
+        yield
+
+
+@pytest.mark.usefixtures("often_compacted")
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(["append", "take", "kill"]), st.integers(1, 6)), max_size=40))
+@given(st.lists(st.tuples(STEPS, st.integers(1, 6)), max_size=40))
 def test_it_is_a_queue_across_kills(tmp_path_factory, steps):
     path = tmp_path_factory.mktemp("run") / "backlog"
     backlog, model, number = Backlog(path, BOOT), [], 0
@@ -154,7 +178,15 @@ def test_it_is_a_queue_across_kills(tmp_path_factory, steps):
         elif what == "take":
             assert take(backlog, count) == model[:count]
             del model[:count]
+        elif what == "drop":
+            rest = [one for one in model if one.request.rule != f"r{count}"]
+            assert backlog.drop(f"r{count}").total() == len(model) - len(rest)
+            model = rest
+        elif what == "drop all":
+            assert backlog.drop().total() == len(model)
+            model = []
         else:
             backlog = Backlog(path, BOOT)
-        assert len(backlog) == len(model) and bool(backlog) == bool(model)
+        assert len(backlog) == len(model) and (backlog or not model)
+        assert all(backlog.of_rule(one.request.rule) for one in model) and len(backlog.snapshots()) == bool(model)
     assert waiting(backlog) == model
