@@ -123,6 +123,7 @@ class _Keys:
         self._first_discard_ns: int | None = None
         self._times: OrderedDict[str, _Times] = OrderedDict()
         self._owned: dict[int | None, OrderedDict[str, None]] = {}  # the keys of each user, that used last at the end
+        self._with: list[dict[int | None, None]] = [{}]  # the users by their number of keys; the last is not empty
 
     def __len__(self) -> int:
         return len(self._times)
@@ -137,22 +138,37 @@ class _Keys:
             if len(self._times) >= self.most:
                 self._discard(now_ns)
             found = self._times[key] = _Times(deque(maxlen=self._count), owner)
-            self._owned.setdefault(owner, OrderedDict())[key] = None
+            self._own(key, owner)
         self._times.move_to_end(key)
         self._owned[found.owner].move_to_end(key)
         return found
 
     def _discard(self, now_ns: int) -> None:
         one_each = len(self._owned) == len(self._times)
-        key = next(iter(self._times if one_each else max(self._owned.values(), key=len)))
+        key = next(iter(self._times if one_each else self._owned[next(iter(self._with[-1]))]))
         oldest = self._times.pop(key)
-        of_owner = self._owned[oldest.owner]
-        del of_owner[key]
-        if not of_owner:
-            del self._owned[oldest.owner]
+        self._disown(key, oldest.owner)
         if oldest.times and now_ns - oldest.times[-1] < self._window_ns:
             self.discarded += 1
             self._first_discard_ns = now_ns if self._first_discard_ns is None else self._first_discard_ns
+
+    def _own(self, key: str, owner: int | None) -> None:
+        of_owner = self._owned.setdefault(owner, OrderedDict())
+        self._with[len(of_owner)].pop(owner, None)
+        of_owner[key] = None
+        if len(of_owner) == len(self._with):
+            self._with.append({})
+        self._with[len(of_owner)][owner] = None
+
+    def _disown(self, key: str, owner: int | None) -> None:
+        of_owner = self._owned[owner]
+        del self._with[len(of_owner)][owner], of_owner[key]
+        if of_owner:
+            self._with[len(of_owner)][owner] = None
+        else:
+            del self._owned[owner]
+        if len(self._with) > 1 and not self._with[-1]:
+            self._with.pop()  # the one before has this user, or other users of fewer keys come next
 
     def next_report_ns(self) -> int | None:
         return None if self._first_discard_ns is None else self._first_discard_ns + DISCARDS_EVERY_NS

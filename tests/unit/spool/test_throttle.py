@@ -1,5 +1,7 @@
 """throttle.py against simple models that keep everything."""
 
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -243,3 +245,27 @@ def test_a_key_whose_time_is_over_is_discarded_silently():
         throttle.admit({"comm": str(number)}, number * NS)
     assert throttle.next_report_ns() is None
     assert throttle.discarded(10**9 * NS) == []
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 4)), max_size=80))
+def test_the_user_with_the_most_keys_loses_one(uses):
+    """The oldest key of such a user; of all, if each user has one."""
+    keys = Throttle("r", rate_limit=RateLimit(MOST_TIMES // 8, 1000, "comm"))._limits[0].keys
+    owned: dict[str, int] = {}  # in the order of their use
+    for now, (number, owner) in enumerate(uses):
+        key = f"{number}"
+        if key not in owned and len(owned) == keys.most:
+            counts = Counter(owned.values())
+            before = set(keys._times)
+            keys.use(key, now, owner)
+            (lost,) = before - set(keys._times)
+            assert counts[owned[lost]] == max(counts.values())
+            same = [one for one in owned if max(counts.values()) == 1 or owned[one] == owned[lost]]
+            assert lost == same[0]
+            del owned[lost]
+        else:
+            keys.use(key, now, owner)
+        owned[key] = owned.pop(key, owner)
+        counts = Counter(owned.values())
+        assert len(keys._with) - 1 == max(counts.values())
+        assert keys._with[-1].keys() == {one for one, count in counts.items() if count == max(counts.values())}
