@@ -19,6 +19,7 @@ from pathlib import Path
 from cnprocd.errors import ConfigError
 
 MOST_LINKS = 40
+_DESCRIPTORS = "/proc/self/fd"
 _HOMES = ("/home/", "/root/")
 _SYSTEM = ("/etc/", "/run/", "/usr/")
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
@@ -42,9 +43,15 @@ def safe_open(path: Path, move_hint: str = "move it to a directory that only roo
     Raises UnsafeFileError if a user other than root and our own could write the file or a component of its path, or if
     it is not a regular file; OSError as open(2) does.
     """
-    with ExitStack() as opened:
-        target = _walk(Path.cwd().joinpath(path), opened, move_hint)
-        return os.open(f"/proc/self/fd/{target}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        with ExitStack() as opened:
+            target = _walk(Path.cwd().joinpath(path), opened, move_hint)
+            return os.open(f"{_DESCRIPTORS}/{target}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        if os.path.exists(_DESCRIPTORS):
+            raise
+        what = f"cannot find out which users can write {path}: /proc is not mounted"
+        raise UnsafeFileError(what, "mount it: mount -t proc proc /proc") from None
 
 
 def _walk(path: Path, opened: ExitStack, move_hint: str) -> int:
@@ -110,4 +117,4 @@ def _is_personal(name: str, mode: int) -> bool:
 
 
 def _name(fd: int) -> str:
-    return os.readlink(f"/proc/self/fd/{fd}")
+    return os.readlink(f"{_DESCRIPTORS}/{fd}")

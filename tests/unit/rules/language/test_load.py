@@ -385,6 +385,13 @@ def test_the_descriptor_is_the_checked_file_and_none_leaks(tmp_path):
     assert os.listdir("/proc/self/fd") == before
 
 
+def test_without_proc_a_file_is_not_said_to_be_absent(tmp_path, monkeypatch):
+    """As in a bare chroot: who can write the file cannot be found out."""
+    monkeypatch.setattr("cnprocd.safe_open._DESCRIPTORS", "/none/self/fd")
+    (problem,) = problems(written(tmp_path, RULE))
+    assert "/proc is not mounted" in problem.message and "mount -t proc" in problem.hint
+
+
 def test_found_by_fuzzing_lists_of_lists_of_names_are_no_bomb(tmp_path):
     """A megabyte of this would be billions of patterns."""
     entries = ", ".join(f"n{number}" for number in range(5000))
