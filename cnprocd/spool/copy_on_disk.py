@@ -122,7 +122,7 @@ class CopyOnDisk:
             return None
         if self._phase is _Phase.FAILED:
             return self._reason
-        return f"the disk has not answered for {self._disk.stalled_s:.1f} s"
+        return f"the disk has not answered for {max(0.1, self._disk.stalled_s):.1f} s"
 
     @property
     def has_changes(self) -> bool:
