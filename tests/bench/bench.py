@@ -267,7 +267,7 @@ class Bench:
 
     def million(self) -> None:
         """Measure a million processes of four names, one failure in a hundred, one rule on one of the names."""
-        storm = Storm("million", "", "fork", 250_000, NAMES, 100, 2)
+        storm = Storm("million", "", "fork", self.size(250_000), NAMES, 100, 2)
         self.note("million", "cnprocd failures", 0, lambda: self._million(storm))
 
     def _million(self, storm: Storm) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def median(results: Results, workload: str, competitor: str, key: str) -> float 
 def ratio(results: Results, workload: str, one: str, other: str, key: str = "cpu_s") -> float | None:
     """Return the ratio of two medians per event. Listeners do not all survive storms of the same size."""
     above, below = (each(results, workload, name, key) for name in (one, other))
-    return above / below if above is not None and below else None
+    return above / below if above and below else None  # 0: less than other programs caused just before
 
 
 def most(results: Results, workloads: tuple[str, ...], competitor: str, key: str) -> float | None:

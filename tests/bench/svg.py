@@ -13,6 +13,7 @@ from html import escape
 _OURS, _THEIRS = "#1f77b4", "#8c8c8c"
 _LINES = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#8c564b")
 _LEFT, _WIDTH, _ROW = 190, 760, 26
+_APART = 45.0  # between two numbers of an axis: listeners reach slightly different rates
 
 
 def number(value: float) -> str:
@@ -67,7 +68,11 @@ def lines(title: str, across: str, unit: str, series: dict[str, list[tuple[float
         return base - (base - 50) * math.log(value / bottom) / math.log(top / bottom)
 
     parts = [f'<path d="M70 50V{base}H{_WIDTH - 170}" stroke="#555" fill="none"/>']
-    parts += [f'<text x="{x(at):.1f}" y="{base + 18}" text-anchor="middle">{number(at)}</text>' for at in sorted({*xs})]
+    shown_at = -_APART
+    for at in sorted({*xs}):
+        if x(at) - shown_at >= _APART:
+            shown_at = x(at)
+            parts.append(f'<text x="{x(at):.1f}" y="{base + 18}" text-anchor="middle">{number(at)}</text>')
     for i, (name, line) in enumerate(series.items()):
         colour = _LINES[i % len(_LINES)]
         path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in line if min(a, b) > 0)
