@@ -13,6 +13,7 @@ import signal
 
 from cnprocd.connector.source import REFUSED
 from cnprocd.errors import CnprocdError, StateError
+from cnprocd.handover import PROGRAM
 from cnprocd.log import Log
 from cnprocd.output.log import LOG_BOUND_S
 from cnprocd.owner_lock import OwnedError, OwnerLock
@@ -66,6 +67,7 @@ async def start(parts: Parts, outside: Outside) -> None:
     log_missing(parts.pipeline.source.no_taskstats_because, outside.log)
     known, hooks = parts.handover.take_processes(), parts.handover.take_hooks()
     known = known if parts.sockets_adopted else HandedOn()
+    parts.handover.keep_files(parts.files.hand_on())
     parts.pipeline.recovery.report_handover()
     parts.pipeline.start(known, lambda scan: parts.follower.take_over(hooks, scan), parts.has_runner)
     loop.add_signal_handler(signal.SIGHUP, parts.rules.reload_soon)
@@ -93,6 +95,8 @@ async def stop(parts: Parts, outside: Outside) -> None:
     unread = await parts.event_loop.stop(parts.kept_by_manager)
     if parts.kept_by_manager:
         parts.handover.hand_on_processes(parts.pipeline.tracker)
+        for number, fd in enumerate(parts.handover.hand_on_files(parts.files.hand_on())):
+            outside.manager.store_fd(f"{PROGRAM}{number}", fd)
     else:
         unread += parts.pipeline.finish()
     parts.pipeline.flush_log()

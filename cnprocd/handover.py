@@ -1,10 +1,12 @@
-"""The files in the runtime directory by which one daemon hands on what it knows of processes (process/handed_on.py).
+"""The files in the runtime directory by which one daemon hands on what it knows (process/handed_on.py).
 
     processes   written at a stop, if the service manager keeps the sockets: the exits that are queued in them are about
                 these processes. Read once. A daemon that is killed writes none; see docs/guarantees.md
+    programs    written when a path that a rule names leads to another file, so that a kill loses a second of it. At a
+                stop the service manager gets descriptors of these files (process/former_files.py)
     hooks       written about once a second while the processes of hooks change, so that a kill loses a second of it
 
-Both have mode 0600 and are replaced by a rename. Only a file that root or the daemon's user alone can have written is
+They have mode 0600 and are replaced by a rename. Only a file that root or the daemon's user alone can have written is
 read. A file that cannot be read costs what it has, and that is logged.
 """
 
@@ -21,29 +23,36 @@ from cnprocd.errors import CnprocdError
 from cnprocd.json_value import JsonError
 from cnprocd.log import Log
 from cnprocd.process.family import HookFamily
+from cnprocd.process.files import NamedFile
+from cnprocd.process.former_files import pin_files
 from cnprocd.process.handed_on import (
     MOST_BYTES,
     FormerHooks,
     HandedOn,
     Started,
+    decode_files,
     decode_hooks,
     decode_processes,
+    encode_files,
     encode_hooks,
     encode_processes,
 )
-from cnprocd.process.model import ProcLookup, Wanted
+from cnprocd.process.model import ProcScan, Wanted
 from cnprocd.process.tracker import Tracker
 from cnprocd.safe_open import safe_open
 
+PROGRAM = "program-"  # and a number: the name of a descriptor of a program
 T = TypeVar("T")
 
 
 class Handover:
     """Writes and takes both files."""
 
-    def __init__(self, directory: Path, boot_id: str, procfs: ProcLookup, log: Log) -> None:
+    def __init__(self, directory: Path, boot_id: str, procfs: ProcScan, log: Log) -> None:
         self._processes = directory / "processes"
         self._hooks = directory / "hooks"
+        self._programs = directory / "programs"
+        self._named: tuple[NamedFile, ...] = ()  # as they were written last
         self._boot_id = boot_id
         self._procfs = procfs
         self._log = log
@@ -56,6 +65,27 @@ class Handover:
         with contextlib.suppress(OSError):
             self._processes.unlink()
         return found
+
+    def keep(self, family: HookFamily, files: tuple[tuple[NamedFile, int], ...]) -> None:
+        """Write what a kill of the daemon must not lose, if it has changed. About once a second."""
+        self.keep_hooks(family)
+        self.keep_files(files)
+
+    def take_files(self) -> tuple[tuple[NamedFile, int], ...]:
+        """Return the files that named paths led to, as the last daemon knew them."""
+        return self._read(self._programs, lambda raw: decode_files(raw, self._boot_id), ())
+
+    def keep_files(self, known: tuple[tuple[NamedFile, int], ...]) -> None:
+        """Write the files of named paths, if they are others than at the last time."""
+        named = tuple(one for one, _ in known)
+        if named != self._named:
+            self._write(self._programs, encode_files(known, self._boot_id))
+            self._named = named
+
+    def hand_on_files(self, known: tuple[tuple[NamedFile, int], ...]) -> list[int]:
+        """Write the files of named paths. Return descriptors of them, for the service manager to keep open."""
+        self._write(self._programs, encode_files(known, self._boot_id))
+        return pin_files([one for one, _ in known], self._procfs)
 
     def take_hooks(self) -> FormerHooks:
         """Return the processes of the hooks of the last daemon."""

@@ -163,7 +163,7 @@ class Pipeline:
         self._evaluate(tracker.take(batch.events, records, self._drained_ns, passed, self.source.look_ahead))
         self._evaluate(self.recovery.lost())
         self.source.blank_slots(tracker.deaths.take_needed())
-        if self._files is not None and batch.records and not batch.more:
+        if self._files is not None and not batch.more and (batch.records or self._files.holds_former):
             self._files.let_go()
 
     def _evaluate(self, occurrences: Iterable[Occurrence]) -> None:

@@ -95,6 +95,10 @@ class ServiceManager:
         if self._socket is not None:
             self._notify(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", kind=f"descriptor {name}", fd=os.dup(fd))
 
+    def adopted_like(self, prefix: str) -> dict[str, list[int]]:
+        """Return the descriptors whose names begin so. The caller owns them."""
+        return {name: list(fds) for name, fds in self._adopted.items() if name.startswith(prefix)}
+
     def forget_fd(self, name: str) -> None:
         """Have the manager close the descriptors stored under `name`."""
         self._notify(f"FDSTOREREMOVE=1\nFDNAME={name}", kind=f"descriptor {name}")

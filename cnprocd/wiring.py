@@ -24,7 +24,7 @@ from cnprocd.dispatch import Dispatcher
 from cnprocd.edge import EdgeState
 from cnprocd.event_loop import EventLoop, Ticker
 from cnprocd.failures import Failures
-from cnprocd.handover import Handover
+from cnprocd.handover import PROGRAM, Handover
 from cnprocd.hits import Hits
 from cnprocd.launch.attempt import ObservingLauncher
 from cnprocd.load_state import LoadState, ReadDigests
@@ -37,6 +37,7 @@ from cnprocd.owner_lock import OwnerLock
 from cnprocd.pipeline import Pipeline
 from cnprocd.process.counted_lookup import CountedLookup
 from cnprocd.process.file_names import FileNames
+from cnprocd.process.former_files import FormerFiles
 from cnprocd.process.holder import Holder, kernel_reports_exit_status
 from cnprocd.process.kernel_log import KernelLog
 from cnprocd.process.lookups import Lookups
@@ -153,6 +154,7 @@ class Parts:
     has_runner: bool  # hooks are started by the runner service
     follower: HookFollower
     handover: Handover
+    files: FileNames
 
 
 def connect(options: Options, loaded: LoadedRules, outside: Outside) -> Parts:
@@ -169,7 +171,8 @@ def connect(options: Options, loaded: LoadedRules, outside: Outside) -> Parts:
     names = Names(loop, log, blame)
     lookups = Lookups(loop, log, names.user_name, blame)
     lookups.prepare()
-    files = FileNames(lookups.file_ids)
+    handover = Handover(options.runtime_dir, boot_id(), lookups, log)
+    files = _open_files(lookups, handover, manager)
     subscription = Subscription(source, features, matcher, files)
     counted = CountedLookup(lookups)
     tracker = Tracker(subscription.plan.tracking, counted, outside.own_tgid, matcher.cares, files, failures)
@@ -208,13 +211,22 @@ def connect(options: Options, loaded: LoadedRules, outside: Outside) -> Parts:
         loop, ticker, rules, pipeline, counted, dispatcher, follower, manager, log, stopping, outside.stalls,
         lambda: control.server.wanted(MATCHES),
     )  # fmt: skip
-    handover = Handover(options.runtime_dir, boot_id(), lookups, log)
-    ticker.handlers += [lambda: handover.keep_hooks(tracker.family), hits.store]
+    ticker.handlers += [lambda: handover.keep(tracker.family, files.hand_on()), hits.store]
     ticker.handlers += [lambda: lookups.tick(time.monotonic()), lambda: names.tick(time.monotonic())]
     return Parts(
         rules, names, resolution, lookups, pipeline, dispatcher, hits, control, event_loop, stopping, kept_by_manager,
-        bool(manager.adopted("connector")), client is not None, follower, handover,
+        bool(manager.adopted("connector")), client is not None, follower, handover, files,
     )  # fmt: skip
+
+
+def _open_files(lookups: Lookups, handover: Handover, manager: ServiceManager) -> FileNames:
+    """Return the files of named programs. What the last daemon knew of them matters if its events are queued."""
+    files, pins = FileNames(lookups.file_ids), manager.adopted_like(PROGRAM)
+    for name in pins:
+        manager.forget_fd(name)
+    if manager.adopted("connector"):
+        files.take_over(FormerFiles(handover.take_files(), [fd for fds in pins.values() for fd in fds]))
+    return files
 
 
 def _open_kernel_log(options: Options, manager: ServiceManager) -> KernelLog:

@@ -18,7 +18,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
-from cnprocd.process.files import FileId, FoundFile, KnownFiles
+from cnprocd.process.files import FileId, FoundFile, KnownFiles, NamedFile
+from cnprocd.process.former_files import FormerFiles
 from cnprocd.process.lookup_child import file_at
 from cnprocd.process.model import Process
 from cnprocd.process.watched_files import LookUp, Unwatched, WatchedFiles
@@ -47,6 +48,19 @@ class FileNames:
 
     def close(self) -> None:
         self._watched.close()
+
+    def take_over(self, former: FormerFiles) -> None:
+        """Know what the last daemon knew of named paths. Call it before the first `use`."""
+        self._watched.take_over(former)
+
+    def hand_on(self) -> tuple[tuple[NamedFile, int], ...]:
+        """Return what the next daemon must know: see WatchedFiles."""
+        return self._watched.hand_on()
+
+    @property
+    def holds_former(self) -> bool:
+        """Whether files of the last daemon are kept open until `let_go`."""
+        return self._watched.holds_former
 
     def use(self, paths: Iterable[str], directories: Iterable[str] | None) -> None:
         """Know these paths from now on. `directories`: where rules look for programs; None: no other path is needed."""

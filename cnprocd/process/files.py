@@ -25,7 +25,8 @@ MOST_SEEN = 4096
 MOST_OLD = 8  # old files of one named path
 
 UNIQUE_FILESYSTEMS = frozenset(
-    "ext2 ext3 ext4 xfs tmpfs ramfs rootfs f2fs jfs reiserfs nilfs2 zfs squashfs erofs iso9660 udf overlay".split()
+    "ext2 ext3 ext4 xfs tmpfs ramfs rootfs devtmpfs f2fs jfs reiserfs nilfs2 zfs".split()
+    + "squashfs erofs iso9660 udf overlay".split()
 )
 """Local filesystems on which device and inode name one file, if stat(2) shows the superblock's device.
 
@@ -54,6 +55,18 @@ class Removal(NamedTuple):
 
     earliest_ns: int
     latest_ns: int
+
+
+ALWAYS = Removal(-(1 << 62), 1 << 62)  # of a file of which only the number is known: which file it is, is in doubt
+
+
+class NamedFile(NamedTuple):
+    """A file that a named path leads to, or led to, as one daemon hands it on to the next."""
+
+    path: str
+    file: FileId
+    is_current: bool
+    removal: Removal | None  # of an old file, if it is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +141,11 @@ class KnownFiles:
         self.name_old(path, file)
         self._seen.pop(file, None)
 
-    def name_old(self, path: str, file: FileId) -> None:
+    def name_old(self, path: str, file: FileId, removal: Removal | None = None) -> None:
         """`file` had this path, and processes may run it. Beyond MOST_OLD the oldest is forgotten."""
         self._current.setdefault(path, None)
+        if removal is not None:
+            self._removals[path, file] = removal
         paths = self._named.get(file, ())
         if path not in paths:
             self._named[file] = (*paths, path)
@@ -146,6 +161,22 @@ class KnownFiles:
         """The files that had this path, oldest first."""
         current = self._current.get(path)
         return tuple(file for file, paths in self._named.items() if path in paths and file != current)
+
+    def all_named(self) -> tuple[NamedFile, ...]:
+        """Every file that a named path leads to, or led to."""
+        return tuple(
+            NamedFile(path, file, self._current.get(path) == file, self._removals.get((path, file)))
+            for file, paths in self._named.items()
+            for path in paths
+        )
+
+    def is_in_doubt(self, path: str, file: FileId) -> bool:
+        """Whether no process is said to execute an old file of this path, for it may be another one by now."""
+        return self._removals.get((path, file)) == ALWAYS
+
+    def confirm(self, path: str, file: FileId) -> None:
+        """An old file of this path is that file still."""
+        self._removals.pop((path, file), None)
 
     def release(self, path: str, file: FileId) -> None:
         """The kernel has let go of an old file of this path."""
@@ -181,8 +212,8 @@ class KnownFiles:
         `start_ns`: when the process that executed it started; None: at a time when it had these paths.
         """
         paths = self._named.get(file)
-        if paths is not None and start_ns is not None and self._removals:
-            paths = self._had_at(file, paths, start_ns)
+        if paths is not None and self._removals:
+            paths = self._had_at(file, paths, -1 if start_ns is None else start_ns)
         if paths is not None:
             return FoundFile(paths, True, all(self._current.get(path) != file for path in paths))
         seen = self._seen.get(file)

@@ -7,14 +7,17 @@ exit records of leaders that ended before their processes.
 The processes of hooks are handed on by PID and start time. They are not recognized by their environment: any user can
 set that, and would hide its processes from every rule.
 
-Both are for one boot. A text that is not as this module writes it is refused as a whole.
+The files that rules name are handed on as well (former_files.py): a path may lead to another file by then.
+
+All of it is for one boot. A text that is not as this module writes it is refused as a whole.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, fields
+from itertools import islice
 from typing import Any, NamedTuple, TypeVar, get_args
 
 from cnprocd.connector.taskrecord import TaskRecord
@@ -34,12 +37,13 @@ from cnprocd.json_value import (
     list_of,
     parse_json,
 )
-from cnprocd.process.files import FileId
+from cnprocd.process.files import FileId, NamedFile, Removal
 from cnprocd.process.model import Image, MoreIds, Process, Provenance
 
 FORMAT = 1
 MOST_BYTES = 16 << 20
 MOST_HOOKS = 4096
+MOST_FILES = 4096
 MOST_LEADERS = 1024
 
 T = TypeVar("T")
@@ -100,6 +104,26 @@ def decode_hooks(raw: bytes, boot_id: str) -> FormerHooks:
     """Return what the text of this boot has. Raises JsonError if it is of another boot or format, or damaged."""
     found = _current(raw, boot_id)
     return FormerHooks(frozenset(get_list(found, "hooks", _started)), frozenset(get_list(found, "runners", _started)))
+
+
+def encode_files(known: Iterable[tuple[NamedFile, int]], boot_id: str) -> bytes:
+    """Return the text of at most MOST_FILES files of named paths, each with when its path last led to it."""
+    return json.dumps({"format": FORMAT, "boot_id": boot_id, "files": list(islice(known, MOST_FILES))}).encode()
+
+
+def decode_files(raw: bytes, boot_id: str) -> tuple[tuple[NamedFile, int], ...]:
+    """Return what the text of this boot has. Raises JsonError if it is of another boot or format, or damaged."""
+    return tuple(get_list(_current(raw, boot_id), "files", _named_file))
+
+
+def _named_file(value: JsonValue) -> tuple[NamedFile, int]:
+    named, looked_ns = _items(value, as_list, as_int)
+    path, file, is_current, removal = _items(named, as_str, _file, as_bool, _or_none(_removal))
+    return NamedFile(path, file, is_current, removal), looked_ns
+
+
+def _removal(value: JsonValue) -> Removal:
+    return Removal(*_items(value, as_int, as_int))
 
 
 def _current(raw: bytes, boot_id: str) -> JsonObject:

@@ -23,7 +23,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from cnprocd.process.files import FileId, KnownFiles, Mounts, Removal, parse_mountinfo
+from cnprocd.process.files import ALWAYS, FileId, KnownFiles, Mounts, NamedFile, Removal, parse_mountinfo
+from cnprocd.process.former_files import FormerFiles
 from cnprocd.process.host_view import sees_host_files
 
 LookUp = Callable[[Sequence[str]], "list[FileId | None] | None"]
@@ -99,10 +100,25 @@ class WatchedFiles:
         self._settling: set[str] = set()
         self._gone: list[tuple[str, FileId]] = []
         self._leaving: list[tuple[str, FileId]] = []
+        self._former = FormerFiles()
 
     def close(self) -> None:
         self._mount_table.close()
+        self._former.let_go()
         os.close(self._inotify)
+
+    def take_over(self, former: FormerFiles) -> None:
+        """Know what the last daemon knew. Call it before the first `use`, which is about the paths that matter."""
+        self._former = former
+
+    def hand_on(self) -> tuple[tuple[NamedFile, int], ...]:
+        """Return the files of the named paths, with the time when a path was last known to lead to its current file."""
+        return tuple((one, self._looked_ns.get(one.path, 0)) for one in self._files.all_named())
+
+    @property
+    def holds_former(self) -> bool:
+        """Whether files of the last daemon are kept open until `let_go`."""
+        return bool(self._former.pins)
 
     def use(self, paths: Iterable[str]) -> None:
         """Watch these paths from now on, and no others."""
@@ -118,7 +134,9 @@ class WatchedFiles:
             for one in (path, *directories_above(path)):
                 self._below.setdefault(one, set()).add(path)
         self._drop_unused()
+        doubtful = list(self._use_former(wanted))
         self.look_again()
+        self._gone += [one for one in doubtful if self._files.is_in_doubt(*one)]
 
     @property
     def unwatched(self) -> list[Unwatched]:
@@ -175,6 +193,7 @@ class WatchedFiles:
 
         A record that was queued before its file was let go may not have been in the batch after which this was seen.
         """
+        self._former.let_go()
         for path, file in self._leaving:
             self._files.release(path, file)
         self._leaving, self._gone = self._gone, []
@@ -182,10 +201,34 @@ class WatchedFiles:
 
     def keep_old(self, path: str, tgid: int, file: FileId) -> None:
         """A process of the host runs a file that had this named path. Known until the kernel lets go of it."""
-        if file in self._files.old_files(path) or not self.identifies(file.device):
+        in_doubt = self._files.is_in_doubt(path, file)
+        if not self.identifies(file.device) or (file in self._files.old_files(path) and not in_doubt):
             return
         if self._watch_file(f"/proc/{tgid}/exe", path, file):
             self._files.name_old(path, file)
+            if in_doubt:
+                self._files.confirm(path, file)
+                self._do_not_release(path, file)
+
+    def _use_former(self, wanted: frozenset[str]) -> Iterator[tuple[str, FileId]]:
+        """Take what the last daemon knew of these paths. Yield the files that may be others by now.
+
+        An open descriptor proves that a file is the same. Without one its number may have been given away.
+        """
+        for one, looked_ns in self._former.take():
+            if one.path not in wanted or not self.identifies(one.file.device):
+                continue
+            pin = self._former.pins.get(one.file)
+            if pin is None:
+                self._files.name_old(one.path, one.file, ALWAYS)
+                yield one.path, one.file
+                continue
+            self._watch_file(f"/proc/self/fd/{pin}", one.path, one.file)
+            if one.is_current:
+                self._files.name(one.path, one.file)
+                self._looked_ns[one.path] = looked_ns
+            else:
+                self._files.name_old(one.path, one.file, one.removal)
 
     def _look(self, paths: Iterable[str]) -> None:
         mounts = self._mount_table.now()
@@ -221,11 +264,14 @@ class WatchedFiles:
             self._watch_file(path, path, file)
         self._files.name(path, file, None if before is None else self._removal(path))
         if file == before and file is not None:  # the file before was let go, and a new one here has its number
-            self._gone = [one for one in self._gone if one != (path, file)]
-            self._leaving = [one for one in self._leaving if one != (path, file)]
+            self._do_not_release(path, file)
             return
         if before is not None and before not in self._watch_of:
             self._gone.append((path, before))  # nothing will report when it is let go
+
+    def _do_not_release(self, path: str, file: FileId) -> None:
+        self._gone = [one for one in self._gone if one != (path, file)]
+        self._leaving = [one for one in self._leaving if one != (path, file)]
 
     def _removal(self, path: str) -> Removal:
         """Return when a path ceased to lead to its file: since the last look, and before its directory last changed.

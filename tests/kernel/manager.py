@@ -32,7 +32,7 @@ class Manager:
         self.stored: dict[str, int] = {}
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(directory / "notify"))
-        self._ready = threading.Event()
+        self._ready, self._read_all = threading.Event(), threading.Event()
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
@@ -49,6 +49,15 @@ class Manager:
                 os.close(self.stored.pop(fields["FDNAME"]))
             if fields.get("READY") == "1":
                 self._ready.set()
+            if fields.get("READ_ALL") == "1":
+                self._read_all.set()
+
+    def _read_what_was_sent(self) -> None:
+        """systemd reads what a daemon has sent before it sees the end of the daemon."""
+        self._read_all.clear()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as own:
+            own.sendto(b"READ_ALL=1", str(self.directory / "notify"))
+        assert self._read_all.wait(PATIENCE_S)
 
     def _replace(self, name: str, fd: int) -> None:
         former = self.stored.get(name)
@@ -67,10 +76,11 @@ class Manager:
         self, output: int | IO[bytes] = subprocess.DEVNULL, *, await_ready: bool = True
     ) -> subprocess.Popen[bytes]:
         """Start the daemon with all stored descriptors, and wait for READY=1."""
+        self._read_what_was_sent()
         self._ready.clear()
         names = list(self.stored)
         # The shell moves the descriptors to 3 and up and knows its own pid, which exec keeps.
-        moves = " ".join(f"{3 + i}<&{self.stored[name]}" for i, name in enumerate(names))
+        moves = " ".join(f"{3 + i}<&{self.stored[name]}-" for i, name in enumerate(names))
         environment = {
             **os.environ,
             "NOTIFY_SOCKET": str(self.directory / "notify"),

@@ -47,8 +47,8 @@ ctypes.CDLL(None).syscall(int(sys.argv[2]), 0)  # the leader ends early, and its
 class Service:
     """A daemon under a service manager that keeps its sockets, with its records in a file."""
 
-    def __init__(self, directory: Path) -> None:
-        (directory / "rules.yaml").write_text(RULES)
+    def __init__(self, directory: Path, rules: str = RULES) -> None:
+        (directory / "rules.yaml").write_text(rules)
         self.directory, self.records_path = directory, directory / "records"
         self._manager = Manager(directory, directory / "rules.yaml")
         self.start()

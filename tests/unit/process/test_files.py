@@ -10,12 +10,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from cnprocd.process.files import (
+    ALWAYS,
     DELETED,
     MOST_OLD,
     ExeClaim,
     FileId,
     FoundFile,
     KnownFiles,
+    NamedFile,
+    Removal,
     claim_of,
     device_number,
     parse_mountinfo,
@@ -50,6 +53,30 @@ def test_after_an_upgrade_the_old_and_the_new_file_match():
     assert files.find(TWO) == FoundFile(("/bin/d",), is_named=True, is_deleted=False)
     files.release("/bin/d", ONE)
     assert files.find(ONE) is None
+
+
+def test_a_file_in_doubt_has_no_path_until_it_is_confirmed():
+    """Only its number is known, so a process that executed it may have executed another file."""
+    files = KnownFiles()
+    files.name_old("/bin/d", ONE, ALWAYS)
+    for start_ns in (None, 0, 1 << 60):
+        assert files.find(ONE, start_ns) == FoundFile((), is_named=True, is_deleted=True)
+    assert files.is_in_doubt("/bin/d", ONE)
+    files.confirm("/bin/d", ONE)
+    assert files.find(ONE, 7) == FoundFile(("/bin/d",), is_named=True, is_deleted=True)
+    files.name_old("/bin/d", TWO, ALWAYS)
+    files.name("/bin/d", TWO)
+    assert files.find(TWO, 7) == FoundFile(("/bin/d",), is_named=True, is_deleted=False), "the path leads to it"
+
+
+def test_all_named_files_are_known_with_their_removals():
+    files = KnownFiles()
+    files.name("/bin/d", ONE)
+    files.name("/bin/d", TWO, Removal(5, 7))
+    assert files.all_named() == (
+        NamedFile("/bin/d", ONE, False, Removal(5, 7)),
+        NamedFile("/bin/d", TWO, True, None),
+    )
 
 
 def test_a_deleted_file_stays_until_it_is_released():

@@ -9,14 +9,17 @@ from hypothesis import strategies as st
 
 from cnprocd.connector.taskrecord import TaskRecord
 from cnprocd.json_value import JsonError
-from cnprocd.process.files import FileId
+from cnprocd.process.files import FileId, NamedFile, Removal
 from cnprocd.process.handed_on import (
+    MOST_FILES,
     NOT_HANDED_ON,
     FormerHooks,
     HandedOn,
     Started,
+    decode_files,
     decode_hooks,
     decode_processes,
+    encode_files,
     encode_hooks,
     encode_processes,
 )
@@ -44,6 +47,13 @@ def test_every_attribute_is_handed_on():
 def test_the_processes_of_hooks_are_handed_on():
     former = FormerHooks(frozenset({Started(7, 10**15), Started(8, 3)}), frozenset({Started(9, 4)}))
     assert decode_hooks(encode_hooks(former, BOOT), BOOT) == former
+
+
+def test_the_files_of_named_paths_are_handed_on():
+    current = NamedFile("/opt/\udc80", FileId(2049, 12), True, None), 10**15
+    old = NamedFile("/opt/x", FileId(2049, 13), False, Removal(5, 7)), 0
+    assert decode_files(encode_files([current, old], BOOT), BOOT) == (current, old)
+    assert len(decode_files(encode_files([old] * (MOST_FILES + 1), BOOT), BOOT)) == MOST_FILES
 
 
 @pytest.mark.parametrize("most_bytes", [300, 5_000, 20_000])
@@ -79,6 +89,6 @@ def test_a_damaged_text_is_refused_or_read_with_its_types(data):
 
 @pytest.mark.parametrize("value", [None, 1, "x", [], {}, {"format": 1}, {"format": 1, "boot_id": BOOT, "processes": 1}])
 def test_other_json_is_refused(value):
-    for decode in (decode_processes, decode_hooks):
+    for decode in (decode_processes, decode_hooks, decode_files):
         with pytest.raises(JsonError):
             decode(json.dumps(value).encode(), BOOT)
