@@ -33,6 +33,7 @@ UNIQUE_FILESYSTEMS = frozenset(
 Not btrfs and bcachefs (subvolumes share inode numbers), nor vfat and exfat (numbers are given anew after eviction), nor
 what another machine or a process serves: looking at a path there can block.
 """
+LOCAL_FILESYSTEMS = UNIQUE_FILESYSTEMS | frozenset("btrfs bcachefs vfat exfat msdos".split())
 
 
 class FileId(NamedTuple):
@@ -101,9 +102,7 @@ class Mounts:
         """Whether looking at a path touches no filesystem that another machine or a process serves."""
         points = [path[:at] or "/" for at in range(len(path)) if path[at] == "/"] + [path]
         crossed = [self._by_point[point] for point in points if point in self._by_point]
-        return bool(crossed) and all(
-            mount.filesystem in UNIQUE_FILESYSTEMS | {"btrfs", "bcachefs"} for mount in crossed
-        )
+        return bool(crossed) and all(mount.filesystem in LOCAL_FILESYSTEMS for mount in crossed)
 
 
 class KnownFiles:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,19 @@ def test_every_short_life_matches_by_its_literal_path(tmp_path):
         failures(other, 50)
         assert matched(daemon, "literal") == sorted(pids)
         assert {record["exe"] for record in daemon.matches("literal")} == {program}
+
+
+def test_every_short_life_of_a_program_below_dev_matches(tmp_path):
+    """/dev is a devtmpfs, and /dev/shm a tmpfs on it: both are of this machine."""
+    directory = Path(tempfile.mkdtemp(prefix="cnptest-", dir="/dev/shm"))
+    try:
+        program = shutil.copy("/bin/false", directory / "false")
+        with running(tmp_path, LITERAL.format(program=program)) as daemon:
+            assert daemon.wait_for("started")["table"] is False, "its file is identified by exit records"
+            pids = failures(program, 100)
+            assert matched(daemon, "literal") == sorted(pids)
+    finally:
+        shutil.rmtree(directory)
 
 
 def test_every_short_life_matches_by_what_its_path_is_not(tmp_path):

@@ -33,6 +33,9 @@ MOUNTINFO = b"""\
 31 22 0:40 / /mnt/with\\040blank rw - tmpfs tmpfs rw
 32 22 0:41 / /home rw - nfs4 server:/home rw
 33 22 0:42 / /merged rw - overlay overlay rw
+35 22 0:43 / /dev rw - devtmpfs devtmpfs rw
+36 35 0:44 / /dev/shm rw - tmpfs tmpfs rw
+37 22 0:45 / /boot/efi rw - vfat /dev/vda1 rw
 a line that is none
 34 22 0:43 / /short
 """
@@ -225,7 +228,7 @@ def test_a_claim_is_verified_by_the_file_or_the_namespace(claim, at_path, in_hos
 def test_only_devices_with_unique_inodes_are_trusted():
     mounts = parse_mountinfo(MOUNTINFO)
     trusted = [device for device in (*range(30, 50), os.makedev(254, 0)) if mounts.identifies(device)]
-    assert trusted == [40, 42, os.makedev(254, 0)]
+    assert trusted == [40, 42, 43, 44, os.makedev(254, 0)]
 
 
 @pytest.mark.parametrize(
@@ -238,6 +241,8 @@ def test_only_devices_with_unique_inodes_are_trusted():
         ("/homely/d", True),
         ("/home", False),
         ("/proc/1/exe", False),
+        ("/dev/shm/d", True),
+        ("/boot/efi/d", True),
     ],
 )
 def test_a_path_over_the_network_is_not_local(path, local):
