@@ -375,17 +375,15 @@ class Pipeline:
         deaths = self.tracker.deaths
         if deaths.has_held or deaths.has_lost or self.recovery.active:
             return HOLD_NS / 1e9
-        again_s = self._delivery.again_s
-        if self.deferred:
-            deferred_s = HOLD_NS / 1e9 if self._log_queued() < MOST_QUEUED else SLOW_LOG_S
-            again_s = deferred_s if again_s is None else min(again_s, deferred_s)
-        return again_s
+        if self.deferred and self._log_queued() < MOST_QUEUED:
+            return HOLD_NS / 1e9
+        return self._delivery.again_s or (SLOW_LOG_S if self.deferred else None)
 
     @property
     def has_pending_counts(self) -> bool:
         """Whether a rate-limited record waits for its interval to pass, or a match to be reported."""
-        is_behind = self._delivery.again_s is not None
-        return self._throttled.pending or self.failures.pending or bool(self.deferred) or is_behind
+        counts = self._throttled.pending or self.failures.pending
+        return counts or bool(self.deferred) or self._delivery.again_s is not None
 
     def flush_log(self) -> None:
         """Report what a flood has deferred, for FINISH_S, and log the counts of the rate-limited records now."""
