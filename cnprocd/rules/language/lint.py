@@ -20,17 +20,14 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from cnprocd.connector.status import NO_STATUS
-from cnprocd.process.model import NO_LOGIN
 from cnprocd.rules.compile import compile_rule
+from cnprocd.rules.language.evidence import PROVING_KEYS, any_user_can_satisfy
 from cnprocd.rules.language.overlap import PATTERN_KEYS, Overlaps
 from cnprocd.rules.needs import named_fields
 from cnprocd.rules.predicate import text_test
 from cnprocd.rules.ruleset import EXIT_EVENTS, Condition, ProcessCondition, Rule, given_keys
 from cnprocd.rules.values import Pattern
 
-# A process cannot choose these freely. It can choose the others: a user runs set-user-ID programs (euid), and names
-# units and containers in the control groups that are delegated to its user@.service (user_unit, container, pod_uid).
-_NOT_CHOSEN = ("user", "group", "exe", "cgroup", "unit")
 _PROGRAM = ("comm", "exe", "exe_claimed", "cmdline")
 _ROOT = (None, "root", 0)
 # The suffixes of units that have processes, as process/stat.py finds them; systemd.unit(5).
@@ -214,7 +211,7 @@ def _too_early(rule: Rule) -> Iterator[LintWarning]:
 
 def _hook(rule: Rule) -> Iterator[LintWarning]:
     assert rule.run is not None
-    if rule.match is not None and not _has_evidence(rule.match):
+    if rule.match is not None and any_user_can_satisfy(rule.match):
         if rule.match.exe_claimed is not None:
             yield LintWarning(
                 rule.name,
@@ -229,7 +226,7 @@ def _hook(rule: Rule) -> Iterator[LintWarning]:
                 ("match",),
                 "fakeable",
                 "the hook runs as root, and no key proves the user, the service or the program of the process",
-                "add user:, unit:, cgroup: or exe: to the match or to its parent:, or run the hook as another user",
+                _better_proof(rule.match),
             )
     if "timeout_s" not in rule.run.given:
         yield LintWarning(
@@ -241,16 +238,14 @@ def _hook(rule: Rule) -> Iterator[LintWarning]:
         )
 
 
-def _has_evidence(condition: Condition | ProcessCondition) -> bool:
-    if any(getattr(condition, key) is not None for key in _NOT_CHOSEN) or _names_login(condition):
-        return True
-    if any(_has_evidence(part) for part in condition.all) or (
-        condition.any and all(_has_evidence(part) for part in condition.any)
-    ):
-        return True
-    return any(_has_evidence(part) for part in (condition.parent, condition.ancestor) if part is not None)
-
-
-def _names_login(condition: Condition | ProcessCondition) -> bool:
-    """Return whether `loginuid` names users. NO_LOGIN have all services, and all users where no PAM module sets it."""
-    return condition.loginuid is not None and NO_LOGIN not in condition.loginuid
+def _better_proof(condition: Condition | ProcessCondition) -> str:
+    """Return what to do. If the match has keys that look like a proof, say why they prove nothing."""
+    add = "add user:, unit:, cgroup: or exe: to the match"
+    if any(getattr(condition, key) is not None for key in PROVING_KEYS):
+        return "the processes of every user satisfy these patterns: name the user:, the unit: or the path of exe:"
+    for key in ("parent", "ancestor"):
+        related = getattr(condition, key)
+        if related is not None and any(getattr(related, one) is not None for one in PROVING_KEYS):
+            above = "an orphan of any user is a child of root's init" if key == "parent" else "root's init is above all"
+            return f"{above}, or a user's own process satisfies {key}: {add}"
+    return f"{add}, or run the hook as another user"

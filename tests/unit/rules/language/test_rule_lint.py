@@ -108,6 +108,64 @@ def test_a_root_hook_that_any_user_can_cause_is_warned_about(match):
         assert warnings_of(match={"all": [match], "parent": proof}, run=RUN) == []
 
 
+@pytest.mark.parametrize(
+    "match",
+    [
+        {"parent": {"user": 0}}, {"parent": {"group": [7, 0]}}, {"ancestor": {"user": 0}},
+        {"parent": {"unit": "init.scope"}}, {"parent": {"exe": "/usr/lib/systemd/systemd"}},
+        {"parent": {"cgroup": "/*"}},
+        {"parent": {"all": [{"user": 0}, {"comm": "systemd"}], "not": {"user": 7}}},
+        {"ancestor": {"any": [{"user": 7}, {"exe": "/usr/lib/systemd/*"}]}}, {"parent": {"ancestor": {"user": 0}}},
+        {"unit": "*"}, {"unit": "user@*"}, {"unit": "/service/"}, {"unit": "session-*.scope"},
+        {"unit": "*.service", "parent": {"comm": "systemd"}},
+        {"unit": "*.service", "not": {"unit": "user@*", "user": 7}},
+        {"unit": "cron.service"}, {"unit": "*.service", "not": {"unit": "user@*"}}, {"parent": {"unit": "user@*"}},
+        {"cgroup": "*"}, {"cgroup": "/user.slice/*"}, {"cgroup": "*/a.service"}, {"cgroup": "/a/"},
+        {"cgroup": "/system.slice/c*"}, {"cgroup": "/user.slice/*/app.slice/a.service"},
+        {"exe": "*"}, {"exe": "*/java"}, {"exe": "/home/*"}, {"exe": "/java$/"}, {"exe": "/^.tmp/"}, {"exe": "/h*/?/x"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_proof_that_any_user_can_forge_is_warned_about(match):
+    """An orphan becomes a child of root's init. Sessions, service managers of users and crontabs have units."""
+    assert warnings_of(match=match, run=RUN) == [("fakeable", ("match",))]
+    assert warnings_of(match={**match, "user": 7}, run=RUN) == []
+    assert warnings_of(match={"all": [match, {"parent": {"user": 7}}]}, run=RUN) == []
+
+
+@pytest.mark.parametrize(
+    "match",
+    [
+        {"user": 0}, {"group": 0}, {"loginuid": 0}, {"parent": {"user": 7}}, {"ancestor": {"group": 7}},
+        {"parent": {"user": 0, "comm": "cron"}}, {"parent": {"unit": "a.service"}},
+        {"parent": {"exe": "/usr/sbin/cron"}},
+        {"parent": {"parent": {"user": 0, "not": {"comm": "x"}, "unit": "a.service"}}},
+        {"ancestor": {"any": [{"user": 7}, {"exe": "/a"}]}}, {"unit": "a*.service", "not": {"unit": "atd.service"}},
+        {"unit": "*.service", "not": {"unit": ["user@*", "cron*.service", "atd.service"]}},
+        {"unit": "user@7.service"}, {"unit": "user@7*"}, {"unit": "/^b/"}, {"cgroup": "/system.slice/b*"},
+        {"cgroup": "/user.slice/user-7.slice/*"}, {"cgroup": "/user.slice"}, {"cgroup": "*", "user": 7},
+        {"cgroup": "*", "not": {"cgroup": ["/user.slice/*", "/system.slice/*"]}}, {"cgroup": "/^.a/"},
+        {"exe": "/usr/*"}, {"exe": "/opt/?*"}, {"exe": "/^.usr/"}, {"exe": "/tmp/a"}, {"exe": "/home/[a-b]/x"},
+        {"exe": "/hom?"}, {"any": [{"exe": "*", "user": 7}, {"unit": "a.service"}]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_root_hook_with_a_proof_is_not_warned_about(match):
+    """Only what the processes of every user certainly can satisfy is warned about."""
+    assert warnings_of(match=match, run=RUN) == []
+
+
+def test_the_hint_for_a_forged_proof_says_why_it_is_none():
+    def hint(match):
+        (found,) = lint_of([{"name": "one", "match": match, "run": RUN}])
+        return found.hint
+
+    assert "an orphan of any user" in hint({"parent": {"user": 0}})
+    assert "above all" in hint({"ancestor": {"user": 0}})
+    assert "every user" in hint({"unit": "user@*"})
+    assert "parent" not in hint({"comm": "x"})
+
+
 def test_a_root_hook_for_every_process_is_not_warned_about():
     """It asks for no process in particular."""
     assert warnings_of(run=RUN) == []
