@@ -116,8 +116,12 @@ def check(
 
 
 def _is_stream(file: Path) -> bool:
-    """Whether a file can be read only once, and is not opened by its path."""
-    return file == STANDARD_INPUT or file.is_fifo()
+    """Whether a file can be read only once, and is not opened by its path.
+
+    A pipe of a shell (/dev/fd/N) has no path. A named pipe is refused as the daemon refuses it: without a writer, the
+    open would wait for ever.
+    """
+    return file == STANDARD_INPUT or (file.is_fifo() and not os.path.exists(os.path.realpath(file)))
 
 
 def _content(file: Path) -> bytes:

@@ -20,6 +20,7 @@ from cnprocd.errors import CnprocdError
 from cnprocd.json_value import as_list, as_str, parse_json
 from cnprocd.launch.program import HookRefusedError, open_program
 from cnprocd.process.kernel_log import DEVICE
+from cnprocd.rules.language.impossible import without_values
 from cnprocd.rules.language.lint import LintWarning, patterns_of, place_of
 from cnprocd.rules.needs import Need, needs_of
 from cnprocd.rules.rule_files import DROPIN_DIRS, rule_files
@@ -66,6 +67,8 @@ def _not_executed(rule: Rule) -> Iterator[LintWarning]:
     """Yield the literal paths that are no process's executable: symbolic links and scripts."""
     for at, pattern in patterns_of(rule.match, ("exe",)):
         path = pattern.text
+        if without_values("exe", pattern) is not None:
+            continue  # lint warns about it
         real = os.path.realpath(path) if pattern.kind == "literal" and os.path.exists(path) else path
         if real != path:
             message = f"exe {path} never matches: it goes over a symbolic link"

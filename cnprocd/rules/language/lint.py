@@ -1,6 +1,6 @@
 """Warnings about the whole rule set: valid, but probably not intended. advice.py has those about one rule. PURE.
 
-    never        no event can satisfy the rule: its keys contradict each other
+    never        no event can satisfy the rule: its keys contradict each other, or no value satisfies a pattern
     duplicate    another rule has the same events, the same match and the same after
     shadowed     every event that runs this rule's hook also runs another rule's hook
     fakeable     a hook runs as root, and no key proves the user, the service or the program of the process
@@ -19,13 +19,11 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from cnprocd.connector.status import NO_STATUS
-from cnprocd.rules.compile import compile_rule
 from cnprocd.rules.language.evidence import PROVING_KEYS, any_user_can_satisfy
+from cnprocd.rules.language.impossible import contradictions, without_values
 from cnprocd.rules.language.overlap import PATTERN_KEYS, Overlaps
 from cnprocd.rules.needs import named_fields
-from cnprocd.rules.predicate import text_test
-from cnprocd.rules.ruleset import EXIT_EVENTS, Condition, ProcessCondition, Rule, given_keys
+from cnprocd.rules.ruleset import EXIT_EVENTS, Condition, ProcessCondition, Rule
 from cnprocd.rules.values import Pattern
 
 _PROGRAM = ("comm", "exe", "exe_claimed", "cmdline")
@@ -62,45 +60,14 @@ def lint(rules: Sequence[Rule]) -> Iterator[LintWarning]:
 
 
 def _never(rule: Rule) -> Iterator[LintWarning]:
-    compiled, condition = compile_rule(rule, 0), rule.match
-    hint = "all keys of one mapping must hold; use an any: list for alternatives"
-    unknown_too = condition is not None and _mentions_unknown(condition)
-    if compiled.kinds == {"exit"} and compiled.statuses == NO_STATUS and not unknown_too:
-        yield LintWarning(
-            rule.name, ("match",), "never", "no exit status satisfies this match: the rule never acts", hint
-        )
-        return
-    for key in PATTERN_KEYS if condition is not None else ():
-        assert condition is not None
-        if _impossible(condition, key):
-            yield LintWarning(
-                rule.name, ("match", key), "never", f"no {key} satisfies this match: the rule never acts", hint
-            )
-
-
-def _mentions_unknown(condition: Condition) -> bool:
-    return condition.exit_status == "unknown" or any(map(_mentions_unknown, (*condition.any, *condition.all)))
-
-
-def _impossible(condition: Condition, key: str) -> bool:
-    """Return whether a `not` or an `all` beside `key` rejects every literal that `key` accepts."""
-    patterns: tuple[Pattern, ...] | None = getattr(condition, key)
-    if patterns is None:
-        return False
-    rejected = [text_test(getattr(part, key)) for part in condition.not_ if _only_key(part, key)]
-    if set(patterns) <= {p for part in condition.not_ if _only_key(part, key) for p in getattr(part, key)}:
-        return True
-    if any(pattern.kind != "literal" for pattern in patterns):
-        return False
-    required = [text_test(getattr(part, key)) for part in condition.all if getattr(part, key) is not None]
-    return all(
-        any(test(pattern.text) for test in rejected) or not all(test(pattern.text) for test in required)
-        for pattern in patterns
-    )
-
-
-def _only_key(part: Condition, key: str) -> bool:
-    return given_keys(part) == (key,)
+    for key, message, hint in contradictions(rule):
+        yield LintWarning(rule.name, ("match", *(() if key is None else (key,))), "never", message, hint)
+    for at, pattern in patterns_of(rule.match, PATTERN_KEYS):
+        found = without_values(str(at[-1]), pattern)
+        if found is not None:
+            reason, hint = found
+            message = f'{at[-1]} "{pattern.text}" never matches: {reason}'
+            yield LintWarning(rule.name, at, "never", message, hint)
 
 
 def _covered(rule: Rule, overlaps: Overlaps) -> Iterator[LintWarning]:

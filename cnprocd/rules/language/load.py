@@ -8,6 +8,7 @@ highest precedence counts; an empty file or a link to /dev/null masks it; the fi
 
 from __future__ import annotations
 
+import errno
 import grp
 import os
 import pwd
@@ -220,12 +221,22 @@ def _content(source: _Source, read: Callable[[Path], bytes]) -> bytes | None:
         source.reject(Mark(), ValueProblem("the file does not exist", hint=hint))
         return None
     except OSError as error:
-        source.reject(Mark(), ValueProblem(f"cannot read the file: {error.strerror}", hint="check its permissions"))
+        source.reject(Mark(), ValueProblem(f"cannot read the file: {error.strerror}", hint=_hint_of(error)))
         return None
     if len(data) > LARGEST:
         source.reject(Mark(), ValueProblem("the file is too large", "at most 1 MiB", "split it into files in rules.d"))
         return None
     return data
+
+
+def _hint_of(error: OSError) -> str:
+    hints = {
+        errno.EACCES: "check its permissions",
+        errno.EPERM: "check its permissions",
+        errno.ELOOP: "name the file itself: its symbolic links lead in a circle",
+        errno.EIO: "check the disk: the kernel's log names it (dmesg)",
+    }
+    return hints.get(error.errno or 0, "check the path: ls -l shows each part of it")
 
 
 def _decoded(source: _Source, data: bytes) -> str | None:

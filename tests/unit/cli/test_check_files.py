@@ -66,6 +66,16 @@ def test_check_reads_the_pipe_of_a_process_substitution(tmp_path):
     assert "cnprocctl-" not in err
 
 
+def test_a_named_pipe_is_refused_at_once(tmp_path):
+    """As by the daemon. Nothing writes to it, so an open for reading would wait for ever."""
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    (tmp_path / "link").symlink_to("pipe")
+    command = [sys.executable, "-m", "cnprocd.cli.cnprocctl", "check"]
+    for name in ("pipe", "link"):
+        done = subprocess.run([*command, str(tmp_path / name)], capture_output=True, text=True, timeout=60)
+        assert (done.returncode, "is a named pipe" in done.stderr) == (EX_CONFIG, True), done.stderr
+
+
 def test_a_file_that_is_named_twice_is_checked_once(tmp_path):
     file = tmp_path / "rules.yaml"
     file.write_text(GOOD)

@@ -83,6 +83,43 @@ LINTS = {
         '  - {name: a, events: [exec], match: {comm: foo, all: [{comm: "b*"}]}}\n',
         {("never", 2)},
     ),
+    "a user that is refused": (
+        "  - {name: a, events: [exec], match: {user: [0, 7], not: [{user: 0}, {user: 7}]}}\n",
+        {("never", 2)},
+    ),
+    "a user that may be another": (
+        "  - {name: a, events: [exec], match: {user: [0, 7], not: [{user: 0}, {user: 7, comm: x}]}}\n",
+        set(),
+    ),
+    "a login that an all refuses": (
+        "  - {name: a, events: [exec], match: {loginuid: [0, 7], all: [{loginuid: [7, 8]}, {loginuid: [0, 8]}]}}\n",
+        {("never", 2)},
+    ),
+    "ids that agree": (
+        "  - {name: a, events: [exec], match: {group: [0, 7], all: [{group: [7, 8]}], not: {group: 0}}}\n",
+        set(),
+    ),
+    "empty ranges": (
+        '  - {name: a, events: [exec], match: {comm: ["[z-a]x", "[a-z]x"], not: {cmdline: "*[9-0]"}}}\n',
+        {("never", 2)},
+    ),
+    "paths that are none": (
+        "  - name: a\n    events: [exec]\n    match:\n      exe: [relative, /bin/../x, /a//b, /c/.]\n"
+        '      any:\n        - {cgroup: "system.slice/*"}\n        - {parent: {exe: /usr/./x}}\n',
+        {("never", 5), ("never", 7), ("never", 8)},
+    ),
+    "unusual paths": (
+        '  - {name: a, events: [exec], match: {exe: ["?usr", "[/]x", /..a/b, /a..], cgroup: ["*", /]}}\n',
+        set(),
+    ),
+    "an expression that is too long for comm": (
+        '  - {name: a, events: [exec], match: {comm: ["/^averyveryverylongname$/", "/^a{15}$/", "/^(b?){30}$/"]}}\n',
+        {("never", 2)},
+    ),
+    "the same one for cmdline": (
+        '  - {name: a, events: [exec], match: {cmdline: "/^averyveryverylongname$/"}}\n',
+        set(),
+    ),
     "an unknown exit only": ("  - {name: a, events: [exit], match: {exit_status: unknown}}\n", set()),
     "the same twice": (
         "  - {name: a, events: [exit], match: {comm: x}}\n  - {name: b, events: [exit], match: {comm: x}}\n",

@@ -199,6 +199,10 @@ def test_an_exe_over_a_symbolic_link_is_warned_about(tmp_path):
     (warning,) = found["warnings"]
     assert (warning["kind"], warning["hint"]) == ("symlink", f'write "{real}"')
     assert "never matches" in warning["message"]
+    (warning,) = ctl_json("check", rules=rules_with(tmp_path, f"{{exe: {tmp_path}/../{tmp_path.name}/link}}"))[1][
+        "warnings"
+    ]
+    assert (warning["kind"], warning["hint"]) == ("never", f'write "{link}"'), "not the link, but the .."
     for match in (f"{{exe: {real}}}", f"{{exe: {tmp_path}/not-there}}", f'{{exe: "{tmp_path}/lin*"}}'):
         assert ctl_json("check", rules=rules_with(tmp_path, match))[1]["warnings"] == []
     assert ctl_json("check", "--other-host", rules=rules_with(tmp_path, f"{{exe: {link}}}"))[1]["warnings"] == []

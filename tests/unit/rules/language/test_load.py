@@ -1,5 +1,6 @@
 """Rule files on disk: the exact place of every error, precedence of drop-ins, files that other users can write."""
 
+import errno
 import os
 import re
 import stat
@@ -312,7 +313,17 @@ def test_links_are_followed_but_not_for_ever(tmp_path):
     (tmp_path / "there").symlink_to(file)
     (tmp_path / "loop").symlink_to("loop")
     assert load(tmp_path / "here").rules == load(tmp_path / "there").rules == load(file).rules
-    assert "symbolic links" in problems(tmp_path / "loop")[0].message
+    (problem,) = problems(tmp_path / "loop")
+    assert "symbolic links" in problem.message and "symbolic links" in problem.hint
+
+
+@pytest.mark.parametrize(("code", "word"), [(errno.EACCES, "permissions"), (errno.EIO, "disk"), (errno.ENXIO, "path")])
+def test_the_hint_about_an_unreadable_file_fits_the_error(tmp_path, code, word):
+    def fail(file):
+        raise OSError(code, os.strerror(code), str(file))
+
+    (problem,) = problems(tmp_path / "rules.yaml", read=fail)
+    assert word in problem.hint
 
 
 def test_a_relative_path(tmp_path, monkeypatch):
