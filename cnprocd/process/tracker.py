@@ -245,6 +245,8 @@ class Tracker:
         if self.tracking.table:
             self.table.rename(event, comm)
             self.newcomers.add(event.process_tgid)
+        if not (self._cares("comm", False, comm) or self._cares("comm", True, comm)):
+            return ()  # without a look at /proc: a process can rename itself a million times a second
         found = self._occurrences("comm", event.process_tgid, event.process_pid, event, None, {})
         for occurrence in found:
             if occurrence.of_thread or event.process_pid == event.process_tgid:
@@ -415,5 +417,4 @@ class Tracker:
         return occurrence
 
     def _parent_now(self, tgid: int) -> int | None:
-        fresh = self._procfs.read(tgid, Wanted(), "procfs")
-        return None if fresh is None else fresh.ppid
+        return None if (fresh := self._procfs.read(tgid, Wanted(), "procfs")) is None else fresh.ppid

@@ -263,6 +263,18 @@ def test_what_a_thread_does_alone_is_its_own(kind):
     assert scene.tracker.table.get(60).comm == "sh"
 
 
+def test_a_name_that_no_rule_asks_for_needs_no_look_at_proc(monkeypatch):
+    """Any process can rename itself a million times a second."""
+    scene = Scene(table=False, kinds=frozenset({"comm"}))
+    scene.tracker.use(scene.tracker.tracking, lambda kind, of_thread, comm, status=None: comm == "asked")
+    read = []
+    monkeypatch.setattr(scene.reader, "read", lambda tgid, *_: read.append(tgid))
+    for comm in ("other", "asked"):
+        scene.machine.rename(60, comm)
+    assert [(o.kind, o.process.comm) for o in scene.run()] == [("comm", "asked")]
+    assert read == [60]
+
+
 def test_setsid_is_of_the_process_whichever_thread_calls_it():
     scene = Scene(kinds=frozenset({"sid"}))
     scene.machine.thread(60, 61)
