@@ -2,9 +2,10 @@
 
 A record is written at once if the output has room; those of one batch of events together. Else it waits in the queue,
 in order, and is written when there is room again. A record that does not fit in the queue is dropped and counted; as
-soon as the queue is empty again the counts are reported. A rule whose matches fill a quarter of the queue loses its
-further ones, so that they cost no other rule's records. An output that is broken (a pipe without a reader, no journald)
-is tried again every second.
+soon as the queue is empty again the counts are reported. A rule whose matches fill its share of the queue loses its
+further ones, so that they cost no other rule's records: a quarter, and less if the matches of many rules wait, because
+there must be room for one rule more. An output that is broken (a pipe without a reader, no journald) is tried again
+every second.
 """
 
 from __future__ import annotations
@@ -157,7 +158,10 @@ class LogQueue:
             self._report_lost()
 
     def _is_full(self, size: int, rule: str | None) -> bool:
-        return self._bytes + size > MOST_BYTES or (rule is not None and self._bytes_of[rule] + size > MOST_OF_A_RULE)
+        if rule is None or rule not in self._bytes_of:
+            return self._bytes + size > MOST_BYTES
+        share = min(MOST_OF_A_RULE, MOST_BYTES // (len(self._bytes_of) + 1))
+        return self._bytes + size > MOST_BYTES or self._bytes_of[rule] + size > share
 
     def _piece(self) -> bytes:
         """Return the bytes to write next: the rest of the first record, and more records if the sink joins them."""

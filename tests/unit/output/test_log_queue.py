@@ -144,6 +144,23 @@ def test_a_rule_that_floods_the_queue_costs_no_other_rule(loop, pipe, monkeypatc
     assert queue.lost.matches == 975
 
 
+@pytest.mark.parametrize("floods", [1, 4, 12])
+def test_many_rules_that_flood_the_queue_cost_no_other_rule(loop, pipe, monkeypatch, floods):
+    """Four rules on the processes of one storm filled a quarter each, and no other rule's record had room."""
+    monkeypatch.setattr(log_queue, "MOST_BYTES", 40_000)
+    monkeypatch.setattr(log_queue, "MOST_OF_A_RULE", 10_000)
+    queue = queue_on(pipe[1])
+    queue.attach(loop)
+    while not queue.queued:
+        queue.add(line(0))
+    for number in range(1000):
+        for flood in range(floods):
+            queue.add(line(number), f"flood {flood}")
+        if number % 100 == 99:
+            queue.add(line(number), "quiet")
+    assert queue.lost.by_rule.keys() == {f"flood {flood}" for flood in range(floods)}
+
+
 def test_what_was_lost_is_reported_with_the_next_record(pipe):
     """Without an event loop, as before the daemon is ready."""
     reports = []
