@@ -81,7 +81,8 @@ process/inheritance process/model
 process/oom process/second_look process/stat process/table process/thread_count process/tracker process/tracking
 process/unasked
 rules/compile rules/needs rules/plan rules/predicate rules/ruleset rules/unresolved rules/values rules/written
-rules/language/actions rules/language/advice rules/language/condition rules/language/fields rules/language/lint
+rules/language/actions rules/language/advice rules/language/condition rules/language/evidence rules/language/fields
+rules/language/impossible rules/language/lint
 rules/language/names rules/language/overlap rules/language/plain rules/language/regex_cost rules/language/schema
 rules/language/syntax rules/language/value_problem
 runner/wire runner/wire_validate
