@@ -182,7 +182,8 @@ VERBS = (
         (_DRAFT, *EVENT),
         description="For each rule that matches, show its message, its hook, and the known fields of the record (with "
         "--json all fields). Nothing is run, and no daemon is needed. A PID alone stands for a running process that "
-        "ends now. Without an end, the exit code is 0. The exit status is 0 if a rule matches, else 1.",
+        "ends now; only a running daemon knows the path that its program had before it was moved. Without an end, the "
+        "exit code is 0. The exit status is 0 if a rule matches, else 1.",
         examples=(
             "cnprocctl test --comm ora_pmon_X --exit-code 3 --user oracle",
             "cnprocctl test --pid 1234 --status 9",

@@ -39,6 +39,8 @@ rules:
   - {name: deleted, events: [nonzero_exit], match: {signal: SIGKILL, exe: $TMP/cnptest-deleted}}
   - {name: path-else, events: [nonzero_exit], match: {signal: SIGKILL, not: {exe: ["/usr/*", "/bin/*"]}}}
   - {name: bound, events: [nonzero_exit], match: {signal: SIGKILL, exe: /usr/bin/chage}}
+  - {name: other-file, events: [nonzero_exit], match: {signal: SIGKILL, not: {exe: /usr/bin/chage}}}
+  - {name: neither-file, events: [nonzero_exit], match: {signal: SIGKILL, not: {exe: [$SLEEP, $PYTHON]}}}
   - {name: claimed, events: [nonzero_exit], match: {signal: SIGKILL, exe_claimed: [/usr/bin/chage, "/memfd:*"]}}
   - {name: arguments, events: [nonzero_exit], match: {signal: SIGKILL, cmdline: "*sleep 600"}}
   - {name: title, events: [nonzero_exit], match: {signal: SIGKILL, cmdline: "cnptest: checkpointer*"}}
@@ -98,6 +100,16 @@ def in_memory() -> int:
     return child(body)
 
 
+def own_program(directory: Path) -> Path:
+    file = directory / "cnptest-own"
+    return file if file.exists() else Path(shutil.copy(SLEEP, file))
+
+
+def bound(program: str) -> int:
+    """A process whose program stands at another path in its own mount namespace."""
+    return executes(shutil.which("unshare") or "", "-m", "sh", "-c", BOUND % program)
+
+
 def script(directory: Path) -> int:
     file = directory / "cnptest-script"
     if not file.exists():
@@ -122,7 +134,8 @@ def kinds(directory: Path) -> dict[str, Callable[[], int]]:
         "file deleted": lambda: copied(directory, "cnptest-deleted", Path.unlink),
         "file replaced": lambda: copied(directory, "cnptest-replaced", replace),
         "file in memory": in_memory,
-        "bound": lambda: executes(shutil.which("unshare") or "", "-m", "sh", "-c", BOUND % SLEEP),
+        "bound": lambda: bound(SLEEP),
+        "own program bound": lambda: bound(str(own_program(directory))),
         "container": lambda: executes("/bin/sleep", "600", before=in_group(CONTAINER)),
         "unit of a user": lambda: executes("/bin/sleep", "600", before=in_group(USER_UNIT)),
         "moved": moved,

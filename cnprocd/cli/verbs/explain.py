@@ -44,7 +44,8 @@ def explain(options: Options) -> int:
             raise NotFoundError(f'the rule "{options.rule}" is disabled', f"cnprocctl rules enable {options.rule}")
     event = described(options)
     if options.job is not None or event:
-        occurrence = _of_job(options) if options.job is not None else occurrence_from(options, event)
+        matcher = Matcher(loaded.rules)
+        occurrence = _of_job(options) if options.job is not None else occurrence_from(options, event, matcher)
         return _reasons([explain_all(rule, occurrence) for rule in rules], occurrence.process.provenance(), options)
     return _plan(rules, Matcher(loaded.rules), options)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,9 +34,8 @@ _MOST_ANCESTORS = 64
 def test(options: Options) -> int:
     """Show each rule that would fire, with its record and the argument list of its hook."""
     loaded = loaded_rules(options.rules, draft=draft_of(options))
-    occurrence, matcher = occurrence_from(options, described(options)), Matcher(loaded.rules)
-    if occurrence.kind == "exit" and options.exe is None:
-        _take_named_path(occurrence.process, matcher)
+    matcher = Matcher(loaded.rules)
+    occurrence = occurrence_from(options, described(options), matcher)
     matches = matcher.match(occurrence)
     found = [_outcome(match) for match in matches]
     if options.json:
@@ -43,6 +43,10 @@ def test(options: Options) -> int:
         return EX_OK if found else EX_NO
     if _assumes_success(options, occurrence):
         print("taken as an exit with code 0, because no end is given: see --exit-code, --signal and --kind")
+    if _may_have_had_another_path(occurrence.process):
+        print(
+            "its program was moved or changed after the process started: only the daemon knows paths that it had before"
+        )
     if not found:
         rules = sum(1 for rule in loaded.rules if rule.enabled)
         print(f"{_none_of(rules)}; `cnprocctl explain` with the same options shows why")
@@ -51,14 +55,17 @@ def test(options: Options) -> int:
     return EX_OK if found else EX_NO
 
 
-def occurrence_from(options: Options, event: JsonObject) -> Occurrence:
+def occurrence_from(options: Options, event: JsonObject, matcher: Matcher) -> Occurrence:
     """Return the event of the EVENT options, which `described` returned, or of a running process.
 
-    Raises DescriptionError.
+    The program of a process that ends is known as its exit record will name it to these rules. Raises DescriptionError.
     """
-    if options.pid is not None and options.comm is None and options.event is None:
-        return _of_process(options.pid, event)
-    return occurrence_of(event, ACCOUNTS)
+    if options.pid is None or options.comm is not None or options.event is not None:
+        return occurrence_of(event, ACCOUNTS)
+    occurrence = _of_process(options.pid, event)
+    if occurrence.kind == "exit" and options.exe is None:
+        _take_executed_file(occurrence.process, matcher)
+    return occurrence
 
 
 def _assumes_success(options: Options, occurrence: Occurrence) -> bool:
@@ -150,8 +157,8 @@ def _of_process(pid: int, event: JsonObject) -> Occurrence:
     return occurrence
 
 
-def _take_named_path(process: Process, matcher: Matcher) -> None:
-    """Take the path by which the exit record of a running process will name its program: one that a rule names."""
+def _take_executed_file(process: Process, matcher: Matcher) -> None:
+    """Take what the exit record of a running process will show: a path that rules name, or that it is none of them."""
     if process.exe_file is None or not matcher.exe_paths:
         return
     try:
@@ -161,8 +168,20 @@ def _take_named_path(process: Process, matcher: Matcher) -> None:
     with contextlib.closing(files):
         files.use(matcher.exe_paths, None)
         found = files.find(process.exe_file, process.comm)
+        process.exe_is_unnamed = found is None and files.knows_all_named
     if found is not None:
         process.take_executed_file(process.exe_file, found)
+
+
+def _may_have_had_another_path(process: Process) -> bool:
+    """Whether a rule may name a former path of the program: a rename changes the ctime of the file."""
+    if not process.exe_is_unnamed or process.exe is None or process.start_ns is None:
+        return False
+    try:
+        changed_ns = os.stat(f"/proc/{process.tgid}/exe").st_ctime_ns
+    except OSError:
+        return False
+    return changed_ns > time.time_ns() - (time.monotonic_ns() - process.start_ns)
 
 
 def _ancestors(process: Process) -> tuple[Process, ...]:
