@@ -149,8 +149,7 @@ class Pipeline:
 
     def _handle(self, batch: Batch) -> None:
         tracker = self.tracker
-        if batch.overrun:
-            self.recovery.note_overrun()
+        self.recovery.note(batch)
         if not batch.more:
             tracker.deaths.caught_up()
         if self._files is not None and batch.records:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TypeVar
 
-from cnprocd.connector.source import Losses, Source
+from cnprocd.connector.source import Batch, Losses, Source
 from cnprocd.connector.taskrecord import TaskRecord
 from cnprocd.escape import printable
 from cnprocd.log import Log
@@ -72,15 +72,25 @@ class Recovery:
         self._log = log
         self._clock = clock
         self._pending = False
+        self._is_losing = False  # events were lost, and the queue was not empty since
+        self._doubted = 0  # of the lost events: those that were counted when the last resync began
         self._resync: _Resync | None = None
         self._resynced_at_s = -_RESYNC_EVERY_S
         self._lost_reported = 0
         self._silent_count = 0  # exits that the loss hid, found outside a resync and not yet logged
         self._silent_named: list[Occurrence] = []  # the first of them
 
-    def note_overrun(self) -> None:
-        """Remember that the kernel dropped something, so that a resync is due."""
-        self._pending = True
+    def note(self, batch: Batch) -> None:
+        """Remember whether the kernel dropped something, so that a resync is due. Call it before the batch is taken.
+
+        It drops all events from the overrun on until the queue was read empty. So what was read of a process before
+        that is in doubt as well.
+        """
+        self._pending = self._pending or batch.overrun
+        self._is_losing = self._is_losing or batch.events_lost
+        if batch.events_lost or (self._is_losing and not batch.more):
+            self._tracker.table.doubt()
+            self._is_losing = batch.more
 
     @property
     def active(self) -> bool:
@@ -118,6 +128,10 @@ class Recovery:
         scan = self._procfs.scan_in_groups(tracking.wanted_anew) if tracking.table else None
         self._source.count_losses()
         losses = replace(self._source.losses)  # what is lost from here on, the next resync reports
+        events_lost = losses.connector_drops + losses.sequence_gaps
+        if events_lost != self._doubted:
+            self._doubted = events_lost
+            self._tracker.table.doubt()
         waiting = iter(self._tracker.deaths.waiting().items())
         self._resync = _Resync(scan, waiting, time.monotonic_ns(), losses)
 

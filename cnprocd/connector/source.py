@@ -46,6 +46,7 @@ class Batch(NamedTuple):
     records: ReadRecords
     more: bool
     overrun: bool
+    events_lost: bool = False  # the overrun was of the connector, not of the exit records' socket
 
 
 @dataclass(slots=True)
@@ -208,11 +209,12 @@ class Source:
             everything = all_records or not more or leftover is not None
             records.add(self._drain_records(events, more, everything))
         self.records_seen += len(records)
+        events_lost = self.listener.overruns > self._listener_overruns
         self._listener_overruns = self.listener.overruns
         overruns = self._listener_overruns + (self.taskstats.overruns if self.taskstats else 0)
         self._overran, self._overruns_before = overruns > self._overruns_before, overruns
         self.losses.overruns = overruns
-        return Batch(events, records, more, self._overran)
+        return Batch(events, records, more, self._overran, events_lost)
 
     def look_ahead(self) -> Ahead:
         """Return the events that came since the last drain, for a look. The next drain returns them as its batch.

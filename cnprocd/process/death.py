@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from cnprocd.connector.event import Exit
 from cnprocd.connector.taskrecord import TaskRecord
+from cnprocd.process.doubt import sure
 from cnprocd.process.model import Process
 
 
@@ -36,7 +37,7 @@ def thread_of(known: Process | None, event: Exit, record: TaskRecord | None) -> 
     """Return the process of a thread that ended, with the thread's own comm and ids. `known`: the table's entry."""
     process = Process(event.process_tgid, event.parent_tgid or None)
     if known is not None:
-        process.take_identity(known)
+        process.take_identity(sure(known))
         process.start_ns = known.start_ns
         if event.process_pid != event.process_tgid:
             process.comm, process.comm_source = None, "unknown"  # the table holds the leader's

@@ -93,15 +93,18 @@ class Process:
     threaded: bool = False  # ever had more than one
     counted_ns: int = 0  # events before this time are already counted in `threads`
     ended_ns: int | None = None
+    in_doubt: bool = False  # an event that may have changed it was lost: see doubt.py
     exe_is_unnamed: bool = False  # the file is known, and no rule names its path literally
     is_shared: bool = field(default=False, compare=False)  # births in the table refer to it: change a copy instead
 
     def child(self, tgid: int, start_ns: int) -> Process:
         """Return the process after fork: all of its parent but PID and threads. (A third of replace()'s cost.)"""
-        return Process(
+        child = Process(
             tgid, self.tgid, start_ns, self.comm, self.comm_source, self.uid, self.gid, self.ids_source, self.exe,
             self.cmdline, self.cgroup, self.image_source, self.cgroup_source, self.image, self.more_ids, True,
         )  # fmt: skip
+        child.in_doubt = self.in_doubt
+        return child
 
     @property
     def euid(self) -> int | None:
@@ -242,6 +245,8 @@ class Process:
         """Take what the kernel accounted at the death: the ids, the parent, the leader's comm and an unknown start."""
         identity = leader or last
         if identity is not None:
+            if self.unconfirmed:
+                self.confirm(identity.uid)
             self.uid, self.gid, self.ids_source = identity.uid, identity.gid, "taskstats"
             self.ppid = (last or identity).ppid or self.ppid  # no event reports a change of parent
         if leader is not None:

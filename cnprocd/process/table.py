@@ -24,6 +24,7 @@ from collections.abc import Callable, Container, Iterable, Set
 from dataclasses import replace
 
 from cnprocd.connector.event import Comm, Exit, Fork, Gid, Row, Uid
+from cnprocd.process.doubt import forget_doubtful, sure
 from cnprocd.process.model import TICK_NS, Process
 
 _MAX_DEPTH = 64  # of ancestry; beyond it a chain is unknown
@@ -62,6 +63,7 @@ class Table:
         for found in scan:
             former = self._processes.get(found.tgid)
             if former is not None and same_process(former, found):
+                _settle(former, found)
                 former.fill_unknown(found)
             elif former is None and (found.start_ns or 0) + START_TOLERANCE_NS < known_ns:
                 left.append(found)
@@ -173,6 +175,8 @@ class Table:
         if process is None:
             process = self._processes[tgid] = fresh or Process(tgid)
         process = self.own(process)
+        if process.in_doubt:
+            forget_doubtful(process)
         process.ended_ns = None
         process.threads, process.threaded = 1, False  # exec ends every other thread; their exits came before this event
         process.counted_ns = at_ns
@@ -242,7 +246,7 @@ class Table:
                     continue
             if parent is None:
                 break
-            chain.append(parent)
+            chain.append(sure(parent))
             process, parent_named = parent, False
         return tuple(chain)
 
@@ -297,8 +301,16 @@ class Table:
             known.threads, known.counted_ns, known.ppid = found.threads, found.counted_ns, found.ppid
             known.threaded = known.threaded or found.threaded
             known.ended_ns = None  # its leader may have ended before it
+            _settle(known, found)
             known.take_newer(found)
         return None
+
+    def doubt(self) -> None:
+        """Events were lost: each entry is out of date until its process is read again, and what its children have."""
+        for process in self._processes.values():
+            process.in_doubt = True
+        for _, parent in self._births.values():
+            parent.in_doubt = True
 
     def started_since(self, at_ns: int) -> list[int]:
         """Return the PIDs of the living processes that started then or later."""
@@ -338,6 +350,12 @@ class Table:
         self._births.clear()
         self._ended.clear()
         self._leaderless.clear()
+
+
+def _settle(known: Process, found: Process) -> None:
+    """The process was read again: forget what may be out of date. What was read then takes its place."""
+    if known.in_doubt:
+        forget_doubtful(known, found.exe_file is not None and found.exe_file == known.exe_file)
 
 
 def _began_at(process: Process, at_ns: int) -> bool:

@@ -19,6 +19,7 @@ from cnprocd.connector.taskrecord import TaskRecord
 from cnprocd.failures import Failures
 from cnprocd.process.death import Death, Waiting, thread_of
 from cnprocd.process.deaths import Deaths
+from cnprocd.process.doubt import forget_at_death, sure
 from cnprocd.process.executed_file import take_executed_file
 from cnprocd.process.executions import Executions
 from cnprocd.process.family import HookFamily
@@ -290,7 +291,7 @@ class Tracker:
         status = self._thread_count.take_status(event)
         self.table.end(process, event.timestamp_ns, certain=not process.threaded)
         if "exit" in self.tracking.kinds:
-            occurrence = Occurrence("exit", process, event.process_pid, status, event.timestamp_ns, event.cpu)
+            occurrence = Occurrence("exit", sure(process), event.process_pid, status, event.timestamp_ns, event.cpu)
             self._read_cgroup_at_death(occurrence)
             yield self._placed(occurrence, event.parent_tgid)
 
@@ -313,8 +314,7 @@ class Tracker:
                 self.table.own(known).take_comm(leader, "taskstats")  # it may be the parent of the next process to end
             return []
         process = self.table.own(known) if known is not None else Process(death.tgid)
-        if process.unconfirmed and (identity := leader or record) is not None:
-            process.confirm(identity.uid)
+        forget_at_death(process, record, self._files)
         process.take_exit_records(record, leader, at_ns)
         tid = event.process_pid if event is not None else record.pid if record is not None else death.tgid
         occurrence = Occurrence(
@@ -370,7 +370,7 @@ class Tracker:
         found: list[Occurrence] = []
         if not (for_process or for_threads):
             return found
-        process = known or self._living(tgid, kind, at_ns)
+        process = sure(known or self._living(tgid, kind, at_ns))
         if kind not in KINDS_OF_LASTING_COMM and self._executions.is_in_doubt(tgid, at_ns):
             process = process.without_program()
         for of_thread in (False, True):
@@ -402,7 +402,7 @@ class Tracker:
             child.fill_unknown(fresh)
 
     def _vanished(self, process: Process) -> Occurrence:
-        return self._placed(Occurrence("exit", process, process.tgid, recovered=True), 0)
+        return self._placed(Occurrence("exit", sure(process), process.tgid, recovered=True), 0)
 
     def _placed(self, occurrence: Occurrence, parent_tgid: int) -> Occurrence:
         """Add the parent and the ancestors, and whether a hook started the process."""

@@ -7,6 +7,7 @@ The daemon gets the smallest possible buffer and is stopped (SIGSTOP) while proc
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -20,11 +21,11 @@ rules:
   - name: vanished
     events: [nonzero_exit]
     on_unknown_exit: match
-    match: {comm: cnptest-held, cmdline: "*"}     # cmdline: so that a table is kept
-  - {name: only-logged, events: [nonzero_exit], match: {comm: cnptest-held, exe: "*"}}
+    match: {comm: cnptest-held, parent: {comm: "*"}}     # parent: so that a table is kept
+  - {name: only-logged, events: [nonzero_exit], match: {comm: cnptest-held, parent: {comm: "*"}}}
   - {name: ignored, events: [nonzero_exit], on_unknown_exit: ignore, match: {comm: cnptest-held}}
-  - {name: unknown, events: [exit], match: {comm: cnptest-held, exit_status: unknown, cmdline: "*"}}
-  - {name: three, events: [nonzero_exit], match: {comm: cnptest-held, exit_code: 3, cmdline: "*"}}
+  - {name: unknown, events: [exit], match: {comm: cnptest-held, exit_status: unknown, parent: {comm: "*"}}}
+  - {name: three, events: [nonzero_exit], match: {comm: cnptest-held, exit_code: 3, parent: {comm: "*"}}}
 $MARKER
 """
 
@@ -221,3 +222,63 @@ def test_a_reused_pid_hides_no_death_whose_event_was_lost(tmp_path, owner):
             os.write(gate[1], b"x" * 20)
         daemon.mark()
         assert len(daemon.matches("failed", pid=held)) == 1
+
+
+CHANGED = """
+settings: {receive_buffer: 64K}
+rules:
+  - {name: any, events: [nonzero_exit], match: {comm: cnptest-change}, record: [euid, cmdline]}
+  - {name: was-root, events: [nonzero_exit], match: {comm: cnptest-change, euid: root}}
+  - {name: is-nobody, events: [nonzero_exit], match: {comm: cnptest-change, euid: 65534}}
+  - {name: old, events: [nonzero_exit], match: {comm: cnptest-change, cmdline: "*old-one"}}
+  - {name: new, events: [nonzero_exit], match: {comm: cnptest-change, cmdline: "*new-one"}}
+$MARKER
+"""
+AGAIN = 'read x; exec "$0" -c "read x; exit 3" "$0" new-one'
+
+
+@pytest.mark.parametrize("ends", ["in the gap", "later"])
+def test_what_a_lost_event_may_have_changed_is_not_told(tmp_path, ends):
+    """Two processes of root: one becomes another effective user, and one executes its program with other arguments."""
+    program = Path(shutil.copy(os.path.realpath("/bin/sh"), tmp_path / "cnptest-change"))
+    ids, again = os.pipe(), os.pipe()
+    other_user = child(
+        lambda: (rename("cnptest-change"), os.read(ids[0], 1), os.seteuid(65534), os.read(ids[0], 1), os._exit(3))
+    )
+    args = child(lambda: (os.dup2(again[0], 0), os.execv(program, [program, "-c", AGAIN, program, "old-one"])))
+    for process in (other_user, args):
+        while Path(f"/proc/{process}/comm").read_text() != "cnptest-change\n":
+            pass
+    with running(tmp_path, CHANGED) as daemon:
+        pid = daemon.process.pid
+        daemon.process.send_signal(signal.SIGSTOP)
+        while not is_stopped(pid):
+            pass
+        dropped = drops_of(pid, [CONNECTOR])
+        while drops_of(pid, [CONNECTOR]) < dropped + 10:  # from now on all are dropped until the queue is read
+            wait_status(child(lambda: os._exit(0)))
+        for gate in (ids, again):
+            os.write(gate[1], b"\n")
+        while "\t65534\t" not in Path(f"/proc/{other_user}/status").read_text():
+            pass
+        while not Path(f"/proc/{args}/cmdline").read_bytes().endswith(b"new-one\0"):
+            pass
+        if ends == "later":
+            daemon.process.send_signal(signal.SIGCONT)
+            daemon.wait_for("overrun")  # it has compared with /proc
+            daemon.reload(CHANGED.replace("64K", "4M"))  # what other programs do must not lose events from here on
+        for gate in (ids, again):
+            os.write(gate[1], b"\n")
+        assert {wait_status(other_user), wait_status(args)} == {3 << 8}
+        daemon.process.send_signal(signal.SIGCONT)
+        for process in (other_user, args):
+            daemon.wait_for("rule_matched", rule="any", pid=process)
+        daemon.reload(CHANGED.replace("64K", "4M"))
+        daemon.mark()
+        told = {str(one["rule"]): (one["pid"], one["recovered"]) for one in daemon.matches() if one["rule"] != "any"}
+        if ends == "later":
+            shell = {"was-root": (args, False)}
+            assert told == {"is-nobody": (other_user, False), "new": (args, False)} | shell
+        else:
+            assert told == {}
+            assert [(one.get("euid"), one["cmdline"]) for one in daemon.matches("any")] == [(None, None)] * 2

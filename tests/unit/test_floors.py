@@ -75,8 +75,8 @@ connector/request connector/sequence connector/status connector/taskrecord conne
 control/interface control/introspection control/protocol control/verb
 launch/render launch/request
 output/console output/fields output/match_id output/metrics output/record
-process/cgroup_path process/completion process/counted_lookup process/death process/deaths process/evidence
-process/executed_file process/executions process/family process/files process/handed_on
+process/cgroup_path process/completion process/counted_lookup process/death process/deaths process/doubt
+process/evidence process/executed_file process/executions process/family process/files process/handed_on
 process/inheritance process/model
 process/oom process/second_look process/stat process/table process/thread_count process/tracker process/tracking
 process/unasked

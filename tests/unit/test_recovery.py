@@ -24,6 +24,8 @@ from cnprocd.rules.language.schema import RuleModel
 OWN = 50
 FAR_NS = 1 << 62
 LONG_S = 60.0
+OVERRUN = Batch([], ReadRecords(), more=False, overrun=True, events_lost=True)
+CALM = OVERRUN._replace(overrun=False, events_lost=False)
 
 
 class Scene:
@@ -118,11 +120,11 @@ def test_a_resync_begins_once_a_second_after_an_overrun():
     scene = Scene()
     scene.recovery.begin_if_due()
     assert not scene.recovery.active
-    scene.recovery.note_overrun()
+    scene.recovery.note(OVERRUN)
     scene.recovery.begin_if_due()
     assert scene.recovery.active
     scene.resync()
-    scene.recovery.note_overrun()
+    scene.recovery.note(OVERRUN)
     scene.now_s += 0.9
     scene.recovery.begin_if_due()
     assert not scene.recovery.active
@@ -135,7 +137,7 @@ def test_an_overrun_during_a_resync_stays_pending():
     """A storm overruns the buffer during every scan: the next resync comes a second later."""
     scene = Scene()
     scene.recovery.begin()
-    scene.recovery.note_overrun()
+    scene.recovery.note(OVERRUN)
     scene.resync()
     assert scene.recovery.check_losses()
     scene.recovery.begin_if_due()
@@ -300,3 +302,83 @@ def test_after_a_reload_as_many_are_held_as_after_a_start(crowd, limit, before, 
         held.append(len(holder))
         holder.close()
     assert held[0] == held[1]
+
+
+# -- what the lost events may have changed -----------------------------------------------------------------------
+
+
+def exit_of(scene: Scene, tgid: int, uid: int = 0):
+    """Let a process end with its event and its record."""
+    now_ns = scene.machine.now + 1
+    record = TaskRecord(tgid, tgid, INIT, 256, True, False, "sh", uid, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0)
+    event = (0x80000000, 0, now_ns, tgid, tgid, 256, 17, INIT, INIT)
+    return [one.process for one in scene.tracker.take([event], [record], now_ns) if one.kind == "exit"]
+
+
+def known(process: Process):
+    return process.comm, process.uid, process.euid, process.cmdline, process.cgroup
+
+
+def test_a_death_after_an_overrun_has_what_its_record_shows():
+    """An exec, or a change of a user, may have been lost. The record shows the comm and the user."""
+    scene = Scene()
+    scene.recovery.note(OVERRUN)
+    assert [known(one) for one in exit_of(scene, 60, uid=7)] == [("sh", 7, None, None, None)]
+
+
+def test_a_process_that_vanished_in_an_overrun_has_its_last_comm():
+    scene = Scene()
+    scene.recovery.note(OVERRUN)
+    scene.end_unseen(60)
+    assert [known(one.process) for one in scene.resync()] == [("sh", None, None, None, None)]
+
+
+def test_a_scan_after_an_overrun_shows_what_changed():
+    scene = Scene()
+    scene.recovery.note(OVERRUN)
+    task = scene.machine.tasks[60]
+    task.euid, task.cmdline = 9, "sh new"
+    scene.procfs.late = scene.machine.proc()
+    scene.resync()
+    assert [known(one) for one in exit_of(scene, 60)] == [("sh", 0, 9, "sh new", "/")]
+
+
+def test_what_was_read_before_the_queue_was_empty_is_in_doubt():
+    """The kernel drops every event from the overrun on until the queue was read empty."""
+    scene = Scene()
+    scene.recovery.note(OVERRUN._replace(more=True))
+    scene.resync()
+    scene.recovery.note(CALM)
+    assert [known(one) for one in exit_of(scene, 60)] == [("sh", 0, None, None, None)]
+
+
+def test_a_loss_that_only_the_counters_show_is_one_as_well():
+    scene = Scene()
+    scene.losses.connector_drops = 1
+    scene.recovery.begin()
+    assert [known(one) for one in exit_of(scene, 60)] == [("sh", 0, None, None, None)]
+
+
+def test_lost_exit_records_change_no_process():
+    scene = Scene()
+    scene.losses.taskstats_drops = 1
+    scene.recovery.note(OVERRUN._replace(events_lost=False))
+    scene.recovery.begin()
+    assert [known(one) for one in exit_of(scene, 60)] == [("sh", 0, 0, "/bin/sh", "/")]
+
+
+def test_children_are_in_doubt_until_an_exec_is_read():
+    scene = Scene()
+    scene.recovery.note(OVERRUN)
+    scene.machine.log.clear()
+    scene.machine.fork(60, 61)
+    scene.machine.fork(60, 62)
+    scene.machine.exec(62, "/bin/new")
+    scene.procfs.executed = scene.machine.proc()
+    list(scene.tracker.take([entry.said for entry in scene.machine.log if not entry.is_record], []))
+    assert [known(one) for one in exit_of(scene, 61)] == [("sh", 0, None, None, None)]
+    (executed,) = exit_of(scene, 62)
+    assert (executed.euid, executed.cgroup) == (0, "/")
+    assert executed.cmdline is not None
+    above = scene.tracker.table.ancestors(executed, None, True, lambda tgid: None)
+    assert [known(one) for one in above] == [("systemd", None, None, None, None)]

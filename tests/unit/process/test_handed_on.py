@@ -32,6 +32,7 @@ FULL = Process(
     7, 1, 10**15, comm="a\udcff\n", comm_source="exec", uid=1, gid=2, ids_source="event", exe="/opt/\udc80",
     cmdline="é x", cgroup="/x", image_source="exec", cgroup_source="zombie", image=IMAGE, threads=3, threaded=True,
     unconfirmed=True, counted_ns=5, ended_ns=9, exe_is_unnamed=True, more_ids=MoreIds(3, 4),
+    in_doubt=True,
 )  # fmt: skip
 
 
