@@ -47,6 +47,11 @@ def unknown_programs(directory: Path) -> int:
     return sum(int(one["count"]) for one in unknown if one["attribute"] == "exe")
 
 
+def matched(service: Service, *pids: int) -> list[int]:
+    """Return those that matched the rule on the program: markers of other daemons' tests can have the same PIDs."""
+    return [pid for pid in pids if "named" in service.rules_that_matched(pid)]
+
+
 def replace(program: Path) -> None:
     os.rename(shutil.copy("/bin/sleep", program.with_suffix(".new")), program)
 
@@ -94,8 +99,8 @@ def test_a_process_of_the_old_file_matches_after_a_restart(service, program, cha
     strangers = run_strangers(program, inode)
     service.start()
     service.mark()
-    assert service.rules_that_matched(process.pid) == ["named"]
-    assert not [pid for pid in strangers if service.rules_that_matched(pid)]
+    assert matched(service, process.pid)
+    assert not matched(service, *strangers)
     assert unknown_programs(service.directory) == 0
 
 
@@ -110,7 +115,7 @@ def test_a_process_of_the_old_file_matches_until_its_end(service, program):
         service.mark()
     killed(process)
     service.mark()
-    assert service.rules_that_matched(process.pid) == ["named"]
+    assert matched(service, process.pid)
     links = [os.readlink(one) for one in Path(f"/proc/{service.daemon.pid}/fd").iterdir()]
     assert not [one for one in links if one.startswith(str(program))]
 
@@ -128,9 +133,9 @@ def test_after_a_kill_a_process_of_the_old_file_is_counted(service, program):
     new = started(program)
     killed(new)
     service.mark()
-    assert service.rules_that_matched(process.pid) == []
-    assert service.rules_that_matched(new.pid) == ["named"]
-    assert not [pid for pid in strangers if service.rules_that_matched(pid)]
+    assert not matched(service, process.pid)
+    assert matched(service, new.pid)
+    assert not matched(service, *strangers)
     assert 1 <= unknown_programs(service.directory) <= 2, "the process, and a stranger that has its number"
 
 
@@ -144,5 +149,5 @@ def test_after_a_kill_a_living_process_of_the_old_file_matches(service, program)
     service.mark()
     killed(process)
     service.mark()
-    assert service.rules_that_matched(process.pid) == ["named"]
+    assert matched(service, process.pid)
     assert unknown_programs(service.directory) == 0
