@@ -24,7 +24,7 @@ MATCH: Mapping[str, str] = {
     "uid": "User ID.",
     "gid": "Group ID.",
     "user": "Name of the user, or the user ID if it has no name.",
-    "exe": "Path of the executable: a verified file of the host.",
+    "exe": "Path of the executable: a verified file of the host. If it has several hard links, one that rules name.",
     "exe_claimed": "Path of the executable as the process sees it, if that is not `exe`.",
     "exe_deleted": "True if the path leads to another file by now, or to none.",
     "cmdline": "Arguments, joined by spaces.",

@@ -47,8 +47,8 @@ class _Identity(Model):
     )
     exe: PathPatterns | None = Field(
         default=None,
-        description="The path of the executable, without symbolic links: a verified file of the host. Any of the "
-        "patterns.",
+        description="The path of the executable, without symbolic links: a verified file of the host. Its hard "
+        "links are the same program. Any of the patterns.",
     )
     exe_claimed: PathPatterns | None = Field(
         default=None,
