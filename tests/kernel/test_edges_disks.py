@@ -1,4 +1,4 @@
-"""Nothing outside stops the loop: what rules name is on a disk that does not answer, or in a directory that never rests.
+"""Nothing outside stops the loop: what rules name is on a disk that does not answer, or in a restless directory.
 
 What must hold is that of test_edges.py; CNPTEST_BLOCKED_S sets for how long.
 """
