@@ -104,6 +104,7 @@ class Process:
             self.cmdline, self.cgroup, self.image_source, self.cgroup_source, self.image, self.more_ids, True,
         )  # fmt: skip
         child.in_doubt = self.in_doubt
+        child.forget_no_login()
         return child
 
     @property
@@ -115,6 +116,11 @@ class Process:
     def loginuid(self) -> int | None:
         """The uid of the login session, or NO_LOGIN."""
         return self.more_ids.loginuid if self.more_ids is not None else None
+
+    def forget_no_login(self) -> None:
+        """Any process outside a session may begin one without an event: that it is outside was not read of this one."""
+        if self.more_ids is not None and self.more_ids.loginuid == NO_LOGIN:
+            self.more_ids = MoreIds(self.more_ids.euid)
 
     @property
     def exe_claimed(self) -> str | None:

@@ -1,8 +1,8 @@
-"""Look at a process again when it is a second old: at its arguments, and at its cgroup. PURE.
+"""Look at a process again when it is a second old: at its arguments, its cgroup and its login session. PURE.
 
 Servers overwrite their arguments with a title soon after fork or exec (PostgreSQL's "postgres: checkpointer"), and
-desktop sessions move a program into a scope of its own (systemd.scope(5)). No event reports either. With this look the
-table shows what a daemon that starts later would read.
+desktop sessions move a program into a scope of its own (systemd.scope(5)). No event reports either, nor the begin of
+a login session (pam_loginuid(8)). With this look the table shows what a daemon that starts later would read.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class SecondLook:
 
         `asks_for`: whether a rule could match the end of a process.
         """
-        if not (wanted.cmdline or wanted.cgroup):
+        if not (wanted.cmdline or wanted.cgroup or wanted.loginuid):
             self._due.clear()
             return
-        looks, deadline_s = Wanted(cmdline=wanted.cmdline, cgroup=wanted.cgroup), self._clock() + LOOKS_S
+        looks, deadline_s = replace(wanted, ids=False, exe=False), self._clock() + LOOKS_S
         due, self._due = self._due, {}
         for tgid in due:
             process = self._table.get(tgid)

@@ -182,6 +182,7 @@ class Table:
         process.counted_ns = at_ns
         if fresh is None or not same_process(process, fresh):
             process.forget_program()
+            process.forget_no_login()
             return process
         process.take_comm(fresh, "exec")
         process.take_image(fresh, "exec")

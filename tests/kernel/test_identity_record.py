@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kernel.harness import Daemon, running
+from kernel.harness import Daemon, child, rename, running, wait_status
 
 RECORD = """
 {settings}
@@ -158,3 +158,23 @@ def test_the_login_session_of_a_process_is_known(tmp_path):
         assert {one["pid"] for one in found} <= sessions
         assert bool(without) is unset
         assert {one["pid"] for one in without} <= others
+
+
+def test_a_short_job_of_a_session_is_never_outside_one(tmp_path):
+    """As a cron daemon does: a child begins the session, and the job that it forks inherits it."""
+    if Path("/proc/self/loginuid").read_text() != str(0xFFFFFFFF):
+        pytest.skip("these tests run within a session already")
+    program = Path(shutil.copy(os.path.realpath("/bin/sh"), tmp_path / "cnptest-login"))
+
+    def cron() -> None:
+        log_in()
+        subprocess.run([program, "-c", "exit 3"], check=False)
+        rename("cnptest-login")
+        os._exit(3)
+
+    with running(tmp_path, IDS) as daemon:
+        for _ in range(ROUNDS):
+            wait_status(child(cron))
+            subprocess.Popen([program, "-c", "exit 3"], preexec_fn=log_in).wait()
+        daemon.mark()
+        assert daemon.matches("no-login") == []

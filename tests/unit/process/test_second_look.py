@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from unit.process.machine import MachineProcFs
 
-from cnprocd.process.model import EVERYTHING, Process, Wanted
+from cnprocd.process.model import EVERYTHING, NO_LOGIN, MoreIds, Process, Wanted
 from cnprocd.process.second_look import LOOKS_S, SecondLook
 from cnprocd.process.table import Table
 
@@ -77,3 +77,20 @@ def test_a_crowd_is_looked_at_over_several_ticks():
         scene.tick()
         assert len(scene.reader.reads) - before <= most
     assert sorted(scene.reader.reads) == list(crowd)
+
+
+def test_the_begin_of_a_login_session_is_read_at_the_second_look():
+    """No event reports it. A child does not inherit that its parent was outside any: it may have begun one since."""
+    outside, within = replace(process(7), more_ids=MoreIds(0, NO_LOGIN)), replace(process(7), more_ids=MoreIds(0, 54))
+    assert (outside.child(8, 1).loginuid, within.child(8, 1).loginuid) == (None, 54)
+    scene = Scene(outside)
+    wanted = Wanted(loginuid=True)
+    scene.tick(7, wanted=wanted)
+    scene.reader.proc[7] = within
+    scene.tick(wanted=wanted)
+    assert (scene.table.get(7).euid, scene.table.get(7).loginuid) == (0, 54)
+
+
+def test_a_session_of_a_program_that_was_not_read_is_unknown():
+    scene = Scene(replace(process(7), more_ids=MoreIds(0, NO_LOGIN)))
+    assert scene.table.exec(7, 101 * SECOND, None).loginuid is None
