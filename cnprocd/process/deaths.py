@@ -385,11 +385,14 @@ class Deaths:
             self._dumped[tgid] = status, tid
 
     def _with_core_flag(self, death: Death) -> Death:
-        dumped, dumper = self._dumped.pop(death.tgid, (None, 0))
-        self._left.append(dumper)
-        if dumped is None or dumped & 0x7F != death.status & 0x7F:
+        dumped, dumper = self._dumped.get(death.tgid, (None, 0))
+        if dumped is None:
             return death
-        return death._replace(status=dumped)
+        is_its_own = dumped & 0x7F == death.status & 0x7F
+        if is_its_own or dumper not in self._waiting:  # else the next owner of the PID dumped core, and ends after it
+            del self._dumped[death.tgid]
+            self._left.append(dumper)
+        return death._replace(status=dumped) if is_its_own else death
 
     def _is_incomplete(self, death: Death) -> bool:
         """Return whether the record of another thread may still bring the core flag or the process's comm."""

@@ -7,13 +7,14 @@ The daemon gets the smallest possible buffer and is stopped (SIGSTOP) while proc
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import time
 from pathlib import Path
 
 import pytest
-from kernel.harness import PATIENCE_S, child, rename, running, wait_status
+from kernel.harness import PATIENCE_S, child, rename, running, sleeping_threads, wait_status
 
 RULES = """
 settings: {receive_buffer: 4K}
@@ -282,3 +283,30 @@ def test_what_a_lost_event_may_have_changed_is_not_told(tmp_path, ends):
         else:
             assert told == {}
             assert [(one.get("euid"), one["cmdline"]) for one in daemon.matches("any")] == [(None, None)] * 2
+
+
+def test_a_core_dump_is_that_of_the_new_owner_of_its_pid(tmp_path):
+    """A stopped daemon reads the end of a process and the core dump of the next one with its PID in one drain."""
+
+    def dump():
+        rename("cnptest-dump")
+        os.chdir(tmp_path)
+        resource.setrlimit(resource.RLIMIT_CORE, (1 << 30, 1 << 30))
+        sleeping_threads(5)
+        os.abort()
+
+    rules = "rules:\n  - {name: failed, events: [exit], match: {comm: cnptest-*}}\n$MARKER"
+    with running(tmp_path, rules) as daemon:
+        for _ in range(5):  # the dumping thread may be the last one
+            daemon.process.send_signal(signal.SIGSTOP)
+            while not is_stopped(daemon.process.pid):
+                pass
+            pid = child(lambda: (rename("cnptest-first"), os._exit(0)))
+            wait_status(pid)
+            born_as(pid, dump)
+            assert os.WCOREDUMP(wait_status(pid)), "this machine did not dump core, so the case proves nothing"
+            daemon.process.send_signal(signal.SIGCONT)
+            daemon.wait_for("rule_matched", pid=pid, comm="cnptest-dump")
+        daemon.mark()
+        found = daemon.matches("failed", comm="cnptest-dump")
+        assert [record["core_dumped"] for record in found] == [True] * 5
