@@ -71,7 +71,8 @@ def _read_changed(process: Process, procfs: ProcLookup, tracking: Tracking) -> N
     process.unconfirmed = False
     process.more_ids = MoreIds(None, fresh.loginuid)
     process.cgroup, process.cgroup_source = fresh.cgroup, fresh.cgroup_source
-    is_same = (fresh.exe, fresh.exe_file) == (process.exe, process.exe_file)
+    # After a reload the table may still know the program that former rules needed. It is not read any more.
+    is_same = not tracking.wanted.exe or (fresh.exe, fresh.exe_file) == (process.exe, process.exe_file)
     if fresh.cmdline != process.cmdline or not is_same:
         process.cmdline = None
     if not is_same:  # it may execute a program by now whose event comes later

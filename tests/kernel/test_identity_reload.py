@@ -52,3 +52,35 @@ def test_rules_of_a_reload_match_older_processes(tmp_path, before, message):
         assert old.pid in by_pid
         assert len(by_pid) == (2 if message == "fork\n" else 1)
         assert all(sorted(map(str, rules)) == ["cgroup", "cmdline", "exe", "user"] for rules in by_pid.values())
+
+
+WORKER = """
+import os, sys
+os.read(0, 1)
+if os.fork() == 0:
+    os.setuid(65534)
+    print(os.getpid(), flush=True)
+    os.read(0, 1)
+    os._exit(3)
+os.wait()
+"""
+
+
+def test_a_worker_keeps_its_cmdline_when_rules_drop_exe(tmp_path):
+    """A process that root's process forks after the reload, and that changes its user and executes nothing."""
+    before = 'rules:\n  - {name: exe, events: [nonzero_exit], match: {exe: "*/python3*"}}\n$MARKER'
+    after = 'rules:\n  - {name: cmdline, events: [nonzero_exit], match: {cmdline: "*cnptest-argument*"}}\n$MARKER'
+    with running(tmp_path, before) as daemon:
+        root = subprocess.Popen(
+            [sys.executable, "-ISc", WORKER, "cnptest-argument"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert root.stdin is not None and root.stdout is not None
+        daemon.mark()
+        daemon.reload(after)
+        root.stdin.write(b"x")
+        root.stdin.flush()
+        worker = int(root.stdout.readline())
+        daemon.mark()  # the change of the user is read
+        root.communicate(b"x")
+        daemon.mark()
+        assert [record["pid"] for record in daemon.matches("cmdline")] == [worker]

@@ -3,6 +3,8 @@
 ROOT is a root process in a unit of its own. USER is its child and runs a user's program.
 """
 
+from dataclasses import replace
+
 import pytest
 from unit.process.machine import INIT, SECOND, MachineFiles
 from unit.process.test_tracker import ALL, Scene
@@ -152,6 +154,20 @@ def test_a_worker_that_drops_its_privileges_keeps_its_unit():
     one.machine.exit(CHILD, 11)
     ended = of(one.run(), "exit")
     assert (ended.uid, ended.exe, ended.cmdline, ended.cgroup) == (33, "/usr/sbin/cron", "/usr/sbin/cron", UNIT)
+
+
+def test_a_program_that_is_not_read_any_more_costs_no_cmdline():
+    """Former rules asked for the program, and the rules of a reload do not. Found by test_reload.py."""
+    one = scene(frozenset({"exit"}))
+    one.tracker.use(replace(one.tracker.tracking, wanted=Wanted(ids=True, cmdline=True)))
+    one.machine.tasks[ROOT].cmdline = "cron -f"
+    one.reader.late = one.reader.proc = one.machine.proc()
+    one.tracker.renew(one.reader.scan(one.tracker.tracking.wanted_anew))
+    one.machine.fork(ROOT, CHILD)
+    one.machine.set_ids(CHILD, UID, 100)
+    one.machine.exit(CHILD, 256)
+    ended = of(one.run(), "exit")
+    assert (ended.uid, ended.cmdline) == (UID, "cron -f")
 
 
 def test_a_second_look_finds_a_sibling():

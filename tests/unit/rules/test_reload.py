@@ -4,9 +4,9 @@ import itertools
 from collections import Counter
 from dataclasses import replace
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from unit.process.machine import SECOND, MachineProcFs, Unfolding, batches, live, steps
+from unit.process.machine import SECOND, MachineProcFs, Unfolding, batches, live, many_steps, steps
 from unit.rules.simulated_kernel import Kernel, event_message, record_message
 from unit.rules.test_plan import OWN, WITH_RECORDS, key, machine_before_us, only, relatives, rule_sets, written
 
@@ -61,10 +61,25 @@ telling = st.lists(st.sampled_from(TELLING), min_size=1, max_size=2).map(
 )
 
 
+# One drain has the end of a process and the core dump of the next one with its PID.
+CORE_DUMP_OF_A_REUSED_PID = (
+    [TELLING[0]], [TELLING[0]], many_steps(3821, 78), [many_steps(109904, 24)], many_steps(2369630, 10),
+    WITH_RECORDS[0], [], [], 1,
+)  # fmt: skip
+
+# A child of root changes its uid and executes nothing. The former rules knew its program, the new ones do not ask.
+CMDLINE_AFTER_EXE = (
+    [TELLING[1]], [TELLING[3]], many_steps(10091288, 72), [many_steps(7732, 25), many_steps(33209, 21)],
+    many_steps(7732, 25), WITH_RECORDS[1], [2, 6], [2, 6], 1,
+)  # fmt: skip
+
+
 @given(
     rule_sets | telling, rule_sets | telling, steps, st.lists(steps, max_size=3), steps, st.sampled_from(WITH_RECORDS),
     st.lists(st.integers(1, 100), max_size=4), st.lists(st.integers(0, 6), max_size=4), st.integers(1, 4),
 )  # fmt: skip
+@example(*CORE_DUMP_OF_A_REUSED_PID)
+@example(*CMDLINE_AFTER_EXE)
 @settings(max_examples=150)
 def test_a_reload_knows_what_a_fresh_start_knows(before, after, lived, meanwhile, later, features, cut, ahead, slice_):
     """Also if processes start, change and end while /proc is read; and the rules in force match them all the time."""
