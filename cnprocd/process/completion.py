@@ -54,7 +54,8 @@ def _lacks_only_cgroup(occurrence: Occurrence) -> bool:
 def _missing(occurrence: Occurrence) -> Wanted:
     """Return what to read: the attributes that are unknown. A zombie has no exe and no cmdline."""
     process = occurrence.process
-    lives = occurrence.kind in KINDS_OF_LASTING_COMM and (occurrence.kind != "exit" or occurrence.of_thread)
+    lasts = occurrence.kind == "comm" or occurrence.kind in KINDS_OF_LASTING_COMM
+    lives = lasts and (occurrence.kind != "exit" or occurrence.of_thread)
     image = lives and process.cmdline is None and process.exe is None
     return Wanted(ids=process.uid is None, exe=image, cmdline=image, cgroup=process.cgroup is None)
 
@@ -62,9 +63,10 @@ def _missing(occurrence: Occurrence) -> Wanted:
 def _may_differ(process: Process, fresh: Process, occurrence: Occurrence) -> bool:
     """Return whether /proc may show another program than at the event: most others are followed by an exec.
 
-    What an exec has executed was read at once. If that came too late, so does this.
+    What an exec has executed was read at once. If that came too late, so does this. After a comm event the comm shows
+    whether an exec followed.
     """
-    if occurrence.kind == "exec":
+    if occurrence.kind in ("exec", "comm"):
         return process.comm is None or fresh.comm != process.comm
     return occurrence.kind not in KINDS_OF_LASTING_COMM
 

@@ -17,8 +17,8 @@ from cnprocd.process.files import FileId, FoundFile
 
 Provenance = Literal["taskstats", "event", "exec", "procfs", "zombie", "unknown"]
 Kind = Literal["fork", "exec", "uid", "gid", "sid", "ptrace", "comm", "coredump", "exit"]
-KINDS_OF_LASTING_COMM: frozenset[Kind] = frozenset({"exec", "comm", "coredump", "exit"})
-"""Events after which /proc still shows the comm of that moment. After the others an exec often follows."""
+KINDS_OF_LASTING_COMM: frozenset[Kind] = frozenset({"exec", "coredump", "exit"})
+"""Events after which /proc still shows the program of that moment. After the others an exec often follows."""
 OomUnknown = Literal["lost", "unreadable"]
 """Lines of the kernel's log were lost, or it cannot be read."""
 TICK_NS = 10_000_000

@@ -6,7 +6,7 @@ These are the sources of identity, cheapest first. The cheapest one that has eve
   taskstats    exit rules that need comm, ids, usage, lifetime, or whether it was one of the programs that they name
                literally: exit records of the wanted statuses only. A successful exit costs nothing, and no fork or exec
                events are requested
-  procfs       exec, comm and coredump rules that need only attributes of a running process
+  procfs       exec and coredump rules that need only attributes of a running process
   table        all other rules: a table of processes, from fork, exec, comm, uid, gid and exit events
 
 The end of a process is known from taskstats (the exit record of its last thread is marked), or, without taskstats, by
@@ -55,7 +55,7 @@ _IN_RECORDS: frozenset[Need] = frozenset({"comm", "ids", "usage", "lifetime", "e
 _IN_PROC: frozenset[Need] = frozenset(
     {"comm", "ids", "euid", "loginuid", "exe", "exe_file", "exe_claimed", "cmdline", "cgroup"}
 )
-_IN_EVENT: Mapping[Kind, frozenset[Need]] = {"uid": frozenset({"euid"})}
+_IN_EVENT: Mapping[Kind, frozenset[Need]] = {"uid": frozenset({"euid"}), "comm": frozenset({"comm"})}
 _KNOWN_ANYWAY: frozenset[Need] = frozenset({"oom"})  # read at the exit, whatever the plan is
 _EXE_NEEDS: frozenset[Need] = frozenset({"exe", "exe_file", "exe_claimed"})
 _NOT_NAMED: frozenset[str] = frozenset()

@@ -93,3 +93,21 @@ def test_default_message_makes_the_plan_know_the_comm(tmp_path):
             wait_status(pids[-1])
         daemon.mark()
         assert {record["comm"] for record in daemon.matches("uid") if record["pid"] in pids} == {"cnptest-su"}
+
+
+@pytest.mark.parametrize("named", ["record: [exe, cmdline]", ""], ids=["named", "not named"])
+def test_program_of_a_comm_event_is_that_of_its_moment(tmp_path, named):
+    """A process changes its comm and executes a program at once: the event is about the first program."""
+    rules = f"rules:\n  - {{name: comm, events: [comm], match: {{comm: cnptest-new}}, {named}}}\n$MARKER\n"
+    code = "import ctypes, os; ctypes.CDLL(None).prctl(15, b'cnptest-new', 0, 0, 0); os.execv('/bin/true', ['true'])"
+    with running(tmp_path, rules) as daemon:
+        pids = set()
+        for _ in range(100):
+            process = subprocess.Popen([sys.executable, "-ISc", code])
+            process.wait()
+            pids.add(process.pid)
+        daemon.mark()
+        found = [record for record in daemon.matches("comm") if record["pid"] in pids]
+        assert {record["pid"] for record in found} == pids
+        assert {record["exe"] for record in found} <= {os.path.realpath(sys.executable), None}
+        assert not [record for record in found if str(record["cmdline"]).startswith("true")]

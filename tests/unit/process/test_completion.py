@@ -108,6 +108,17 @@ def test_a_new_owner_of_the_pid_is_not_taken(other, kind):
     assert completed(Process(60), kind, proc=Proc(other)).uid is None
 
 
+@pytest.mark.parametrize("kind", ["exec", "comm"])
+def test_the_program_of_a_later_exec_is_not_taken(kind):
+    """By the comm of the event another program ran than by that which /proc shows now."""
+    found = completed(Process(60, comm="worker"), kind)
+    assert (found.exe, found.cmdline, found.cgroup) == (None, None, "/a.service")
+
+
+def test_after_a_comm_event_the_same_comm_shows_the_program():
+    assert completed(Process(60, comm="java"), "comm").exe == "/bin/java"
+
+
 def test_another_start_is_another_process():
     assert completed(Process(60, start_ns=70 * SECOND)).uid is None
 

@@ -229,8 +229,16 @@ GONE_BEFORE_ITS_EVENTS = (
 )
 
 
+# A process changes its comm between two execs that are read at once: no read shows the program of that moment.
+COMM_BETWEEN_EXECS = (
+    [written(["exec", "comm"], {"exe": "/usr/bin/[!s]*", "cgroup": "/*.slice/*", "euid": 0}, False, False)],
+    History(many_steps(369663784, 23), [], [], frozenset(), False, (0, 0, 5)),
+)
+
+
 @given(rule_sets, st.builds(History, **histories, lone_codes=st.just((0, 0, 5))), st.booleans())
 @example(*NEGATED_LITERAL, False)
+@example(*COMM_BETWEEN_EXECS, False)
 @example(*GONE_BEFORE_ITS_EVENTS, False)
 @settings(max_examples=150)
 def test_the_plan_changes_no_match_where_there_are_exit_records(rule_set, history, follow):
@@ -359,7 +367,10 @@ def test_gaps_mean_nothing_where_anything_is_filtered(keys):
         ({"events": ["exit"], "match": {"not": {"unit": "x.service"}}}, "table", "table"),
         ({"events": ["exec"]}, "none", "none"),
         ({"events": ["fork", "sid", "coredump"]}, "none", "none"),
-        ({"events": ["exec", "comm"], "match": {"comm": "x", "exe": "/x", "unit": "y"}}, "procfs", "procfs"),
+        ({"events": ["exec", "comm"], "match": {"comm": "x", "exe": "/x", "unit": "y"}}, "table", "table"),
+        ({"events": ["exec", "coredump"], "match": {"comm": "x", "exe": "/x", "unit": "y"}}, "procfs", "procfs"),
+        ({"events": ["comm"], "match": {"comm": "x"}}, "none", "none"),
+        ({"events": ["exec", "comm"], "match": {"comm": "x"}}, "procfs", "procfs"),
         ({"events": ["exec"], "match": {"ancestor": {"comm": "x"}}}, "table", "table"),
         ({"events": ["fork"], "match": {"comm": "x"}}, "table", "table"),
         ({"events": ["coredump"], "match": {"comm": "x"}}, "procfs", "procfs"),
