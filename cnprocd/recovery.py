@@ -23,6 +23,7 @@ from cnprocd.escape import printable
 from cnprocd.log import Log
 from cnprocd.process.holder import Ended, Holder
 from cnprocd.process.model import Occurrence, Process, ProcScan
+from cnprocd.process.table import is_later
 from cnprocd.process.tracker import Tracker
 from cnprocd.rules.compile import Matcher
 
@@ -45,7 +46,7 @@ class _Resync:
     has_records: bool = False  # whether all exit records were read after that
     pieces: Iterator[list[Occurrence]] = field(default_factory=lambda: iter(()))  # what is left to return, then
     living: set[int] = field(default_factory=set)
-    found: list[Occurrence] = field(default_factory=list)
+    former: list[Process] = field(default_factory=list)  # earlier owners of PIDs that the scan found with a new one
     named: list[Occurrence] = field(default_factory=list)  # of the exits that were returned, those for the log
     count: int = 0  # of these exits
 
@@ -173,7 +174,7 @@ class Recovery:
             if not self._tracker.tracking.table:  # other rules need none
                 return True
             resync.living.update(process.tgid for process in group)
-            resync.found += self._tracker.adopt(group)
+            resync.former += self._tracker.adopt(group)
             if self._clock() >= deadline_s:
                 return False
         return True
@@ -195,9 +196,22 @@ class Recovery:
         tracker = self._tracker
         while waiting := dict(islice(resync.waiting, _PIECE)):
             yield tracker.without_event(waiting)
-        yield from _pieces(resync.found)
+        yield from map(self._replaced, _pieces(resync.former))
         if tracker.tracking.table and resync.scan is not None:  # a reload may have changed the plan since the beginning
             yield from map(tracker.missing, _pieces(tracker.table.unseen(resync.living, resync.began_ns)))
+
+    def _replaced(self, former: list[Process]) -> list[Occurrence]:
+        """Return the exits of these processes that the loss hid, and enter the new owners of their PIDs."""
+        tracker, found = self._tracker, list[Occurrence]()
+        for process in former:
+            owner = self._procfs.read(process.tgid, tracker.tracking.wanted_anew, "procfs")
+            is_replaced = owner is not None and owner.threads > 0 and is_later(owner, process)
+            # A record that waits may be that of an owner which is gone as well.
+            if tracker.table.still_has(process) and (is_replaced or not tracker.deaths.waiting_of([process])):
+                found += tracker.missing([process])
+            if owner is not None and is_replaced:
+                tracker.table.replace(owner)
+        return found
 
     def _recovered(self, resync: _Resync, found: list[Occurrence]) -> list[Occurrence]:
         """Mark and count recovered exits. Return those that rules ask for."""

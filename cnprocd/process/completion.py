@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from cnprocd.process.model import KINDS_OF_LASTING_COMM, Occurrence, Process, ProcLookup, Wanted
-from cnprocd.process.table import START_TOLERANCE_NS
+from cnprocd.process.table import START_TOLERANCE_NS, same_process
 
 
 def complete(occurrence: Occurrence, procfs: ProcLookup, parents: dict[int, Process | None]) -> None:
@@ -58,6 +58,12 @@ def _missing(occurrence: Occurrence) -> Wanted:
     lives = lasts and (occurrence.kind != "exit" or occurrence.of_thread)
     image = lives and process.cmdline is None and process.exe is None
     return Wanted(ids=process.uid is None, exe=image, cmdline=image, cgroup=process.cgroup is None)
+
+
+def lives(known: Process, procfs: ProcLookup) -> bool:
+    """Return whether a process of the table has not ended."""
+    fresh = procfs.read(known.tgid, Wanted(), "procfs")
+    return fresh is not None and fresh.threads > 0 and same_process(fresh, known)
 
 
 def _may_differ(process: Process, fresh: Process, occurrence: Occurrence) -> bool:

@@ -20,6 +20,21 @@ class Death(NamedTuple):
     leader: TaskRecord | None  # identity of the process
 
     @property
+    def tid(self) -> int:
+        """The thread whose end was the end of the process, as far as that is known."""
+        return self.event.process_pid if self.event else self.record.pid if self.record else self.tgid
+
+    @property
+    def at_ns(self) -> int | None:
+        """Return the time of the event (CLOCK_MONOTONIC)."""
+        return self.event.timestamp_ns if self.event else None
+
+    @property
+    def cpu(self) -> int | None:
+        """Return the CPU of the event."""
+        return self.event.cpu if self.event else None
+
+    @property
     def is_passed_over(self) -> bool:
         """Whether no rule asks for the process; its event was lost."""
         return self.record is PASSED_OVER

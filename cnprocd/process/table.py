@@ -14,7 +14,10 @@ records. Facts and rules that keep it correct:
   the time of its fork, and its parent's entry as it was then. So an entry that births refer to is never changed: a
   changed copy replaces it.
 - FORK of a PID that is in the table and not ended means that its exit was lost. The former process is returned as
-  vanished, unless it is the forked process itself, which a scan or an event of another CPU entered before its FORK.
+  vanished, unless it is the forked process itself, which a scan or an event of another CPU entered before its FORK. So
+  does an EXEC of a process that started later than the entry.
+- A scan shows the present, and seconds of events may still be queued. A FORK older than the entry's start is of an
+  earlier owner of the PID, which is not entered.
 """
 
 from __future__ import annotations
@@ -128,7 +131,10 @@ class Table:
             self._entry(tgid)
 
     def fork(self, event: Fork) -> tuple[Process, Process | None]:
-        """Enter a new process. Return its entry, and the former owner of the PID if its exit event never came."""
+        """Enter a new process. Return its entry, and the former owner of the PID if its exit event never came.
+
+        If the PID has a later owner already, the entry returned is not in the table.
+        """
         former = self._entry(event.child_tgid)
         if former is not None and former.ended_ns is None and _began_at(former, event.timestamp_ns):
             former.start_ns = event.timestamp_ns
@@ -140,6 +146,8 @@ class Table:
             child = parent.child(event.child_tgid, event.timestamp_ns)
         if event.parent_pid != event.parent_tgid:
             child.comm, child.comm_source = None, "unknown"  # it inherits the comm of the thread that forked it
+        if former is not None and _began_after(former, event.timestamp_ns):
+            return child, None
         self._processes[event.child_tgid] = child
         if former is None or former.ended_ns is not None:
             return child, None
@@ -169,21 +177,24 @@ class Table:
             process.threads -= 1
         return process if process.threads <= 0 else None
 
-    def exec(self, tgid: int, at_ns: int, fresh: Process | None) -> Process:
-        """Enter a new image. `fresh` is the process as /proc showed it after the event; None: it was gone."""
+    def exec(self, tgid: int, at_ns: int, fresh: Process | None) -> tuple[Process, Process | None]:
+        """Enter a new image. `fresh` is the process as /proc showed it after the event; None: it was gone.
+
+        Return its entry, and the former owner of the PID if neither its exit event nor this process's FORK came.
+        """
         process = self.get(tgid, at_ns)
         if process is None:
             process = self._processes[tgid] = fresh or Process(tgid)
-        process = self.own(process)
-        if process.in_doubt:
-            forget_doubtful(process)
-        process.ended_ns = None
-        process.threads, process.threaded = 1, False  # exec ends every other thread; their exits came before this event
-        process.counted_ns = at_ns
+        former = None
         if fresh is None or not same_process(process, fresh):
-            process.forget_program()
-            process.forget_no_login()
-            return process
+            if fresh is None or not is_later(fresh, process) or _began_after(fresh, at_ns):
+                process = self._new_image(process, at_ns)
+                process.forget_program()
+                process.forget_no_login()
+                return process, None
+            former = process if process.ended_ns is None else None
+            process = self._processes[tgid] = fresh
+        process = self._new_image(process, at_ns)
         process.take_comm(fresh, "exec")
         process.take_image(fresh, "exec")
         if fresh.uid is not None:
@@ -193,6 +204,15 @@ class Table:
             process.take_more_ids(fresh)
         if fresh.cgroup is not None:
             process.cgroup, process.cgroup_source = fresh.cgroup, "exec"
+        return process, former
+
+    def _new_image(self, process: Process, at_ns: int) -> Process:
+        process = self.own(process)
+        if process.in_doubt:
+            forget_doubtful(process)
+        process.ended_ns = None
+        process.threads, process.threaded = 1, False  # exec ends every other thread; their exits came before this event
+        process.counted_ns = at_ns
         return process
 
     def rename(self, event: Comm, comm: str) -> None:
@@ -280,15 +300,31 @@ class Table:
                 self.end(process, now_ns)
 
     def adopt(self, snapshot: Iterable[Process]) -> list[Process]:
-        """Enter a /proc scan (first half of a resync). Return former owners of reused PIDs, whose exit was lost."""
-        vanished = []
+        """Enter a /proc scan (first half of a resync). Return former owners of reused PIDs.
+
+        Their exits may be queued. So they stay until the events of before the scan were evaluated: see `replace`.
+        """
+        former = []
         for found in snapshot:
             known = self.renew(found)
-            if known is not None and (known.start_ns or 0) < (found.start_ns or 0):
+            if known is None or not is_later(found, known):
+                continue
+            if known.ended_ns is None:
+                former.append(known)
+            else:
                 self._processes[found.tgid] = found
-                if known.ended_ns is None:
-                    vanished.append(known)
-        return vanished
+        return former
+
+    def replace(self, found: Process) -> None:
+        """Enter what /proc shows of a process now, in the place of an earlier owner of its PID."""
+        known = self.renew(found)
+        if known is not None and is_later(found, known):
+            self._processes[found.tgid] = found
+
+    def still_has(self, former: Process) -> bool:
+        """Return whether no end and no new owner of this process's PID was seen since."""
+        entry = self._entry(former.tgid)
+        return entry is not None and entry.ended_ns is None and entry.start_ns == former.start_ns
 
     def renew(self, found: Process) -> Process | None:
         """Enter what /proc shows of a process now. If its PID had an owner before it, leave and return that entry."""
@@ -338,13 +374,7 @@ class Table:
 
     def remove(self, unseen: Iterable[Process]) -> list[Process]:
         """Remove these processes. Return those that were still in the table: the end of others was seen since."""
-        gone = []
-        for one in unseen:
-            entry = self._processes.get(one.tgid)
-            if entry is not None and entry.ended_ns is None and entry.start_ns == one.start_ns:
-                del self._processes[one.tgid]
-                gone.append(entry)
-        return gone
+        return [self._processes.pop(one.tgid) for one in unseen if self.still_has(one)]
 
     def clear(self) -> None:
         self._processes.clear()
@@ -361,6 +391,18 @@ def _settle(known: Process, found: Process) -> None:
 
 def _began_at(process: Process, at_ns: int) -> bool:
     return process.start_ns is not None and abs(process.start_ns - at_ns) <= START_TOLERANCE_NS
+
+
+def _began_after(process: Process, at_ns: int) -> bool:
+    """Return whether a process was known at a later time than that of a fork, and is not known to be the forked one."""
+    if process.start_ns is None:
+        return process.counted_ns >= at_ns
+    return process.start_ns > at_ns + START_TOLERANCE_NS
+
+
+def is_later(found: Process, known: Process) -> bool:
+    """Return whether a process is another one than the known one with its PID, and started later."""
+    return not same_process(found, known) and (known.start_ns or 0) < (found.start_ns or 0)
 
 
 def same_process(one: Process, other: Process) -> bool:

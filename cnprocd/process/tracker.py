@@ -17,6 +17,7 @@ from cnprocd.connector.ahead import Ahead, nothing_ahead
 from cnprocd.connector.event import Ack, Comm, Coredump, Event, Exec, Exit, Fork, Gid, Ptrace, Row, Sid, Uid, named
 from cnprocd.connector.taskrecord import TaskRecord
 from cnprocd.failures import Failures
+from cnprocd.process.completion import lives
 from cnprocd.process.death import Death, Waiting, thread_of
 from cnprocd.process.deaths import Deaths
 from cnprocd.process.doubt import forget_at_death, sure
@@ -144,11 +145,11 @@ class Tracker:
 
     # Recovery: see recovery.py for the order of these calls.
 
-    def adopt(self, snapshot: Sequence[Process]) -> list[Occurrence]:
-        """Enter a /proc scan. Return exits of processes whose PID already has a new owner."""
+    def adopt(self, snapshot: Sequence[Process]) -> list[Process]:
+        """Enter a /proc scan. Return the processes whose PID already has a new owner: see Table.adopt."""
         for process in snapshot:
             self._learn(process)
-        return [self._vanished(process) for process in self.table.adopt(snapshot)]
+        return self.table.adopt(snapshot)
 
     def renew(self, group: Iterable[Process]) -> None:
         """Enter processes that were read just now, while no event is lost: each end has been evaluated or is queued."""
@@ -180,41 +181,39 @@ class Tracker:
         is_process = event.child_pid == tgid
         if is_process and (self.family.hooks or event.parent_tgid in self.family.roots):
             self.family.fork(event.parent_tgid, tgid)
-        vanished: list[Occurrence] = []
-        child = None
+        child = former = None
         if self.tracking.table:
             if not is_process:
                 self.table.thread(event)
             else:
                 child, former = self.table.fork(event)
                 self.newcomers.add(tgid)
-                if former is not None and "exit" in self.tracking.kinds:
-                    vanished.append(self._vanished(former))
                 if self._executions.is_in_doubt(event.parent_tgid, event.timestamp_ns):
                     child.forget_program()
                 if child.comm is None:
                     self._fill(child, event.timestamp_ns)
-                elif not (vanished or self._of_thread_forks or self._cares("fork", False, child.comm)):
+                elif not (former or self._of_thread_forks or self._cares("fork", False, child.comm)):
                     self.unasked.remember(child.comm)
                     return ()
         found = self._occurrences(
             "fork", tgid, event.child_pid, event, is_process, {}, known=child, parent_tgid=event.parent_tgid
         )
-        return [*vanished, *found] if vanished else found
+        return found if former is None else [*self._lost_exit(former), *found]
 
     def _exec(self, event: Exec) -> Iterable[Occurrence]:
         tgid = event.process_tgid
         if not self.tracking.records:
             self._thread_count.executed(tgid)
-        process = None
+        process = former = None
         if self.tracking.table:
             program = self._executions.program(tgid, event.timestamp_ns)
             self._learn(program)
-            process = self.table.exec(tgid, event.timestamp_ns, program)
+            process, former = self.table.exec(tgid, event.timestamp_ns, program)
             self.newcomers.add(tgid)
             if program is not None and program.uid is None and process.unconfirmed and process.uid == 0:
                 process = confirmed(process, self._procfs, self.tracking, self.deaths.record_of, is_gone=False)
-        return self._occurrences("exec", tgid, event.process_pid, event, True, {}, known=process)
+        found = self._occurrences("exec", tgid, event.process_pid, event, True, {}, known=process)
+        return found if former is None else [*self._lost_exit(former), *found]
 
     def _uid(self, event: Uid) -> Iterable[Occurrence]:
         by_exec = self.tracking.table and take_uid(event, self.table, self._procfs, self.tracking)
@@ -302,9 +301,10 @@ class Tracker:
         if death.is_passed_over:
             self.unasked.ended(death.tgid, None)
             return []
-        event, record, leader = death.event, death.record, death.leader
-        at_ns = event.timestamp_ns if event is not None else None
+        event, record, leader, at_ns = death.event, death.record, death.leader, death.at_ns
         known = self.table.get(death.tgid, at_ns) if self.tracking.table else None
+        if known is not None and event is None and lives(known, self._procfs):
+            known = None  # the record is of an earlier owner of the PID
         if known is not None:
             # Without an event the time is unknown: the next sweep removes it.
             self.table.end(known, at_ns or known.start_ns or 0, certain=record is not None)
@@ -316,10 +316,7 @@ class Tracker:
         process = self.table.own(known) if known is not None else Process(death.tgid)
         forget_at_death(process, record, self._files)
         process.take_exit_records(record, leader, at_ns)
-        tid = event.process_pid if event is not None else record.pid if record is not None else death.tgid
-        occurrence = Occurrence(
-            "exit", process, tid, death.status, at_ns, event.cpu if event is not None else None, usage=record
-        )
+        occurrence = Occurrence("exit", process, death.tid, death.status, at_ns, death.cpu, usage=record)
         occurrence.recovered = event is None
         # cn_proc.c names no parent of a released task. A thread is always released; its process may be a zombie.
         occurrence.reaped = event is not None and event.parent_tgid == 0 and event.process_pid == death.tgid
@@ -400,6 +397,9 @@ class Tracker:
         fresh = self._executions.born(child.tgid, forked_ns, self.tracking.wanted_anew)
         if fresh is not None:
             child.fill_unknown(fresh)
+
+    def _lost_exit(self, former: Process) -> list[Occurrence]:
+        return [self._vanished(former)] if "exit" in self.tracking.kinds else []
 
     def _vanished(self, process: Process) -> Occurrence:
         return self._placed(Occurrence("exit", sure(process), process.tgid, recovered=True), 0)

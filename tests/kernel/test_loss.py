@@ -10,6 +10,7 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -310,3 +311,42 @@ def test_a_core_dump_is_that_of_the_new_owner_of_its_pid(tmp_path):
         daemon.mark()
         found = daemon.matches("failed", comm="cnptest-dump")
         assert [record["core_dumped"] for record in found] == [True] * 5
+
+
+def test_no_process_that_lives_is_taken_for_a_vanished_one(tmp_path):
+    """The scan after an overrun enters new processes while fork events of earlier owners of their PIDs are queued."""
+    rules = "settings: {receive_buffer: 256K}\nrules:\n"
+    rules += (
+        "  - {name: job, events: [nonzero_exit], match: {cmdline: 'cnptest-job*'}, on_unknown_exit: match}\n$MARKER"
+    )
+    jobs, reused = list[subprocess.Popen[bytes]](), 0
+    with running(tmp_path, rules) as daemon:
+        pid = daemon.process.pid
+        for _ in range(3):
+            daemon.process.send_signal(signal.SIGSTOP)
+            while not is_stopped(pid):
+                pass
+            former = [child(lambda: os._exit(0)) for _ in range(40)]  # these events are queued
+            for one in former:
+                wait_status(one)
+            dropped = drops_of(pid, [CONNECTOR])
+            while drops_of(pid, [CONNECTOR]) == dropped:
+                wait_status(child(lambda: os._exit(0)))
+            for one in former:  # and these are lost
+                Path("/proc/sys/kernel/ns_last_pid").write_text(str(one - 1))
+                jobs.append(subprocess.Popen(["cnptest-job", "600"], executable="/bin/sleep"))
+            reused += len({job.pid for job in jobs} & {*former})
+            daemon.process.send_signal(signal.SIGCONT)
+            while reported_lost(daemon) < drops_of(pid):
+                daemon.next_record()
+        daemon.mark()
+        assert reused > 60, "the events are about PIDs that have new owners"
+        assert [
+            (r["pid"], r["comm"], r["status"], r["recovered"], r["exit_code"], r["lifetime_ms"])
+            for r in daemon.matches("job")
+        ] == []
+        for job in jobs:
+            job.kill()
+            job.wait()
+        daemon.mark_burst()
+        assert {record["pid"] for record in daemon.matches("job")} == {job.pid for job in jobs}

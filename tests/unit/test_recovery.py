@@ -12,6 +12,7 @@ from unit.test_failures import Line
 from cnprocd.connector.source import Batch, Losses
 from cnprocd.connector.status import EVERY_STATUS
 from cnprocd.connector.taskrecord import ReadRecords, TaskRecord
+from cnprocd.process.death import Death
 from cnprocd.process.holder import Ended, Holder
 from cnprocd.process.model import EVERYTHING, Process
 from cnprocd.process.tracker import Tracker
@@ -196,6 +197,33 @@ def test_a_process_that_is_born_during_a_scan_is_not_missing():
     scene.recovery.go_on(FAR_NS, 0.0)
     scene.tracker.table.adopt([Process(61, 60, start_ns=time.monotonic_ns() + 1)])
     assert scene.resync() == []
+
+
+@pytest.mark.parametrize("is_queued", [True, False])
+def test_a_former_owner_of_a_pid_is_reported_if_its_exit_was_lost(is_queued):
+    """The scan finds a new owner of the PID. The exit of the former one may be among the events that are queued."""
+    scene = Scene()
+    former = scene.tracker.table.get(60)
+    owner = replace(former, start_ns=former.start_ns + 1_000_000_000, comm="new")
+    scene.procfs.late = {**scene.procfs.late, 60: owner}
+    scene.recovery.begin()
+    assert scene.recovery.go_on(0, LONG_S) == []
+    assert scene.tracker.table.get(60) is former
+    scene.procfs.proc = scene.procfs.late
+    if is_queued:
+        scene.tracker.table.end(former, owner.start_ns - 1)
+    found = scene.resync()
+    assert exits(found) == ([] if is_queued else [("exit", 60, None, True)])
+    assert scene.tracker.table.get(60).comm == "new"
+
+
+def test_a_record_of_a_former_owner_is_not_of_a_process_that_lives():
+    """Its event was lost, and a program that may run for days has its PID."""
+    scene = Scene()
+    record = TaskRecord(60, 60, 1, 256, True, False, "old", 7, 7, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0)
+    found = list(scene.tracker.all_died([Death(60, 256, None, record, record)]))
+    assert [(one.process.comm, one.process.exe, one.status) for one in found] == [("old", None, 256)]
+    assert scene.tracker.table.get(60).ended_ns is None
 
 
 def lose(tracker, comm: str, pid: int) -> None:

@@ -93,4 +93,4 @@ def test_the_begin_of_a_login_session_is_read_at_the_second_look():
 
 def test_a_session_of_a_program_that_was_not_read_is_unknown():
     scene = Scene(replace(process(7), more_ids=MoreIds(0, NO_LOGIN)))
-    assert scene.table.exec(7, 101 * SECOND, None).loginuid is None
+    assert scene.table.exec(7, 101 * SECOND, None)[0].loginuid is None

@@ -146,7 +146,7 @@ def test_who_had_a_pid_at_a_moment_is_told_by_the_start(table):
 
 def test_exec_changes_the_image_and_keeps_ids_and_cgroup(table):
     fresh = known(100, comm="ls", exe="/bin/ls", cmdline="ls -l")
-    process = table.exec(100, at(6), fresh)
+    process, _ = table.exec(100, at(6), fresh)
     assert process is table.get(100)
     assert (process.comm, process.exe, process.cmdline) == ("ls", "/bin/ls", "ls -l")
     assert (process.comm_source, process.image_source) == ("exec", "exec")
@@ -155,14 +155,14 @@ def test_exec_changes_the_image_and_keeps_ids_and_cgroup(table):
 
 def test_exec_of_a_set_user_id_program_changes_what_was_read(table):
     fresh = known(100, comm="su", uid=0, gid=0, cgroup="/other", exe="/bin/su")
-    process = table.exec(100, at(6), fresh)
+    process, _ = table.exec(100, at(6), fresh)
     assert (process.uid, process.gid, process.ids_source) == (0, 0, "exec")
     assert (process.cgroup, process.cgroup_source) == ("/other", "exec")
 
 
 @pytest.mark.parametrize("fresh", [None, known(100, 30, comm="stranger")], ids=["gone", "the PID has a new owner"])
 def test_exec_of_an_unreadable_process_makes_its_image_unknown(table, fresh):
-    process = table.exec(100, at(6), fresh)
+    process, _ = table.exec(100, at(6), fresh)
     assert (process.comm, process.exe, process.cmdline) == (None, None, None)
     assert (process.comm_source, process.image_source) == ("unknown", "unknown")
     assert process.uid == 1000
@@ -170,18 +170,19 @@ def test_exec_of_an_unreadable_process_makes_its_image_unknown(table, fresh):
 
 def test_exec_of_an_unknown_process_enters_what_was_read(table):
     fresh = known(200, 5, comm="ls")
-    assert table.exec(200, at(6), fresh) is fresh is table.get(200)
+    assert table.exec(200, at(6), fresh) == (fresh, None)
+    assert table.get(200) is fresh
 
 
 def test_exec_of_an_unknown_process_that_is_gone_enters_its_pid(table):
-    assert table.exec(200, at(6), None) == Process(200, counted_ns=at(6))
+    assert table.exec(200, at(6), None) == (Process(200, counted_ns=at(6)), None)
 
 
 def test_exec_leaves_one_thread_and_revives_a_leader_that_ended(table):
     thread(table, 100, 101, 4)
     thread(table, 100, 102, 4)
     table.end(table.get(100), at(5))
-    process = table.exec(100, at(6), known(100, comm="ls"))
+    process, _ = table.exec(100, at(6), known(100, comm="ls"))
     assert (process.threads, process.threaded, process.ended_ns) == (1, False, None)
     table.sweep(at(60), nobody)
     assert table.get(100) is process
@@ -320,9 +321,35 @@ def test_a_scan_corrects_what_is_known_and_adds_what_is_not(table):
     assert table.get(400) is new
 
 
+def test_a_fork_of_before_the_owner_of_its_pid_is_not_entered(table):
+    """A scan has entered a process, and seconds of events are still queued: that one has not vanished."""
+    job = known(200, 9, comm="job")
+    table.adopt([job])
+    child, former = fork(table, 100, 200, 5)
+    assert (child.comm, child.start_ns, former) == ("sh", at(5), None)
+    assert table.get(200) is job
+    assert table.get(200, at(5.5)) is None
+
+
+def test_a_fork_of_before_an_image_whose_start_is_unknown_is_not_entered(table):
+    image, _ = table.exec(200, at(6), None)
+    assert fork(table, 100, 200, 5)[1] is None
+    assert table.get(200) is image
+    assert fork(table, 100, 200, 7)[1] is image, "its exit was lost"
+
+
+def test_an_exec_of_a_later_owner_of_a_pid_reports_the_old_as_vanished(table):
+    shell, job = table.get(100), known(100, 5, comm="job", exe="/bin/job")
+    assert table.exec(100, at(6), job) == (job, shell)
+    assert table.get(100) is job
+
+
 def test_a_scan_that_finds_a_new_owner_hands_back_the_old_one(table):
+    """Its exit may be queued, so it stays until what was queued was evaluated."""
     shell, owner = table.get(100), known(100, 20, comm="new")
     assert table.adopt([owner]) == [shell]
+    assert table.get(100) is shell
+    table.replace(owner)
     assert table.get(100) is owner
 
 
@@ -334,7 +361,9 @@ def test_a_scan_older_than_an_event_changes_nothing(table):
 
 def test_a_new_owner_after_a_seen_exit_returns_no_vanished_one(table):
     table.end(table.get(100), at(5))
-    assert table.adopt([known(100, 20)]) == []
+    owner = known(100, 20)
+    assert table.adopt([owner]) == []
+    assert table.get(100) is owner
 
 
 def test_who_is_missing_from_a_scan_has_vanished_once(table):
