@@ -5,7 +5,8 @@ another user. So until /proc was read again (Table.doubt) the table's entry is o
 its exit record tells its comm, its user and group, and which file it executed. The rest is unknown.
 
 Without an exit record the comm stays the last known one: else no rule on a comm could match a process that is found
-gone. The login session stays if it is set, because it then changes no more (see proc_pid_loginuid(5)).
+gone. The cgroup stays the last one that was seen: a move never has an event. The login session stays if it is set,
+because it then changes no more (see proc_pid_loginuid(5)).
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ def forget_doubtful(process: Process, is_same_file: bool = False) -> None:
     process.uid = process.gid = None
     process.ids_source = "unknown"
     process.more_ids = None if loginuid is None else MoreIds(None, loginuid)
-    process.cgroup, process.cgroup_source = None, "unknown"
+    if process.unconfirmed:  # the cgroup is that of its parent
+        process.cgroup, process.cgroup_source = None, "unknown"
     process.unconfirmed = process.in_doubt = False
     if is_same_file:
         process.take_cmdline(None, False, "unknown")

@@ -200,7 +200,7 @@ def test_a_process_that_is_born_during_a_scan_is_not_missing():
 
 
 @pytest.mark.parametrize("is_queued", [True, False])
-def test_a_former_owner_of_a_pid_is_reported_if_its_exit_was_lost(is_queued):
+def test_a_former_owner_is_reported_if_its_exit_was_lost(is_queued):
     """The scan finds a new owner of the PID. The exit of the former one may be among the events that are queued."""
     scene = Scene()
     former = scene.tracker.table.get(60)
@@ -217,7 +217,7 @@ def test_a_former_owner_of_a_pid_is_reported_if_its_exit_was_lost(is_queued):
     assert scene.tracker.table.get(60).comm == "new"
 
 
-def test_a_record_of_a_former_owner_is_not_of_a_process_that_lives():
+def test_a_former_owner_s_record_is_not_of_one_that_lives():
     """Its event was lost, and a program that may run for days has its PID."""
     scene = Scene()
     record = TaskRecord(60, 60, 1, 256, True, False, "old", 7, 7, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0)
@@ -351,14 +351,14 @@ def test_a_death_after_an_overrun_has_what_its_record_shows():
     """An exec, or a change of a user, may have been lost. The record shows the comm and the user."""
     scene = Scene()
     scene.recovery.note(OVERRUN)
-    assert [known(one) for one in exit_of(scene, 60, uid=7)] == [("sh", 7, None, None, None)]
+    assert [known(one) for one in exit_of(scene, 60, uid=7)] == [("sh", 7, None, None, "/")]
 
 
 def test_a_process_that_vanished_in_an_overrun_has_its_last_comm():
     scene = Scene()
     scene.recovery.note(OVERRUN)
     scene.end_unseen(60)
-    assert [known(one.process) for one in scene.resync()] == [("sh", None, None, None, None)]
+    assert [known(one.process) for one in scene.resync()] == [("sh", None, None, None, "/")]
 
 
 def test_a_scan_after_an_overrun_shows_what_changed():
@@ -377,14 +377,14 @@ def test_what_was_read_before_the_queue_was_empty_is_in_doubt():
     scene.recovery.note(OVERRUN._replace(more=True))
     scene.resync()
     scene.recovery.note(CALM)
-    assert [known(one) for one in exit_of(scene, 60)] == [("sh", 0, None, None, None)]
+    assert [known(one) for one in exit_of(scene, 60)] == [("sh", 0, None, None, "/")]
 
 
 def test_a_loss_that_only_the_counters_show_is_one_as_well():
     scene = Scene()
     scene.losses.connector_drops = 1
     scene.recovery.begin()
-    assert [known(one) for one in exit_of(scene, 60)] == [("sh", 0, None, None, None)]
+    assert [known(one) for one in exit_of(scene, 60)] == [("sh", 0, None, None, "/")]
 
 
 def test_lost_exit_records_change_no_process():
@@ -409,4 +409,4 @@ def test_children_are_in_doubt_until_an_exec_is_read():
     assert (executed.euid, executed.cgroup) == (0, "/")
     assert executed.cmdline is not None
     above = scene.tracker.table.ancestors(executed, None, True, lambda tgid: None)
-    assert [known(one) for one in above] == [("systemd", None, None, None, None)]
+    assert [known(one) for one in above] == [("systemd", None, None, None, "/init.scope")]

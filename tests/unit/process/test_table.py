@@ -331,14 +331,14 @@ def test_a_fork_of_before_the_owner_of_its_pid_is_not_entered(table):
     assert table.get(200, at(5.5)) is None
 
 
-def test_a_fork_of_before_an_image_whose_start_is_unknown_is_not_entered(table):
+def test_a_fork_of_before_an_image_of_unknown_start_is_left_out(table):
     image, _ = table.exec(200, at(6), None)
     assert fork(table, 100, 200, 5)[1] is None
     assert table.get(200) is image
     assert fork(table, 100, 200, 7)[1] is image, "its exit was lost"
 
 
-def test_an_exec_of_a_later_owner_of_a_pid_reports_the_old_as_vanished(table):
+def test_an_exec_of_a_later_owner_reports_the_old_as_vanished(table):
     shell, job = table.get(100), known(100, 5, comm="job", exe="/bin/job")
     assert table.exec(100, at(6), job) == (job, shell)
     assert table.get(100) is job
