@@ -49,10 +49,10 @@ def test_a_flood_of_hooks_costs_no_other_process(tmp_path):
         print(endurance.figures(records))
         assert sum(counts) - flooded.lost <= flooded.total <= sum(counts)
         endurance.assert_hooks_ran(0.0)
-        endurance.assert_answered()
         deferred = [record for record in daemon.records if record["event"] == "hooks_deferred"]
         if flooded.lost or endurance.waits.share > MOST_WAIT:
             pytest.skip("the machine makes more failures than its daemon gets time to read")
+        endurance.assert_answered()
         assert deferred and deferred[0]["rules"] == ["flooded"]
         assert max(endurance.reported_after_s(records)) < (PROMISE_S if IS_LONG else 2 * PROMISE_S)
         assert peak_kib < 120 << 10, f"{peak_kib >> 10} MiB"

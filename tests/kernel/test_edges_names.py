@@ -39,10 +39,10 @@ def test_a_storm_of_names_costs_no_other_process(tmp_path, name):
         print(f"\n{rate:.0f} failures a second; {peak_kib >> 10} MiB; SIGTERM {stopped_after_s:.2f} s; {sums}")
         print(f"the daemon waited for a processor for {endurance.waits.share:.0%} of the time")
         print(endurance.figures(daemon.records))
-        endurance.assert_answered()
         assert max(by_second(daemon.records, "throttled").values(), default=0) < 500
         if sums.lost or endurance.waits.share > MOST_WAIT:
             pytest.skip("the machine makes more failures than its daemon gets time to read")
+        endurance.assert_answered()
         after_s = endurance.reported_after_s(daemon.records)
         assert len(after_s) == len(endurance.died_at)
         assert max(after_s) < (PROMISE_S if IS_LONG else 2 * PROMISE_S)
