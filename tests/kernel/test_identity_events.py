@@ -64,16 +64,19 @@ def test_uid_names_the_ids_of_the_event(tmp_path):
         assert {found.get(pid) for pid in pids} == {(NOBODY, "nobody", NOBODY)}
 
 
+def run_python(code):
+    """Run a program of Python until it ends. Return its PID."""
+    process = subprocess.Popen([sys.executable, "-ISc", code])
+    process.wait()
+    return process.pid
+
+
 def test_comm_of_a_uid_event_is_that_of_its_moment(tmp_path):
     """su changes its uid and executes a shell at once: the event is about su, or its program is unknown."""
     rules = UIDS.replace("    events: [uid]\n", "    events: [uid]\n    record: [exe, cmdline]\n")
     code = f"import os; os.setuid({NOBODY}); os.execv('/bin/true', ['true'])"
     with running(tmp_path, rules) as daemon:
-        pids = set()
-        for _ in range(100):
-            process = subprocess.Popen([sys.executable, "-ISc", code])
-            process.wait()
-            pids.add(process.pid)
+        pids = {run_python(code) for _ in range(100)}
         daemon.mark()
         found = [record for record in daemon.matches("uid") if record["pid"] in pids]
         assert {record["pid"] for record in found} == pids
@@ -101,11 +104,7 @@ def test_program_of_a_comm_event_is_that_of_its_moment(tmp_path, named):
     rules = f"rules:\n  - {{name: comm, events: [comm], match: {{comm: cnptest-new}}, {named}}}\n$MARKER\n"
     code = "import ctypes, os; ctypes.CDLL(None).prctl(15, b'cnptest-new', 0, 0, 0); os.execv('/bin/true', ['true'])"
     with running(tmp_path, rules) as daemon:
-        pids = set()
-        for _ in range(100):
-            process = subprocess.Popen([sys.executable, "-ISc", code])
-            process.wait()
-            pids.add(process.pid)
+        pids = {run_python(code) for _ in range(100)}
         daemon.mark()
         found = [record for record in daemon.matches("comm") if record["pid"] in pids]
         assert {record["pid"] for record in found} == pids
