@@ -21,7 +21,7 @@ from cnprocd.failures import Failures
 from cnprocd.json_value import JsonDict, JsonObject, get_str
 from cnprocd.launch.attempt import Launcher
 from cnprocd.launch.user import ResolveUser, resolve_user
-from cnprocd.log import Log
+from cnprocd.log import Log, MatchLog, match_log
 from cnprocd.output.record import early_fields, message
 from cnprocd.postponing import Postponing
 from cnprocd.rules.compile import Match
@@ -72,13 +72,15 @@ class Dispatcher:
         stalls: Stalls | None = None,
         together: Callable[[], AbstractContextManager[None]] = nullcontext,
         runtime_dir: Path | None = None,
+        log_match: MatchLog | None = None,
     ) -> None:
-        """`together`: a context in which log records are written together, at its end.
+        """`together`: a context in which log records are written together, at its end. `log_match`: None: as `log`.
 
         `runtime_dir`: where the backlog is; None: every job is made at once.
         """
         self._together = together
         self._log = log
+        self._match_log = match_log(log) if log_match is None else log_match
         self._failures = failures or Failures(log, time.monotonic)
         self.not_remembered = 0  # matches that are not in the history, because there were too many
         self._past: list[PastMatch] = []
@@ -147,28 +149,31 @@ class Dispatcher:
         hooked = [recorded for recorded in matches if recorded.match.runs_hook]
         if hooked:
             self._submit(hooked)
+        texts: list[str | None] = []
         with self._together():
             for recorded in matches:
+                text = None
                 try:
-                    self._log_match(recorded)
+                    text = self._log_match(recorded)
                 except Exception:
                     self._failures.note("log", recorded.record, recorded.match.rule.name)
-        self._remember(recorded.record for recorded in matches)
+                texts.append(text)
+        self._remember([recorded.record for recorded in matches], texts)
         if hooked:
             self.scheduler.wake()
 
-    def _made(self, records: Iterable[JsonObject]) -> None:
+    def _made(self, records: Sequence[JsonObject]) -> None:
         """Go on with matches whose jobs were made late."""
-        self._remember(records)
+        self._remember(records, [None] * len(records))
         self.scheduler.wake()
 
-    def _remember(self, records: Iterable[JsonObject]) -> None:
-        """Keep matches for the history, as far as there is room."""
-        for record in records:
+    def _remember(self, records: Sequence[JsonObject], texts: Sequence[str | None]) -> None:
+        """Keep matches for the history, as far as there is room. `texts`: those that are JSON already."""
+        for record, text in zip(records, texts, strict=True):
             rule = get_str(record, "rule")
             if len(self._past) < MOST_PAST or self._past_of[rule] < LEAST_PAST:
                 self._past_of[rule] += 1
-                self._past.append(past_match(record))
+                self._past.append(past_match(record, text))
             else:
                 self.not_remembered += 1
 
@@ -349,13 +354,14 @@ class Dispatcher:
             gather=gather_of(rule, record),
         )
 
-    def _log_match(self, recorded: RecordedMatch) -> None:
-        wanted = recorded.match.rule.rule.log
-        if wanted is not None:
-            self._log(wanted.level, "rule_matched", message=message(wanted.message, recorded.record), **recorded.record)
-            if recorded.provenance is not None:
-                record = recorded.record
-                self._log("debug", "identity_sources", rule=record["rule"], pid=record["pid"], **recorded.provenance)
+    def _log_match(self, recorded: RecordedMatch) -> str | None:
+        wanted, record = recorded.match.rule.rule.log, recorded.record
+        if wanted is None:
+            return None
+        text = self._match_log(wanted.level, message(wanted.message, record), record)
+        if recorded.provenance is not None:
+            self._log("debug", "identity_sources", rule=record["rule"], pid=record["pid"], **recorded.provenance)
+        return text
 
 
 def _time_ns(match: Match) -> int:
@@ -374,7 +380,7 @@ def gather_of(rule: Rule, record: JsonObject) -> Gather | None:
     return Gather(name, rule.coalesce.window_s, rule.coalesce.max)
 
 
-def past_match(record: JsonObject) -> PastMatch:
+def past_match(record: JsonObject, text: str | None = None) -> PastMatch:
     """Return the history row of a match."""
     comm, pid = record["comm"], record["pid"]
     return PastMatch(
@@ -383,6 +389,7 @@ def past_match(record: JsonObject) -> PastMatch:
         comm=comm if isinstance(comm, str) else None,
         pid=pid if isinstance(pid, int) else None,
         record=record,
+        text=text,
     )
 
 

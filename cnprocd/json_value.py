@@ -43,6 +43,15 @@ class JsonError(CnprocdError):
         return JsonError(self.problem, f"{step}{joint}{self.path}")
 
 
+# One encoder, because json.dumps() with arguments makes a new one each time.
+_encode = json.JSONEncoder(separators=(",", ":"), default=str).encode
+
+
+def json_text(value: JsonValue) -> str:
+    """Return compact JSON. It is ASCII, so no lone surrogate and no C1 control reaches a terminal or a parser."""
+    return _encode(value)
+
+
 def parse_json(text: str | bytes) -> JsonValue:
     """Return the value of a JSON text. Raises JsonError."""
     try:

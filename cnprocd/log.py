@@ -25,6 +25,21 @@ class Log(Protocol):
     def __call__(self, level: Level, event: str, **fields: JsonValue) -> None: ...
 
 
+class MatchLog(Protocol):
+    """Write the record of a match. Return its JSON text if it was made: the history needs it as well."""
+
+    def __call__(self, level: Level, message: str, record: JsonObject) -> str | None: ...
+
+
+def match_log(log: Log) -> MatchLog:
+    """Return a MatchLog that writes as all other records are written."""
+
+    def write(level: Level, message: str, record: JsonObject) -> None:
+        log(level, "rule_matched", message=message, **record)
+
+    return write
+
+
 class _Pending(NamedTuple):
     level: Level
     counts: Counter[str]

@@ -70,7 +70,11 @@ class Names:
 
     def user_name(self, uid: int) -> str | None:
         """Return the name of a user, the number of one that has none, or None if no answer has come in time."""
-        found = self._ask(uid, lambda: _user_name(uid))
+        known = self._known.get(uid)
+        if known is not None and self._answers.empty() and time.monotonic() - known.at_s <= FRESH_S:
+            found = known.value  # every match asks
+        else:
+            found = self._ask(uid, lambda: _user_name(uid))
         return found if isinstance(found, str) else None
 
     def id_of(self, kind: Literal["user", "group"], name: str) -> int | None:

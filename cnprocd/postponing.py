@@ -11,7 +11,7 @@ at most DISK_S: after that they are made in memory, as those of all other matche
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
@@ -43,7 +43,7 @@ class Postponing:
         together: Callable[[], AbstractContextManager[None]],
         request_of: Callable[[RecordedMatch], JobRequest],
         commit: Callable[[list[JobRequest]], Sequence[int | None]],
-        made: Callable[[Iterable[JsonObject]], None],
+        made: Callable[[Sequence[JsonObject]], None],
     ) -> None:
         """`commit`: make jobs and return their ids. `made` gets the records of their matches, which are logged."""
         self.backlog = backlog

@@ -45,9 +45,8 @@ class UnknownAttributes:
     def report_incomplete(self, matches: Iterable[Match], occurrence: Occurrence) -> None:
         """Report what the records of these matches should have and have not."""
         for match in matches:
-            attributes = dict(unknown_attributes(match.rule.needs, occurrence))
-            if "comm" in match.rule.match_needs:
-                attributes.pop("comm", None)  # see report_nameless
+            needs = match.rule.record_needs  # of an unknown comm that the rule asks for: see report_nameless
+            attributes = dict(unknown_attributes(needs, occurrence)) if needs else {}
             if not attributes:
                 continue
             self._counts.update(attributes.items())

@@ -182,7 +182,7 @@ def connect(options: Options, loaded: LoadedRules, outside: Outside) -> Parts:
     disk = ChildDisk(loop, blame)
     dispatcher = Dispatcher(
         options.state_dir, loaded, log, follower, launcher, names.hook_user, disk, failures, outside.stalls,
-        outside.output.together, options.runtime_dir,
+        outside.output.together, options.runtime_dir, outside.output.write_match,
     )  # fmt: skip
     dispatcher.scheduler.former.load = outside.load_former
     tap = Tap(dispatcher)

@@ -8,12 +8,14 @@ bytes, so that nothing is lost and two different names never look the same.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
 
 from cnprocd.connector.status import core_dumped, describe, exit_code, signal_name, term_signal
 from cnprocd.escape import printable, unit_name
 from cnprocd.json_value import JsonDict, JsonObject, JsonValue
 from cnprocd.output.match_id import UNKNOWN_MACHINE, Machine, match_id
-from cnprocd.process.cgroup_path import Placement
+from cnprocd.process.cgroup_path import Placement, placement_of
 from cnprocd.process.model import Occurrence, Process
 from cnprocd.rules.compile import Match
 from cnprocd.rules.values import Template
@@ -26,7 +28,7 @@ MATCH_FIELDS = (
 
 
 MOST_ANCESTORS = 16  # of a record
-_UNPLACED = Placement()
+_REMEMBERED = 512  # wait statuses, cgroups and names: in a burst all processes have the same
 
 
 def match_record(
@@ -40,24 +42,26 @@ def match_record(
     `user_name` returns the user name of a uid. Without a boot id there is no match id; `unique`: see match_id().
     """
     occurrence = match.occurrence
-    process, status = occurrence.process, occurrence.status
-    placement = process.placement or _UNPLACED
-    number = term_signal(status) if status is not None else None
+    process, status, kind = occurrence.process, occurrence.status, occurrence.kind
+    comm, exe, cmdline, cgroup = process.comm, process.exe, process.cmdline, process.cgroup
+    place = _UNPLACED if cgroup is None else _place_of(cgroup)
+    end = _end_of(status)
+    uid = process.uid
     record: JsonDict = {
         "rule": match.rule.name,
         "kind": match.event,
         "pid": process.tgid,
         "tid": occurrence.tid,
-        "comm": _escaped(process.comm),
+        "comm": None if comm is None else _shown(comm),
         "ppid": process.ppid,
-        "uid": process.uid,
+        "uid": uid,
         "gid": process.gid,
-        "exe": _escaped(process.exe),
-        "cmdline": _escaped(process.cmdline),
-        "unit": _unit(placement.unit),
-        "exit_code": exit_code(status) if status is not None else None,
-        "signal": signal_name(number) if number is not None else None,
-        "core_dumped": core_dumped(status) if status is not None else None,
+        "exe": None if exe is None else _shown(exe),
+        "cmdline": None if cmdline is None else printable(cmdline),
+        "unit": place.unit,
+        "exit_code": end.code,
+        "signal": end.signal,
+        "core_dumped": end.core_dumped,
         "kernel_time_ns": occurrence.kernel_time_ns,
         "cpu": occurrence.cpu,
         "recovered": occurrence.recovered,
@@ -66,34 +70,99 @@ def match_record(
         "host": machine.host,
         "machine_id": machine.machine_id,
         "boot_id": machine.boot_id,
-        "user": user_name(process.uid) if process.uid is not None else None,
+        "user": user_name(uid) if uid is not None else None,
         "container": None,
-        "pod_uid": _escaped(placement.pod_uid),
+        "pod_uid": place.pod_uid,
     }
-    texts = {"comm": process.comm, "exe": process.exe, "cmdline": process.cmdline}
-    if occurrence.kind == "exit":
-        record |= {"status": describe(status), "oom_killed": occurrence.oom_killed}
+    if kind == "exit":
+        record["status"] = end.text
+        record["oom_killed"] = occurrence.oom_killed
     parent = occurrence.ancestors[0] if occurrence.ancestors else None
     if parent is not None:
-        texts["parent_comm"] = parent.comm
-        record["parent_comm"] = _escaped(parent.comm)
-    if process.cgroup is not None:
-        texts["cgroup"] = process.cgroup
-        record["cgroup"] = _escaped(process.cgroup)
-    if placement.container is not None:
-        texts["container"] = placement.container.id
-    record.update(_placement(placement))
-    for name, text in texts.items():
-        if text is not None and text != record[name]:
-            record[f"{name}_hex"] = text.encode("utf-8", "surrogateescape").hex()
-    record |= {**_image(process), **_more_ids(process), **(occurrence.details or {}), **_usage(occurrence)}
-    record.update(_ancestors(occurrence))
+        record["parent_comm"] = None if parent.comm is None else _shown(parent.comm)
+    record.update(place.fields)
+    _add_exact_texts(record, process, parent)
+    record.update(place.hex_fields)
+    _add_more(record, occurrence)
     return record
 
 
-def _placement(placement: Placement) -> JsonDict:
-    """Return the fields of a container and of a user's unit that not every process has."""
+def _add_more(record: JsonDict, occurrence: Occurrence) -> None:
+    """Add the fields that not every process has."""
+    process = occurrence.process
+    if process.image is not None:
+        record.update(_image(process))
+    if process.more_ids is not None:
+        record.update(_more_ids(process))
+    if occurrence.details:
+        record.update(occurrence.details)
+    if occurrence.kind == "exit":
+        record.update(_usage(occurrence))
+    if occurrence.ancestors:
+        record.update(_ancestors(occurrence))
+
+
+def _add_exact_texts(record: JsonDict, process: Process, parent: Process | None) -> None:
+    """Add the exact bytes of texts that escaping changed, but for those of the cgroup."""
+    comm, exe, cmdline = process.comm, process.exe, process.cmdline
+    if comm is not None and record["comm"] != comm:
+        record["comm_hex"] = _hex(comm)
+    if exe is not None and record["exe"] != exe:
+        record["exe_hex"] = _hex(exe)
+    if cmdline is not None and record["cmdline"] != cmdline:
+        record["cmdline_hex"] = _hex(cmdline)
+    if parent is not None and parent.comm is not None and record["parent_comm"] != parent.comm:
+        record["parent_comm_hex"] = _hex(parent.comm)
+
+
+class _End(NamedTuple):
+    """What a wait status says."""
+
+    code: int | None
+    signal: str | None
+    core_dumped: bool | None
+    text: str
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _end_of(status: int | None) -> _End:
+    if status is None:
+        return _End(None, None, None, describe(status))
+    number = term_signal(status)
+    signal = None if number is None else signal_name(number)
+    return _End(exit_code(status), signal, core_dumped(status), describe(status))
+
+
+class _Place(NamedTuple):
+    """What a cgroup says. `fields` and `hex_fields` are in every record of its processes; they are not changed."""
+
+    unit: str | None = None
+    pod_uid: str | None = None
+    fields: JsonObject = {}  # noqa: RUF012  # not a class attribute
+    hex_fields: JsonObject = {}  # noqa: RUF012
+
+
+_UNPLACED = _Place()
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _place_of(cgroup: str) -> _Place:
+    placement = placement_of(cgroup)
+    container = placement.container
+    texts = {"cgroup": cgroup} | ({} if container is None else {"container": container.id})
+    fields = _placement(cgroup, placement)
+    hexes: JsonDict = {f"{name}_hex": _hex(text) for name, text in texts.items() if text != fields[name]}
+    return _Place(_unit(placement.unit), _escaped(placement.pod_uid), fields, hexes)
+
+
+def _hex(text: str) -> str:
+    return text.encode("utf-8", "surrogateescape").hex()
+
+
+def _placement(cgroup: str, placement: Placement) -> JsonDict:
+    """Return the cgroup, and the fields of a container and of a user's unit that not every process has."""
     record: JsonDict = {}
+    record["cgroup"] = printable(cgroup)
     if placement.user_unit is not None:
         record["user_unit"] = _unit(placement.user_unit)
     if placement.container is not None:
@@ -111,7 +180,7 @@ def early_fields(process: Process) -> JsonDict:
         "comm": _escaped(process.comm),
     }  # fmt: skip
     if process.comm is not None and process.comm != record["comm"]:
-        record["comm_hex"] = process.comm.encode("utf-8", "surrogateescape").hex()
+        record["comm_hex"] = _hex(process.comm)
     return record
 
 
@@ -137,7 +206,7 @@ def _ancestors(occurrence: Occurrence) -> JsonDict:
 def _ancestor(process: Process) -> JsonDict:
     found: JsonDict = {"pid": process.tgid, "comm": _escaped(process.comm)}
     if process.comm is not None and found["comm"] != process.comm:
-        found["comm_hex"] = process.comm.encode("utf-8", "surrogateescape").hex()
+        found["comm_hex"] = _hex(process.comm)
     return found
 
 
@@ -148,7 +217,7 @@ def _image(process: Process) -> JsonDict:
     if claimed is not None and claimed != process.exe:
         record["exe_claimed"] = _escaped(claimed)
         if record["exe_claimed"] != claimed:
-            record["exe_claimed_hex"] = claimed.encode("utf-8", "surrogateescape").hex()
+            record["exe_claimed_hex"] = _hex(claimed)
     if process.exe_deleted:
         record["exe_deleted"] = True
     if process.cmdline_is_cut:
@@ -157,10 +226,8 @@ def _image(process: Process) -> JsonDict:
 
 
 def _usage(occurrence: Occurrence) -> JsonDict:
-    """Return what the process used until its exit, as far as an exit record has it."""
+    """Return what a process that ended has used, as far as an exit record has it."""
     usage, lifetime_s = occurrence.usage, occurrence.lifetime_s
-    if occurrence.kind != "exit":
-        return {}
     record: JsonDict = {"lifetime_ms": round(lifetime_s * 1000, 3) if lifetime_s is not None else None}
     if usage is not None:
         record |= {
@@ -170,6 +237,9 @@ def _usage(occurrence: Occurrence) -> JsonDict:
             "write_bytes": usage.write_bytes,
         }
     return record
+
+
+_shown = lru_cache(maxsize=_REMEMBERED)(printable)  # not of arguments: they are long, and seldom the same
 
 
 def _escaped(text: str | None) -> str | None:

@@ -41,20 +41,14 @@ class CompiledRule:
     comm: tuple[Pattern, ...] | None  # the patterns of comm, if every match of the rule needs one of them
     needs: Needs
     statuses: StatusSet
-
-    @property
-    def name(self) -> str:
-        return self.rule.name
+    name: str
+    match_needs: frozenset[Need]  # those that decide whether the rule matches
+    record_needs: tuple[Need, ...]  # those that a match may lack: without comm if the rule asks for it
 
     @property
     def exe_paths(self) -> frozenset[str]:
         """The paths that the rule compares `exe` with."""
         return literal_exe_paths(self.rule.match)
-
-    @property
-    def match_needs(self) -> frozenset[Need]:
-        """The needs that decide whether the rule matches."""
-        return frozenset(need for need, lines in self.needs.items() if any(line.startswith("match.") for line in lines))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +72,8 @@ class Match:
 def compile_rule(rule: Rule, order: int) -> CompiledRule:
     """Return a compiled rule. `order` is its position among the rules."""
     exits = not EXIT_EVENTS.isdisjoint(rule.events)
+    needs = needs_of(rule)
+    match_needs = frozenset(need for need, lines in needs.items() if any(line.startswith("match.") for line in lines))
     kinds: set[Kind] = {event for event in rule.events if event != "nonzero_exit"}
     base = EVERY_STATUS if "exit" in rule.events else FAILURES
     return CompiledRule(
@@ -88,8 +84,11 @@ def compile_rule(rule: Rule, order: int) -> CompiledRule:
         test=compile_condition(rule.match),
         test_unknown=compile_condition(rule.match, assume_status=True),
         comm=_required_comm(rule.match),
-        needs=needs_of(rule),
+        needs=needs,
         statuses=base & possible_statuses(rule.match) if exits else NO_STATUS,
+        name=rule.name,
+        match_needs=match_needs,
+        record_needs=tuple(need for need in needs if need != "comm" or need not in match_needs),
     )
 
 

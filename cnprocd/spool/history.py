@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from cnprocd.json_value import JsonError, JsonObject, as_dict, parse_json
+from cnprocd.json_value import JsonError, JsonObject, as_dict, json_text, parse_json
 from cnprocd.spool.changes import Row
 from cnprocd.spool.disk_messages import Page
 from cnprocd.spool.rows import CountFilter, MatchCount, MatchFilter, PastMatch, RuleHits
@@ -23,10 +22,15 @@ _KEYS = {"rule": "rule", "unit": "unit", "kind": "CASE WHEN json_valid(record) T
 COUNTING_SINCE = ""  # the row of `hits` that says since when hits are counted; no rule has this name
 
 
-def match_row(time_ns: int, rule: str, comm: str | None, pid: int | None, record: JsonObject) -> Row:
-    """Return a row of `matches`. What `cnprocctl history` filters by has a column of its own."""
-    text = json.dumps(record, separators=(",", ":"))
-    return (time_ns, rule, comm, pid, text, *filtered_fields(record), _text(record, "match_id"))
+def match_row(
+    time_ns: int, rule: str, comm: str | None, pid: int | None, record: JsonObject, text: str | None = None
+) -> Row:
+    """Return a row of `matches`. What `cnprocctl history` filters by has a column of its own.
+
+    `text`: the record as JSON, if it was made for the log already.
+    """
+    stored = json_text(record) if text is None else text
+    return (time_ns, rule, comm, pid, stored, *filtered_fields(record), _text(record, "match_id"))
 
 
 def filtered_fields(record: JsonObject) -> tuple[int | None, int | None, str | None, str | None]:
@@ -46,7 +50,7 @@ def _text(record: JsonObject, key: str) -> str | None:
 
 def match_rows(matches: Iterable[PastMatch]) -> list[Row]:
     """Return matches as rows."""
-    return [match_row(one.time_ns, one.rule, one.comm, one.pid, one.record) for one in matches]
+    return [match_row(one.time_ns, one.rule, one.comm, one.pid, one.record, one.text) for one in matches]
 
 
 def replace_matches(db: sqlite3.Connection, rows: Iterable[Row]) -> None:

@@ -41,7 +41,10 @@ class RuleQueue:
 
 @dataclass(frozen=True, slots=True)
 class PastMatch:
-    """A row of `cnprocctl history`. `time_ns` is wall clock. `job_state` is None without a job that is still kept."""
+    """A row of `cnprocctl history`. `time_ns` is wall clock. `job_state` is None without a job that is still kept.
+
+    `text`: the record as JSON, if it is known.
+    """
 
     time_ns: int
     rule: str
@@ -50,6 +53,7 @@ class PastMatch:
     record: JsonObject
     job_state: str | None = None
     job_reason: str | None = None
+    text: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -77,6 +77,18 @@ def life(number: int, after_ns: int, cpu: int = 0) -> tuple[list[tuple[int, byte
     return told, wire.exit_record(stats, family=FAMILY)
 
 
+def failure(pid: int, at_ns: int) -> tuple[bytes, bytes]:
+    """Return the exit event and the exit record of a process named NAMES[1] that fails."""
+    parent = _SHELLS + 1
+    ids = {"process_pid": pid, "process_tgid": pid, "parent_pid": parent, "parent_tgid": parent}
+    stats = wire.taskstats(
+        16, ac_exitcode=256, ac_flag=0x20, ac_pid=pid, ac_tgid=pid, ac_ppid=parent, ac_etime=300,
+        ac_comm=NAMES[1].encode(),
+    )  # fmt: skip
+    event = wire.proc_event("exit", 0, at_ns, exit_code=256, exit_signal=17, **ids)
+    return event, wire.exit_record(stats, family=FAMILY)
+
+
 def fork(pid: int, parent: int, at_ns: int, cpu: int = 0) -> bytes:
     return wire.proc_event(
         "fork", cpu, at_ns, parent_pid=parent, parent_tgid=parent, child_pid=pid, child_tgid=pid
