@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from cnprocd.json_value import JsonDict
 from cnprocd.rules.compile import Match
 
 
-@dataclass(frozen=True, slots=True)
-class RecordedMatch:
+class RecordedMatch(NamedTuple):
     """A match and its record."""
 
     match: Match

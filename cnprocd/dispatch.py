@@ -143,8 +143,9 @@ class Dispatcher:
 
     def deliver(self, matches: list[RecordedMatch]) -> None:
         """Hold back matches that the throttles refuse, commit the jobs of the others, then log those."""
-        matches = [recorded for recorded in matches if self._admits(recorded)]
-        self._passed.clear()
+        if self._throttles:
+            matches = [recorded for recorded in matches if self._admits(recorded)]
+            self._passed.clear()
         matches = self.postponing.postpone(matches)
         hooked = [recorded for recorded in matches if recorded.match.runs_hook]
         if hooked:
@@ -170,7 +171,7 @@ class Dispatcher:
     def _remember(self, records: Sequence[JsonObject], texts: Sequence[str | None]) -> None:
         """Keep matches for the history, as far as there is room. `texts`: those that are JSON already."""
         for record, text in zip(records, texts, strict=True):
-            rule = get_str(record, "rule")
+            rule = str(record["rule"])
             if len(self._past) < MOST_PAST or self._past_of[rule] < LEAST_PAST:
                 self._past_of[rule] += 1
                 self._past.append(past_match(record, text))

@@ -265,9 +265,10 @@ class Pipeline:
         if loser is not None:
             self.flood.count(loser)
         if loser != name:
-            occurrence = match.occurrence  # its process is the table's own, and goes on
-            kept = replace(occurrence, process=replace(occurrence.process, is_shared=False))
-            self.deferred.add(name, (replace(match, occurrence=kept), self._unique()))
+            occurrence = match.occurrence
+            if self.tracker.tracking.table or occurrence.kind != "exit":  # its process is the table's own, and goes on
+                occurrence = replace(occurrence, process=replace(occurrence.process, is_shared=False))
+            self.deferred.add(name, (match._replace(occurrence=occurrence), self._unique()))
         return False
 
     def _note_nameless(self, occurrence: Occurrence) -> None:

@@ -22,6 +22,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 from cnprocd.json_value import JsonObject, JsonValue
@@ -78,6 +79,7 @@ _CONTROL_BUT_NEWLINE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff\u20
 _NEEDS_LENGTH = re.compile(rb"[\x00-\x08\x0a-\x1f]")
 
 
+@lru_cache(maxsize=1024)  # the keys are constants of the daemon
 def field_name(key: str) -> str:
     """Return the journal field of a record's key: CNPROCD_EXIT_CODE for `exit_code`."""
     return ("CNPROCD_" + _NOT_IN_NAMES.sub("_", key.upper()))[:64]
@@ -87,6 +89,10 @@ def field_value(value: JsonValue) -> bytes:
     """Return the bytes of a value. Structures are JSON, as in a JSON line."""
     if isinstance(value, bytes):
         return value
+    if isinstance(value, str) and value.isascii():
+        return value.encode("ascii")
+    if type(value) is int:  # not a bool
+        return b"%d" % value
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     return text.encode("utf-8", "surrogateescape" if _round_trips(text) else "replace")
 

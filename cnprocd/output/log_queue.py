@@ -61,6 +61,8 @@ class LogQueue:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_waiting = False
         self._is_held = False
+        self._held: list[_Entry] = []  # records since `hold`
+        self._held_bytes = 0
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Use an event loop to wait for room."""
@@ -77,17 +79,21 @@ class LogQueue:
     @property
     def queued(self) -> int:
         """Records that wait."""
-        return len(self._entries)
+        return len(self._entries) + len(self._held)
 
     def add(self, data: bytes, rule: str | None = None) -> None:
         """Write an encoded record, or queue it, or drop and count it. `rule`: of a match.
 
         Raises OSError: the output is broken, and nothing has been done about the record.
         """
-        if self._is_held and self._bytes + len(data) > _PIECE_BYTES:
+        if self._is_held and self._held_bytes + len(data) > _PIECE_BYTES:
             self.release()
             self.hold()
-        if not self._entries and not self._is_held:
+        if self._is_held:
+            self._held.append(_Entry(data, rule))
+            self._held_bytes += len(data)
+            return
+        if not self._entries:
             try:
                 taken = self._sink.put(data)
             except BlockingIOError:
@@ -99,12 +105,8 @@ class LogQueue:
         elif self._is_full(len(data), rule):
             self.drop(rule)
             return
-        self._entries.append(_Entry(data, rule))
-        self._bytes += len(data)
-        if rule is not None:
-            self._bytes_of[rule] += len(data)
-        if not self._is_held:
-            self._wait()
+        self._append(_Entry(data, rule))
+        self._wait()
 
     def hold(self) -> bool:
         """Write nothing until `release`, so that many records are one piece. Return whether that is of use now."""
@@ -112,8 +114,24 @@ class LogQueue:
         return self._is_held
 
     def release(self) -> None:
-        """Write what was added since `hold`. If the output is broken, it is dropped and counted."""
-        self._is_held = False
+        """Write what was added since `hold`, in one call if there is room. If the output is broken, it is dropped."""
+        held, self._held = self._held, []
+        self._is_held, self._held_bytes = False, 0
+        piece = b"".join([entry.data for entry in held])
+        try:
+            taken = self._sink.put(piece) if piece else 0
+        except BlockingIOError:
+            taken = 0
+        except OSError:
+            for _, rule in held:
+                self.drop(rule)
+            return
+        if taken == len(piece):
+            self._report_lost()
+            return
+        for entry in held:  # one piece at most, and nothing else waits, so there is room
+            self._append(entry)
+        self._take(taken)
         try:
             self._write()
         except OSError:
@@ -122,6 +140,12 @@ class LogQueue:
             self._entries.clear()
             self._bytes_of.clear()
             self._bytes = self._written = 0
+
+    def _append(self, entry: _Entry) -> None:
+        self._entries.append(entry)
+        self._bytes += len(entry.data)
+        if entry.rule is not None:
+            self._bytes_of[entry.rule] += len(entry.data)
 
     def drop(self, rule: str | None) -> None:
         """Count a record that cannot be written."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from cnprocd.connector.status import ALL_SIGNALS, EVERY_STATUS, FAILURES, NO_STATUS, StatusSet
 from cnprocd.process.model import Kind, Occurrence
@@ -51,8 +51,7 @@ class CompiledRule:
         return literal_exe_paths(self.rule.match)
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
+class Match(NamedTuple):
     """A rule and an occurrence that satisfy each other. `event` is the event's name in the rule language.
 
     `log_only`: the exit status is unknown and the rule says `on_unknown_exit: log`, so its hook does not run.

@@ -53,7 +53,7 @@ class World:
     def fail(self, comm, has_time=True, at_s=1):
         """Deliver the matches of a death, and return its PID."""
         matches = [
-            replace(one, has_time=has_time and one.match.runs_hook) for one in death(self.matcher, at_s, comm=comm)
+            one._replace(has_time=has_time and one.match.runs_hook) for one in death(self.matcher, at_s, comm=comm)
         ]
         self.dispatcher.deliver(matches)
         return matches[0].record["pid"]

@@ -79,5 +79,5 @@ def test_a_record_names_the_match_and_its_machine():
 
 def test_a_name_that_is_no_utf8_has_an_id():
     (match,) = matches_of()
-    odd = replace(match, rule=replace(match.rule, rule=replace(match.rule.rule, name="\udcff")))
+    odd = match._replace(rule=replace(match.rule, rule=replace(match.rule.rule, name="\udcff")))
     assert len(match_id(BOOT, odd, "")) == 32

@@ -2,6 +2,7 @@
 
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -9,8 +10,9 @@ from hypothesis import strategies as st
 from unit.output.plain_record import plain_record
 
 from cnprocd.connector.taskrecord import TaskRecord
+from cnprocd.output import journal
 from cnprocd.output import log as log_module
-from cnprocd.output.log import make_log, make_output
+from cnprocd.output.log import LogOutput, make_log, make_output
 from cnprocd.output.match_id import Machine
 from cnprocd.output.record import MATCH_FIELDS, match_record, message
 from cnprocd.process.files import FileId
@@ -101,6 +103,26 @@ def test_the_line_of_a_match_is_that_of_structlog(written):
         assert json.loads(quick)["message"] == message(None, record)
 
     check()
+
+
+@settings(max_examples=200)
+@given(OCCURRENCES, MACHINES)
+def test_the_datagram_of_a_match_is_that_of_structlog(occurrence, machine):
+    output, kept = LogOutput(), []
+    output.outputs.append((journal.encode, SimpleNamespace(add=lambda data, rule: kept.append((data, rule)))))
+    record = match_record(Match(RULE, occurrence, occurrence.kind), name_of, machine)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(log_module, "_now", lambda: "2026-11-25T12:00:00.000000Z")
+        make_log(output)("error", "rule_matched", message=message(None, record), **record)
+        assert output.write_match("error", message(None, record), record) is None
+    assert kept[0] == kept[1]
+    values = {name.removeprefix("CNPROCD_"): value for name, value in journal.fields(record) if name.startswith("CNP")}
+    assert values == {name.upper(): plain_value(value) for name, value in record.items() if value is not None}
+
+
+def plain_value(value):
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text.encode("utf-8", "surrogateescape")
 
 
 def test_less_severe_matches_are_not_written(written):
