@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal
 
 from cnprocd.process.model import Occurrence
-from cnprocd.rules.ruleset import Condition, ProcessCondition, Rule
+from cnprocd.rules.ruleset import EXIT_EVENTS, Condition, ProcessCondition, Rule
 from cnprocd.rules.values import Template
 
 Need = Literal[
@@ -75,10 +75,12 @@ Needs = Mapping[Need, tuple[str, ...]]
 def needs_of(rule: Rule) -> Needs:
     """Return what a rule needs to know."""
     found: dict[Need, list[str]] = {}
-    demands_literal = _demands_literal_exe(rule.match)
+    demands_literal, exits = _demands_literal_exe(rule.match), not EXIT_EVENTS.isdisjoint(rule.events)
     for need, line in (*_of_condition(rule.match, "match"), *_of_fields(named_fields(rule))):
         if need == "exe" and demands_literal and not line.startswith("match."):
             need = "exe_file"  # of a match the path is one that the rule names
+        if need == "oom" and not exits:
+            continue  # no other event has it: the kernel log is not asked
         lines = found.setdefault(need, [])
         if line not in lines:
             lines.append(line)

@@ -1,9 +1,10 @@
-"""Whether a process of any user could satisfy a match: one whose user, group and login the match does not name. PURE.
+"""Whether a process of any user could satisfy a match: one whose user and group the match does not name. PURE.
 
 A user chooses the name, arguments and end of its processes, and the programs below its own directories. It does not
 choose its user and group, and not the unit and control group: login sessions, service managers of users and crontabs
 have their own. Its related processes are its own or, as the parent of an orphan and as an ancestor of each process,
-root's init. So for every condition two questions are answered: can such a process satisfy it, and can it fail it?
+root's init. The login uid is no proof: a process of any user that is outside a login session can set its own, without
+privilege, to any value (kernel/audit.c audit_set_loginuid_perm). So for every condition two questions are answered: can such a process satisfy it, and can it fail it?
 
 There are no false warnings: if it is not certain that a pattern accepts what a user can have, it counts as evidence.
 """
@@ -13,14 +14,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from cnprocd.process.model import NO_LOGIN
 from cnprocd.rules.predicate import text_test
 from cnprocd.rules.ruleset import Condition, ProcessCondition, given_keys
 from cnprocd.rules.values import Pattern
 
 AnyCondition = Condition | ProcessCondition
 
-PROVING_KEYS = ("user", "group", "loginuid", "unit", "cgroup", "exe")
+PROVING_KEYS = ("user", "group", "unit", "cgroup", "exe")
 _ANY_UID = 1729401  # that no rule names: patterns with this number accept the processes of any user
 _OWN_DIRECTORIES = ("/tmp/", "/var/tmp/", "/dev/shm/", f"/home/u{_ANY_UID}/", f"/run/user/{_ANY_UID}/")  # noqa: S108  # no file is made
 
@@ -78,8 +78,6 @@ def _key_can_hold(condition: AnyCondition, key: str, suspect: _Suspect) -> bool:
         return not suspect.is_init and any(_can_satisfy(condition.ancestor, one) for one in (*_OWN, _INIT))
     if key in ("user", "group"):
         return suspect.is_init and 0 in getattr(condition, key)
-    if key == "loginuid":  # services have NO_LOGIN, and all users where no PAM module sets it
-        return NO_LOGIN in getattr(condition, key)
     if key in ("unit", "cgroup", "exe", "comm"):
         return _text_can_match(getattr(condition, key), key, suspect)
     return True

@@ -315,6 +315,7 @@ def test_explain_names_the_sources_that_are_used(rules):
     rules.write_text(
         "rules:\n  - {name: a, events: [uid], match: {euid: root}, record: [cmdline]}\n"
         "  - {name: b, events: [nonzero_exit], match: {oom_killed: true}}\n"
+        "  - {name: c, events: [fork], record: [oom_killed]}\n"
     )
     _, shown, _ = ctl("explain", "--without", "taskstats", rules=rules)
     assert (
@@ -323,6 +324,7 @@ def test_explain_names_the_sources_that_are_used(rules):
     )
     assert "euid from the event (match.euid)\n" in shown
     assert "oom from the kernel log (match.oom_killed)\n" in shown
+    assert "(record)" not in shown[shown.index("\nc") :], "a fork has no oom_killed"
     assert "deaths are detected by counting threads\n" in shown
     rules.write_text("rules:\n  - {name: a, events: [uid], match: {euid: root}, record: [cmdline]}\n")
     _, shown, _ = ctl("explain", rules=rules)

@@ -63,9 +63,9 @@ def test_a_hook_for_a_claimed_path_alone_is_warned_about(user):
     run = {**RUN, "user": 0 if user == "root" else 65534}
     claimed = {"exe_claimed": "/usr/bin/x"}
     assert warnings_of(match=claimed, run=run) == [("claimed", ("match", "exe_claimed"))]
-    for more in ({"cgroup": "/a/*"}, {"user": 7}, {"unit": "a.service"}, {"loginuid": 7}, {"exe": "/usr/bin/x"}):
+    for more in ({"cgroup": "/a/*"}, {"user": 7}, {"unit": "a.service"}, {"exe": "/usr/bin/x"}):
         assert warnings_of(match={**claimed, **more}, run=run) == []
-    for chosen in ({"container": "web"}, {"pod_uid": "1-2"}, {"comm": "x"}, {"euid": 0}):
+    for chosen in ({"container": "web"}, {"pod_uid": "1-2"}, {"comm": "x"}, {"euid": 0}, {"loginuid": 7}):
         assert warnings_of(match={**claimed, **chosen}, run=run) == [("claimed", ("match", "exe_claimed"))]
     assert warnings_of(match=claimed) == [], "no hook"
 
@@ -96,14 +96,14 @@ def test_a_field_that_one_event_of_the_rule_has_is_fine():
         {"comm": "x"}, {"cmdline": "x"}, {"oom_killed": True}, {"parent": {"comm": "x"}},
         {"ancestor": {"cmdline": "x"}},
         {"user_unit": "a.service"}, {"container": "web"}, {"pod_uid": "1-2"}, {"loginuid": "unset"}, {"euid": 0},
-        {"loginuid": [7, "unset"]}, {"signal": "KILL"}, {"comm": "x", "not": {"user": 7}},
+        {"loginuid": [7, "unset"]}, {"loginuid": 7}, {"loginuid": 0}, {"signal": "KILL"}, {"comm": "x", "not": {"user": 7}},
     ],
     ids=str,
 )  # fmt: skip
 def test_a_root_hook_that_any_user_can_cause_is_warned_about(match):
     """A set-user-ID program called by another name has both its comm and its euid from the user that starts it."""
     assert warnings_of(match=match, run=RUN) == [("fakeable", ("match",))]
-    for proof in ({"user": 7}, {"group": 7}, {"unit": "a.service"}, {"loginuid": 7}, {"cgroup": "/a"}, {"exe": "/a"}):
+    for proof in ({"user": 7}, {"group": 7}, {"unit": "a.service"}, {"cgroup": "/a"}, {"exe": "/a"}):
         assert ("fakeable", ("match",)) not in warnings_of(match={**proof, "all": [match]}, run=RUN)
         assert warnings_of(match={"all": [match], "parent": proof}, run=RUN) == []
 
@@ -136,7 +136,7 @@ def test_a_proof_that_any_user_can_forge_is_warned_about(match):
 @pytest.mark.parametrize(
     "match",
     [
-        {"user": 0}, {"group": 0}, {"loginuid": 0}, {"parent": {"user": 7}}, {"ancestor": {"group": 7}},
+        {"user": 0}, {"group": 0}, {"user": 0, "loginuid": 7}, {"parent": {"user": 7}}, {"ancestor": {"group": 7}},
         {"parent": {"user": 0, "comm": "cron"}}, {"parent": {"unit": "a.service"}},
         {"parent": {"exe": "/usr/sbin/cron"}},
         {"parent": {"parent": {"user": 0, "not": {"comm": "x"}, "unit": "a.service"}}},
