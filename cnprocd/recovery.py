@@ -91,6 +91,7 @@ class Recovery:
         self._is_losing = self._is_losing or batch.events_lost
         if batch.events_lost or (self._is_losing and not batch.more):
             self._tracker.table.doubt()
+            self._pending = self._pending or self._tracker.tracking.table  # a scan since the overrun came too early
             self._is_losing = batch.more
 
     @property
@@ -317,6 +318,8 @@ class Recovery:
     def _report_losses(self, losses: Losses) -> None:
         """Log what the kernel had counted when the resync began, and no resync has reported."""
         lost, self._lost_reported = losses.total() - self._lost_reported, losses.total()
+        if not lost:
+            return
         self._log(
             "warning",
             "overrun",

@@ -380,6 +380,23 @@ def test_what_was_read_before_the_queue_was_empty_is_in_doubt():
     assert [known(one) for one in exit_of(scene, 60)] == [("sh", 0, None, None, "/")]
 
 
+def test_what_is_in_doubt_when_the_queue_is_empty_is_read_again():
+    """The queue of an overrun can take seconds to read, and the machine can be quiet: no counter changes any more."""
+    scene = Scene()
+    scene.recovery.note(OVERRUN._replace(more=True))
+    scene.recovery.begin_if_due()
+    scene.resync()
+    scene.recovery.note(CALM)
+    scene.now_s += 1.1
+    scene.recovery.begin_if_due()
+    assert scene.recovery.active
+    scene.resync()
+    assert [known(one) for one in exit_of(scene, 60)] == [("sh", 0, 0, "/bin/sh", "/")]
+    scene.now_s += 1.1
+    scene.recovery.begin_if_due()
+    assert not scene.recovery.active
+
+
 def test_a_loss_that_only_the_counters_show_is_one_as_well():
     scene = Scene()
     scene.losses.connector_drops = 1
