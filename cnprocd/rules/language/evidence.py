@@ -4,7 +4,8 @@ A user chooses the name, arguments and end of its processes, and the programs be
 choose its user and group, and not the unit and control group: login sessions, service managers of users and crontabs
 have their own. Its related processes are its own or, as the parent of an orphan and as an ancestor of each process,
 root's init. The login uid is no proof: a process of any user that is outside a login session can set its own, without
-privilege, to any value (kernel/audit.c audit_set_loginuid_perm). So for every condition two questions are answered: can such a process satisfy it, and can it fail it?
+privilege, to any value (kernel/audit.c audit_set_loginuid_perm). So for every condition two questions are answered: can
+such a process satisfy it, and can it fail it?
 
 There are no false warnings: if it is not certain that a pattern accepts what a user can have, it counts as evidence.
 """

@@ -96,7 +96,8 @@ def test_a_field_that_one_event_of_the_rule_has_is_fine():
         {"comm": "x"}, {"cmdline": "x"}, {"oom_killed": True}, {"parent": {"comm": "x"}},
         {"ancestor": {"cmdline": "x"}},
         {"user_unit": "a.service"}, {"container": "web"}, {"pod_uid": "1-2"}, {"loginuid": "unset"}, {"euid": 0},
-        {"loginuid": [7, "unset"]}, {"loginuid": 7}, {"loginuid": 0}, {"signal": "KILL"}, {"comm": "x", "not": {"user": 7}},
+        {"loginuid": [7, "unset"]}, {"loginuid": 7}, {"loginuid": 0}, {"signal": "KILL"},
+        {"comm": "x", "not": {"user": 7}},
     ],
     ids=str,
 )  # fmt: skip
