@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -201,12 +201,8 @@ def cnprocd(name: str, *texts: str, options: tuple[str, ...] = ()) -> Competitor
 C_LISTENER = Competitor("C listener", [str(BUILD / "listener")], lambda: _compiled("listener"))
 ALL = cnprocd("cnprocd all", EVERYTHING, FAILED, MARK)
 FAILURES = cnprocd("cnprocd failures", FAILED, MARK)
-# The same matches as FAILURES. The kernel can filter neither: the name is a regular expression.
-BY_EXE = cnprocd(
-    "cnprocd failures by exe",
-    FAILED.replace("comm: cnpb-b", f'exe: {BUILD / "load"}, comm: "/^cnpb-b$/"'),
-    MARK,
-)
+# The same matches as FAILURES: each name has a program file of its own.
+BY_EXE = cnprocd("cnprocd failures by exe", FAILED.replace("comm: cnpb-b", f"exe: {BUILD / 'cnpb-b' / 'load'}"), MARK)
 BY_UNIT = cnprocd("cnprocd failures by unit", FAILED.replace("comm: cnpb-b", "unit: cnpb-none.service"), MARK)
 EVERY_EXIT = cnprocd(
     "cnprocd, every exit logged",
@@ -233,6 +229,17 @@ COMPETITORS = [
 def load_program() -> list[str] | None:
     """Return the C workload generator, or None without a compiler; tests/kernel/storm.py replaces it then."""
     return [str(BUILD / "load")] if _compiled("load") is None else None
+
+
+def load_programs(names: Iterable[str]) -> dict[str, str] | None:
+    """Return a file of the generator for each name, as four programs are four files. None without a compiler."""
+    if load_program() is None:
+        return None
+    programs = {name: BUILD / name / "load" for name in names}
+    for program in programs.values():
+        program.parent.mkdir(exist_ok=True)
+        shutil.copy(BUILD / "load", program)
+    return {name: str(program) for name, program in programs.items()}
 
 
 def pidfds() -> str | None:

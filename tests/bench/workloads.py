@@ -24,6 +24,7 @@ import machine
 from competitors import Competitor, Running
 
 NAMES = ("cnpb-a", "cnpb-b", "cnpb-c", "cnpb-d")
+MARK_NAME = "cnpb-mark"
 LOGGED_S = 0.5  # for 8,000 matches
 STORM_PY = Path(__file__).parents[1] / "kernel/storm.py"
 DEMO_PY = Path(__file__).parents[1] / "demo/demo.py"
@@ -55,14 +56,14 @@ class Generator:
     """The C program if it could be compiled, else the slow Python one (no exec, no bursts)."""
 
     def __init__(self) -> None:
-        self.program = competitors.load_program()
+        self.programs = competitors.load_programs((*NAMES, MARK_NAME))
 
     def can(self, mode: str) -> bool:
-        return self.program is not None or mode == "fork"
+        return self.programs is not None or mode == "fork"
 
     def start(self, mode: str, count: int, every: int, name: str) -> subprocess.Popen[str]:
-        if self.program is not None:
-            argv = [*self.program, mode, str(count), str(every), name]
+        if self.programs is not None:
+            argv = [self.programs[name], mode, str(count), str(every), name]
         else:
             argv = [sys.executable, "-IS", str(STORM_PY), str(count), str(every or 10**9), name]
         return subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -73,7 +74,7 @@ class Generator:
         number = storm.per_second or storm.failing_every
         running = [self.start(storm.mode, storm.each, number, name) for name in storm.names]
         told = [process.communicate()[0] for process in running]
-        if self.program is None:
+        if self.programs is None:
             failed = sum(len(line.split()) - 1 for text in told for line in text.splitlines())
             return {"wall_s": time.monotonic() - began, "failed": failed}
         found = [json.loads(text) for text in told]
@@ -85,8 +86,8 @@ class Generator:
 
     def mark(self) -> None:
         """Start one process of a known name that fails with 3."""
-        if self.program is not None:
-            self.start("pace", 1, 0, "cnpb-mark").communicate()
+        if self.programs is not None:
+            self.start("pace", 1, 0, MARK_NAME).communicate()
         else:
             subprocess.run([sys.executable, "-ISc", "open('/proc/self/comm','w').write('cnpb-mark'); exit(3)"])
 
