@@ -30,9 +30,8 @@ def complete(occurrence: Occurrence, procfs: ProcLookup, parents: dict[int, Proc
     if occurrence.recovered or occurrence.reaped or known:
         return
     if _lacks_only_cgroup(occurrence):
-        assert occurrence.kernel_time_ns is not None
         if process.cgroup is None:
-            process.take_cgroup_at_death(procfs.zombie_cgroup(process.tgid, occurrence.kernel_time_ns))
+            read_zombie(occurrence, procfs, Wanted(cgroup=True))
         return
     fresh = procfs.read(process.tgid, _missing(occurrence), "procfs")
     if fresh is not None and _is_same(process, fresh, occurrence):
@@ -41,6 +40,21 @@ def complete(occurrence: Occurrence, procfs: ProcLookup, parents: dict[int, Proc
         if _may_differ(process, fresh, occurrence):
             fresh = fresh.without_program()
         process.fill_unknown(fresh, comm=not occurrence.of_thread)
+
+
+def read_zombie(occurrence: Occurrence, procfs: ProcLookup, wanted: Wanted) -> None:
+    """Read of a process that ended what no event reports: its cgroup and its login session, if they are wanted.
+
+    Since its exec it may have been moved, as desktop sessions and cgclassify do, or have begun a session.
+    """
+    ended_ns = occurrence.kernel_time_ns
+    if ended_ns is None or occurrence.reaped or not (wanted.cgroup or wanted.loginuid):
+        return
+    zombie = procfs.zombie(occurrence.process.tgid, ended_ns, wanted)
+    if zombie is not None:
+        occurrence.process.take_more_ids(zombie)
+        if zombie.cgroup is not None:
+            occurrence.process.cgroup, occurrence.process.cgroup_source = zombie.cgroup, "zombie"
 
 
 def _lacks_only_cgroup(occurrence: Occurrence) -> bool:

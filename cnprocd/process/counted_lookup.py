@@ -24,7 +24,7 @@ class CountedLookup:
         self.count += 1
         return self._lookup.read_parent(tgid)
 
-    def zombie_cgroup(self, tgid: int, ended_ns: int) -> str | None:
-        """Return the cgroup in which a process ended that is not reaped yet; None if /proc does not show it."""
+    def zombie(self, tgid: int, ended_ns: int, wanted: Wanted) -> Process | None:
+        """Return a process that ended and is not reaped yet, with its cgroup and login session if they are wanted."""
         self.count += 1
-        return self._lookup.zombie_cgroup(tgid, ended_ns)
+        return self._lookup.zombie(tgid, ended_ns, wanted)

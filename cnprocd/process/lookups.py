@@ -141,9 +141,9 @@ class Lookups:
         """Return whether a process with an exit record may still be on its way to its exit event. Read by the loop."""
         return procfs.is_ending(tgid)
 
-    def zombie_cgroup(self, tgid: int, ended_ns: int) -> str | None:
-        """Return the cgroup in which a process ended that is not reaped yet. Read by the loop: it does not wait."""
-        return procfs.zombie_cgroup(tgid, ended_ns)
+    def zombie(self, tgid: int, ended_ns: int, wanted: Wanted) -> Process | None:
+        """Return a process that ended and is not reaped yet. Read by the loop: it does not wait."""
+        return procfs.zombie(tgid, ended_ns, wanted)
 
     def scan(self, wanted: Wanted) -> Iterator[Process]:
         """Yield every process that is alive now. Of one that hangs: what its `status` shows, and report it."""

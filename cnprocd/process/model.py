@@ -260,11 +260,6 @@ class Process:
         if self.start_ns is None and last is not None and ended_ns is not None:
             self.start_ns = ended_ns - last.lifetime_us * 1000
 
-    def take_cgroup_at_death(self, cgroup: str | None) -> None:
-        """Take the cgroup of the zombie, if it could be read: the process may have been moved since its exec."""
-        if cgroup is not None:
-            self.cgroup, self.cgroup_source = cgroup, "zombie"
-
     def fill_unknown(self, fresh: Process, comm: bool = True) -> None:
         """Take from `fresh` each group of attributes that is unknown here; the comm only if `comm`."""
         if comm and self.comm is None:
@@ -338,8 +333,8 @@ class ProcLookup(Protocol):
     def is_ending(self, tgid: int) -> bool:
         """Return whether a process whose last exit record was made may still be on its way to its exit event."""
 
-    def zombie_cgroup(self, tgid: int, ended_ns: int) -> str | None:
-        """Return the cgroup in which a process ended that is not reaped yet; None if /proc does not show it."""
+    def zombie(self, tgid: int, ended_ns: int, wanted: Wanted) -> Process | None:
+        """Return a process that ended and is not reaped yet, with its cgroup and login session if they are wanted."""
 
 
 class FileLookup(Protocol):

@@ -97,21 +97,23 @@ def is_ending(tgid: int) -> bool:
     return status is not None and not status.is_dead and not status.has_memory
 
 
-def zombie_cgroup(tgid: int, ended_ns: int) -> str | None:
-    """Return the cgroup of the zombie that ended then; None if it was reaped. A zombie cannot make a read wait.
+def zombie(tgid: int, ended_ns: int, wanted: Wanted) -> Process | None:
+    """Return the zombie that ended then, with its cgroup and login session; None if it was reaped.
 
-    The unified hierarchy keeps it until the process is reaped. The older ones show every zombie in the root
-    (kernel/cgroup/cgroup.c proc_cgroup_show), so the root means that it is unknown.
+    A zombie cannot make a read wait. The unified hierarchy keeps the cgroup until the process is reaped. The older ones
+    show every zombie in the root (kernel/cgroup/cgroup.c proc_cgroup_show), so the root means that it is unknown. The
+    login session stays as well (fs/proc/base.c proc_loginuid_read).
     """
-    raw = _read(tgid, "cgroup")
-    status = read_status(tgid) if raw else None
-    if raw is None or status is None or not status.is_dead:
+    cgroup = _read(tgid, "cgroup") if wanted.cgroup else None
+    loginuid = _read(tgid, "loginuid") if wanted.loginuid else None
+    status = read_status(tgid) if cgroup or loginuid else None
+    if status is None or not status.is_dead:
         return None
-    stat = read_stat(tgid)  # only now: of a living process it can wait (see lookups.py)
-    if stat is None or stat.start_ticks * TICK_NS - clock_offset_ns() > ended_ns:
+    stat = _read(tgid, "stat")  # only now: of a living process it can wait (see lookups.py)
+    found = to_process(tgid, Files(stat, cgroup=cgroup, loginuid=loginuid), "zombie")
+    if found is None or found.threads or (found.start_ns or 0) > ended_ns:
         return None  # the zombie of a later owner of this PID
-    path = parse_cgroup(raw, cgroup_roots())
-    return None if path == "/" else path
+    return found
 
 
 def clock_offset_ns() -> int:
@@ -174,7 +176,7 @@ def to_process(tgid: int, files: Files, source: Provenance) -> Process | None:
         process.take_cmdline(parse_cmdline(files.cmdline), is_cut(files.cmdline), source)
     if files.cgroup:
         cgroup = parse_cgroup(files.cgroup, cgroup_roots())
-        if cgroup is not None and not (stat.is_dead and cgroup == "/"):  # see zombie_cgroup
+        if cgroup is not None and not (stat.is_dead and cgroup == "/"):  # see zombie
             process.cgroup, process.cgroup_source = sys.intern(cgroup), source
     return process
 
@@ -245,7 +247,7 @@ class ProcFs:
     read_parent = staticmethod(read_parent)
     is_alive = staticmethod(is_alive)
     is_ending = staticmethod(is_ending)
-    zombie_cgroup = staticmethod(zombie_cgroup)
+    zombie = staticmethod(zombie)
     scan = staticmethod(scan)
 
     @staticmethod

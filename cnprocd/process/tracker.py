@@ -17,7 +17,7 @@ from cnprocd.connector.ahead import Ahead, nothing_ahead
 from cnprocd.connector.event import Ack, Comm, Coredump, Event, Exec, Exit, Fork, Gid, Ptrace, Row, Sid, Uid, named
 from cnprocd.connector.taskrecord import TaskRecord
 from cnprocd.failures import Failures
-from cnprocd.process.completion import lives
+from cnprocd.process.completion import lives, read_zombie
 from cnprocd.process.death import Death, Waiting, thread_of
 from cnprocd.process.deaths import Deaths
 from cnprocd.process.doubt import forget_at_death, sure
@@ -291,7 +291,7 @@ class Tracker:
         self.table.end(process, event.timestamp_ns, certain=not process.threaded)
         if "exit" in self.tracking.kinds:
             occurrence = Occurrence("exit", sure(process), event.process_pid, status, event.timestamp_ns, event.cpu)
-            self._read_cgroup_at_death(occurrence)
+            read_zombie(occurrence, self._procfs, self.tracking.wanted)
             yield self._placed(occurrence, event.parent_tgid)
 
     # From events to occurrences.
@@ -322,17 +322,11 @@ class Tracker:
         occurrence.reaped = event is not None and event.parent_tgid == 0 and event.process_pid == death.tgid
         if self.tracking.exe_files and record is not None and self._files is not None:
             take_executed_file(process, record, self._files)
-        self._read_cgroup_at_death(occurrence)
+        read_zombie(occurrence, self._procfs, self.tracking.wanted)
         self._placed(occurrence, event.parent_tgid if event is not None else 0)
         if record is not None and record.ppid in self.family:  # its fork event may have been lost with a daemon
             occurrence.from_hook = True
         return [occurrence]
-
-    def _read_cgroup_at_death(self, occurrence: Occurrence) -> None:
-        """If a rule needs it: the process may have been moved since its exec, as desktop sessions and cgclassify do."""
-        ended_ns = occurrence.kernel_time_ns
-        if self.tracking.wanted.cgroup and ended_ns is not None and not occurrence.reaped:
-            occurrence.process.take_cgroup_at_death(self._procfs.zombie_cgroup(occurrence.process.tgid, ended_ns))
 
     def _thread_end(self, event: Exit, record: TaskRecord | None) -> Occurrence:
         """Return the exit of one thread. Its comm is the thread's own."""

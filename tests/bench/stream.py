@@ -123,7 +123,7 @@ class NoProc:
     def read_parent(self, tgid: int) -> Process | None:
         return None
 
-    def zombie_cgroup(self, tgid: int, ended_ns: int) -> str | None:
+    def zombie(self, tgid: int, ended_ns: int, wanted: Wanted) -> Process | None:
         return None
 
     def is_alive(self, tgid: int) -> bool:

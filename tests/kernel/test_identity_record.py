@@ -160,6 +160,20 @@ def test_the_login_session_of_a_process_is_known(tmp_path):
         assert {one["pid"] for one in without} <= others
 
 
+def test_a_zombie_shows_a_session_that_began_last(tmp_path):
+    """No event reports that, and /proc was read before it."""
+    if Path("/proc/self/loginuid").read_text() != str(0xFFFFFFFF):
+        pytest.skip("these tests run within a session already")
+    program = Path(shutil.copy(os.path.realpath("/bin/sh"), tmp_path / "cnptest-login"))
+    with running(tmp_path, IDS) as daemon:
+        for _ in range(5):
+            process = subprocess.Popen([program, "-c", "echo 4321 >/proc/self/loginuid; exit 3"])
+            daemon.wait_for("rule_matched", rule="login-failed", pid=process.pid)  # its zombie is there until then
+            process.wait()
+        daemon.mark()
+        assert daemon.matches("no-login") == []
+
+
 def test_a_short_job_of_a_session_is_never_outside_one(tmp_path):
     """As a cron daemon does: a child begins the session, and the job that it forks inherits it."""
     if Path("/proc/self/loginuid").read_text() != str(0xFFFFFFFF):

@@ -17,11 +17,11 @@ import threading
 import traceback
 from types import FrameType
 
-# `status` and `cgroup` take no lock of the process (docs/architecture.md), nor does a list of /proc. The daemon's own
-# files do not hang, and its runtime directory (`run` in these tests) is memory.
-ALLOWED = re.compile(r".*/run/.*|/memfd:.*|/proc|/proc/\d+(/(status|cgroup))?|/proc/self/.*|/dev/null")
+# `status`, `cgroup` and `loginuid` take no lock of the process (docs/architecture.md), nor does a list of /proc. The
+# daemon's own files do not hang, and its runtime directory (`run` in these tests) is memory.
+ALLOWED = re.compile(r".*/run/.*|/memfd:.*|/proc|/proc/\d+(/(status|cgroup|loginuid))?|/proc/self/.*|/dev/null")
 # These read the `stat` of a child that has never called execve(2), and of a zombie.
-CANNOT_HANG = {"start_ticks", "zombie_cgroup"}
+CANNOT_HANG = {"start_ticks", "zombie"}
 OPENS = {"open", "os.listdir", "os.scandir", "sqlite3.connect"}
 
 

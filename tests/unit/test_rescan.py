@@ -26,7 +26,7 @@ class BigProc:
 
     def __init__(self, count: int) -> None:
         self.now_s, self.reads = 100.0, Counter[int]()
-        self.is_alive = self.is_ending = self.zombie_cgroup = None
+        self.is_alive = self.is_ending = self.zombie = None
         self.tgids = range(100, 100 + count)
         self.files: Any = SimpleNamespace(named_paths=frozenset())
 

@@ -90,7 +90,7 @@ class Proc:
     def read_parent(self, tgid):
         return self.read(tgid, Wanted(), "procfs")
 
-    def zombie_cgroup(self, tgid, ended_ns):
+    def zombie(self, tgid, ended_ns, wanted):
         return None
 
     def is_alive(self, tgid):

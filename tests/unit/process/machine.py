@@ -353,10 +353,10 @@ class MachineProcFs:
     def read_parent(self, tgid: int) -> Process | None:
         return self.read(tgid, Wanted(), "procfs")
 
-    def zombie_cgroup(self, tgid: int, ended_ns: int) -> str | None:
+    def zombie(self, tgid: int, ended_ns: int, wanted: Wanted) -> Process | None:
         found = self.late.get(tgid)
         is_it = found is not None and not found.threads and found.start_ns <= ended_ns
-        return found.cgroup if is_it else None
+        return shown(found, Wanted(cgroup=wanted.cgroup, loginuid=wanted.loginuid), "zombie") if is_it else None
 
     def is_alive(self, tgid: int) -> bool:
         found = self.late.get(tgid)

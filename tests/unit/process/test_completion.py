@@ -1,12 +1,13 @@
 """A match's unknown attributes are read from /proc, of the process that is meant and of no other."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
-from cnprocd.process.completion import complete
+from cnprocd.process.completion import complete, read_zombie
 from cnprocd.process.files import FileId, FoundFile
-from cnprocd.process.model import Image, Occurrence, Process, Wanted
+from cnprocd.process.model import NO_LOGIN, Image, MoreIds, Occurrence, Process, Wanted
 
 SECOND = 1_000_000_000
 AT_NS = 100 * SECOND
@@ -40,9 +41,9 @@ class Proc:
     def read_parent(self, tgid):
         return self.read(tgid, Wanted(), "procfs")
 
-    def zombie_cgroup(self, tgid, ended_ns):
+    def zombie(self, tgid, ended_ns, wanted):
         found = self.processes.get(tgid)
-        return found.cgroup if found is not None and not found.threads else None
+        return Process(tgid, cgroup=found.cgroup) if found is not None and not found.threads else None
 
 
 def completed(process: Process, kind="coredump", *, proc=None, **fields) -> Process:
@@ -151,6 +152,19 @@ def test_a_parent_is_read_once_for_the_matches_of_a_batch():
         complete(occurrence, proc, parents)
         assert occurrence.ancestors is not None and occurrence.ancestors[0].comm == "bash"
     assert proc.reads == [10]
+
+
+def test_the_last_login_session_is_that_of_the_zombie():
+    occurrence = Occurrence("exit", Process(60, more_ids=MoreIds(0, NO_LOGIN)), 60, kernel_time_ns=AT_NS)
+    procfs = SimpleNamespace(zombie=lambda tgid, ended_ns, wanted: Process(tgid, more_ids=MoreIds(None, 54)))
+    for wanted, reaped, loginuid in (
+        (Wanted(ids=True), False, NO_LOGIN),
+        (Wanted(loginuid=True), True, NO_LOGIN),
+        (Wanted(loginuid=True), False, 54),
+    ):
+        occurrence.reaped = reaped
+        read_zombie(occurrence, procfs, wanted)
+        assert (occurrence.process.euid, occurrence.process.loginuid) == (0, loginuid)
 
 
 def test_of_a_zombie_only_the_cgroup_is_read():
