@@ -13,6 +13,7 @@ import hooks
 import identity
 import life
 import matching
+import moved
 import upgrade
 from probe import run_step
 
@@ -27,6 +28,7 @@ LIFE = (
     matching.bad_reload,
     identity.units_and_oom_kills,
     identity.user_manager,
+    moved.moved_units,
     matching.varlink,
     matching.clock_steps,
     hooks.hook_as_user,
@@ -36,6 +38,7 @@ LIFE = (
     crashes.restart_under_load,
     crashes.upgrade_under_load,
     crashes.watchdog,
+    moved.replaced_program,
     life.stop_start,
     hooks.queue_jobs,
     life.reboot,
