@@ -161,8 +161,8 @@ class Recovery:
             if len(found) >= _PIECE or self._clock() >= deadline_s:
                 return found
         self._resync = None
-        self._report_losses(resync.losses)
-        self._report_recovered(resync.named, resync.count, "ended while events were lost")
+        if self._report_losses(resync.losses) or resync.count:
+            self._report_recovered(resync.named, resync.count, "ended while events were lost")
         return found
 
     def _scan(self, resync: _Resync, deadline_s: float) -> bool:
@@ -315,11 +315,11 @@ class Recovery:
         alone = [] if holder is None else [(one, status) for one, status in ended if holder.holds(one)]
         return [Occurrence("exit", process, process.tgid, status) for process, status in alone]
 
-    def _report_losses(self, losses: Losses) -> None:
-        """Log what the kernel had counted when the resync began, and no resync has reported."""
+    def _report_losses(self, losses: Losses) -> bool:
+        """Log what the kernel had counted when the resync began, and no resync has reported. Return whether it had."""
         lost, self._lost_reported = losses.total() - self._lost_reported, losses.total()
         if not lost:
-            return
+            return False
         self._log(
             "warning",
             "overrun",
@@ -330,6 +330,7 @@ class Recovery:
             sequence_gaps_total=losses.sequence_gaps,
             message=_overrun_message(lost, self._tracker.tracking.table),
         )
+        return True
 
 
 _T = TypeVar("_T")
