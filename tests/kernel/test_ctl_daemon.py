@@ -30,7 +30,7 @@ $MARKER
   - name: hooked
     events: [nonzero_exit]
     match: {comm: cnpctl-hook}
-    run: {command: [$HOOK], timeout: 10s}
+    run: {command: [$HOOK], timeout: 1h}
 """
 
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from kernel.harness import PATIENCE_S, running
-from kernel.test_ctl_daemon import ctl, ctl_json, fail, options, rules
+from kernel.test_ctl_daemon import burst, ctl, ctl_json, fail, options, rules
 from unit.hookkit import alive
 
 from cnprocd.spool.spool import DROPPED_AT_ONCE
@@ -69,9 +69,8 @@ def test_dead_jobs_of_a_rule_are_retried_together(tmp_path):
 def test_waiting_jobs_of_a_rule_are_dropped_together(tmp_path):
     """After a storm of a user thousands of jobs of one rule wait, and have to go."""
     slots = "settings: {hook_slots: 1}\n"
-    with running(tmp_path, slots + rules(hook(tmp_path, "sleep 60"))) as daemon:
-        for _ in range(DROPPED_AT_ONCE + 2):
-            fail("cnpctl-hook")
+    with running(tmp_path, slots + rules(hook(tmp_path, "exec sleep 1000"))) as daemon:
+        burst(tmp_path, "cnpctl-hook", DROPPED_AT_ONCE + 2)
         first = daemon.wait_for("hook_started")["job_id"]
         daemon.mark_burst()
         last = ctl_json(daemon, "jobs", "list", "-n1")[0]["job_id"]
