@@ -247,8 +247,10 @@ def test_descriptors_do_not_leak(starter):
 
 @pytest.fixture
 def helped():
+    """A starter whose helper runs: to start it can take longer than a hook waits for its answer."""
     one = Starter(Records())
     one.prepare()
+    assert select.select([one._control], [], [], PATIENCE_S)[0]
     yield one
     one.close()
     assert zombies() == []
@@ -311,7 +313,12 @@ def test_no_helper_to_be_had_at_all(helped, monkeypatch):
 
 
 def test_a_kernel_without_clone3_makes_the_daemon_fork(helped, monkeypatch):
+    answer = spawn._answer
+
     def refuse(control):
+        spare = answer(control)  # such a kernel would not have made it
+        spare.orders.close()
+        spawn._discard(spare)
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     with monkeypatch.context() as patch:
@@ -351,7 +358,8 @@ def test_the_helper_ends_with_a_killed_daemon():
     script = (
         "import sys,os,signal; sys.path[:0]=sys.argv[1:]\n"
         "from unit.hookkit import Records\nfrom cnprocd.launch.spawn import Starter\nimport socket\n"
-        "one=Starter(Records()); one.prepare(); one._control.recv(8, socket.MSG_PEEK)\n"
+        "one=Starter(Records()); one.prepare()\n"
+        "one._control.settimeout(60); one._control.recv(8, socket.MSG_PEEK)\n"
         "print(open(f'/proc/self/task/{os.getpid()}/children').read(), flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
