@@ -388,11 +388,12 @@ class Deaths:
         dumped, dumper = self._dumped.get(death.tgid, (None, 0))
         if dumped is None:
             return death
-        is_its_own = dumped & 0x7F == death.status & 0x7F
-        if is_its_own or dumper not in self._waiting:  # else the next owner of the PID dumped core, and ends after it
+        had_threads = death.record is None or death.record.threaded  # else its own record shows whether it dumped core
+        lacks_it = had_threads and dumped & 0x7F == death.status & 0x7F and not core_dumped(death.status)
+        if lacks_it or dumper not in self._waiting:  # else the next owner of the PID dumped core, and ends after it
             del self._dumped[death.tgid]
             self._left.append(dumper)
-        return death._replace(status=dumped) if is_its_own else death
+        return death._replace(status=dumped) if lacks_it else death
 
     def _is_incomplete(self, death: Death) -> bool:
         """Return whether the record of another thread may still bring the core flag or the process's comm."""

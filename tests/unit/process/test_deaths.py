@@ -230,15 +230,17 @@ def test_the_core_flag_of_another_signal_is_not_taken_over():
     assert [death.status for death in deaths.release_held(None)] == [6]
 
 
-def test_the_core_flag_is_not_taken_by_a_former_owner_of_the_pid():
+@pytest.mark.parametrize("status", [0, 0x0B, 0x8B])
+def test_the_core_flag_is_not_taken_by_a_former_owner_of_the_pid(status):
     """Behind a standstill one drain has the ends of both. Found by test_reload.py."""
-    former, leader, last = End(P, 0, last=True, threaded=False), End(P, 0x8B), End(P + 1, 0x0B, last=True, comm="t")
+    former, leader = End(P, status, last=True, threaded=False), End(P, 0x8B)
+    last = End(P + 1, 0x0B, last=True, comm="t")
     deaths = Deaths(lambda tgid: False)
     for end in (former, leader, last):
         deaths.record(record(end))
     told = [deaths.exit(event(end, at))[1] for at, end in enumerate((former, leader, last))]
     told += deaths.release_held(None)
-    assert [death.status for death in told if death is not None] == [0, 0x8B]
+    assert [death.status for death in told if death is not None] == [status, 0x8B]
 
 
 # --- losses

@@ -67,6 +67,12 @@ CORE_DUMP_OF_A_REUSED_PID = (
     WITH_RECORDS[0], [], [], 1,
 )  # fmt: skip
 
+# The same, and the former process had dumped core as well, by the same signal.
+CORE_DUMP_AFTER_ANOTHER = (
+    [TELLING[0]], [written(["nonzero_exit"], None, True, False)], many_steps(714, 34), [], many_steps(714, 34),
+    WITH_RECORDS[2], [], [3, 5, 3], 2,
+)  # fmt: skip
+
 # A child of root changes its uid and executes nothing. The former rules knew its program, the new ones do not ask.
 CMDLINE_AFTER_EXE = (
     [TELLING[1]], [TELLING[3]], many_steps(10091288, 72), [many_steps(7732, 25), many_steps(33209, 21)],
@@ -85,6 +91,7 @@ NO_SESSION = (
     st.lists(st.integers(1, 100), max_size=4), st.lists(st.integers(0, 6), max_size=4), st.integers(1, 4),
 )  # fmt: skip
 @example(*CORE_DUMP_OF_A_REUSED_PID)
+@example(*CORE_DUMP_AFTER_ANOTHER)
 @example(*CMDLINE_AFTER_EXE)
 @example(*NO_SESSION)
 @settings(max_examples=150)
