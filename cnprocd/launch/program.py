@@ -9,6 +9,8 @@ child right before the exec. That race is not open to attackers: only root can c
 - A script executed by descriptor would get /dev/fd/N as its $0, so `dirname "$0"` would break.
 - Before Linux 6.14 the comm of a program executed by descriptor is the descriptor's number ("4" in ps).
 Set-user-ID bits and file capabilities of the program are left to the administrator.
+
+A process that becomes a hook runs this (starter.py), so it loads little: no dataclasses, no pathlib.
 """
 
 from __future__ import annotations
@@ -16,8 +18,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from dataclasses import dataclass
-from pathlib import Path
 
 from cnprocd.errors import CnprocdError
 from cnprocd.safe_open import UnsafeFileError, safe_open
@@ -35,14 +35,16 @@ class HookRefusedError(CnprocdError):
     """The hook was not started: its program, user or arguments cannot be used."""
 
 
-@dataclass(frozen=True, slots=True)
 class Program:
-    """A checked program. `fd` is open for reading; the caller closes it."""
+    """A checked program. `fd` is open for reading; the caller closes it. `path` contains no symlink."""
 
-    fd: int
-    path: str  # resolved: it contains no symlink
-    inode: tuple[int, int]
-    by_fd: bool
+    __slots__ = ("by_fd", "fd", "inode", "path")
+
+    def __init__(self, fd: int, path: str, inode: tuple[int, int], by_fd: bool) -> None:
+        self.fd = fd
+        self.path = path
+        self.inode = inode
+        self.by_fd = by_fd
 
 
 def open_program(path: str, depth: int = MOST_INTERPRETERS) -> Program:
@@ -54,7 +56,7 @@ def open_program(path: str, depth: int = MOST_INTERPRETERS) -> Program:
     if not path.startswith("/"):
         raise HookRefusedError(f"{path} is not an absolute path", "name the program with its full path")
     try:
-        fd = safe_open(Path(path), _MOVE_HOOK if depth == MOST_INTERPRETERS else _OTHER_INTERPRETER)
+        fd = safe_open(path, _MOVE_HOOK if depth == MOST_INTERPRETERS else _OTHER_INTERPRETER)
     except UnsafeFileError as error:
         raise HookRefusedError(error.what, error.hint) from error
     except OSError as error:

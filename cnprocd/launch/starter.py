@@ -13,13 +13,13 @@ A fork in the daemon copies page tables, and then both sides fault on every page
 (p10 / p50) and time that the event loop is held, for a 35 MB Python daemon on a busy 2-core VM at real-time priority
 (chrt -r 50, tests/unit/launch/measure_start.py):
 
-    os.fork in the daemon                          5.3 / 6.5 ms   3.4 ms
-    a small helper that forks on request           3.0 / 3.5 ms   2.1 ms
-    a small helper that forked before (a spare)    2.2 / 2.5 ms   0.9 ms
-    vfork and exec alone                           0.2 ms on an idle machine, but without user, groups, limits, cgroup
+    os.fork in the daemon                          7.6 / 8.4 ms   4.3 ms
+    a small helper that forks on request           3.7 / 4.1 ms   2.4 ms
+    a small helper that forked before (a spare)    2.3 / 2.6 ms   1.1 ms
 
-A spare made in advance also rehearses: it writes to the pages that it will write to later. That saves 0.25 ms at the
-order. In a burst it would only cost time.
+An exec unmaps the memory of the spare first: 0.7 ms for a Python process of 5 MB, 1.2 ms for one of 9 MB. So a spare
+loads no typing, dataclasses, pathlib, enum or contextlib (which saved a quarter). Before an order is waiting it
+arranges its descriptors and its session, and checks a program once, so that it has its own copy of these pages.
 
 Protocol over SOCK_SEQPACKET pairs (spawn.py has the other ends; this process exits at EOF):
     control   daemon -> helper   one byte: make a spare, LATER (it rehearses) or NOW (it does not)
@@ -30,17 +30,21 @@ Protocol over SOCK_SEQPACKET pairs (spawn.py has the other ends; this process ex
 Each spare has a socket of its own. With a shared one, the next spare could receive an order of the one before it.
 """
 
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]  # the module in C: signal makes enums, and loads much for them
 import _socket
-import contextlib
 import ctypes
 import fcntl
 import gc
 import marshal
 import os
 import resource
-import signal
 import sys
-from typing import Any, NoReturn
+
+TYPE_CHECKING = False  # as of typing, which loads much
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
 SYS_CLONE3 = 435
 CLONE_PARENT = 0x00008000
@@ -49,8 +53,8 @@ MSG_CMSG_CLOEXEC = 0x40000000
 MOST_FILES = 5
 NOW, LATER = b"n", b"l"
 
+FIRST_RECEIVED = 10  # the descriptors below are taken, so that no received one is overwritten
 _libc = ctypes.PyDLL(None, use_errno=True)  # PyDLL: the GIL is not released around a call that returns twice
-_Files = list[int]
 
 
 class CloneArgs(ctypes.Structure):
@@ -89,18 +93,33 @@ def wait_for_order(orders: _socket.socket) -> NoReturn:
     """Wait for the order of this process and become the hook. Never returns."""
     try:
         changed = _changed_signals()
+        orders = _settled(orders)
         message, ancillary, _flags, _address = orders.recvmsg(8, _socket.CMSG_SPACE(4 * MOST_FILES), MSG_CMSG_CLOEXEC)
         if not message or not ancillary:
             os._exit(0)
-        # 0..4 are overwritten below, and a received descriptor may be one of them: duplicate all to 10 and above.
-        files = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in memoryview(ancillary[0][2]).cast("i")]
+        files = memoryview(ancillary[0][2]).cast("i").tolist()
         order = marshal.loads(os.pread(files[0], int.from_bytes(message, "little"), 0))  # noqa: S302 (from the parent)
         _become(order, files, changed)
     finally:
         os._exit(127)
 
 
-def _become(order: dict[str, Any], files: _Files, changed: list[int]) -> None:
+def _settled(orders: _socket.socket) -> _socket.socket:
+    """Do what is the same for every hook, before an order is waiting. Return the socket, which has another number.
+
+    No other descriptor stays open but 0 to 2, and those that are opened from now on are close-on-exec.
+    """
+    os.setsid()
+    moved = fcntl.fcntl(orders.fileno(), fcntl.F_DUPFD_CLOEXEC, FIRST_RECEIVED)
+    orders.close()
+    os.closerange(3, moved)
+    os.closerange(moved + 1, os.sysconf("SC_OPEN_MAX"))
+    for number in range(3, FIRST_RECEIVED):
+        os.dup2(moved, number, inheritable=False)
+    return _socket.socket(fileno=moved)
+
+
+def _become(order: dict[str, Any], files: list[int], changed: list[int]) -> None:
     from cnprocd.launch.program import HookRefusedError, open_program
 
     report = files[3]
@@ -111,14 +130,8 @@ def _become(order: dict[str, Any], files: _Files, changed: list[int]) -> None:
         stage = "unavailable"
         program = open_program(order["path"])
         stage = "files"
-        program_fd = fcntl.fcntl(program.fd, fcntl.F_DUPFD_CLOEXEC, 10)
         for to, fd in enumerate((files[1], files[2], files[2])):
             os.dup2(fd, to)
-        report = os.dup2(report, 3, inheritable=False)
-        os.dup2(program_fd, 4, inheritable=False)
-        os.closerange(5, os.sysconf("SC_OPEN_MAX"))
-        stage = "session"
-        os.setsid()
         stage = "nice"
         if order["nice"] is not None:
             os.setpriority(os.PRIO_PROCESS, 0, order["nice"])
@@ -137,11 +150,11 @@ def _become(order: dict[str, Any], files: _Files, changed: list[int]) -> None:
         os.umask(order["umask"])
         stage = "signals"
         for number in changed:
-            signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+            _signal.signal(number, _signal.SIG_DFL)
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
         stage = "exec"
         if program.by_fd:
-            os.execve(4, order["argv"], order["env"])  # noqa: S606 (without a shell, on purpose)
+            os.execve(program.fd, order["argv"], order["env"])  # noqa: S606 (without a shell, on purpose)
         found = os.stat(program.path)
         if (found.st_dev, found.st_ino) != program.inode:
             stage = "changed"
@@ -157,8 +170,8 @@ def _become(order: dict[str, Any], files: _Files, changed: list[int]) -> None:
 
 def _changed_signals() -> list[int]:
     """Return the signals without their default disposition: exec keeps SIG_IGN, which Python sets for SIGPIPE."""
-    kept = (signal.SIG_DFL, None)  # None: a handler in C code, which an exec resets
-    return [number for number in range(1, signal.NSIG) if signal.getsignal(number) not in kept]
+    kept = (_signal.SIG_DFL, None)  # None: a handler in C code, which an exec resets
+    return [number for number in range(1, _signal.NSIG) if _signal.getsignal(number) not in kept]
 
 
 def _clone(argument: Any, size: int) -> int:  # noqa: ANN401 (ctypes has no public type for the result of byref)
@@ -166,10 +179,7 @@ def _clone(argument: Any, size: int) -> int:  # noqa: ANN401 (ctypes has no publ
 
 
 def _rehearse() -> None:
-    """Write to every page that becoming a hook will write to (reference counts), before an order is waiting."""
-    gc.unfreeze()
-    for _ in gc.get_objects():
-        pass
+    """Write to the pages that becoming a hook will write to (reference counts), before an order is waiting."""
     marshal.loads(marshal.dumps({"argv": [b"x"], "user": (0, 0, [0])}))  # noqa: S302
     _check_a_program()
 
@@ -178,8 +188,10 @@ def _check_a_program() -> None:
     """Check a program, so that what the check loads and compiles is there before an order is waiting."""
     from cnprocd.launch.program import open_program
 
-    with contextlib.suppress(Exception):
+    try:
         os.close(open_program("/bin/sh").fd)
+    except Exception:  # as at an order: the report says it then
+        return
 
 
 def _receive(control: _socket.socket) -> bytes:
@@ -192,8 +204,8 @@ def _receive(control: _socket.socket) -> bytes:
 def main(control_fd: int) -> None:
     """Clone a spare for every request on the control socket, until EOF."""
     control = _socket.socket(fileno=control_fd)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # meant for the daemon; when it ends, this process gets EOF
+    for number in (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP):
+        _signal.signal(number, _signal.SIG_IGN)  # meant for the daemon; when it ends, this process gets EOF
     drop_inheritance()
     os.chdir("/")
     _libc.syscall.restype = ctypes.c_long
@@ -215,9 +227,12 @@ def main(control_fd: int) -> None:
         near.close()  # now: the daemon detects by it whether the spare is alive
         answer = pid if pid > 0 else -ctypes.get_errno()
         rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, far.fileno().to_bytes(4, sys.byteorder))] if pid > 0 else []
-        with contextlib.suppress(OSError):
+        try:
             control.sendmsg([answer.to_bytes(8, "little", signed=True)], rights)
-        far.close()
+        except OSError:  # the daemon is gone: the next receive returns EOF
+            continue
+        finally:
+            far.close()
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -403,3 +404,33 @@ def test_the_helper_is_small_and_imports_nothing_of_ours():
 
 def test_ctypes_knows_the_arguments_of_clone3():
     assert ctypes.sizeof(starter_script.CloneArgs) == 88  # CLONE_ARGS_SIZE_VER2
+
+
+def test_a_spare_loads_few_modules():
+    """An exec first unmaps what a spare has loaded."""
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]);"
+        "import cnprocd.launch.starter, cnprocd.launch.program; print(*sys.modules)"
+    )
+    command = [sys.executable, "-I", "-S", "-E", "-c", script, spawn.PACKAGE]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert not {"collections", "contextlib", "dataclasses", "enum", "pathlib", "re", "signal", "typing"} & set(loaded)
+
+
+@pytest.mark.parametrize("request_kind", ["LATER", "NOW"])
+def test_a_spare_that_waits_has_its_own_session_and_few_descriptors(request_kind):
+    one = Starter(Records())
+    try:
+        one._ask(getattr(starter_script, request_kind))
+        spare = spawn._answer(one._control)
+        one._asked = False
+        wanted = {*map(str, range(starter_script.FIRST_RECEIVED + 1))}
+        until = time.monotonic() + PATIENCE_S
+        while set(os.listdir(f"/proc/{spare.pid}/fd")) != wanted and time.monotonic() < until:
+            time.sleep(0.001)
+        assert set(os.listdir(f"/proc/{spare.pid}/fd")) == wanted
+        assert os.getsid(spare.pid) == os.getpgid(spare.pid) == spare.pid
+        spare.orders.close()
+        assert os.waitpid(spare.pid, 0) == (spare.pid, 0)
+    finally:
+        one.close()
