@@ -330,7 +330,7 @@ class Dispatcher:
     def _enqueue(self, requests: list[JobRequest]) -> Enqueued:
         """Commit the jobs of a batch together; if that raises, each alone, so that one match costs no other its job."""
         try:
-            return self.spool.enqueue(requests)
+            return self.scheduler.enqueue(requests)
         except Exception:
             if len(requests) == 1:
                 self._failures.note("dispatch", requests[0].event, requests[0].rule)

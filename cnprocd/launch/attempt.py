@@ -29,7 +29,7 @@ from cnprocd.launch.left_behind import LeftBehind
 from cnprocd.launch.output import Output
 from cnprocd.launch.process_reader import ProcessReader
 from cnprocd.launch.request import AttemptResult, Ending, LaunchRequest
-from cnprocd.launch.spawn import Child, Starter, launch_failure
+from cnprocd.launch.spawn import Child, ReadyHook, Starter, launch_failure
 from cnprocd.log import Log
 
 TERM_GRACE_S = 5.0
@@ -75,7 +75,8 @@ class Launcher(Protocol):
     async def end_leftover(self, root: group.Root, found: Callable[[], None]) -> None: ...
     def prepare(self, *, soon: bool = False) -> None: ...
     def close(self) -> None: ...
-    def launch(self, request: LaunchRequest, announce: Announce) -> RunningAttempt: ...
+    def make_ready(self, request: LaunchRequest) -> ReadyHook | None: ...
+    def launch(self, request: LaunchRequest, announce: Announce, ready: ReadyHook | None = None) -> RunningAttempt: ...
 
 
 class LocalLauncher:
@@ -122,26 +123,29 @@ class LocalLauncher:
         """Whether a program that a hook left behind still has the hook's output."""
         return len(self._left_behind) > 0
 
-    def launch(self, request: LaunchRequest, announce: Announce) -> LocalAttempt:
-        """Start a hook. `announce` gets its PID before the hook does anything.
+    def make_ready(self, request: LaunchRequest) -> ReadyHook:
+        """Do all of a launch that may be done before it is certain. Raises as launch() does."""
+        procs_fd = None
+        cgroup = self._cgroup(request)
+        if cgroup is not None:
+            cgroup.mkdir(exist_ok=True)
+            procs_fd = os.open(cgroup / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+        return self._starter.make_ready(request, procs_fd)
+
+    def launch(self, request: LaunchRequest, announce: Announce, ready: ReadyHook | None = None) -> LocalAttempt:
+        """Start a hook. `announce` gets its PID before the hook does anything. `ready` is of make_ready().
 
         Raises HookRefusedError if its arguments cannot be used, and OSError if it cannot be started now. The program is
         opened and checked in the process that becomes the hook: its disk may not answer.
         """
-        cgroup, procs_fd = None, None
-        try:
-            if self._cgroup_dir is not None:
-                cgroup = self._cgroup_dir / cgroup_name(request)
-                cgroup.mkdir(exist_ok=True)
-                procs_fd = os.open(cgroup / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
-            child = self._starter.spawn(request, announce, procs_fd)
-        finally:
-            if procs_fd is not None:
-                os.close(procs_fd)
-        root = group.Root(child.pid, None, request.attempt_id, cgroup)
+        child = (ready or self.make_ready(request)).start(announce)
+        root = group.Root(child.pid, None, request.attempt_id, self._cgroup(request))
         return LocalAttempt(
             request, child, root, self._processes, lambda output: self._keep(request, child.pid, output)
         )
+
+    def _cgroup(self, request: LaunchRequest) -> Path | None:
+        return None if self._cgroup_dir is None else self._cgroup_dir / cgroup_name(request)
 
     def _keep(self, request: LaunchRequest, hook_pid: int, output: Output) -> None:
         """Log the output of a program that the hook left behind. The attempt has ended, so it gets no more of it."""
@@ -161,7 +165,7 @@ class ObservingLauncher(LocalLauncher):
         super().__init__(log, blame=blame)
         self.prepare = lambda *, soon=False: None
 
-    def launch(self, request: LaunchRequest, announce: Announce) -> LocalAttempt:
+    def launch(self, request: LaunchRequest, announce: Announce, ready: ReadyHook | None = None) -> LocalAttempt:
         """Raise OSError."""
         raise OSError("hooks are refused: --observe-only is in effect")
 

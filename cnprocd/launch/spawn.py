@@ -60,6 +60,38 @@ class Spare:
     orders: socket.socket
 
 
+class ReadyHook:
+    """A hook that lacks only its order. Start or discard it."""
+
+    def __init__(
+        self, child: Child, spare: Spare, files: list[int], order_bytes: int, ours: ExitStack, made: ExitStack
+    ) -> None:
+        """`ours` closes what the spare gets, `made` the descriptors of `child`."""
+        self._child = child
+        self._spare = spare
+        self._files = files
+        self._order_bytes = order_bytes
+        self._ours = ours
+        self._made = made
+
+    def start(self, announce: Callable[[int], None]) -> Child:
+        """Send the order. `announce` gets the PID before. Raises OSError: nothing was started."""
+        try:
+            announce(self._child.pid)
+            socket.send_fds(self._spare.orders, [self._order_bytes.to_bytes(8, "little")], self._files)
+        except BaseException:
+            self.discard()
+            raise
+        self._ours.close()
+        return self._child
+
+    def discard(self) -> None:
+        """End the spare: the hook is not to be started."""
+        _discard(self._spare)
+        self._ours.close()
+        self._made.close()
+
+
 class Starter:
     """Keeps a spare process ready and turns it into a hook."""
 
@@ -83,9 +115,20 @@ class Starter:
         announce: Callable[[int], None],
         cgroup_procs_fd: int | None = None,
     ) -> Child:
-        """Start a hook. `announce` gets its PID before the hook does anything. Raises OSError: nothing was started."""
+        """Start a hook. `announce` gets its PID before the hook does anything. Raises OSError: nothing was started.
+
+        `cgroup_procs_fd` is closed.
+        """
+        return self.make_ready(request, cgroup_procs_fd).start(announce)
+
+    def make_ready(self, request: LaunchRequest, cgroup_procs_fd: int | None = None) -> ReadyHook:
+        """Do all that a start takes but the order. Raises OSError. `cgroup_procs_fd` is closed."""
         with ExitStack() as ours, ExitStack() as made:
+            if cgroup_procs_fd is not None:
+                ours.callback(os.close, cgroup_procs_fd)
             files, report, output = _files(request, cgroup_procs_fd, ours, made)
+            order = _order(request, cgroup_procs_fd)
+            os.write(files[0], order)
             spare = self._reserve()
             ours.callback(spare.orders.close)
             try:
@@ -94,15 +137,8 @@ class Starter:
                 _discard(spare)
                 raise
             made.callback(os.close, pidfd)
-            started = start_ticks(spare.pid)
-            announce(spare.pid)
-            try:
-                _send_order(spare, request, cgroup_procs_fd, files)
-            except OSError:
-                _discard(spare)
-                raise
-            made.pop_all()
-            return Child(spare.pid, pidfd, report, output, started)
+            child = Child(spare.pid, pidfd, report, output, start_ticks(spare.pid))
+            return ReadyHook(child, spare, files, len(order), ours.pop_all(), made.pop_all())
 
     def close(self) -> None:
         """End the helper and its spare."""
@@ -267,9 +303,9 @@ def _fork() -> Spare:
     return Spare(pid, far)
 
 
-def _send_order(spare: Spare, request: LaunchRequest, cgroup_procs_fd: int | None, files: list[int]) -> None:
+def _order(request: LaunchRequest, cgroup_procs_fd: int | None) -> bytes:
     hook = request.hook
-    message = marshal.dumps(
+    return marshal.dumps(
         {
             "argv": render.argv(hook, request.first_record),
             "env": render.environment(request),
@@ -282,8 +318,6 @@ def _send_order(spare: Spare, request: LaunchRequest, cgroup_procs_fd: int | Non
             "umask": hook.umask,
         }
     )
-    os.write(files[0], message)
-    socket.send_fds(spare.orders, [len(message).to_bytes(8, "little")], files)
 
 
 def launch_failure(report: bytes, request: LaunchRequest) -> str:

@@ -29,6 +29,7 @@ from cnprocd.errors import CnprocdError
 from cnprocd.launch.attempt import TERM_GRACE_S, Announce, Emit, RunningAttempt
 from cnprocd.launch.group import Root
 from cnprocd.launch.request import AttemptResult, Ending, LaunchRequest
+from cnprocd.launch.spawn import ReadyHook
 from cnprocd.log import Log, ThrottledLog
 from cnprocd.runner import wire
 from cnprocd.runner.run_frame import run_of
@@ -175,7 +176,10 @@ class RunnerClient:
         for attempt in attempts:
             attempt.leave("cnprocd stops")
 
-    def launch(self, request: LaunchRequest, announce: Announce) -> RemoteAttempt:
+    def make_ready(self, request: LaunchRequest) -> None:
+        """Do nothing: the runner prepares a hook."""
+
+    def launch(self, request: LaunchRequest, announce: Announce, ready: ReadyHook | None = None) -> RemoteAttempt:
         """Send an attempt to the runner. Raises OSError if the runner cannot be reached now.
 
         Neither the hook nor the user is sent: the runner takes both from its own snapshot of the rules. Raises

@@ -49,12 +49,17 @@ class Chooser:
         return min(times_s if due_s is None else [*times_s, due_s], default=None)
 
     def next_job(
-        self, limit_of: Callable[[str], int | None], slots: int, busy: Sequence[Job], ending: Collection[Job]
+        self,
+        limit_of: Callable[[str], int | None],
+        slots: int,
+        busy: Sequence[Job],
+        ending: Collection[Job],
+        only: Job | None = None,
     ) -> Job | None:
         """Return the job that may start next in one of the `slots`, or None.
 
         `limit_of` returns the `slots:` of a rule. `busy` jobs have a running hook. The former hook of an `ending` job
-        is still being ended.
+        is still being ended. `only`: the one job that waits, if it is known. It is due, and no spool is asked for it.
         """
         running = Counter(job.rule for job in (*busy, *ending))
         now_ns = self._spool.clock()
@@ -62,12 +67,15 @@ class Chooser:
         self._held_rules = {rule: due_ns for rule, due_ns in self._held_rules.items() if due_ns > now_ns}
         skip_keys = [job.serialize_key for job in (*busy, *ending) if job.serialize_key is not None] + list(self._held)
         skip_jobs = [job.job_id for job in ending]
+        waiting = self._spool.waiting_rules() if only is None else {only.rule: only.job_id}
         oldest = {
             rule: job_id
-            for rule, job_id in self._spool.waiting_rules().items()
+            for rule, job_id in waiting.items()
             if rule not in self._held_rules
             and may_start(rule, running, limit=limit_of(rule), total=slots, guaranteed=self.guaranteed)
         }
+        if only is not None:
+            return only if oldest and only.serialize_key not in skip_keys else None
         for after_id in self._ages(slots, busy):
             for rule in self._turns.order(oldest, running):
                 job = self._next_of(rule, after_id, skip_keys, skip_jobs)

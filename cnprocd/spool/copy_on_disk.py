@@ -158,23 +158,21 @@ class CopyOnDisk:
         """Return an output that the file does not have yet."""
         return self._changes.outputs.get(job_id, self._sent.outputs.get(job_id))
 
-    def commit(self) -> None:
+    def commit(self, meanwhile: Callable[[], None] = lambda: None) -> None:
         """Hand all changes over, and wait until the jobs among them are committed, for a bounded time."""
-        self._wait_while(lambda: bool(self._changes.jobs or self._sent.jobs))
+        self._wait_while(lambda: bool(self._changes.jobs or self._sent.jobs), meanwhile)
 
     def send(self) -> None:
-        """Hand all changes over. If the process is at work, wait until it can take them, for a bounded time.
-
-        It commits what it has got even if this process is killed.
-        """
+        """Hand all changes over, and wait until the process has them: it commits them if this one is killed."""
         self._wait_while(lambda: bool(self._changes.jobs))
 
     def hand_over(self) -> None:
         """Hand all changes over as soon as the process can take them, and wait for nothing."""
         self._next()
 
-    def _wait_while(self, unfinished: Callable[[], bool]) -> None:
+    def _wait_while(self, unfinished: Callable[[], bool], meanwhile: Callable[[], None] = lambda: None) -> None:
         self._next()
+        meanwhile()
         if self._late or self._phase is not _Phase.OPEN or not unfinished():
             return
         began_s = time.monotonic()

@@ -112,6 +112,25 @@ class Next:
     spent_ns: int = 0
 
 
+def job_of(job_id: int, request: JobRequest, boot_id: str, now_ns: int) -> Job:
+    """Return the job that was made of a request without `gather` at `now_ns`."""
+    return Job(
+        job_id=job_id,
+        rule=request.rule,
+        state=State.WAITING,
+        serialize_key=request.serialize_key,
+        kernel_time_ns=request.kernel_time_ns,
+        boot_id=boot_id,
+        created_ns=request.created_ns or now_ns,
+        due_ns=now_ns,
+        attempts=0,
+        failures=0,
+        event_count=1,
+        snapshot=request.snapshot,
+        events=(dict(request.event),),
+    )
+
+
 def serialize_key(mode: Serialize, rule: str, comm: str | None) -> str | None:
     """Return the key that no two running jobs may share, or None. An unknown comm is not equal to another."""
     # A rule name contains no "/", so a comm cannot make one rule's key equal to another's.

@@ -25,6 +25,8 @@ class Enqueued:
     duplicates: int = 0
     shed_by_rule: Mapping[str, int] = field(default_factory=dict)
     made_room: tuple[int, ...] = ()
+    now_ns: int = 0  # when the jobs were made
+    waiting: int = 0  # jobs, after that
 
     @property
     def shed(self) -> int:

@@ -19,28 +19,29 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from cnprocd.json_value import JsonValue
 from cnprocd.launch.attempt import TERM_GRACE_S, Launcher, LocalLauncher, RunningAttempt, sweep_cgroups
 from cnprocd.launch.program import HookRefusedError
 from cnprocd.launch.request import AttemptResult, Ending
 from cnprocd.launch.user import UNRESOLVED, ResolveUser, resolve_user
-from cnprocd.log import Level, Log
+from cnprocd.log import Log
 from cnprocd.rules.ruleset import Hook
 from cnprocd.spool.choosing import Chooser
 from cnprocd.spool.former_rules import FormerRules
-from cnprocd.spool.job import KILLED, NO_TIME_LEFT, NS, Job, Next, State, after_attempt, time_left_s
+from cnprocd.spool.job import KILLED, NO_TIME_LEFT, Job, JobRequest, State, time_left_s
 from cnprocd.spool.latency import Histogram
 from cnprocd.spool.leftovers import end_leftover, reaped
-from cnprocd.spool.pauses import Interruptions, Postponements
+from cnprocd.spool.outcomes import Outcomes
 from cnprocd.spool.promises import MOST_SNAPSHOTS, NO_RULE, NO_SNAPSHOT, Promises, request_of
 from cnprocd.spool.reopening import Reopening
-from cnprocd.spool.rows import Leftover
-from cnprocd.spool.running import KeptOutput, RunningHook, Totals, record_of_attempt, record_of_death
+from cnprocd.spool.rows import Enqueued, Leftover
+from cnprocd.spool.running import KeptOutput, RunningHook, Totals
 from cnprocd.spool.spool import Spool
+from cnprocd.spool.starting import Starting, only_job
 from cnprocd.stalls import Stalls
 
 HOUSEKEEPING_S = 1.0  # how long a commit may wait for its fsync: see spool.py
@@ -81,28 +82,27 @@ class Scheduler:
         self._spool = spool
         self.promises = Promises(hooks, snapshot)
         self.former = FormerRules(self.promises, log)
+        self._outcomes = Outcomes(spool, self._chooser, self.promises, self.totals, log, chance)
         self._log = log
         self._before_start = before_start
         self._on_started = on_started
         self._on_finished = on_finished
         self._cgroup_dir = cgroup_dir
-        self._chance = chance
         self._resolve_user = resolve_user
         self._stalls = stalls or Stalls(log)
         self.launcher = launcher or LocalLauncher(log, cgroup_dir, self._stalls.blame)
         self._active: dict[int, tuple[Job, RunningAttempt]] = {}
         self._outputs: dict[int, KeptOutput] = {}  # of the active attempts
-        self._interruptions = Interruptions()
         self._killed: dict[int, bool] = {}  # active jobs that are being ended by hand -> whether they are retried
         self._tasks: set[asyncio.Task[None]] = set()
         self._leftovers: dict[int, Job] = {}  # jobs whose former hook is still being ended
         self._stuck: set[int] = set()
         self._accepting = False
         self._more = False  # the last choice found a job, so another may follow
-        self._postponements = Postponements()
         self._next_due: asyncio.TimerHandle | None = None
         self._next_housekeeping: asyncio.TimerHandle | None = None
         self._next_fill: asyncio.Handle | None = None
+        self._prepared: Starting | None = None  # wake() launches its hook
         self._reopening = Reopening()
 
     def start(self) -> None:
@@ -133,10 +133,33 @@ class Scheduler:
         self.former.find(self._spool.snapshots(MOST_SNAPSHOTS) or (), go_on)
         self.wake()
 
+    def enqueue(self, requests: Sequence[JobRequest]) -> Enqueued:
+        """Add jobs to the spool, and prepare the first hook while they are committed. Call wake() after it."""
+        return self._spool.enqueue(requests, lambda enqueued: self._begin_at_once(requests, enqueued))
+
+    def _begin_at_once(self, requests: Sequence[JobRequest], enqueued: Enqueued) -> Callable[[], None]:
+        """Choose the job that wake() would start. Its start is in the commit. Return what to do meanwhile."""
+        if not self._may_start or self._next_fill is not None or self._prepared is not None:
+            return lambda: None
+        try:
+            job = self._next_job(only_job(requests, enqueued, self._spool.boot_id))
+            self._prepared = None if job is None else self._begin(job, in_commit=True)
+        except Exception:  # wake() meets it again: the commit must not miss what it prevents
+            return lambda: None
+        if self._prepared is None:
+            return lambda: None
+        return partial(self._prepared.make_ready, self.launcher, self._resolve_user)
+
     def wake(self) -> None:
         """Start the first job that may run before this returns. Call it after jobs were added or revived."""
         self._schedule_housekeeping()
-        if self._next_fill is None:
+        prepared, self._prepared = self._prepared, None
+        if prepared is not None:
+            self._more = True
+            self._next_fill = asyncio.get_running_loop().call_soon(self._fill, True)
+            with self._stalls.running("scheduler"):
+                self._launch(prepared)
+        elif self._next_fill is None:
             self._fill()
 
     def reload(
@@ -197,23 +220,33 @@ class Scheduler:
 
     def _start_next(self, in_a_row: bool) -> None:
         self._next_fill = None
-        if not (self._accepting and self.launcher.ready) or self._slots_taken() >= self.slots:
+        if not self._may_start:
             return
         searched_ns = self._spool.clock()
-        job = self._chooser.next_job(
-            self.promises.slots_of,
-            self.slots,
-            [job for job, attempt in self._active.values() if not attempt.silent],
-            [*self._leftovers.values(), *(job for job, attempt in self._active.values() if attempt.silent)],
-        )
+        job = self._next_job()
         self._more = job is not None
         if job is None:
             self._sleep_until_due(searched_ns)
             return
-        self._start(job)
+        starting = self._begin(job)
+        if starting is not None:
+            self._launch(starting)
         if in_a_row and self._slots_taken() < self.slots:
             self.launcher.prepare(soon=True)  # a burst: make the next spare meanwhile
         self._next_fill = asyncio.get_running_loop().call_soon(self._fill, True)
+
+    def _next_job(self, only: Job | None = None) -> Job | None:
+        return self._chooser.next_job(
+            self.promises.slots_of,
+            self.slots,
+            [job for job, attempt in self._active.values() if not attempt.silent],
+            [*self._leftovers.values(), *(job for job, attempt in self._active.values() if attempt.silent)],
+            only,
+        )
+
+    @property
+    def _may_start(self) -> bool:
+        return self._accepting and self.launcher.ready and self._slots_taken() < self.slots
 
     def _slots_taken(self) -> int:
         return sum(not attempt.silent for _, attempt in self._active.values())
@@ -229,34 +262,37 @@ class Scheduler:
 
     # -- one job -------------------------------------------------------------------------------------------------
 
-    def _start(self, row: Job) -> None:
-        """Start a job's hook, or mark the job as dead if that is impossible."""
+    def _begin(self, row: Job, *, in_commit: bool = False) -> Starting | None:
+        """Mark a job as running, or as dead if its hook cannot be started. `in_commit`: a commit follows at once."""
         promise = self.promises.of(row)
-        job = replace(row, events=self._spool.events(row.job_id))
+        job = row if row.events else replace(row, events=self._spool.events(row.job_id))
         if promise is None or not job.events or time_left_s(promise.hook, job) <= 0:  # a reload shortened its deadline
             reason = NO_RULE if promise is None else NO_TIME_LEFT if job.events else "its record cannot be read"
-            self._bury(row, AttemptResult(reason), reason)
-            return
+            self._outcomes.bury(row, AttemptResult(reason), reason)
+            return None
         if not promise.in_force:
             self._log("notice", "job_of_former_rule", job_id=job.job_id, rule=job.rule, snapshot=promise.snapshot)
         attempt_id = os.urandom(16).hex()
         self._chooser.note_start(job)
-        self._spool.start(job.job_id, attempt_id)
-        job = replace(job, state=State.RUNNING, attempts=job.attempts + 1)
-        announced: list[int] = []
+        self._spool.start(job.job_id, attempt_id, in_commit=in_commit)
+        return Starting(replace(job, state=State.RUNNING, attempts=job.attempts + 1), promise, attempt_id)
+
+    def _launch(self, starting: Starting) -> None:
+        """Launch the hook of a job that is marked as running."""
+        job, announced = starting.job, list[int]()
 
         def announce(pid: int) -> None:
             announced.append(pid)
             self._on_started(pid, job.job_id)
 
         try:
-            request = request_of(job, promise, attempt_id, self._resolve_user(promise.hook.user, promise.hook.group))
+            request = starting.request_for(self._resolve_user)
             self._before_start()
-            attempt = self.launcher.launch(request, announce)
+            attempt = starting.launch(self.launcher, request, announce)
         except HookRefusedError as error:
-            self._apply(job, promise.hook, AttemptResult(error.what), hook_pid=None)
+            self._outcomes.apply(job, starting.promise.hook, AttemptResult(error.what), hook_pid=None)
         except OSError as error:
-            self._postpone(job, str(error))
+            self._outcomes.postpone(job, str(error))
             for pid in announced:
                 self._on_finished(pid, job.job_id)
         else:
@@ -300,20 +336,20 @@ class Scheduler:
         failed = ending.result.reason is not None  # in whatever way, between the order and the signal
         if (retry is False and failed) or (retry and ending.interrupted):
             killed = replace(ending.result, reason=KILLED)
-            self._apply(job, attempt.request.hook, killed, hook_pid=attempt.pid, final=not retry)
+            self._outcomes.apply(job, attempt.request.hook, killed, hook_pid=attempt.pid, final=not retry)
         elif ending.no_snapshot and not self.promises.is_in_force(job):
-            self._bury(job, ending.result, NO_SNAPSHOT)
+            self._outcomes.bury(job, ending.result, NO_SNAPSHOT)
         elif ending.not_started:
-            self._postpone(job, ending.result.reason or "not started", alone=ending.this_job)
+            self._outcomes.postpone(job, ending.result.reason or "not started", alone=ending.this_job)
         elif ending.interrupted:
-            self._interrupt(job, attempt.pid, ending.result)
+            self._outcomes.interrupt(job, attempt.pid, ending.result)
         else:
-            self._apply(job, attempt.request.hook, ending.result, hook_pid=attempt.pid)
+            self._outcomes.apply(job, attempt.request.hook, ending.result, hook_pid=attempt.pid)
         self.wake()
 
     def _launched(self, job: Job, attempt: RunningAttempt) -> None:
         """Store and log that the program runs."""
-        self._postponements.forget(job.rule)
+        self._outcomes.note_launch(job.rule)
         fresh = job.attempts == 1 and job.job_id > self._chooser.last_old_job and job.gather_key is None
         if attempt.latency_ms is not None and fresh:
             self.latency.add(attempt.latency_ms)
@@ -330,61 +366,6 @@ class Scheduler:
             latency_ms=latency_ms,
         )
         self.launcher.prepare(soon=self._more)
-
-    def _apply(self, job: Job, hook: Hook, result: AttemptResult, *, hook_pid: int | None, final: bool = False) -> None:
-        """Store and log the result of an attempt, and the state that follows. A `final` failure ends the job."""
-        self._interruptions.forget(job.job_id)
-        following = after_attempt(hook, job, result, self._spool.clock(), self._chance())
-        following = Next(State.DEAD, reason=result.reason) if final else following
-        match following.state:
-            case State.DONE:
-                self.totals.succeeded += 1
-                self._spool.finish(job.job_id, result)
-                self._record("info", "hook_finished", job, hook_pid, result)
-            case State.WAITING:
-                self.totals.failed += 1
-                self._spool.retry(job.job_id, result, following.due_ns, following.spent_ns)
-                pause_s = round((following.due_ns - self._spool.clock()) / NS, 3)
-                self._record("warning", "hook_failed", job, hook_pid, result, will_retry=True, retry_in_s=pause_s)
-            case _:
-                self.totals.failed += 1
-                self._record("warning", "hook_failed", job, hook_pid, result, will_retry=False)
-                self._bury(job, result, following.reason or "gave up")
-
-    def _interrupt(self, job: Job, hook_pid: int, result: AttemptResult) -> None:
-        """Let the job wait again, or give it up: see Interruptions."""
-        self.totals.interrupted += 1
-        reason = self._interruptions.note(job.job_id, self.totals.succeeded + self.totals.failed)
-        self._record("warning", "hook_failed", job, hook_pid, result, will_retry=reason is None)
-        if reason is None:
-            pause_s = self._interruptions.pause_s(job.job_id, self._chance())
-            self._spool.interrupt(job.job_id, pause_s)
-            self._chooser.hold(job, self._spool.clock() + int(pause_s * NS))
-        else:
-            self._bury(job, result, reason)
-
-    def _bury(self, job: Job, result: AttemptResult, reason: str) -> None:
-        self.totals.dead += 1
-        self._spool.bury(job.job_id, result, reason)
-        promise = self.promises.of(job)
-        on_failure = promise.hook.on_failure if promise is not None else None
-        level: Level = "error" if on_failure is None else on_failure.level
-        self._log(level, "job_dead", **record_of_death(job, reason, on_failure))
-
-    def _postpone(self, job: Job, reason: str, *, alone: bool = False) -> None:
-        """Let the job wait: a process, a descriptor, memory or the runner was missing. The hook is not at fault."""
-        self.totals.postponed += 1
-        now_ns = self._spool.clock()
-        due_ns, of_rule = self._postponements.note(job.rule, job.job_id, now_ns, alone=alone)
-        self._chooser.hold(job, due_ns, whole_rule=of_rule)
-        self._spool.postpone(job.job_id, due_ns)
-        pause_s = round((due_ns - now_ns) / NS, 3)
-        self._record("warning", "hook_failed", job, None, AttemptResult(reason), will_retry=True, retry_in_s=pause_s)
-
-    def _record(
-        self, level: Level, event: str, job: Job, hook_pid: int | None, result: AttemptResult, **more: JsonValue
-    ) -> None:
-        self._log(level, event, **record_of_attempt(job, hook_pid, result), **more)
 
     # -- housekeeping --------------------------------------------------------------------------------------------
 

@@ -18,11 +18,8 @@ NORMAL is used, with one fsync within a second of a commit (disk_child.py): 13 m
 OOM kill of the daemon loses nothing. A power cut or kernel panic loses at most the jobs of the last second and never
 damages the file. A machine crash ends all processes unseen, so those jobs are a small part of its cleanup. FULL would
 put an fsync between each death and its cleanup. The WAL is moved into the file when it is longer than MOST_WAL_BYTES,
-and at the end. tests/unit/spool/measure_enqueue.py has the price of the other process.
-
-Times in the spool are wall clock as of the daemon's start, continued by CLOCK_BOOTTIME: no clock step delays a retry.
-The file has the offset of the two. So a pause goes on exactly in the next daemon of the same boot, and after a boot
-with what was left of it (rows.due_again_ns).
+and at the end. tests/unit/spool/measure_enqueue.py has the price of the other process. No step of the wall clock
+changes the times in the spool (steady_clock.py).
 """
 
 from __future__ import annotations
@@ -58,6 +55,7 @@ from cnprocd.spool.steady_clock import Clock, SteadyClock
 from cnprocd.spool.store import Store
 
 FILE_NAME = "spool.sqlite3"
+InCommit = Callable[[Enqueued], Callable[[], None]]
 PRUNE_EVERY, FORGET_EVERY = 500, 100
 DROPPED_AT_ONCE = 500
 
@@ -130,15 +128,18 @@ class Spool:
 
     # -- matches in -------------------------------------------------------------------------------------
 
-    def enqueue(self, requests: Sequence[JobRequest]) -> Enqueued:
-        """Add a batch in one commit. If the queue is full, the rule with the most jobs drops its newest (queues.py)."""
+    def enqueue(self, requests: Sequence[JobRequest], in_commit: InCommit = lambda _: lambda: None) -> Enqueued:
+        """Add a batch in one commit. If the queue is full, the rule with the most jobs drops its newest (queues.py).
+
+        The commit contains what `in_commit` changes. What that returns is called while the commit is under way.
+        """
         limit, before = self.keep.queue_limit, self._store.last_event_id
         result = self._store.enqueue(requests, boot_id=self.boot_id, now_ns=self.clock(), queue_limit=limit)
         self._copy.note(*(job_id for job_id in result.job_ids if job_id is not None), *result.made_room)
         self._since_prune += len(result.made_room)
         self._since_forgotten += len(result.made_room)
         self._copy.note_events(before, self._store.last_event_id)
-        self._copy.commit()
+        self._copy.commit(in_commit(result))
         self.duplicates += result.duplicates
         self.shedding.add(result.shed_by_rule, limit, self.clock() / NS)
         return result
@@ -198,11 +199,12 @@ class Spool:
         due_ns = self._store.next_due_ns(searched_ns)
         return None if due_ns is None else max(0.0, (due_ns - self.clock()) / NS)
 
-    def start(self, job_id: int, attempt_id: str) -> None:
-        """Mark the job as running, before the fork."""
+    def start(self, job_id: int, attempt_id: str, *, in_commit: bool = False) -> None:
+        """Mark the job as running, before the fork. `in_commit`: a commit follows at once."""
         self._store.start(job_id, attempt_id, self.boot_id)
         self._copy.note(job_id)
-        self._copy.send()
+        if not in_commit:
+            self._copy.send()
 
     def launched(self, job_id: int, hook_pid: int, hook_start_ticks: int | None, latency_ms: float | None) -> None:
         """Store the hook's PID and latency, after the exec, within a second."""

@@ -1,4 +1,8 @@
-"""The clock of the spool."""
+"""The clock of the spool: wall clock as of the daemon's start, continued by CLOCK_BOOTTIME.
+
+So no clock step delays a retry. The file has the offset of the two. A pause goes on exactly in the next daemon of the
+same boot, and after a boot with what was left of it (rows.due_again_ns).
+"""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ class Store:
                 )
                 self.last_event_id = cursor.lastrowid or 0
                 job_ids.append(job_id)
-        return Enqueued(tuple(job_ids), duplicates, room.shed, tuple(room.dropped))
+        return Enqueued(tuple(job_ids), duplicates, room.shed, tuple(room.dropped), now_ns, self.waiting)
 
     def _gathered(self, db: sqlite3.Connection, request: JobRequest, now_ns: int) -> int | None:
         """Return the job that gathers events for this request's key, with one event more; due at once if it is full."""

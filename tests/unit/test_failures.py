@@ -132,10 +132,10 @@ def break_commit(line):
     """The spool raises for a batch with one of its requests, and for that one alone."""
     real = line.dispatcher.spool.enqueue
 
-    def enqueue(requests):
+    def enqueue(requests, *in_commit):
         if any(request.event["pid"] == 61 for request in requests):
             raise ZeroDivisionError("\x1b[2J61")
-        return real(requests)
+        return real(requests, *in_commit)
 
     line.dispatcher.spool.enqueue = enqueue
 
@@ -226,10 +226,10 @@ def test_the_wait_for_a_commit_makes_no_batch_smaller(line, is_commit):
     now_s, real = [100.0, 0.0], line.dispatcher.spool.enqueue
     line.pipeline._clock, line.pipeline._waited_s = lambda: now_s[0], lambda: now_s[1]
 
-    def enqueue(requests):
+    def enqueue(requests, *in_commit):
         now_s[0] += 0.1
         now_s[1] += 0.1 if is_commit else 0.0
-        return real(requests)
+        return real(requests, *in_commit)
 
     line.dispatcher.spool.enqueue = enqueue
     before = line.pipeline._most

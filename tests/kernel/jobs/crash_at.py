@@ -15,7 +15,7 @@ from typing import Any
 from cnprocd.dispatch import Dispatcher
 from cnprocd.launch.attempt import LocalLauncher
 from cnprocd.runner.client import RunnerClient
-from cnprocd.spool.scheduler import Scheduler
+from cnprocd.spool.outcomes import Outcomes
 from cnprocd.spool.spool import Spool
 from cnprocd.spool.store import Store
 
@@ -27,9 +27,9 @@ POINTS: dict[str, tuple[str, str, tuple[type, ...]]] = {
     "start stored": ("after", "start", (Spool,)),
     "attempt handed over": ("after", "launch", (LocalLauncher, RunnerClient)),
     "hook runs": ("after", "launched", (Spool,)),
-    "hook ended": ("before", "_apply", (Scheduler,)),
+    "hook ended": ("before", "apply", (Outcomes,)),
     "end committed": ("after", "finish", (Spool,)),
-    "end logged": ("after", "_record", (Scheduler,)),
+    "end logged": ("after", "_record", (Outcomes,)),
 }
 
 
