@@ -103,6 +103,8 @@ def _text(value: JsonValue) -> str:
     """Return a JSON value as text: null is empty, true and false are words, lists and objects stay JSON."""
     if value is None:
         return ""
+    if type(value) is int:  # what json writes, sooner
+        return str(value)
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -141,6 +143,8 @@ def signal_name(number: JsonValue) -> str:
 
 def _encoded(text: str) -> bytes:
     """Return bytes for execve: no NUL, truncated, undecodable bytes as they were. A lone surrogate becomes "?"."""
+    if text.isascii():
+        return text.replace("\0", "")[:MOST_VALUE_BYTES].encode()
     raw = text.encode("utf-8", "surrogateescape") if _plain(text) else text.encode("utf-8", "replace")
     return raw.replace(b"\0", b"")[:MOST_VALUE_BYTES]
 

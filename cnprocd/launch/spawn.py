@@ -58,6 +58,7 @@ class Spare:
 
     pid: int
     orders: socket.socket
+    start_ticks: int | None
 
 
 class ReadyHook:
@@ -137,7 +138,7 @@ class Starter:
                 _discard(spare)
                 raise
             made.callback(os.close, pidfd)
-            child = Child(spare.pid, pidfd, report, output, start_ticks(spare.pid))
+            child = Child(spare.pid, pidfd, report, output, spare.start_ticks)
             return ReadyHook(child, spare, files, len(order), ours.pop_all(), made.pop_all())
 
     def close(self) -> None:
@@ -232,10 +233,10 @@ class Starter:
 
 def _answer(control: socket.socket) -> Spare:
     """Return the spare that the helper made. Raises the OSError that the helper got."""
-    message, fds, _, _ = socket.recv_fds(control, 8, 1)
+    message, fds, _, _ = socket.recv_fds(control, starter.ANSWER.size, 1)
     if not message:
         raise ConnectionResetError(errno.ECONNRESET, "the helper exited")
-    pid = int.from_bytes(message, "little", signed=True)
+    pid, ticks = starter.ANSWER.unpack(message)
     if pid <= 0:
         raise OSError(-pid, f"cannot create a process: {os.strerror(-pid)}")
     if not fds:  # no descriptor was left for the spare's socket: the kernel closed it, and the spare exits
@@ -243,25 +244,12 @@ def _answer(control: socket.socket) -> Spare:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     for fd in fds:
         os.set_inheritable(fd, False)
-    return Spare(pid, socket.socket(fileno=fds[0]))
+    return Spare(pid, socket.socket(fileno=fds[0]), ticks or None)
 
 
 def path_of(hook: Hook) -> str:
     """Return the path of a hook's program. The rule language accepts no fields in it."""
     return "".join(part for part in hook.command[0].parts if isinstance(part, str))
-
-
-def start_ticks(pid: int) -> int | None:
-    """Return when a process started, in clock ticks since boot, or None if it is gone (proc_pid_stat(5), field 22).
-
-    For a spare that waits for its order: another process could make this wait (process_reader.py).
-    """
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            raw = file.read()
-        return int(raw[raw.rindex(b")") + 2 :].split()[19])
-    except (OSError, ValueError, IndexError):
-        return None
 
 
 def _waits(spare: Spare) -> bool:
@@ -300,7 +288,7 @@ def _fork() -> Spare:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         near.close()
-    return Spare(pid, far)
+    return Spare(pid, far, starter.start_ticks(pid))
 
 
 def _order(request: LaunchRequest, cgroup_procs_fd: int | None) -> bytes:

@@ -23,7 +23,7 @@ arranges its descriptors and its session, and checks a program once, so that it 
 
 Protocol over SOCK_SEQPACKET pairs (spawn.py has the other ends; this process exits at EOF):
     control   daemon -> helper   one byte: make a spare, LATER (it rehearses) or NOW (it does not)
-              helper -> daemon   8 bytes, signed: the spare's PID with the other end of its socket, or minus an errno
+              helper -> daemon   ANSWER: PID and start time of the spare, with its socket's other end; or minus an errno
     order     daemon -> spare    8 bytes: the length of the order, with descriptors: the order (a memfd, marshal),
                                  standard input, output, report, and if the order demands it cgroup.procs
     report    spare -> daemon    only EOF if the exec succeeded (it is close-on-exec), else "stage errno"
@@ -40,6 +40,7 @@ import gc
 import marshal
 import os
 import resource
+import struct
 import sys
 
 TYPE_CHECKING = False  # as of typing, which loads much
@@ -51,6 +52,7 @@ CLONE_PARENT = 0x00008000
 PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 MSG_CMSG_CLOEXEC = 0x40000000
 MOST_FILES = 5
+ANSWER = struct.Struct("=qQ")  # PID or minus an errno, and the start time; 0: unknown
 NOW, LATER = b"n", b"l"
 
 FIRST_RECEIVED = 10  # the descriptors below are taken, so that no received one is overwritten
@@ -194,6 +196,22 @@ def _check_a_program() -> None:
         return
 
 
+def start_ticks(pid: int) -> int | None:
+    """Return when a process started, in clock ticks since boot, or None if it is gone (proc_pid_stat(5), field 22).
+
+    For a spare that waits for its order: another process could make this wait (process_reader.py).
+    """
+    try:
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            raw = os.read(fd, 4096)
+        finally:
+            os.close(fd)
+        return int(raw[raw.rindex(b")") + 2 :].split()[19])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
 def _receive(control: _socket.socket) -> bytes:
     try:
         return control.recv(1)
@@ -228,7 +246,7 @@ def main(control_fd: int) -> None:
         answer = pid if pid > 0 else -ctypes.get_errno()
         rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, far.fileno().to_bytes(4, sys.byteorder))] if pid > 0 else []
         try:
-            control.sendmsg([answer.to_bytes(8, "little", signed=True)], rights)
+            control.sendmsg([ANSWER.pack(answer, (start_ticks(pid) or 0) if pid > 0 else 0)], rights)
         except OSError:  # the daemon is gone: the next receive returns EOF
             continue
         finally:

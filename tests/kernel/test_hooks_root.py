@@ -15,7 +15,7 @@ from unit.hookkit import Records, aio, alive, hook, request, running, searched, 
 from cnprocd.connector.decode import decode
 from cnprocd.connector.event import Exec, Fork
 from cnprocd.connector.listener import Listener
-from cnprocd.launch.spawn import start_ticks
+from cnprocd.launch.starter import start_ticks
 from cnprocd.rules.ruleset import ResourceLimits
 from cnprocd.spool.job import State
 from cnprocd.spool.spool import FILE_NAME, Spool

@@ -14,7 +14,7 @@ from unit.hookkit import aio, alive, edges_gone
 from cnprocd.launch import group
 from cnprocd.launch.group import Root
 from cnprocd.launch.process_reader import ProcessReader
-from cnprocd.launch.spawn import start_ticks
+from cnprocd.launch.starter import start_ticks
 
 MARK = secrets.token_hex(16)  # of this run alone: the same tests may run beside it
 OTHER_MARK = secrets.token_hex(16)

@@ -12,7 +12,7 @@ from unit.launch.test_group import MARK, tree
 
 from cnprocd.edge import Limits
 from cnprocd.launch.process_reader import ProcessReader, unread
-from cnprocd.launch.spawn import start_ticks
+from cnprocd.launch.starter import start_ticks
 
 
 @contextlib.asynccontextmanager

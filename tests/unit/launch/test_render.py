@@ -79,6 +79,14 @@ def test_an_unknown_field_is_no_variable_and_an_empty_argument():
     assert render.argv(hook("/bin/x", "{uid}"), {"uid": None})[1] == b""
 
 
+@given(text=st.text() | st.text(alphabet=st.characters(max_codepoint=127)), number=st.integers())
+def test_texts_and_numbers_are_rendered_as_without_a_short_cut(text, number):
+    """ASCII text and integers, which nearly all fields are, have a shorter way to the same bytes."""
+    plain = "".join("?" if "\ud800" <= ch <= "\udfff" else ch for ch in text)
+    assert render._encoded(text) == plain.replace("\0", "").encode()
+    assert environment({"pid": number})[b"CNPROCD_PID"] == json.dumps(number).encode()
+
+
 def test_the_environment_is_ours_alone(monkeypatch):
     for name in ("NOTIFY_SOCKET", "LISTEN_FDS", "WATCHDOG_USEC", "LD_PRELOAD", "SECRET"):
         monkeypatch.setenv(name, "x")
