@@ -52,6 +52,7 @@ from cnprocd.rules.ruleset import Hook
 from cnprocd.runner.client import RunnerClient
 from cnprocd.service import ServiceManager
 from cnprocd.spool.disk import ChildDisk
+from cnprocd.spool.disk_worker import DiskWorker
 from cnprocd.stalls import Stalls
 from cnprocd.subscription import HookFollower, Subscription
 
@@ -82,6 +83,7 @@ class Outside:
     stalls: Stalls  # of the running loop
     own_tgid: int
     owner: OwnerLock = field(default_factory=OwnerLock)  # held until the process ends: nothing may be written after it
+    disk: DiskWorker | None = None  # the process of the spool, if it was started already
     broken: RulesError | None = None  # the rule files are invalid, and the rules are those that were accepted last
 
 
@@ -179,7 +181,7 @@ def connect(options: Options, loaded: LoadedRules, outside: Outside) -> Parts:
     follower = HookFollower(subscription, tracker.family, ticker.arm)
     client = None if options.runner is None else RunnerClient(options.runner, log, follower.register_runner)
     launcher = ObservingLauncher(log, blame=blame) if options.observe_only else client
-    disk = ChildDisk(loop, blame)
+    disk = ChildDisk(loop, blame, outside.disk)
     dispatcher = Dispatcher(
         options.state_dir, loaded, log, follower, launcher, names.hook_user, disk, failures, outside.stalls,
         outside.output.together, options.runtime_dir, outside.output.write_match,

@@ -10,10 +10,12 @@ import cnprocd.cli.without_openssl  # noqa: F401 (first: it decides what the oth
 
 # isort: split
 import argparse
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from cnprocd import __version__
 from cnprocd.cli.observing import VARIABLE, observes_only
@@ -24,6 +26,9 @@ from cnprocd.rules.loader_process import DigestsProcess, LoaderFailedError, Load
 from cnprocd.rules.problems import LoadedRules, RulesError
 from cnprocd.rules.rule_files import MAIN_FILE
 from cnprocd.rules.snapshot_files import DIRECTORY_NAME, RUNNER_DIRECTORY
+
+if TYPE_CHECKING:
+    from cnprocd.spool.disk_worker import DiskWorker
 
 _FEATURES = ("event_mask", "taskstats", "socket_filter", "pidfd_info", "kernel_log")
 
@@ -86,10 +91,29 @@ def run(arguments: list[str] | None = None) -> int:
             raise CnprocdError(what, "open it, or use --log-format journal")
         if options.check:
             return _report(_read(options.rules, options.observe_only))
-        return _serve(options, _start_loader(options))
+        reading = _start_loader(options)
+        with _disk_worker() as disk:
+            return _serve(options, reading, disk)
     except CnprocdError as error:
         print(error.render("cnprocd: "), file=sys.stderr)
         return error.exit_status
+
+
+@contextlib.contextmanager
+def _disk_worker() -> Iterator[DiskWorker | None]:
+    """Start the process of the spool, which loads while another reads the rules. None: it cannot be started now."""
+    from cnprocd.spool.disk_worker import DiskWorker
+
+    try:
+        worker = DiskWorker()
+    except OSError:  # it is tried again, and reported, when it is needed
+        yield None
+        return
+    try:
+        yield worker
+    except CnprocdError:
+        worker.close()
+        raise
 
 
 def _start_loader(options: argparse.Namespace) -> LoaderProcess[LoadedRules]:
@@ -137,7 +161,7 @@ def _report(loaded: LoadedRules) -> int:
     return EX_OK
 
 
-def _serve(options: argparse.Namespace, reading: LoaderProcess[LoadedRules]) -> int:
+def _serve(options: argparse.Namespace, reading: LoaderProcess[LoadedRules], disk: DiskWorker | None) -> int:
     # Imported while another process reads the rules.
     import asyncio
 
@@ -173,6 +197,7 @@ def _serve(options: argparse.Namespace, reading: LoaderProcess[LoadedRules]) -> 
         output=output,
         stalls=stalls,
         own_tgid=os.getpid(),
+        disk=disk,
         broken=broken,
     )
     with asyncio.Runner(loop_factory=stalls.make_loop) as runner:

@@ -8,17 +8,14 @@ it. The child then does what it was asked for as soon as the disk answers, and e
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 from collections.abc import Callable
-from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol
 
 from cnprocd.edge import Counters, Edge, Limits, Missed
 from cnprocd.spool.disk_messages import Answer, Failed, Request
-from cnprocd.spool.disk_wire import receive_message, send_message
+from cnprocd.spool.disk_worker import DiskWorker
 from cnprocd.spool.spool_file import SpoolFile
-from cnprocd.worker import ChildWorker, WorkerEndedError
 
 _LIMITS = Limits(deadline_s=math.inf, inbox=4)  # copy_on_disk.py hands over one request at a time
 
@@ -65,38 +62,17 @@ class DirectDisk:
         """Nothing is left to be done."""
 
 
-class DiskWorker(ChildWorker):
-    """The child process with the file (disk_child.py)."""
-
-    def __init__(self) -> None:
-        script = Path(__file__).with_name("disk_child.py")
-        super().__init__(script, str(script.parents[2]))
-
-    def begin(self, work: Request) -> None:  # type: ignore[override]
-        send_message(self._socket, work)
-
-    def collect(self) -> Answer:  # type: ignore[override]
-        try:
-            found, answer = receive_message(self._socket)
-        except OSError as error:
-            raise WorkerEndedError(f"the process of the spool is gone: {error.strerror}") from error
-        if not found:
-            raise WorkerEndedError("the process of the spool has ended")
-        return cast(Answer, answer)
-
-    def leave(self, request: Request) -> None:
-        """Send a request whose answer is not waited for."""
-        with contextlib.suppress(OSError):
-            send_message(self._socket, request)
-
-    def abandon(self) -> None:
-        """Leave it: it carries out what was sent when the disk answers again, and then ends."""
-
-
 class ChildDisk:
     """The file in a process of its own."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, blame: Callable[[str, float], None] | None = None) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        blame: Callable[[str, float], None] | None = None,
+        first: DiskWorker | None = None,
+    ) -> None:
+        """`first`: the process, if it was started before."""
+        self._first = first
         self._worker: DiskWorker | None = None
         self.edge: Edge[Request, Answer] = Edge("disk", self._start, _LIMITS, loop, blame=blame)
 
@@ -126,5 +102,5 @@ class ChildDisk:
         self.edge.close()
 
     def _start(self) -> DiskWorker:
-        self._worker = DiskWorker()
+        self._worker, self._first = self._first or DiskWorker(), None
         return self._worker

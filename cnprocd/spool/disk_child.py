@@ -1,4 +1,4 @@
-"""The process that holds the spool's file: a script, started by disk.DiskWorker with the directory of the package.
+"""The process that holds the spool's file: a script, started by disk_worker.py with the directory of the package.
 
 It answers one request after the other on its standard input, a socket, and ends at EOF. It ignores SIGTERM and SIGINT:
 the service manager and a terminal send them to all processes of the daemon, which still has requests then.
