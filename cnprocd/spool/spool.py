@@ -18,8 +18,7 @@ NORMAL is used, with one fsync within a second of a commit (disk_child.py): 13 m
 OOM kill of the daemon loses nothing. A power cut or kernel panic loses at most the jobs of the last second and never
 damages the file. A machine crash ends all processes unseen, so those jobs are a small part of its cleanup. FULL would
 put an fsync between each death and its cleanup. The WAL is moved into the file when it is longer than MOST_WAL_BYTES,
-and at the end. tests/unit/spool/measure_enqueue.py has the price of the other process. No step of the wall clock
-changes the times in the spool (steady_clock.py).
+and at the end. tests/unit/spool/measure_enqueue.py has the price of the other process. Times are of steady_clock.py.
 """
 
 from __future__ import annotations

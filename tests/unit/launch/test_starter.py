@@ -418,7 +418,7 @@ def test_a_spare_loads_few_modules():
 
 
 @pytest.mark.parametrize("request_kind", ["LATER", "NOW"])
-def test_a_spare_that_waits_has_its_own_session_and_few_descriptors(request_kind):
+def test_a_waiting_spare_has_its_session_and_few_descriptors(request_kind):
     one = Starter(Records())
     try:
         one._ask(getattr(starter_script, request_kind))

@@ -56,7 +56,7 @@ class Watched:
 
 
 @aio
-async def test_a_hook_is_ready_before_its_job_is_committed_and_starts_after(tmp_path):
+async def test_a_hook_is_ready_before_the_commit_and_starts_after_it(tmp_path):
     disk = SlowDisk()
     async with running(tmp_path, RUN, disk=disk) as (_, scheduler, records):
         watched = Watched(scheduler, disk)
