@@ -22,6 +22,7 @@ from cnprocd.process.files import FileId, claim_of, verified_path
 from cnprocd.process.host_view import cgroup_roots
 from cnprocd.process.model import EVERYTHING, TICK_NS, Image, MoreIds, Process, Provenance, Wanted
 from cnprocd.process.stat import (
+    Life,
     Stat,
     Status,
     is_cut,
@@ -29,6 +30,7 @@ from cnprocd.process.stat import (
     parse_cmdline,
     parse_euid,
     parse_ids,
+    parse_life,
     parse_stat,
     parse_status,
     text,
@@ -83,8 +85,16 @@ def read_comm(tgid: int) -> str | None:
 
 def is_alive(tgid: int) -> bool:
     """Return whether any thread of the process still runs. A zombie is dead; a zombie leader with threads is alive."""
-    status = read_status(tgid)
-    return status is not None and not status.is_dead
+    life = _read_life(tgid)
+    return life is not None and not life.is_dead
+
+
+def _read_life(tgid: int) -> Life | None:
+    raw = _read(tgid, "status")
+    try:
+        return parse_life(raw) if raw else None
+    except ValueError:
+        return None
 
 
 def is_ending(tgid: int) -> bool:
@@ -93,8 +103,8 @@ def is_ending(tgid: int) -> bool:
     It has given up its memory by then (kernel/exit.c do_exit: exit_mm follows taskstats_exit). A process with memory is
     the next owner of the PID.
     """
-    status = read_status(tgid)
-    return status is not None and not status.is_dead and not status.has_memory
+    life = _read_life(tgid)
+    return life is not None and not life.is_dead and not life.has_memory
 
 
 def zombie(tgid: int, ended_ns: int, wanted: Wanted) -> Process | None:
@@ -106,8 +116,8 @@ def zombie(tgid: int, ended_ns: int, wanted: Wanted) -> Process | None:
     """
     cgroup = _read(tgid, "cgroup") if wanted.cgroup else None
     loginuid = _read(tgid, "loginuid") if wanted.loginuid else None
-    status = read_status(tgid) if cgroup or loginuid else None
-    if status is None or not status.is_dead:
+    life = _read_life(tgid) if cgroup or loginuid else None
+    if life is None or not life.is_dead:
         return None
     stat = _read(tgid, "stat")  # only now: of a living process it can wait (see lookups.py)
     found = to_process(tgid, Files(stat, cgroup=cgroup, loginuid=loginuid), "zombie")

@@ -115,6 +115,23 @@ def parse_status(raw: bytes) -> Status:
     )
 
 
+class Life(NamedTuple):
+    """Whether a process lives, as far as /proc/PID/status shows."""
+
+    is_dead: bool
+    has_memory: bool  # as in Status
+
+
+def parse_life(raw: bytes) -> Life:
+    """Return this part of /proc/PID/status alone, for a tenth of the cost. Raises ValueError if it is missing."""
+    # The name is the first line, and a line feed in it is escaped.
+    state, threads = raw.find(b"\nState:\t"), raw.find(b"\nThreads:\t")
+    if state < 0 or threads < 0:
+        raise ValueError("not a /proc/PID/status file")
+    is_dead = raw[state + 8 : state + 9] in b"ZX" and int(raw[threads + 10 :].partition(b"\n")[0]) <= 1
+    return Life(is_dead, b"\nVmSize:\t" in raw)
+
+
 def parse_cmdline(raw: bytes) -> str | None:
     """Return the arguments joined by spaces; None for a kernel thread or a zombie, which have none."""
     joined = raw[:_MAX_CMDLINE].rstrip(b"\0").replace(b"\0", b" ")

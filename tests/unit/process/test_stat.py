@@ -11,6 +11,7 @@ from cnprocd.process.stat import (
     parse_cgroup,
     parse_cmdline,
     parse_ids,
+    parse_life,
     parse_stat,
     parse_status,
     text,
@@ -199,6 +200,22 @@ def test_status_of_a_zombie_leader_whose_threads_live_on(state, threads, dead):
     assert parse_status(raw.encode()).is_dead is dead
 
 
+@given(
+    st.sampled_from([b"x", rb"a\nState:", b"State:\tZ", b"VmSize:\t1", rb"\\", b""]),
+    st.sampled_from([b"Z (zombie)", b"X (dead)", b"S (sleeping)", b"R (running)"]),
+    st.integers(0, 12),
+    st.booleans(),
+)
+def test_the_life_of_a_process_is_that_of_its_whole_status(name, state, threads, has_memory):
+    size = b"VmPeak:\t9 kB\nVmSize:\t9 kB\n" if has_memory else b""
+    ids = b"PPid:\t7\nUid:\t1\t2\nGid:\t5\t6\n"
+    raw = b"Name:\t%s\nState:\t%s\n%s%sThreads:\t%d\nSigQ:\t0/1\n" % (name, state, ids, size, threads)
+    whole = parse_status(raw)
+    assert parse_life(raw) == (whole.is_dead, whole.has_memory)
+    with pytest.raises(ValueError, match="status"):
+        parse_life(raw.replace(b"State", b"state", 1) if b"State" not in name else b"Name:\tx\n")
+
+
 @given(st.binary(max_size=300))
 def test_random_bytes_are_no_status_or_a_whole_one(raw):
     try:
@@ -212,3 +229,5 @@ def test_status_and_stat_of_this_process_agree():
         one, other = parse_stat(stat.read()), parse_status(status.read())
     assert (one.comm, one.ppid, one.threads, one.is_dead) == (other.comm, other.ppid, other.threads, other.is_dead)
     assert other.has_memory
+    with open("/proc/self/status", "rb") as status:
+        assert parse_life(status.read()) == (other.is_dead, other.has_memory)
