@@ -54,8 +54,8 @@ class Zombies(stream.NoProc):
     def read_parent(self, tgid: int) -> Process | None:
         return replace(_PARENT, tgid=tgid)
 
-    def zombie_cgroup(self, tgid: int, ended_ns: int) -> str | None:
-        return self._cgroup
+    def zombie(self, tgid: int, ended_ns: int, wanted: Wanted) -> Process | None:
+        return Process(tgid, cgroup=self._cgroup)
 
     def user_name(self, uid: int) -> str | None:
         return "root"
