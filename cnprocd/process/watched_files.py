@@ -98,6 +98,7 @@ class WatchedFiles:
         self._looked_ns: dict[str, int] = {}  # path -> when it was last known to lead to its current file
         self._unsettled: set[str] = set()  # paths that may have led to a file which is not known
         self._settling: set[str] = set()
+        self._in_sight: set[str] = set()  # named paths that were looked at, and every directory above is watched
         self._gone: list[tuple[str, FileId]] = []
         self._leaving: list[tuple[str, FileId]] = []
         self._former = FormerFiles()
@@ -127,6 +128,7 @@ class WatchedFiles:
             self._files.unname(path)
             self._reasons.pop(path, None)
             self._looked_ns.pop(path, None)
+            self._in_sight.discard(path)
         for path in wanted - self._files.named_paths:
             self._files.name(path, None)
         self._below = {}
@@ -186,7 +188,7 @@ class WatchedFiles:
 
     def look_again(self) -> None:
         """Look at every named path: finds what inotify did not show, such as a directory without a watch."""
-        self._look(self._files.named_paths)
+        self._look(self._files.named_paths, is_repeated=True)
 
     def let_go(self) -> None:
         """The records of a batch were used, and no more are queued: forget the files that were gone before it was read.
@@ -230,7 +232,8 @@ class WatchedFiles:
             else:
                 self._files.name_old(one.path, one.file, one.removal)
 
-    def _look(self, paths: Iterable[str]) -> None:
+    def _look(self, paths: Iterable[str], is_repeated: bool = False) -> None:
+        """Look at paths. `is_repeated`: nothing shows a change, so of a watched path a late answer costs nothing."""
         mounts = self._mount_table.now()
         looked_at = []
         for path in sorted(paths):
@@ -243,7 +246,9 @@ class WatchedFiles:
         now_ns = time.monotonic_ns()
         found = self._look_up(looked_at)
         if found is None:
-            self._reasons |= dict.fromkeys(looked_at, LATE)  # each may have a new file that is not known
+            # Each may have a new file that is not known.
+            doubtful = (path for path in looked_at if not is_repeated or path not in self._in_sight)
+            self._reasons |= dict.fromkeys(doubtful, LATE)
             return
         watches: dict[tuple[str, int], bool] = {}
         for path, file in zip(looked_at, found, strict=True):
@@ -291,12 +296,15 @@ class WatchedFiles:
         `watches`: the watches that were tried before for other paths, and whether they succeeded.
         """
         mask = _OF_DIRECTORY
+        self._in_sight.add(path)
         for directory in directories_above(path):
             key = directory, mask
             if key not in watches:
                 watches[key] = self._watch_directory(directory, mask)
             if watches[key]:
                 mask = _ABOVE
+            else:
+                self._in_sight.discard(path)
 
     def _watch_directory(self, directory: str, mask: int) -> bool:
         watch = self._add_watch(directory, mask | _IN_MASK_ADD)

@@ -126,6 +126,20 @@ def test_a_guess_over_a_symbolic_link_is_none(names, host, tmp_path):
     assert names.find(file, "link") is None
 
 
+def test_a_late_look_at_a_watched_path_costs_nothing(names, host, tmp_path):
+    """The tick looks once a second, in case a directory cannot be watched. A process of another file is decided."""
+    program = tmp_path / "d"
+    file = made(program)
+    names.use([str(program)], None)
+    host.late = True
+    names.tick()
+    assert (names.knows_all_named, names.find(file, None)) == (True, FoundFile((str(program),), True, False))
+    made(tmp_path / "new")
+    os.rename(tmp_path / "new", program)
+    names.refresh()
+    assert not names.knows_all_named, "now it has a file that was not seen"
+
+
 def test_a_late_look_leaves_the_path_unknown_until_the_tick(names, host, tmp_path):
     file = made(tmp_path / "d")
     host.late = True
