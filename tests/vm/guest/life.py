@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import pwd
 import re
+import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 from probe import RULES, cursor, die, expect, first, main_pid, run, show
@@ -50,14 +52,12 @@ def kernel_suite() -> str:
     run("dpkg-deb", "-x", str(deb), str(unpacked))
     roots = [unpacked / "usr/lib/cnprocd", unpacked / "usr/lib/python3/dist-packages"]
     path = os.pathsep.join(str(root) for root in roots if (root / "cnprocd").is_dir())
-    other = os.uname().machine != "x86_64"
     files = [f"tests/kernel/test_{name}.py" for name in KERNEL_TESTS]
     files.append("tests/unit/cli/test_recorded_examples.py")  # recorded on another machine
     log = HERE / "kernel_suite.log"
     command = ["python3", "-m", "pytest", "-v", "-ra", "--tb=short", "-p", "no:cacheprovider", "-k", AS_IT_IS, *files]
-    environ = os.environ | {"PYTHONPATH": path}
-    if other:
-        environ["CNPTEST_PATIENCE"] = "6"  # emulated code: the start of a daemon takes a minute on a busy host
+    # Emulated code: the start of a daemon takes a minute on a busy host.
+    environ = os.environ | {"PYTHONPATH": path, "CNPTEST_PATIENCE": "6"}
     # A file, not a pipe: a process left behind by a test would keep a pipe open. Its last line shows where a run hangs.
     with log.open("w") as output:
         pytest = subprocess.Popen(command, cwd=HERE, env=environ, stdout=output, stderr=subprocess.STDOUT)
@@ -65,6 +65,9 @@ def kernel_suite() -> str:
             code = pytest.wait(float(os.environ["CNPROCD_VM_LIMIT_S"]) * 0.9)
         except subprocess.TimeoutExpired:
             code = -1
+            pytest.send_signal(signal.SIGINT)  # it prints the failures so far
+            with suppress(subprocess.TimeoutExpired):
+                pytest.wait(60)
             pytest.kill()
     said = log.read_text(errors="replace")
     expect(code == 0, said[-8000:])
