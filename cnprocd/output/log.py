@@ -1,7 +1,7 @@
 """Write log records as JSON lines, to a console, or to the journal; chosen once, at start.
 
 structlog carries the records: `RecordLogger` is its bound logger and the `Log` of all parts (cnprocd/log.py). The
-levels are those of syslog, because structlog has no `notice`.
+levels are those of syslog, because structlog has no `notice`. Records of matches do not pass through it (write_match).
 
 A reader that does not read, a closed pipe or a full disk must not stop the daemon and its hooks: a record goes into a
 queue that never waits (log_queue.py). What it must drop is counted and reported as `log_lost`.
