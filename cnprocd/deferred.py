@@ -36,6 +36,10 @@ class Deferred(Generic[_T]):
             self._pop(loser, newest=True)
         return loser
 
+    def room(self, rule: str) -> int:
+        """Return for how many more matches of this rule there is room. It may be more if others have to leave."""
+        return self._most - self._count if self._count < self._most else int(self._loser(rule) != rule)
+
     def add(self, rule: str, match: _T) -> None:
         """Keep a match for later. There must be room."""
         self._by_rule.setdefault(rule, deque()).append(match)

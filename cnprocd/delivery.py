@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from enum import Enum, auto
 from typing import NamedTuple, Protocol
 
-from cnprocd.json_value import JsonDict
+from cnprocd.json_value import JsonDict, JsonObject
 from cnprocd.rules.compile import Match
 
 
@@ -39,6 +39,21 @@ class Delivery(Protocol):
 
     def decide(self, match: Match) -> Fate:
         """Decide about a match as far as its record is not needed, in a flood."""
+
+    def holds(self, rule: str, fields: JsonObject, at_ns: int) -> bool:
+        """Return whether the throttle of a rule certainly holds back matches of these fields at this time."""
+
+    def is_below(self, rule: str, fields: JsonObject, more: int) -> bool:
+        """Return whether `after` of a rule certainly holds back such a match, after so many more are counted."""
+
+    def hold(self, rule: str, fields: JsonObject, at_ns: int, count: int) -> None:
+        """Count matches for which `holds` has returned True."""
+
+    def room(self, rule: str) -> int:
+        """Return how many more jobs of a rule there is room for, in a flood."""
+
+    def note_dropped(self, rule: str, count: int) -> None:
+        """Count matches whose jobs have no room."""
 
     @property
     def again_s(self) -> float | None:

@@ -131,15 +131,29 @@ class Dispatcher:
             if self._held_by(throttle, match, fields, match.occurrence) is not None:
                 return Fate.HELD
             self._passed[id(match)] = match
-        if match.runs_hook and name in self._full_until_s:
-            if time.monotonic() < self._full_until_s[name]:
-                self._dropped[name] += 1
-                return Fate.DROPPED
-            del self._full_until_s[name]
-        if match.runs_hook and not self.postponing.has_room(name):
-            self._dropped[name] += 1
+        if match.runs_hook and not self.room(name):
+            self.note_dropped(name, 1)
             return Fate.DROPPED
         return Fate.PASSES
+
+    def holds(self, rule: str, fields: JsonObject, at_ns: int) -> bool:
+        return self._throttles[rule].holds(fields, at_ns) if rule in self._throttles else False
+
+    def is_below(self, rule: str, fields: JsonObject, more: int) -> bool:
+        return rule in self._throttles and self._throttles[rule].is_below(fields, more)
+
+    def hold(self, rule: str, fields: JsonObject, at_ns: int, count: int) -> None:
+        self._throttles[rule].hold(fields, at_ns, count)
+
+    def room(self, rule: str) -> int:
+        if rule in self._full_until_s:
+            if time.monotonic() < self._full_until_s[rule]:
+                return 0
+            del self._full_until_s[rule]
+        return self.postponing.room(rule)
+
+    def note_dropped(self, rule: str, count: int) -> None:
+        self._dropped[rule] += count
 
     def deliver(self, matches: list[RecordedMatch]) -> None:
         """Hold back matches that the throttles refuse, commit the jobs of the others, then log those."""

@@ -8,11 +8,13 @@ During it these matches are reported at once:
     of root's processes, of each rule     SHARE a second
     of all rules together, beyond these   COMMON a second; half of it after each PATIENCE_S in which this was too many
     of each rule with a hook              JOBS a second, and JOBS_AT_ONCE at once
+    into the backlog, of each rule        REQUESTS a second, and REQUESTS_AT_ONCE at once, if events wait for BACKLOG_S
     of each rule that gathers its hooks   HOOKS a second, and HOOKS_AT_ONCE at once; the others are counted
 
 The others are reported when no events wait (deferred.py), as far as there is room for them, and are counted by rule
 beyond that. So a burst is reported whole, a flood of one rule delays no other rule's matches, and the sum is exact.
-Those that run a hook are put into the backlog (spool/backlog.py), as long as it and the spool have room (dispatch.py).
+Those that run a hook are put into the backlog (spool/backlog.py), as long as it and the spool have room (dispatch.py),
+and as long as that does not delay all others: to make a request costs as much as to report a match.
 
 The budgets are of the kernel's time of the events. So a backlog is not a flood: after a standstill (a restart, SIGSTOP)
 everything is reported, unless more happened in each second than could be reported. For the same reason the flood ends
@@ -39,7 +41,8 @@ COMMON = 2000.0
 LEAST_COMMON = 100.0
 COMMON_BURST_S = 0.25  # of the common budget may be used at once
 HOOKS, HOOKS_AT_ONCE = 500.0, 5000.0
-JOBS, JOBS_AT_ONCE = 100.0, 500.0
+JOBS, JOBS_AT_ONCE = 100.0, 200.0
+REQUESTS, REQUESTS_AT_ONCE, BACKLOG_S = 500.0, 1000.0, 0.7
 
 K = TypeVar("K")
 
@@ -52,6 +55,10 @@ class _Budget:
     def __init__(self, burst: float) -> None:
         self._left = burst
         self._at_s: float | None = None
+
+    def left(self, now_s: float, a_second: float, burst: float) -> int:
+        """Return how many more matches are within the budget."""
+        return int(min(burst, self._left + max(0.0, now_s - (self._at_s or now_s)) * a_second))
 
     def take(self, now_s: float, a_second: float, burst: float) -> bool:
         """Return whether one more match is within the budget. The times of two CPUs may be out of order."""
@@ -74,27 +81,33 @@ def _take(budgets: dict[K, _Budget], key: K, now_s: float, a_second: float, burs
     return budget.take(now_s, a_second, burst)
 
 
+def _left(budgets: dict[K, _Budget], key: K, now_s: float, a_second: float, burst: float) -> int:
+    return int(burst) if key not in budgets else budgets[key].left(now_s, a_second, burst)
+
+
 class Flood:
     """Decides which matches are reported at once, and counts those that are not reported."""
 
     def __init__(self) -> None:
         self.active = False
+        self.lag_s = 0.0  # of the last batch
         self.counted: Counter[str] = Counter()  # matches that were not reported, by rule, since start
         self._unreported: Counter[str] = Counter()
         self._hooks: dict[str, _Budget] = {}
         self._jobs: dict[str, _Budget] = {}
+        self._requests: dict[str, _Budget] = {}
         self._shares: dict[tuple[str, bool], _Budget] = {}
         self._common = _Budget(COMMON * COMMON_BURST_S)
         self._common_a_second = COMMON
         self._exceeded_at_s = 0.0
         self._exceeded = False  # since the last batch
         self._compared = (0.0, 0.0)  # when the lag was last compared, and the lag then
-        self._seen_s = 0.0  # the time of the latest event
+        self.seen_s = 0.0  # the kernel's time of the latest event
 
     def note_batch(self, first_s: float, last_s: float, now_s: float, count: int = MANY) -> None:
         """Note the times of the first and the last event of a batch, when it was read, and how many events it has."""
-        self._seen_s = max(self._seen_s, last_s)
-        lag_s = now_s - first_s
+        self.seen_s = max(self.seen_s, last_s)
+        lag_s = self.lag_s = now_s - first_s
         if not self.active:
             if lag_s > BEHIND_S and count >= MANY:
                 self._begin(lag_s, now_s)
@@ -114,7 +127,7 @@ class Flood:
         """
         if not self.active:
             return True
-        at_s = self._seen_s if at_s is None else at_s
+        at_s = self.seen_s if at_s is None else at_s
         if _take(self._shares, (rule, uid == 0), at_s, SHARE, SHARE):
             return True
         if has_room and self._common.take(at_s, self._common_a_second, self._common_a_second * COMMON_BURST_S):
@@ -124,7 +137,9 @@ class Flood:
 
     def admits_hook(self, rule: str, at_s: float | None) -> bool:
         """Return whether to report a match whose hook needs no room in the spool. If not, it is counted."""
-        if _take(self._hooks, rule, self._seen_s if at_s is None else at_s, HOOKS, HOOKS_AT_ONCE):
+        if self.admits_request(rule, at_s) and _take(
+            self._hooks, rule, self.seen_s if at_s is None else at_s, HOOKS, HOOKS_AT_ONCE
+        ):
             return True
         self.count(rule)
         return False
@@ -133,15 +148,42 @@ class Flood:
         """Return whether to make the job of a match at once. If not, its request waits in the backlog."""
         if not self.active:
             return True
-        if _take(self._jobs, rule, self._seen_s if at_s is None else at_s, JOBS, JOBS_AT_ONCE):
+        if _take(self._jobs, rule, self.seen_s if at_s is None else at_s, JOBS, JOBS_AT_ONCE):
             return True
         self._exceeded = True
         return False
 
-    def count(self, rule: str) -> None:
-        """Count a match that is not reported."""
+    def admits_request(self, rule: str, at_s: float | None) -> bool:
+        """Return whether a match with a hook is reported or put into the backlog. If not, its job is dropped."""
+        within = _take(self._requests, rule, self.seen_s if at_s is None else at_s, REQUESTS, REQUESTS_AT_ONCE)
+        return within or self.lag_s < BACKLOG_S
+
+    def room_for_requests(self, rule: str) -> int | None:
+        """Return how many more matches `admits_request` would admit, if they were of now. None: any number."""
+        if self.lag_s < BACKLOG_S:
+            return None
+        return _left(self._requests, rule, self.seen_s, REQUESTS, REQUESTS_AT_ONCE)
+
+    def room(self, rule: str, uid: int, has_room: bool) -> int:
+        """Return how many more matches `admits` would admit, if they were of now."""
+        shares = _left(self._shares, (rule, uid == 0), self.seen_s, SHARE, SHARE)
+        if not has_room:
+            return shares
+        return shares + self._common.left(self.seen_s, self._common_a_second, self._common_a_second * COMMON_BURST_S)
+
+    def room_for_hooks(self, rule: str) -> int:
+        """Return how many more matches `admits_hook` would admit, if they were of now."""
+        hooks, requests = _left(self._hooks, rule, self.seen_s, HOOKS, HOOKS_AT_ONCE), self.room_for_requests(rule)
+        return hooks if requests is None else min(hooks, requests)
+
+    def note_held(self) -> None:
+        """Note that throttles hold back so many matches that the flood is not over."""
         self._exceeded = True
-        self.note_dropped(rule, 1)
+
+    def count(self, rule: str, count: int = 1) -> None:
+        """Count matches that are not reported."""
+        self._exceeded = True
+        self.note_dropped(rule, count)
 
     def note_dropped(self, rule: str, count: int) -> None:
         """Count matches that are not reported because their deferred jobs were dropped."""
@@ -169,6 +211,7 @@ class Flood:
         self._shares.clear()
         self._hooks.clear()
         self._jobs.clear()
+        self._requests.clear()
 
     def _adapt(self, lag_s: float, now_s: float) -> None:
         """Report less if events wait no shorter time than before, and more if they do not wait."""

@@ -9,6 +9,7 @@ is left or its budget is spent. After an overrun recovery.py finds what the lost
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -19,8 +20,9 @@ from typing import NamedTuple
 from cnprocd.connector.inflight import EVENT_SLOTS
 from cnprocd.connector.source import Batch, Source
 from cnprocd.counts import Counts
+from cnprocd.crowd import MOST_QUEUED, Crowd, Later
 from cnprocd.deferred import Deferred
-from cnprocd.delivery import Delivery, Fate, RecordedMatch
+from cnprocd.delivery import Delivery, RecordedMatch
 from cnprocd.failures import Failures
 from cnprocd.flood import MANY, Flood
 from cnprocd.log import Log, ThrottledLog
@@ -28,6 +30,7 @@ from cnprocd.output.match_id import Machine
 from cnprocd.output.record import match_record
 from cnprocd.process.completion import complete
 from cnprocd.process.deaths import HOLD_NS
+from cnprocd.process.executed_file import ended
 from cnprocd.process.file_names import FileNames
 from cnprocd.process.handed_on import HandedOn
 from cnprocd.process.kernel_log import KernelLog
@@ -46,7 +49,6 @@ FINISH_S = 2.0  # for exits whose event has not come, at a stop: after lost even
 DRAIN_S = 0.05  # of one drain: a storm must not delay a reload, and the loop has others to serve
 PARENTS_S = 0.05  # for which parents that were read from /proc are kept during a flood
 AT_ONCE = 32  # deferred matches of one delivery: they must not delay events
-MOST_QUEUED = 500  # log records that wait for the output, when deferred matches wait as well
 SLOW_LOG_S = 0.02  # until the output is asked for room again
 MOST_RECOVERED = 64  # exits of one delivery: it shows whether the queue of jobs has room for more
 RESYNC_BUDGET_S = 0.005  # of a turn, for a comparison with /proc that is under way
@@ -102,10 +104,11 @@ class Pipeline:
         self._waited_s = waited_s
         self._throttled = ThrottledLog(log, _REPORT_EVERY_S)
         self._clock = clock
+        self.flood = Flood()
+        self.deferred = Deferred[Later | tuple[Match, str]]()  # with their `unique`, to be reported when no events wait
+        self.crowd = Crowd(matcher, self.flood, self.deferred, delivery, tracker.family, log_queued)
         self._unknown = UnknownAttributes(self.counts.unknown, self._throttled, clock)
         self._rejects_reported = 0
-        self.flood = Flood()
-        self.deferred = Deferred[tuple[Match, str]]()  # with their `unique`, to be reported when no events wait
         self._most = EVENT_SLOTS  # events of one batch
         self._known_parents: dict[int, Process | None] = {}
         self._parents_until_s = 0.0
@@ -117,6 +120,8 @@ class Pipeline:
     def turn(self) -> Turn:
         """Drain, identify, match and dispatch one batch."""
         began_s, self._drained_ns = self._clock() - self._waited_s(), time.monotonic_ns()
+        if (tracking := self.tracker.tracking).passes_over:
+            self.source.shed(self.crowd.begin(began_s, keeps=not tracking.table))
         batch = self.source.drain(self._most, all_records=self.recovery.needs_records)
         self._handle(batch)
         self._fit_batches(len(batch.events), self._clock() - self._waited_s() - began_s)
@@ -159,6 +164,10 @@ class Pipeline:
             count = MANY if batch.more else len(batch.events)
             self.flood.note_batch(first[2] / 1e9, last[2] / 1e9, self._drained_ns / 1e9, count)
         records, passed = batch.records.records, batch.records.passed
+        if batch.records.shed or self.crowd.awaits:
+            self.crowd.settle(batch.records.shed, batch.events, self.source.decode, self.counts, time.time_ns())
+            for one in batch.records.shed:
+                self.recovery.release(one.pid)
         self._evaluate(tracker.take(batch.events, records, self._drained_ns, passed, self.source.look_ahead))
         self._evaluate(self.recovery.lost())
         self.source.blank_slots(tracker.deaths.take_needed())
@@ -180,6 +189,8 @@ class Pipeline:
                 if self.matcher.asks_for_oom and occurrence.kind == "exit":
                     self.kernel_log.explain(occurrence, self._drained_ns)
                 found = self.matcher.match(occurrence)
+                if self.flood.active:
+                    self.crowd.learn(occurrence, found)
                 if self.matcher.undecided:
                     self._unknown.report_undecided(self.matcher.undecided, occurrence)
                     self.matcher.undecided.clear()
@@ -215,12 +226,18 @@ class Pipeline:
         while self.deferred and self._log_queued() < MOST_QUEUED and self._clock() < deadline_s:
             matches: list[RecordedMatch] = []
             parents = self._parents()
-            for match, unique in [self.deferred.take() for _ in range(min(AT_ONCE, len(self.deferred)))]:
+            for one in [self.deferred.take() for _ in range(min(AT_ONCE, len(self.deferred)))]:
                 try:
+                    match, unique = self._made(one) if isinstance(one, Later) else one
                     matches += self._recorded([match], parents, unique, deferred=True)
                 except Exception:
-                    self.failures.note("evaluate", match.occurrence)
+                    self.failures.note("evaluate", one.exit if isinstance(one, Later) else one[0].occurrence)
             self._delivery.deliver(matches)
+
+    def _made(self, later: Later) -> tuple[Match, str]:
+        """Return the match of a process that was only looked at."""
+        occurrence = ended(later.exit, later.record, self._files)
+        return Match(later.rule, occurrence, later.event), self._unique()
 
     def _unique(self) -> str:
         """Return what tells the matches of this occurrence from all others, if their time is unknown."""
@@ -240,36 +257,7 @@ class Pipeline:
         for match in found:
             self.counts.rules[match.rule.name] += 1
             self.counts.rule_last_ns[match.rule.name] = now_ns
-        return [match for match in found if self._is_reported(match)] if self.flood.active else found
-
-    def _is_reported(self, match: Match) -> bool:
-        """Return whether to report a match of a flood now. If not, it is deferred or counted, without a record."""
-        name, at_s = match.rule.name, _seconds(match.occurrence)
-        fate = self._delivery.decide(match)
-        if fate is Fate.HELD:
-            return False
-        if fate is Fate.DROPPED:
-            self.flood.count(name)
-            return False
-        if not match.runs_hook:
-            uid, has_room = match.occurrence.process.uid, self._log_queued() < MOST_QUEUED
-            return self.flood.admits(name, uid, at_s, has_room) or self._defer(match, fate)
-        if fate is Fate.OPEN or match.rule.rule.coalesce is not None:
-            return self.flood.admits_hook(name, at_s)
-        return True
-
-    def _defer(self, match: Match, fate: Fate) -> bool:
-        """Report a match of a flood later. Count what has no room, and what its throttle has not let pass yet."""
-        name = match.rule.name
-        loser = self.deferred.make_room(name) if fate is Fate.PASSES else name
-        if loser is not None:
-            self.flood.count(loser)
-        if loser != name:
-            occurrence = match.occurrence
-            if self.tracker.tracking.table or occurrence.kind != "exit":  # its process is the table's own, and goes on
-                occurrence = replace(occurrence, process=replace(occurrence.process, is_shared=False))
-            self.deferred.add(name, (match._replace(occurrence=occurrence), self._unique()))
-        return False
+        return [one for one in found if self.crowd.is_reported(one, self._unique())] if self.flood.active else found
 
     def _note_nameless(self, occurrence: Occurrence) -> None:
         if occurrence.kind in self.matcher.asks_for_comm and not occurrence.from_hook:
@@ -323,6 +311,7 @@ class Pipeline:
         the kernel for the new plan. So no event is lost or matched twice.
         """
         self.matcher = matcher
+        self.crowd.use(matcher)
         self._use_plan(matcher, plan)
         self.recovery.let_go(matcher)
 
@@ -353,6 +342,7 @@ class Pipeline:
         self.recovery.hold((process for process in known if process and process.ended_ns is None), self.matcher)
         if self.recovery.check_losses():
             self.recovery.begin()
+        self.crowd.expire(self._clock())
         self.flood.report(self._log)
         self._throttled.flush_due(self._clock())
         self.failures.flush_due()
@@ -383,14 +373,16 @@ class Pipeline:
     def has_pending_counts(self) -> bool:
         """Whether a rate-limited record waits for its interval to pass, or a match to be reported."""
         counts = self._throttled.pending or self.failures.pending
-        return counts or bool(self.deferred) or self._delivery.again_s is not None
+        return counts or bool(self.crowd.waiting) or self._delivery.again_s is not None
 
     def flush_log(self) -> None:
         """Report what a flood has deferred, for FINISH_S, and log the counts of the rate-limited records now."""
         self._delivery.catch_up(FINISH_S)
         self._report_deferred(FINISH_S)
+        self.crowd.expire(math.inf)
         while self.deferred:
-            self.flood.count(self.deferred.take()[0].rule.name)
+            one = self.deferred.take()
+            self.flood.count((one.rule if isinstance(one, Later) else one[0].rule).name)
         self.flood.report(self._log)
         self._throttled.flush(self._clock())
         self.failures.flush()

@@ -68,9 +68,9 @@ class Postponing:
         left_s = 0.0 if self._disk_until_s is None else self._disk_until_s - time.monotonic()
         return AGAIN_S if left_s <= 0 else max(AGAIN_S, min(MOST_AGAIN_S, (DISK_S - left_s) / 4))
 
-    def has_room(self, rule: str) -> bool:
-        """Return whether one more request of a rule may wait."""
-        return self.backlog.of_rule(rule) < self._spool.keep.queue_limit
+    def room(self, rule: str) -> int:
+        """Return how many more requests of a rule may wait."""
+        return max(0, self._spool.keep.queue_limit - self.backlog.of_rule(rule))
 
     def postpone(self, matches: list[RecordedMatch]) -> list[RecordedMatch]:
         """Put jobs that have time into the backlog, and those of rules whose jobs wait there. Return other matches.
@@ -81,7 +81,7 @@ class Postponing:
         for recorded in matches:
             name = recorded.match.rule.name
             waits = recorded.match.runs_hook and (recorded.has_time or self.backlog.of_rule(name))
-            if waits and self.has_room(name):
+            if waits and self.room(name):
                 try:
                     postponed[id(recorded)] = self._postponed(recorded)
                 except Exception:  # reported once more when its job is made at once

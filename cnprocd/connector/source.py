@@ -27,7 +27,7 @@ from cnprocd.connector.needed import Needed
 from cnprocd.connector.request import Features, Request
 from cnprocd.connector.sequence import SequenceTracker
 from cnprocd.connector.status import EVERY_STATUS, StatusSet
-from cnprocd.connector.taskrecord import AsksFor, ReadRecords
+from cnprocd.connector.taskrecord import AsksFor, ReadRecords, Sheds, TaskRecord
 from cnprocd.connector.taskstats import Taskstats, TaskstatsAbsent
 from cnprocd.connector.uapi import PROC_EVENT_EXIT
 
@@ -100,6 +100,7 @@ class Source:
         self._overruns_before = 0
         self._listener_overruns = 0  # at the last drain
         self._overran = False  # events of the last drain, or after them, were lost
+        self._recorded = EVERY_STATUS.wait_statuses()  # the wait statuses of which records come
         self._asks_for: AsksFor | None = None
         self._record_losses = select.epoll()
         self._ahead: set[int] = set()  # threads whose record was read before the batch that has their exit
@@ -135,6 +136,16 @@ class Source:
         self._asks_for = asks_for
         if self.taskstats is not None:
             self.taskstats.reader.pass_over(asks_for)
+
+    def shed(self, sheds: Sheds | None) -> None:
+        """Pass over the records of whole processes as well for which this returns something. None: of none."""
+        if self.taskstats is not None:
+            self.taskstats.reader.sheds = sheds
+
+    def decode(self, message: bytes) -> TaskRecord:
+        """Decode an exit record that was read."""
+        assert self.taskstats is not None
+        return self.taskstats.reader.decode([message]).records[0]
 
     @property
     def wanted_exits(self) -> StatusSet:
@@ -173,6 +184,7 @@ class Source:
                 return False
             assert self.taskstats is not None
             self.taskstats.attach(taskstats_program(request.taskstats))
+            self._recorded = request.taskstats.exits.wait_statuses()
         # Also if no filter is wanted: the last daemon's filter may still be attached to an adopted socket.
         self.listener.attach(connector_program(request.connector) if self._features.socket_filter else ())
         self.listener.narrow(request.mask)
@@ -252,7 +264,8 @@ class Source:
 
     def _drain_records(self, events: list[Row], more: bool, everything: bool) -> ReadRecords:
         assert self.taskstats is not None
-        exited = {row[3] for row in events if row[0] == PROC_EVENT_EXIT}
+        # Exits of other statuses come for the hooks or the table. Nothing else would be read while one is waited for.
+        exited = {row[3] for row in events if row[0] == PROC_EVENT_EXIT and row[5] in self._recorded}
         if everything:
             records = self.taskstats.drain()
         else:  # `_ahead` can have tens of thousands of threads: a copy of it for each batch would take milliseconds

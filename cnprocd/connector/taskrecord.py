@@ -23,7 +23,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 TASKSTATS_CMD_NEW = 2
 STRUCT_OFFSET = 36
@@ -49,6 +49,9 @@ RECORD_SLOT_SIZE = 2048  # a record of version 16 with its group struct is 1172 
 # ac_exitcode | ac_flag | ac_comm | pid | tgid
 _LOOK = struct.Struct("=4x4s8x12sI6s2xIB71x32s16xI236xI1640x")
 assert _LOOK.size == RECORD_SLOT_SIZE
+_WHO = struct.Struct("=116x32s8x8s4xI248x16s")  # ac_comm | uid gid | ppid | exe_dev exe_inode
+_IDS, _FILE = struct.Struct("=2I"), struct.Struct("=2Q")
+assert _WHO.size == _MESSAGE.size
 _REMEMBERED_COMMS = 4096
 
 
@@ -74,6 +77,27 @@ class TaskRecord(NamedTuple):
     major_faults: int
     exe_device: int
     exe_inode: int
+
+
+class Who(NamedTuple):
+    """Who ended, as far as one look at its exit record shows. The bytes are those of the record."""
+
+    comm: bytes  # filled up with zeros
+    ids: bytes  # real user and group
+    ppid: int
+    file: bytes  # device and inode of the program
+
+    @classmethod
+    def in_message(cls, message: bytes | memoryview, at: int = 0) -> Who:
+        """Look at the record that begins at this byte."""
+        return cls._make(_WHO.unpack_from(message, at))
+
+    @classmethod
+    def of(cls, record: TaskRecord) -> Who:
+        """Return what a look at this record has shown."""
+        comm = record.comm.encode("utf-8", "surrogateescape").ljust(32, b"\0")
+        ids, file = _IDS.pack(record.uid, record.gid), _FILE.pack(record.exe_device, record.exe_inode)
+        return cls(comm, ids, record.ppid, file)
 
 
 class UnreadableRecordError(ValueError):
@@ -118,12 +142,21 @@ def decode_record(message: memoryview | bytes, family: int) -> TaskRecord:
     )  # fmt: skip
 
 
+class Shed(NamedTuple):
+    """A process whose end is counted by a look at its record."""
+
+    pid: int
+    counted_as: Any
+    message: bytes  # its record
+
+
 @dataclass(slots=True)
 class ReadRecords:
     """The exit records of some messages."""
 
     records: list[TaskRecord] = field(default_factory=list)
     passed: list[int] = field(default_factory=list)  # PIDs of whole processes that ended and that no rule asks for
+    shed: list[Shed] = field(default_factory=list)  # of those that are passed over as well, because `sheds` said so
     unreadable: int = 0
 
     def __len__(self) -> int:
@@ -133,11 +166,14 @@ class ReadRecords:
         """Add later ones."""
         self.records += other.records
         self.passed += other.passed
+        self.shed += other.shed
         self.unreadable += other.unreadable
 
 
 AsksFor = Callable[[str, int], bool]
 """Whether the record of a whole process with this comm and wait status is needed."""
+Sheds = Callable[[int, int, Who], Any]
+"""Given PID, wait status and look of a whole process: what its end is counted as, or None if its record is needed."""
 
 
 class RecordReader:
@@ -149,6 +185,7 @@ class RecordReader:
         self._unasked: set[bytes] = set()  # comms as records have them
         self._unasked_successes: set[bytes] = set()  # comms of processes that are asked for only if they fail
         self._frame: tuple[bytes, bytes, bytes, int] | None = None  # heads and length of a single-threaded process's
+        self.sheds: Sheds | None = None  # in a flood
 
     def pass_over(self, asks_for: AsksFor | None) -> None:
         """Pass over processes for whose comm and status this returns False. None: read every record."""
@@ -160,13 +197,18 @@ class RecordReader:
         """Return the records in slots of RECORD_SLOT_SIZE bytes. A length of 0 marks a slot without one."""
         found = ReadRecords()
         at, frame, pass_over = 0, self._frame, found.passed.append
-        unasked, unasked_successes = self._unasked, self._unasked_successes
+        unasked, unasked_successes, sheds = self._unasked, self._unasked_successes, self.sheds
         for (kind, heads, named, stats, status, flag, comm, pid, tgid), length in zip(
             _LOOK.iter_unpack(slots), lengths, strict=True
         ):
             is_unasked = comm in unasked or (status == 0 and comm in unasked_successes)
-            # A leader that was the last thread, of such a name, in a record laid out as a valid one was.
-            if is_unasked and named == pid == tgid and flag & _AGROUP and (kind, heads, stats, length) == frame:
+            # A leader that was the last thread, in a record laid out as a valid one was.
+            is_whole = (is_unasked or sheds) and named == pid == tgid and flag & _AGROUP
+            if (
+                is_whole
+                and (kind, heads, stats, length) == frame
+                and (is_unasked or _is_shed(found, sheds, pid, status, slots, at))
+            ):
                 pass_over(pid)
             elif length:
                 self._decode(slots[at : at + length], found)
@@ -191,13 +233,26 @@ class RecordReader:
             return
         found.records.append(record)
         asks_for = self._asks_for
-        if record.last and not record.threaded and asks_for is not None and not asks_for(record.comm, record.status):
+        if not record.last or record.threaded or asks_for is None:
+            return
+        is_unasked = not asks_for(record.comm, record.status)
+        if is_unasked or self._frame is None:
             kind, heads, _, stats, _, _, comm, _, _ = _LOOK.unpack_from(bytes(message).ljust(RECORD_SLOT_SIZE, b"\0"))
             self._frame = kind, heads, stats, len(message)
+        if is_unasked:
             if len(self._unasked) + len(self._unasked_successes) >= _REMEMBERED_COMMS:
                 self._unasked.clear()
                 self._unasked_successes.clear()
             (self._unasked_successes if record.status == 0 else self._unasked).add(comm)
+
+
+def _is_shed(found: ReadRecords, sheds: Sheds | None, pid: int, status: int, slots: memoryview, at: int) -> bool:
+    """Return whether the record in the slot at this offset is not needed, and keep what the end is counted as."""
+    counted_as = sheds(pid, status, Who.in_message(slots, at)) if sheds is not None else None
+    if counted_as is None:
+        return False
+    found.shed.append(Shed(pid, counted_as, bytes(slots[at : at + _MESSAGE.size])))
+    return True
 
 
 def _is_repeated(found: ReadRecords) -> bool:

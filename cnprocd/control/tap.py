@@ -31,6 +31,21 @@ class Tap:
         """Let the other delivery decide. What it holds back in a flood is not published."""
         return self._inner.decide(match)
 
+    def holds(self, rule: str, fields: JsonObject, at_ns: int) -> bool:
+        return self._inner.holds(rule, fields, at_ns)
+
+    def is_below(self, rule: str, fields: JsonObject, more: int) -> bool:
+        return self._inner.is_below(rule, fields, more)
+
+    def hold(self, rule: str, fields: JsonObject, at_ns: int, count: int) -> None:
+        self._inner.hold(rule, fields, at_ns, count)
+
+    def room(self, rule: str) -> int:
+        return self._inner.room(rule)
+
+    def note_dropped(self, rule: str, count: int) -> None:
+        self._inner.note_dropped(rule, count)
+
     @property
     def again_s(self) -> float | None:
         return self._inner.again_s

@@ -144,7 +144,7 @@ def _events(daemon: DaemonView) -> JsonDict:
         "occurrences": dict(counts.kinds),
         "matches": counts.matches,
         "counted": daemon.pipeline.flood.counted.total(),
-        "deferred": len(daemon.pipeline.deferred),
+        "deferred": daemon.pipeline.crowd.waiting,
         "not_remembered": daemon.dispatcher.not_remembered,
         "failed": daemon.pipeline.failures.count,
         "recovered": daemon.pipeline.recovery.recovered,

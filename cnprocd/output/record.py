@@ -176,11 +176,16 @@ def _placement(cgroup: str, placement: Placement) -> JsonDict:
 def early_fields(process: Process) -> JsonDict:
     """Return the fields of a record that need no look at /proc, without those that are still unknown."""
     record: JsonDict = {
-        "pid": process.tgid, "ppid": process.ppid, "uid": process.uid, "gid": process.gid,
-        "comm": _escaped(process.comm),
+        "pid": process.tgid, "ppid": process.ppid, "uid": process.uid, "gid": process.gid, **comm_fields(process.comm),
     }  # fmt: skip
-    if process.comm is not None and process.comm != record["comm"]:
-        record["comm_hex"] = _hex(process.comm)
+    return record
+
+
+def comm_fields(comm: str | None) -> JsonDict:
+    """Return the fields of a record that show a comm."""
+    record: JsonDict = {"comm": _escaped(comm)}
+    if comm is not None and comm != record["comm"]:
+        record["comm_hex"] = _hex(comm)
     return record
 
 

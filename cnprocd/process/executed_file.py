@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+from cnprocd.connector.event import Exit
 from cnprocd.connector.taskrecord import TaskRecord
 from cnprocd.process.files import FileId
-from cnprocd.process.model import FileLookup, Process
+from cnprocd.process.model import FileLookup, Occurrence, Process
+
+
+def ended(event: Exit, record: TaskRecord, files: FileLookup | None) -> Occurrence:
+    """Return the exit of a process with one thread that no table has, as its event and its record show it."""
+    process = Process(event.process_tgid)
+    process.take_exit_records(record, record, event.timestamp_ns)
+    occurrence = Occurrence("exit", process, event.process_pid, event.exit_code, event.timestamp_ns, event.cpu)
+    occurrence.usage, occurrence.reaped = record, event.parent_tgid == 0
+    if files is not None:
+        take_executed_file(process, record, files)
+    if event.parent_tgid:
+        process.ppid = event.parent_tgid
+    return occurrence
 
 
 def take_executed_file(process: Process, record: TaskRecord, files: FileLookup) -> None:

@@ -176,8 +176,12 @@ class Matcher:
 
     def candidates(self, occurrence: Occurrence) -> tuple[CompiledRule, ...]:
         """Return the rules whose events and comm fit, in file order."""
-        index = self._indices.get((occurrence.kind, occurrence.of_thread))
-        return index.find(occurrence.process.comm) if index is not None else ()
+        return self.asking(occurrence.kind, occurrence.process.comm, occurrence.of_thread)
+
+    def asking(self, kind: Kind, comm: str | None, of_thread: bool = False) -> tuple[CompiledRule, ...]:
+        """Return the rules that ask for events of this kind and comm, in file order."""
+        index = self._indices.get((kind, of_thread))
+        return index.find(comm) if index is not None else ()
 
     def match(self, occurrence: Occurrence) -> list[Match]:
         """Return the matches of all rules, in file order."""
@@ -232,6 +236,7 @@ class _CommIndex:
         self.remembered: dict[str, tuple[CompiledRule, ...]] = {}
         for rule in rules:
             self._file(rule)
+        self._lengths = sorted(map(len, self._prefix))
 
     def _file(self, rule: CompiledRule) -> None:
         if rule.comm is None:
@@ -260,7 +265,9 @@ class _CommIndex:
 
     def _look_up(self, comm: str) -> tuple[CompiledRule, ...]:
         found = {rule.order: rule for rule in self._literal.get(comm, ())}
-        for length in range(len(comm) + 1):
+        for length in self._lengths:
+            if length > len(comm):
+                break
             for rule, test in self._prefix.get(comm[:length], ()):
                 if test(comm):
                     found[rule.order] = rule

@@ -209,6 +209,18 @@ class _Escalation:
         seen.fired = seen.fired or enough
         return passes
 
+    def is_below(self, record: JsonObject, more: int) -> bool:
+        """Return whether a match of this key certainly does not pass, even after so many more."""
+        key = key_of(self.by, record)
+        seen = None if key is None else self.keys.find(key)
+        return (0 if seen is None else len(seen.times)) + more + 1 < self._after.count
+
+    def is_spent(self, record: JsonObject, now_ns: int) -> bool:
+        """Return whether a match of this key certainly does not pass: one has, and the count has not begun anew."""
+        key = key_of(self.by, record)
+        seen = None if key is None else self.keys.find(key)
+        return seen is not None and seen.fired and bool(seen.times) and now_ns - seen.times[-1] < self._resets_ns
+
 
 @dataclass(slots=True)
 class _Held:
@@ -235,10 +247,10 @@ class _Sliding:
         passed = self.keys.find(key)
         return passed is None or not passed.full or now_ns - passed.times[0] >= self.per_ns
 
-    def note_held(self, key: str, now_ns: int) -> None:
+    def note_held(self, key: str, now_ns: int, count: int = 1) -> None:
         if key not in self.held and len(self.held) >= MOST_KEYS:
             key = OTHER_KEYS
-        self.held.setdefault(key, _Held(now_ns)).count += 1
+        self.held.setdefault(key, _Held(now_ns)).count += count
 
     def reports(self, rule: str, now_ns: int) -> list[HeldBack]:
         """Return what the windows that have closed have held back: the largest counts by key, the others together."""
@@ -300,12 +312,37 @@ class Throttle:
         if self._after is not None and not self._after.reaches(record, now_ns):
             return "after"
         keyed = [(limit, key) for limit in self._limits if (key := limit.key_of(record)) is not None]
-        for limit, key in keyed:
-            if not limit.allows(key, now_ns):
-                limit.note_held(key, now_ns)
-                return limit.held_by
+        held = self._holding(record, now_ns)
+        if held is not None:
+            held[0].note_held(held[1], now_ns)
+            return held[0].held_by
         for limit, key in keyed:
             limit.keys.use(key, now_ns, owner_of(record)).add(now_ns)
+        return None
+
+    def holds(self, record: JsonObject, now_ns: int) -> bool:
+        """Return whether matches like this one are certainly held back now. Nothing is counted."""
+        if self._after is not None:
+            return self._after.is_spent(record, now_ns)
+        return self._holding(record, now_ns) is not None
+
+    def is_below(self, record: JsonObject, more: int) -> bool:
+        """Return whether `after` certainly holds back a match like this one, after so many more are counted."""
+        return self._after is not None and self._after.is_below(record, more)
+
+    def hold(self, record: JsonObject, now_ns: int, count: int) -> None:
+        """Count matches like this one, for which `holds` or `is_below` has returned True."""
+        if self._after is not None:
+            self._after.reaches(record, now_ns)
+        elif (held := self._holding(record, now_ns)) is not None:
+            held[0].note_held(held[1], now_ns, count)
+
+    def _holding(self, record: JsonObject, now_ns: int) -> tuple[_Sliding, str] | None:
+        """Return the limit that holds back such a match, and its key."""
+        for limit in self._limits:
+            key = limit.key_of(record)
+            if key is not None and not limit.allows(key, now_ns):
+                return limit, key
         return None
 
     def reports(self, now_ns: int) -> list[HeldBack]:

@@ -52,6 +52,16 @@ def test_a_flood_takes_no_room_from_another_rule():
     assert Counter(map(type, taken(deferred))) == {int: 2, str: 2}
 
 
+@given(st.lists(st.sampled_from("aaaabbc"), max_size=60), st.integers(1, 12), st.sampled_from("abcd"))
+def test_room_is_what_can_be_added(rules, most, rule):
+    deferred: Deferred = Deferred(most)
+    for one in rules:
+        add(deferred, one, one)
+    for _ in range(deferred.room(rule)):
+        assert add(deferred, rule, rule) != rule
+    assert deferred.room(rule) == 0 or deferred.make_room(rule) != rule
+
+
 def test_an_empty_room_has_nothing_to_take():
     with pytest.raises(KeyError):
         Deferred(4).take()

@@ -12,10 +12,11 @@ from cnprocd.connector.ahead import nothing_ahead
 from cnprocd.connector.event import Exit
 from cnprocd.connector.source import Batch, Losses
 from cnprocd.connector.taskrecord import ReadRecords
+from cnprocd.crowd import MOST_QUEUED
 from cnprocd.dispatch import Dispatcher
 from cnprocd.failures import Failures
 from cnprocd.output.match_id import UNKNOWN_MACHINE
-from cnprocd.pipeline import LEAST_EVENTS, MOST_QUEUED, MOST_RECOVERED, Pipeline
+from cnprocd.pipeline import LEAST_EVENTS, MOST_RECOVERED, Pipeline
 from cnprocd.process.death import Death
 from cnprocd.process.model import EVERYTHING
 from cnprocd.process.tracker import Tracker

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnprocd.flood import (
+    BACKLOG_S,
     BEHIND_S,
     CALM_S,
     CAUGHT_UP_S,
@@ -18,6 +19,8 @@ from cnprocd.flood import (
     LEAST_COMMON,
     MANY,
     PATIENCE_S,
+    REQUESTS,
+    REQUESTS_AT_ONCE,
     SHARE,
     Flood,
 )
@@ -198,3 +201,34 @@ def test_each_rule_with_a_hook_makes_so_many_jobs_at_once():
     assert not clock.flood.counted
     clock.flood.active = False
     assert all(clock.flood.admits_job("a", clock.now_s + 1) for _ in range(STORM))
+
+
+@given(st.integers(0, 300), st.floats(0.0, 2.0), st.booleans())
+def test_room_is_what_is_admitted(taken, later_s, has_room):
+    clock = flooded()
+    flood, at_s = clock.flood, clock.now_s
+    for _ in range(taken):
+        flood.admits("a", USER, at_s, has_room)
+    flood.seen_s = at_s + later_s
+    room = flood.room("a", USER, has_room)
+    assert [flood.admits("a", USER, flood.seen_s, has_room) for _ in range(room + 1)] == [True] * room + [False]
+
+
+def test_jobs_are_made_without_end_while_nothing_waits_for_long():
+    clock = flooded()
+    assert clock.flood.room_for_requests("a") is None
+    assert all(clock.flood.admits_request("a", clock.now_s) for _ in range(5 * int(REQUESTS_AT_ONCE)))
+
+
+def test_a_flood_of_jobs_is_bounded_while_others_wait():
+    clock = flooded()
+    clock.lag_s = BACKLOG_S + 0.1
+    clock.batch(0)
+    at_s = clock.flood.seen_s
+    assert clock.flood.room_for_requests("a") == REQUESTS_AT_ONCE
+    admitted = sum(clock.flood.admits_request("a", at_s) for _ in range(5 * int(REQUESTS_AT_ONCE)))
+    assert admitted == REQUESTS_AT_ONCE and clock.flood.room_for_requests("a") == 0
+    assert clock.flood.admits_request("b", at_s), "of each rule"
+    assert not clock.flood.admits_hook("a", at_s) and clock.flood.admits_hook("b", at_s)
+    later_s = at_s + 1.0
+    assert sum(clock.flood.admits_request("a", later_s) for _ in range(5 * int(REQUESTS))) == REQUESTS

@@ -154,3 +154,22 @@ def test_thousands_of_records_ahead_cost_a_batch_nothing(queue, source):
         assert asked.pop() == ({1}, ahead)
         assert 1 not in source._ahead and 2 not in source._ahead and 3 in source._ahead
         queue.waiting = []
+
+
+def test_no_record_is_waited_for_that_the_filter_drops(queue, source):
+    """While a hook runs, exits of leaders come with any status. In a storm everything queued would be read."""
+    asked: list[set[int]] = []
+
+    def drain(until: set[int], ahead: int) -> ReadRecords:
+        asked.append(set(until))
+        return ReadRecords()
+
+    source.taskstats = SimpleNamespace(drain=drain, overruns=0)
+    queue.member, queue.what, queue.waiting = "exit", EXIT, [1, 2, 3]
+    source._recorded = frozenset()
+    source.drain(2)
+    assert asked.pop() == set()
+    source._recorded = frozenset({0})
+    queue.waiting = [4, 5, 6]
+    source.drain(2)
+    assert asked.pop() != set()

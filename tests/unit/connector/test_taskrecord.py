@@ -12,6 +12,7 @@ from cnprocd.connector.taskrecord import (
     RecordReader,
     TaskRecord,
     UnreadableRecordError,
+    Who,
     decode_record,
 )
 
@@ -211,6 +212,41 @@ def test_other_rules_ask_for_other_names():
     assert read(reader, death(2)).passed == []
     reader.pass_over(None)
     assert read(reader, death(2)).passed == []
+
+
+def test_a_look_shows_what_the_record_has():
+    stats = taskstats(16, ac_pid=7, ac_tgid=7, ac_comm=b"storm\xff", ac_uid=1000, ac_gid=50, ac_ppid=3,
+                      ac_exe_dev=2049, ac_exe_inode=1 << 40)  # fmt: skip
+    message = exit_record(stats, family=FAMILY)
+    look = Who.in_message(message)
+    assert look == Who.of(decode_record(message, FAMILY))
+    assert (look.comm, look.ppid) == (b"storm\xff".ljust(32, b"\0"), 3)
+
+
+def test_records_of_whole_processes_are_shed():
+    reader = RecordReader(FAMILY)
+    reader.pass_over(lambda comm, status: True)
+    looks: list[tuple[int, int]] = []
+    reader.sheds = lambda pid, status, who: looks.append((pid, status)) or (who.comm[:2] if pid % 2 else None)
+    assert not read(reader, death(1, status=256)).shed, "the layout is not known yet"
+    found = read(
+        reader, death(3, status=256), death(4), death(5, last=False), death(7, threaded=True), death(9, tgid=8)
+    )
+    assert looks == [(3, 256), (4, 0)]
+    assert found.passed == [3] and [(one.pid, one.counted_as) for one in found.shed] == [(3, b"sh")]
+    assert decode_record(found.shed[0].message, FAMILY).status == 256
+    assert [record.pid for record in found.records] == [4, 5, 7, 9]
+    reader.sheds = None
+    assert not read(reader, death(3)).shed
+
+
+def test_a_pid_that_is_reused_in_a_batch_is_not_shed():
+    reader = RecordReader(FAMILY)
+    reader.pass_over(lambda comm, status: True)
+    reader.sheds = lambda pid, status, who: True
+    read(reader, death(1))
+    found = read(reader, death(2, b"a"), death(2, b"b"))
+    assert ([record.comm for record in found.records], found.shed, found.passed) == (["a", "b"], [], [])
 
 
 def test_a_slot_without_a_datagram_is_not_read():

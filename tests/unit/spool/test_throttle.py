@@ -83,6 +83,30 @@ def test_only_matches_that_pass_all_limits_count(gaps, count, per_s, cooldown_s)
             passed.append(now)
 
 
+KINDS = st.fixed_dictionaries(
+    {},
+    optional={
+        "rate_limit": st.builds(RateLimit, st.integers(1, 3), st.integers(1, 8), st.sampled_from(["rule", "comm"])),
+        "cooldown": st.builds(Cooldown, st.integers(1, 8), st.sampled_from(["rule", "comm"])),
+        "after": st.builds(After, st.integers(1, 4), st.integers(1, 8), st.sampled_from(["rule", "comm"])),
+    },
+)
+
+
+@given(GAPS, KINDS)
+def test_what_is_certainly_held_back_is_held_back(gaps, kinds):
+    """And counting it by `hold` is the same as asking about it."""
+    asked, counted = Throttle("r", **kinds), Throttle("r", **kinds)
+    for now, record in arrivals(gaps):
+        held = counted.holds(record, now) or counted.is_below(record, 0)
+        if held:
+            counted.hold(record, now, 1)
+            assert asked.admit(record, now) is not None
+        else:
+            assert asked.admit(record, now) == counted.admit(record, now)
+    assert asked.take_open() == counted.take_open()
+
+
 @given(GAPS, st.integers(1, 3), st.integers(1, 8))
 def test_everything_held_back_is_reported_once(gaps, count, per_s):
     throttle = Throttle("r", rate_limit=RateLimit(count, per_s, "comm"), cooldown=Cooldown(1))

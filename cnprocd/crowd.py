@@ -1,0 +1,391 @@
+"""In a flood, decide by a look at an exit record that the matches of a process would only be counted. PURE.
+
+A user can make tens of thousands of processes a second fail that are alike in all that the rules ask for: name, user,
+group, program and status. To identify and match one of them costs five times what its event and its record cost. So the
+rules are evaluated for the first one, and for a few more while their matches are reported. The others are counted by
+what was found, as long as that is certain:
+
+- A throttle holds back the match.
+- Or the match has no room in the budgets of the flood (flood.py), among the deferred ones, or in the backlog.
+
+A process of a new name is like another one if the same rules ask for both names. A rule that asks for anything else
+(its unit, parent, arguments, lifetime) ends all this: then each process is matched, as are all processes of hooks. The
+files of programs may change, so what was found is found anew after MEMO_S.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+
+from cnprocd.connector.event import Exit, Row, named
+from cnprocd.connector.taskrecord import Shed, Sheds, TaskRecord, Who
+from cnprocd.connector.uapi import PROC_EVENT_EXIT
+from cnprocd.counts import Counts
+from cnprocd.deferred import Deferred
+from cnprocd.delivery import Delivery, Fate
+from cnprocd.flood import Flood
+from cnprocd.json_value import JsonDict
+from cnprocd.output.record import comm_fields, early_fields
+from cnprocd.process.family import HookFamily
+from cnprocd.process.model import Occurrence
+from cnprocd.rules.compile import CompiledRule, Match, Matcher
+from cnprocd.rules.needs import Need
+from cnprocd.rules.ruleset import Condition, EventName, Rule
+
+MEMO_S = 0.05
+MOST_ALIKE = 4096
+MOST_LAG_S = 0.4  # of a batch whose matches are made and deferred: that costs as much as to look at five records
+MOST_AWAITED, AWAITED_S = 10_000, 10.0  # processes whose event is to come, and for how long they are kept
+MOST_QUEUED = 500  # log records that wait for the output: with more of them, only the shares are reported
+_SHOWN: frozenset[Need] = frozenset({"comm", "ids", "exe"})  # by a record; the status is shown as well
+_THROTTLED_BY = frozenset({"rule", "comm", "uid", "gid", "ppid"})  # other fields are not known by a look
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A rule that such processes match, by which event. `fields`: those that its throttle asks for, if it is asked."""
+
+    compiled: CompiledRule
+    event: EventName
+    fields: JsonDict | None
+
+    @property
+    def name(self) -> str:
+        return self.compiled.rule.name
+
+    @property
+    def can_wait(self) -> bool:
+        """Whether a match needs nothing but its record: no hook, and no throttle that lets it pass."""
+        rule = self.compiled.rule
+        return rule.run is None and not _is_throttled(rule)
+
+
+@dataclass(slots=True)
+class Alike:
+    """Processes that match the same rules. `left`: of these rules, those whose throttle may let a match pass."""
+
+    parts: tuple[_Part, ...]
+    naming: tuple[_Part, ...]  # of other rules, whose `after` counts each name: the names of these processes differ
+    uid: int
+    until_s: float  # when to match one of them again
+    is_old: bool = False  # one of them is to be matched
+    batch: int = -1  # for which `left` was found
+    left: list[_Part] = field(default_factory=list)
+    is_shed: bool = False  # in the rest of this batch
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """A match of a process that was only looked at, to be reported later."""
+
+    rule: CompiledRule
+    event: EventName
+    exit: Exit
+    record: TaskRecord
+
+
+class Crowd:
+    """Decides what becomes of the matches of a flood: reported at once, deferred, held back or counted."""
+
+    def __init__(
+        self,
+        matcher: Matcher,
+        flood: Flood,
+        deferred: Deferred[Later | tuple[Match, str]],
+        delivery: Delivery,
+        family: HookFamily,
+        log_queued: Callable[[], int],
+    ) -> None:
+        self._flood = flood
+        self._deferred = deferred
+        self._delivery = delivery
+        self._family = family
+        self._log_queued = log_queued
+        self._alike: dict[tuple[int, Who], Alike] = {}
+        self._named_otherwise: dict[tuple[tuple[int, ...], int, Who], Alike] = {}  # by rules, without the name
+        self._is_stale, self._now_s = False, 0.0
+        self._awaited: dict[int, tuple[list[_Part], TaskRecord, float]] = {}  # until their event comes, or this time
+        self._is_looking, self._keeps = False, False
+        self._batch, self._at_ns = 0, 0
+        self._room: dict[tuple[str, bool], int] = {}  # in this batch, by rule, and whether it is of root's processes
+        self._below: Counter[tuple[str, bytes]] = Counter()  # in this batch, by rule and name: shed, and to be counted
+        self.use(matcher)
+
+    def use(self, matcher: Matcher) -> None:
+        """Use other rules."""
+        self._matcher = matcher
+        self._shows = {rule.order: rule.match_needs <= _SHOWN and _is_known(rule.rule) for rule in matcher.rules}
+        self._any_name = {rule.order: self._shows[rule.order] and _is_by_index(rule) for rule in matcher.rules}
+        self._is_stale = True
+
+    # Processes of which an exit record is looked at.
+
+    @property
+    def awaits(self) -> bool:
+        """Whether events of processes are still to come whose matches are to be deferred."""
+        return bool(self._awaited)
+
+    @property
+    def waiting(self) -> int:
+        """How many matches wait to be reported, with those of processes whose event is still to come."""
+        return len(self._deferred) + len(self._awaited)
+
+    def begin(self, now_s: float, keeps: bool) -> Sheds | None:
+        """Begin a batch. Return what is to look at its records: nothing if there is no flood.
+
+        `keeps`: no process is in a table, so a death can be matched later.
+        """
+        self._batch += 1
+        self._now_s, self._is_looking, self._keeps = now_s, self._flood.active, keeps
+        self.expire(now_s)
+        if not self._is_looking:
+            return None
+        self._room.clear()
+        self._below.clear()
+        self._at_ns = int(self._flood.seen_s * 1e9)
+        if self._is_stale or len(self._alike) + len(self._named_otherwise) > MOST_ALIKE:
+            self._alike.clear()
+            self._named_otherwise.clear()
+            self._is_stale = False
+        return self.sheds
+
+    def expire(self, now_s: float) -> None:
+        """Count the matches of processes whose event was lost: it has not come for so long."""
+        while self._awaited and next(iter(self._awaited.values()))[2] < now_s:
+            self._count(self._awaited.pop(next(iter(self._awaited)))[0], 1)
+
+    def sheds(self, pid: int, status: int, who: Who) -> Alike | None:
+        """Return what the end of a process is counted as, or None if it is to be matched. Nothing is counted yet."""
+        alike = self._alike.get((status, who)) or self._find_by_rules(status, who)
+        family = self._family
+        if alike is None or pid in family.hooks or who.ppid in family.hooks or who.ppid in family.roots:
+            return None
+        if self._now_s >= alike.until_s:  # this one is matched, and what is found for it replaces this
+            if not alike.is_old:
+                alike.is_old, alike.until_s = True, self._now_s + MEMO_S
+            return None
+        if alike.naming and not self._are_below(alike.naming, who.comm):
+            return None
+        if alike.batch != self._batch:
+            alike.batch, alike.is_shed = self._batch, False
+            alike.left = [part for part in alike.parts if not self._is_held(part)]
+        if not alike.is_shed:
+            rooms = [(part.name, alike.uid == 0) for part in alike.left]
+            for part, key in zip(alike.left, rooms, strict=True):
+                if key not in self._room:
+                    self._room[key] = self._room_for(part, alike.uid)
+            if any(self._room[key] > 0 for key in rooms):
+                for key in rooms:
+                    self._room[key] -= 1
+                return None
+            alike.is_shed = True
+        self._below.update([(part.name, who.comm) for part in alike.naming])
+        return alike
+
+    def learn(self, occurrence: Occurrence, found: list[Match]) -> None:
+        """Remember what was found for a process that has ended."""
+        record, status = occurrence.usage, occurrence.status
+        if not self._is_looking or record is None or record.threaded or not record.last or status is None:
+            return
+        who, process = Who.of(record), occurrence.process
+        known = self._alike.get((status, who))
+        if known is not None and not known.is_old:
+            return
+        candidates = self._matcher.candidates(occurrence)
+        is_certain = not (occurrence.from_hook or occurrence.recovered or self._matcher.undecided)
+        if not is_certain or not all(self._shows[rule.order] for rule in candidates):
+            return
+        if (process.comm, process.uid, process.gid) != (record.comm, record.uid, record.gid):
+            return  # a name or user of another moment
+        if any(match.log_only for match in found):
+            return
+        fields = early_fields(process)
+        alike = Alike(tuple(_part(match, fields) for match in found), (), record.uid, self._now_s + MEMO_S)
+        self._alike[status, who] = alike
+        if all(self._any_name[rule.order] for rule in candidates):
+            nameless = tuple(_nameless(part) for part in alike.parts if not _counts_names(part))
+            naming = tuple(_nameless(part) for part in alike.parts if _counts_names(part))
+            key = tuple(rule.order for rule in candidates), status, who._replace(comm=b"")
+            self._named_otherwise[key] = Alike(nameless, naming, record.uid, alike.until_s)
+
+    def settle(
+        self, shed: list[Shed], rows: list[Row], decode: Callable[[bytes], TaskRecord], counts: Counts, now_ns: int
+    ) -> None:
+        """Count the matches of the processes that were shed in this batch, and defer those for which there is room.
+
+        `rows`: the events of the batch. `decode` reads an exit record.
+        """
+        groups: dict[int, list[Shed]] = {}
+        for one in shed:
+            groups.setdefault(id(one.counted_as), []).append(one)
+        exits = {row[3]: row for row in rows if row[0] == PROC_EVENT_EXIT} if self._keeps or self._awaited else {}
+        for pid in exits.keys() & self._awaited.keys():
+            parts, record, _ = self._awaited.pop(pid)
+            self._defer_all(parts, exits[pid], record)
+        for group in groups.values():
+            alike = group[0].counted_as
+            self._note(alike, len(group), counts, now_ns)
+            for part in alike.naming:
+                for one in group:
+                    fields = {**(part.fields or {}), **_named(Who.in_message(one.message).comm)}
+                    self._delivery.hold(part.name, fields, self._at_ns, 1)
+            if self._keeps and alike.left and all(part.can_wait for part in alike.left):
+                group = [one for one in group if not self._keep(alike, one, exits, decode)]
+            self._count(alike.left, len(group))
+
+    def _are_below(self, parts: Iterable[_Part], comm: bytes) -> bool:
+        """Return whether one more match of this name passes `after` of none of these rules."""
+        named = _named(comm)
+        return all(
+            self._delivery.is_below(part.name, {**(part.fields or {}), **named}, self._below[part.name, comm])
+            for part in parts
+        )
+
+    def _note(self, alike: Alike, count: int, counts: Counts, now_ns: int) -> None:
+        """Count processes and their matches, and those that throttles hold back."""
+        counts.occurrences += count
+        counts.kinds["exit"] += count
+        for part in (*alike.parts, *alike.naming):
+            counts.matches += count
+            counts.rules[part.name] += count
+            counts.rule_last_ns[part.name] = now_ns
+        left = set(map(id, alike.left))
+        for part in alike.parts:
+            if id(part) not in left and part.fields is not None:
+                self._delivery.hold(part.name, part.fields, self._at_ns, count)
+                self._flood.note_held()
+
+    def _keep(self, alike: Alike, one: Shed, exits: dict[int, Row], decode: Callable[[bytes], TaskRecord]) -> bool:
+        """Defer the matches of a process, now or when its event comes. Return False if there is no room for any."""
+        if not any(self._deferred.room(part.name) for part in alike.left):
+            return False
+        if one.pid in exits:
+            self._defer_all(alike.left, exits[one.pid], decode(one.message))
+        elif len(self._awaited) < MOST_AWAITED:
+            self._awaited[one.pid] = alike.left, decode(one.message), self._now_s + AWAITED_S
+        else:
+            return False
+        return True
+
+    def _defer_all(self, parts: Iterable[_Part], row: Row, record: TaskRecord) -> None:
+        event = named(row)
+        assert isinstance(event, Exit)
+        for part in parts:
+            loser = self._deferred.make_room(part.name)
+            if loser is not None:
+                self._flood.count(loser)
+            if loser != part.name:
+                self._deferred.add(part.name, Later(part.compiled, part.event, event, record))
+                self._flood.note_held()
+
+    def _count(self, parts: Iterable[_Part], count: int) -> None:
+        for part in parts if count else ():
+            self._flood.count(part.name, count)
+            rule = part.compiled.rule
+            if rule.run is not None and rule.coalesce is None and not self._delivery.room(part.name):
+                self._delivery.note_dropped(part.name, count)
+
+    def _find_by_rules(self, status: int, who: Who) -> Alike | None:
+        if not self._named_otherwise:
+            return None
+        comm = who.comm.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+        rules = tuple(rule.order for rule in self._matcher.asking("exit", comm))
+        return self._named_otherwise.get((rules, status, who._replace(comm=b"")))
+
+    def _is_held(self, part: _Part) -> bool:
+        return part.fields is not None and self._delivery.holds(part.name, part.fields, self._at_ns)
+
+    def _room_for(self, part: _Part, uid: int) -> int:
+        """Return how many more matches of a rule would be reported, deferred, or put into the backlog."""
+        rule = part.compiled.rule
+        if rule.coalesce is not None:
+            return self._flood.room_for_hooks(part.name)
+        if rule.run is not None:
+            backlog, requests = self._delivery.room(part.name), self._flood.room_for_requests(part.name)
+            return backlog if requests is None else min(backlog, requests)
+        if self._keeps:  # to defer a match costs little: beyond its share it is reported when no events wait
+            return self._flood.room(part.name, uid, has_room=False)
+        deferred = self._deferred.room(part.name) if self._flood.lag_s < MOST_LAG_S else 0
+        return self._flood.room(part.name, uid, self._log_queued() < MOST_QUEUED) + deferred
+
+    # Matches.
+
+    def is_reported(self, match: Match, unique: str) -> bool:
+        """Return whether to report a match of a flood now. If not, it is deferred or counted, without a record."""
+        name, at_ns = match.rule.name, match.occurrence.kernel_time_ns
+        at_s = None if at_ns is None else at_ns / 1e9
+        fate = self._delivery.decide(match)
+        if fate is Fate.HELD:
+            return False
+        if fate is Fate.DROPPED:
+            self._flood.count(name)
+            return False
+        if not match.runs_hook:
+            uid, has_room = match.occurrence.process.uid, self._log_queued() < MOST_QUEUED
+            return self._flood.admits(name, uid, at_s, has_room) or self._defer(match, fate, unique)
+        if fate is Fate.OPEN or match.rule.rule.coalesce is not None:
+            return self._flood.admits_hook(name, at_s)
+        if not self._flood.admits_request(name, at_s):
+            self._flood.count(name)
+            return False
+        return True
+
+    def _defer(self, match: Match, fate: Fate, unique: str) -> bool:
+        """Report a match of a flood later. Count what has no room, and what its throttle has not let pass yet."""
+        name = match.rule.name
+        has_time = fate is Fate.PASSES and (self._keeps or self._flood.lag_s < MOST_LAG_S)
+        loser = self._deferred.make_room(name) if has_time else name
+        if loser is not None:
+            self._flood.count(loser)
+        if loser != name:
+            occurrence = match.occurrence
+            if not self._keeps or occurrence.kind != "exit":  # its process is the table's own, and goes on
+                occurrence = replace(occurrence, process=replace(occurrence.process, is_shared=False))
+            self._deferred.add(name, (match._replace(occurrence=occurrence), unique))
+        return False
+
+
+def _is_known(rule: Rule) -> bool:
+    """Return whether all that the throttle of a rule asks for is known by a look."""
+    throttles = (rule.after, rule.cooldown, rule.rate_limit, rule.coalesce)
+    return all(one is None or one.by in _THROTTLED_BY for one in throttles)
+
+
+def _is_by_index(rule: CompiledRule) -> bool:
+    """Return whether the name of a process only decides whether the rule is asked, and what its throttle holds back."""
+    condition = rule.rule.match
+    return condition is None or not any(map(_names, (*condition.all, *condition.any, *condition.not_)))
+
+
+def _names(condition: Condition) -> bool:
+    """Return whether a condition asks for the name."""
+    return condition.comm is not None or any(map(_names, (*condition.all, *condition.any, *condition.not_)))
+
+
+def _part(match: Match, fields: JsonDict) -> _Part:
+    rule = match.rule.rule
+    return _Part(match.rule, match.event, fields if _is_throttled(rule) else None)
+
+
+def _is_throttled(rule: Rule) -> bool:
+    return not (rule.after is None and rule.cooldown is None and rule.rate_limit is None)
+
+
+def _named(comm: bytes) -> JsonDict:
+    return comm_fields(comm.partition(b"\0")[0].decode("utf-8", "surrogateescape"))
+
+
+def _counts_names(part: _Part) -> bool:
+    after = part.compiled.rule.after
+    return after is not None and after.by == "comm"
+
+
+def _nameless(part: _Part) -> _Part:
+    """Return the part of processes with other names: a throttle that counts by name is asked with the name, or not."""
+    rule = part.compiled.rule
+    limits = (rule.cooldown, rule.rate_limit)
+    if part.fields is None or (not _counts_names(part) and any(one is not None and one.by == "comm" for one in limits)):
+        return replace(part, fields=None)
+    return replace(part, fields={key: value for key, value in part.fields.items() if not key.startswith("comm")})
