@@ -9,8 +9,8 @@ what was found, as long as that is certain:
 - Or the match has no room in the budgets of the flood (flood.py), among the deferred ones, or in the backlog.
 
 A process of a new name is like another one if the same rules ask for both names. A rule that asks for anything else
-(its unit, parent, arguments, lifetime) ends all this: then each process is matched, as are all processes of hooks. The
-files of programs may change, so what was found is found anew after MEMO_S.
+(its unit, parent, arguments, lifetime) ends all this: then each process is matched, as are all processes of hooks. If
+a named path leads to another file, all is forgotten. Other programs may change, so all is found anew after MEMO_S.
 """
 
 from __future__ import annotations
@@ -118,6 +118,10 @@ class Crowd:
         self._matcher = matcher
         self._shows = {rule.order: rule.match_needs <= _SHOWN and _is_known(rule.rule) for rule in matcher.rules}
         self._any_name = {rule.order: self._shows[rule.order] and _is_by_index(rule) for rule in matcher.rules}
+        self._is_stale = True
+
+    def forget(self) -> None:
+        """Forget what was found: a named path leads to another file now."""
         self._is_stale = True
 
     # Processes of which an exit record is looked at.

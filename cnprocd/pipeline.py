@@ -157,8 +157,9 @@ class Pipeline:
         self.recovery.note(batch)
         if not batch.more:
             tracker.deaths.caught_up()
-        if self._files is not None and batch.records:
-            self._files.refresh()
+        if self._files is not None and batch.records and self._files.refresh():
+            self.crowd.forget()
+            batch.records.keep_shed(self.source.decode)
         if batch.events:
             first, last = batch.events[0], batch.events[-1]
             count = MANY if batch.more else len(batch.events)

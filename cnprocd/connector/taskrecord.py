@@ -162,6 +162,13 @@ class ReadRecords:
     def __len__(self) -> int:
         return len(self.records) + len(self.passed)
 
+    def keep_shed(self, decode: Callable[[bytes], TaskRecord]) -> None:
+        """Return the records that were shed to the others: what decided about them does not hold any more."""
+        pids = {one.pid for one in self.shed}
+        self.passed = [pid for pid in self.passed if pid not in pids]
+        self.records += [decode(one.message) for one in self.shed]
+        self.shed = []
+
     def add(self, other: ReadRecords) -> None:
         """Add later ones."""
         self.records += other.records

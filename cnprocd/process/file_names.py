@@ -78,9 +78,12 @@ class FileNames:
         """The named paths whose files exit records do not identify on this machine."""
         return self._watched.unwatched
 
-    def refresh(self) -> None:
-        """Call it when the records of a batch were read and before they are used."""
-        self._watched.refresh()
+    def refresh(self) -> bool:
+        """Call it when the records of a batch were read and before they are used.
+
+        Return whether what was found of a file before may not hold any more.
+        """
+        return self._watched.refresh()
 
     def let_go(self) -> None:
         """Call it when the records of a batch were used."""

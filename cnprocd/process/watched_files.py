@@ -158,8 +158,11 @@ class WatchedFiles:
         """Whether looking at a path touches no filesystem that another machine or a process serves."""
         return self._mount_table.now().is_local(path)
 
-    def refresh(self) -> None:
-        """Take what inotify has: call it when the exit records of a batch were read and before they are used."""
+    def refresh(self) -> bool:
+        """Take what inotify has: call it when the exit records of a batch were read and before they are used.
+
+        Return whether a named path may lead to another file now.
+        """
         dirty: set[str] = set()
         appeared: Counter[str] = Counter()
         for watch, mask, name in self._events():
@@ -185,6 +188,7 @@ class WatchedFiles:
             self._look(dirty)
             is_followed = self._queued_bytes() > 0  # the look may have shown what a later change has made
             self._unsettled |= {path for path, times in appeared.items() if times > 1 or is_followed}
+        return bool(dirty) or not self.is_settled
 
     def look_again(self) -> None:
         """Look at every named path: finds what inotify did not show, such as a directory without a watch."""

@@ -240,6 +240,19 @@ def test_records_of_whole_processes_are_shed():
     assert not read(reader, death(3)).shed
 
 
+def test_what_was_shed_is_kept_if_it_is_needed_after_all():
+    reader = RecordReader(FAMILY)
+    reader.pass_over(lambda comm, status: comm != "quiet")
+    reader.sheds = lambda pid, status, who: True if pid in (4, 5) else None
+    read(reader, death(1, b"quiet"))
+    found = read(reader, death(2, b"quiet"), death(3), death(4), death(5, b"a"))
+    assert found.passed == [2, 4, 5]
+    found.keep_shed(lambda message: decode_record(message, FAMILY))
+    assert ([(one.pid, one.comm) for one in found.records], found.passed, found.shed) == (
+        [(3, "sh"), (4, "sh"), (5, "a")], [2], [],
+    )  # fmt: skip
+
+
 def test_a_pid_that_is_reused_in_a_batch_is_not_shed():
     reader = RecordReader(FAMILY)
     reader.pass_over(lambda comm, status: True)

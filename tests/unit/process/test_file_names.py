@@ -140,6 +140,22 @@ def test_a_late_look_at_a_watched_path_costs_nothing(names, host, tmp_path):
     assert not names.knows_all_named, "now it has a file that was not seen"
 
 
+def test_what_was_found_holds_until_a_named_path_changes(names, tmp_path):
+    """Processes that are alike in a flood are counted by what was found for one of them (crowd.py)."""
+    program, other = tmp_path / "d", tmp_path / "other"
+    made(program)
+    names.use([str(program)], None)
+    names.let_go()
+    names.let_go()
+    made(other)
+    assert names.refresh() is False
+    os.rename(other, program)
+    assert names.refresh() is True
+    names.let_go()
+    names.let_go()
+    assert names.refresh() is False
+
+
 def test_a_late_look_leaves_the_path_unknown_until_the_tick(names, host, tmp_path):
     file = made(tmp_path / "d")
     host.late = True
