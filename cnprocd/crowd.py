@@ -17,8 +17,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
+from cnprocd.alike import (
+    SHOWN,
+    Alike,
+    Key,
+    Later,
+    Part,
+    counts_names,
+    is_by_index,
+    is_known,
+    named_fields,
+    nameless,
+    part_of,
+    throttles_of,
+    without_name,
+)
 from cnprocd.connector.event import Exit, Row, named
 from cnprocd.connector.taskrecord import Shed, Sheds, TaskRecord, Who
 from cnprocd.connector.uapi import PROC_EVENT_EXIT
@@ -26,64 +41,17 @@ from cnprocd.counts import Counts
 from cnprocd.deferred import Deferred
 from cnprocd.delivery import Delivery, Fate
 from cnprocd.flood import Flood
-from cnprocd.json_value import JsonDict
-from cnprocd.output.record import comm_fields, early_fields
+from cnprocd.output.record import early_fields
 from cnprocd.process.family import HookFamily
-from cnprocd.process.model import Occurrence
+from cnprocd.process.files import FileId
+from cnprocd.process.model import FileLookup, Occurrence
 from cnprocd.rules.compile import CompiledRule, Match, Matcher
-from cnprocd.rules.needs import Need
-from cnprocd.rules.ruleset import Condition, EventName, Rule
 
 MEMO_S = 0.05
 MOST_ALIKE = 4096
 MOST_LAG_S = 0.4  # of a batch whose matches are made and deferred: that costs as much as to look at five records
 MOST_AWAITED, AWAITED_S = 10_000, 10.0  # processes whose event is to come, and for how long they are kept
 MOST_QUEUED = 500  # log records that wait for the output: with more of them, only the shares are reported
-_SHOWN: frozenset[Need] = frozenset({"comm", "ids", "exe"})  # by a record; the status is shown as well
-_THROTTLED_BY = frozenset({"rule", "comm", "uid", "gid", "ppid"})  # other fields are not known by a look
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """A rule that such processes match, by which event. `fields`: those that its throttle asks for, if it is asked."""
-
-    compiled: CompiledRule
-    event: EventName
-    fields: JsonDict | None
-
-    @property
-    def name(self) -> str:
-        return self.compiled.rule.name
-
-    @property
-    def can_wait(self) -> bool:
-        """Whether a match needs nothing but its record: no hook, and no throttle that lets it pass."""
-        rule = self.compiled.rule
-        return rule.run is None and not _is_throttled(rule)
-
-
-@dataclass(slots=True)
-class Alike:
-    """Processes that match the same rules. `left`: of these rules, those whose throttle may let a match pass."""
-
-    parts: tuple[_Part, ...]
-    naming: tuple[_Part, ...]  # of other rules, whose `after` counts each name: the names of these processes differ
-    uid: int
-    until_s: float  # when to match one of them again
-    is_old: bool = False  # one of them is to be matched
-    batch: int = -1  # for which `left` was found
-    left: list[_Part] = field(default_factory=list)
-    is_shed: bool = False  # in the rest of this batch
-
-
-@dataclass(frozen=True, slots=True)
-class Later:
-    """A match of a process that was only looked at, to be reported later."""
-
-    rule: CompiledRule
-    event: EventName
-    exit: Exit
-    record: TaskRecord
 
 
 class Crowd:
@@ -97,17 +65,19 @@ class Crowd:
         delivery: Delivery,
         family: HookFamily,
         log_queued: Callable[[], int],
+        files: FileLookup | None = None,
     ) -> None:
         self._flood = flood
         self._deferred = deferred
         self._delivery = delivery
         self._family = family
         self._log_queued = log_queued
-        self._alike: dict[tuple[int, Who], Alike] = {}
-        self._named_otherwise: dict[tuple[tuple[int, ...], int, Who], Alike] = {}  # by rules, without the name
+        self._files = files
+        self._alike: dict[Key, Alike] = {}
+        self._named_otherwise: dict[tuple[tuple[int, ...], Key], Alike] = {}  # by rules, without the name
         self._is_stale, self._now_s = False, 0.0
-        self._awaited: dict[int, tuple[list[_Part], TaskRecord, float]] = {}  # until their event comes, or this time
-        self._is_looking, self._keeps = False, False
+        self._awaited: dict[int, tuple[list[Part], TaskRecord, float]] = {}  # until their event comes, or this time
+        self.is_looking, self._keeps = False, False
         self._batch, self._at_ns = 0, 0
         self._room: dict[tuple[str, bool], int] = {}  # in this batch, by rule, and whether it is of root's processes
         self._below: Counter[tuple[str, bytes]] = Counter()  # in this batch, by rule and name: shed, and to be counted
@@ -116,9 +86,12 @@ class Crowd:
     def use(self, matcher: Matcher) -> None:
         """Use other rules."""
         self._matcher = matcher
-        self._shows = {rule.order: rule.match_needs <= _SHOWN and _is_known(rule.rule) for rule in matcher.rules}
-        self._any_name = {rule.order: self._shows[rule.order] and _is_by_index(rule) for rule in matcher.rules}
-        self._is_stale = True
+        self._shows = {rule.order: rule.match_needs <= SHOWN and is_known(rule.rule) for rule in matcher.rules}
+        self._files_of = {rule.order for rule in matcher.rules if not rule.match_needs.isdisjoint({"exe", "exe_file"})}
+        throttles = [one for rule in matcher.rules for one in throttles_of(rule.rule)]
+        self._by_ppid = any(one.by == "ppid" for one in throttles)
+        self._any_name = {rule.order: self._shows[rule.order] and is_by_index(rule) for rule in matcher.rules}
+        self._is_stale, self.is_looking = True, False
 
     def forget(self) -> None:
         """Forget what was found: a named path leads to another file now."""
@@ -142,18 +115,21 @@ class Crowd:
         `keeps`: no process is in a table, so a death can be matched later.
         """
         self._batch += 1
-        self._now_s, self._is_looking, self._keeps = now_s, self._flood.active, keeps
+        self._now_s, self._keeps, self.is_looking = now_s, keeps, self._flood.active
         self.expire(now_s)
-        if not self._is_looking:
+        if not self.is_looking:
             return None
-        self._room.clear()
-        self._below.clear()
-        self._at_ns = int(self._flood.seen_s * 1e9)
         if self._is_stale or len(self._alike) + len(self._named_otherwise) > MOST_ALIKE:
             self._alike.clear()
             self._named_otherwise.clear()
             self._is_stale = False
+        self._room.clear()
+        self._below.clear()
+        self._at_ns = int(self._flood.seen_s * 1e9)
         return self.sheds
+
+    def _key(self, status: int, who: Who) -> Key:
+        return status, who.comm, who.ids, who.file, who.ppid if self._by_ppid else 0
 
     def expire(self, now_s: float) -> None:
         """Count the matches of processes whose event was lost: it has not come for so long."""
@@ -162,7 +138,8 @@ class Crowd:
 
     def sheds(self, pid: int, status: int, who: Who) -> Alike | None:
         """Return what the end of a process is counted as, or None if it is to be matched. Nothing is counted yet."""
-        alike = self._alike.get((status, who)) or self._find_by_rules(status, who)
+        key = self._key(status, who)
+        alike = self._alike.get(key) or self._find_by_rules(key)
         family = self._family
         if alike is None or pid in family.hooks or who.ppid in family.hooks or who.ppid in family.roots:
             return None
@@ -177,12 +154,12 @@ class Crowd:
             alike.left = [part for part in alike.parts if not self._is_held(part)]
         if not alike.is_shed:
             rooms = [(part.name, alike.uid == 0) for part in alike.left]
-            for part, key in zip(alike.left, rooms, strict=True):
-                if key not in self._room:
-                    self._room[key] = self._room_for(part, alike.uid)
-            if any(self._room[key] > 0 for key in rooms):
-                for key in rooms:
-                    self._room[key] -= 1
+            for part, room in zip(alike.left, rooms, strict=True):
+                if room not in self._room:
+                    self._room[room] = self._room_for(part, alike.uid)
+            if any(self._room[room] > 0 for room in rooms):
+                for room in rooms:
+                    self._room[room] -= 1
                 return None
             alike.is_shed = True
         self._below.update([(part.name, who.comm) for part in alike.naming])
@@ -191,10 +168,10 @@ class Crowd:
     def learn(self, occurrence: Occurrence, found: list[Match]) -> None:
         """Remember what was found for a process that has ended."""
         record, status = occurrence.usage, occurrence.status
-        if not self._is_looking or record is None or record.threaded or not record.last or status is None:
+        if not self.is_looking or record is None or record.threaded or not record.last or status is None:
             return
-        who, process = Who.of(record), occurrence.process
-        known = self._alike.get((status, who))
+        process, key = occurrence.process, self._key(status, Who.of(record))
+        known = self._alike.get(key)
         if known is not None and not known.is_old:
             return
         candidates = self._matcher.candidates(occurrence)
@@ -203,16 +180,16 @@ class Crowd:
             return
         if (process.comm, process.uid, process.gid) != (record.comm, record.uid, record.gid):
             return  # a name or user of another moment
-        if any(match.log_only for match in found):
+        if any(match.log_only for match in found) or not self._is_one_program(candidates, record):
             return
         fields = early_fields(process)
-        alike = Alike(tuple(_part(match, fields) for match in found), (), record.uid, self._now_s + MEMO_S)
-        self._alike[status, who] = alike
+        alike = Alike(tuple(part_of(match, fields) for match in found), (), record.uid, self._now_s + MEMO_S)
+        self._alike[key] = alike
         if all(self._any_name[rule.order] for rule in candidates):
-            nameless = tuple(_nameless(part) for part in alike.parts if not _counts_names(part))
-            naming = tuple(_nameless(part) for part in alike.parts if _counts_names(part))
-            key = tuple(rule.order for rule in candidates), status, who._replace(comm=b"")
-            self._named_otherwise[key] = Alike(nameless, naming, record.uid, alike.until_s)
+            others = tuple(nameless(part) for part in alike.parts if not counts_names(part))
+            naming = tuple(nameless(part) for part in alike.parts if counts_names(part))
+            rules = tuple(rule.order for rule in candidates)
+            self._named_otherwise[rules, without_name(key)] = Alike(others, naming, record.uid, alike.until_s)
 
     def settle(
         self, shed: list[Shed], rows: list[Row], decode: Callable[[bytes], TaskRecord], counts: Counts, now_ns: int
@@ -233,15 +210,15 @@ class Crowd:
             self._note(alike, len(group), counts, now_ns)
             for part in alike.naming:
                 for one in group:
-                    fields = {**(part.fields or {}), **_named(Who.in_message(one.message).comm)}
+                    fields = {**(part.fields or {}), **named_fields(Who.in_message(one.message).comm)}
                     self._delivery.hold(part.name, fields, self._at_ns, 1)
             if self._keeps and alike.left and all(part.can_wait for part in alike.left):
                 group = [one for one in group if not self._keep(alike, one, exits, decode)]
             self._count(alike.left, len(group))
 
-    def _are_below(self, parts: Iterable[_Part], comm: bytes) -> bool:
+    def _are_below(self, parts: Iterable[Part], comm: bytes) -> bool:
         """Return whether one more match of this name passes `after` of none of these rules."""
-        named = _named(comm)
+        named = named_fields(comm)
         return all(
             self._delivery.is_below(part.name, {**(part.fields or {}), **named}, self._below[part.name, comm])
             for part in parts
@@ -273,7 +250,7 @@ class Crowd:
             return False
         return True
 
-    def _defer_all(self, parts: Iterable[_Part], row: Row, record: TaskRecord) -> None:
+    def _defer_all(self, parts: Iterable[Part], row: Row, record: TaskRecord) -> None:
         event = named(row)
         assert isinstance(event, Exit)
         for part in parts:
@@ -284,24 +261,31 @@ class Crowd:
                 self._deferred.add(part.name, Later(part.compiled, part.event, event, record))
                 self._flood.note_held()
 
-    def _count(self, parts: Iterable[_Part], count: int) -> None:
+    def _count(self, parts: Iterable[Part], count: int) -> None:
         for part in parts if count else ():
             self._flood.count(part.name, count)
             rule = part.compiled.rule
             if rule.run is not None and rule.coalesce is None and not self._delivery.room(part.name):
                 self._delivery.note_dropped(part.name, count)
 
-    def _find_by_rules(self, status: int, who: Who) -> Alike | None:
+    def _is_one_program(self, candidates: Iterable[CompiledRule], record: TaskRecord) -> bool:
+        """Return whether the file of a record says all that these rules need to know of the program."""
+        if self._files_of.isdisjoint(rule.order for rule in candidates):
+            return True
+        file = FileId(record.exe_device, record.exe_inode)
+        return self._files is not None and bool(file.inode) and self._files.is_one_program(file)
+
+    def _find_by_rules(self, key: Key) -> Alike | None:
         if not self._named_otherwise:
             return None
-        comm = who.comm.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+        comm = key[1].partition(b"\0")[0].decode("utf-8", "surrogateescape")
         rules = tuple(rule.order for rule in self._matcher.asking("exit", comm))
-        return self._named_otherwise.get((rules, status, who._replace(comm=b"")))
+        return self._named_otherwise.get((rules, without_name(key)))
 
-    def _is_held(self, part: _Part) -> bool:
+    def _is_held(self, part: Part) -> bool:
         return part.fields is not None and self._delivery.holds(part.name, part.fields, self._at_ns)
 
-    def _room_for(self, part: _Part, uid: int) -> int:
+    def _room_for(self, part: Part, uid: int) -> int:
         """Return how many more matches of a rule would be reported, deferred, or put into the backlog."""
         rule = part.compiled.rule
         if rule.coalesce is not None:
@@ -349,47 +333,3 @@ class Crowd:
                 occurrence = replace(occurrence, process=replace(occurrence.process, is_shared=False))
             self._deferred.add(name, (match._replace(occurrence=occurrence), unique))
         return False
-
-
-def _is_known(rule: Rule) -> bool:
-    """Return whether all that the throttle of a rule asks for is known by a look."""
-    throttles = (rule.after, rule.cooldown, rule.rate_limit, rule.coalesce)
-    return all(one is None or one.by in _THROTTLED_BY for one in throttles)
-
-
-def _is_by_index(rule: CompiledRule) -> bool:
-    """Return whether the name of a process only decides whether the rule is asked, and what its throttle holds back."""
-    condition = rule.rule.match
-    return condition is None or not any(map(_names, (*condition.all, *condition.any, *condition.not_)))
-
-
-def _names(condition: Condition) -> bool:
-    """Return whether a condition asks for the name."""
-    return condition.comm is not None or any(map(_names, (*condition.all, *condition.any, *condition.not_)))
-
-
-def _part(match: Match, fields: JsonDict) -> _Part:
-    rule = match.rule.rule
-    return _Part(match.rule, match.event, fields if _is_throttled(rule) else None)
-
-
-def _is_throttled(rule: Rule) -> bool:
-    return not (rule.after is None and rule.cooldown is None and rule.rate_limit is None)
-
-
-def _named(comm: bytes) -> JsonDict:
-    return comm_fields(comm.partition(b"\0")[0].decode("utf-8", "surrogateescape"))
-
-
-def _counts_names(part: _Part) -> bool:
-    after = part.compiled.rule.after
-    return after is not None and after.by == "comm"
-
-
-def _nameless(part: _Part) -> _Part:
-    """Return the part of processes with other names: a throttle that counts by name is asked with the name, or not."""
-    rule = part.compiled.rule
-    limits = (rule.cooldown, rule.rate_limit)
-    if part.fields is None or (not _counts_names(part) and any(one is not None and one.by == "comm" for one in limits)):
-        return replace(part, fields=None)
-    return replace(part, fields={key: value for key, value in part.fields.items() if not key.startswith("comm")})

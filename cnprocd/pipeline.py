@@ -17,10 +17,11 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
+from cnprocd.alike import Later
 from cnprocd.connector.inflight import EVENT_SLOTS
 from cnprocd.connector.source import Batch, Source
 from cnprocd.counts import Counts
-from cnprocd.crowd import MOST_QUEUED, Crowd, Later
+from cnprocd.crowd import MOST_QUEUED, Crowd
 from cnprocd.deferred import Deferred
 from cnprocd.delivery import Delivery, RecordedMatch
 from cnprocd.failures import Failures
@@ -106,7 +107,7 @@ class Pipeline:
         self._clock = clock
         self.flood = Flood()
         self.deferred = Deferred[Later | tuple[Match, str]]()  # with their `unique`, to be reported when no events wait
-        self.crowd = Crowd(matcher, self.flood, self.deferred, delivery, tracker.family, log_queued)
+        self.crowd = Crowd(matcher, self.flood, self.deferred, delivery, tracker.family, log_queued, files)
         self._unknown = UnknownAttributes(self.counts.unknown, self._throttled, clock)
         self._rejects_reported = 0
         self._most = EVENT_SLOTS  # events of one batch
@@ -120,8 +121,8 @@ class Pipeline:
     def turn(self) -> Turn:
         """Drain, identify, match and dispatch one batch."""
         began_s, self._drained_ns = self._clock() - self._waited_s(), time.monotonic_ns()
-        if (tracking := self.tracker.tracking).passes_over:
-            self.source.shed(self.crowd.begin(began_s, keeps=not tracking.table))
+        tracking = self.tracker.tracking
+        self.source.shed(self.crowd.begin(began_s, keeps=not tracking.table) if tracking.passes_over else None)
         batch = self.source.drain(self._most, all_records=self.recovery.needs_records)
         self._handle(batch)
         self._fit_batches(len(batch.events), self._clock() - self._waited_s() - began_s)
@@ -190,7 +191,7 @@ class Pipeline:
                 if self.matcher.asks_for_oom and occurrence.kind == "exit":
                     self.kernel_log.explain(occurrence, self._drained_ns)
                 found = self.matcher.match(occurrence)
-                if self.flood.active:
+                if self.crowd.is_looking and occurrence.usage is not None:
                     self.crowd.learn(occurrence, found)
                 if self.matcher.undecided:
                     self._unknown.report_undecided(self.matcher.undecided, occurrence)

@@ -138,6 +138,10 @@ class FileNames:
         _remember(self._moved_s, (path, file), now_s)
         return True
 
+    def is_one_program(self, file: FileId) -> bool:
+        """Whether all processes whose exit record names this file run a program with the same path."""
+        return self._watched.identifies(file.device) and not self.known.varies(file)
+
     def is_same(self, one: FileId, other: FileId) -> bool | None:
         """Whether two identities are one file; None if an identity does not name one file here."""
         if not (self._watched.identifies(one.device) and self._watched.identifies(other.device)):

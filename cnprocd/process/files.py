@@ -218,6 +218,10 @@ class KnownFiles:
         seen = self._seen.get(file)
         return None if seen is None else FoundFile((seen,), False, False)
 
+    def varies(self, file: FileId) -> bool:
+        """Whether the paths of a file depend on when the process started that executed it."""
+        return bool(self._removals) and any((path, file) in self._removals for path in self._named.get(file, ()))
+
     def _had_at(self, file: FileId, paths: tuple[str, ...], start_ns: int) -> tuple[str, ...] | None:
         """Return the paths that the file had then; none if that is in doubt; None if it had none of them."""
         removals = {path: self._removals.get((path, file)) for path in paths}

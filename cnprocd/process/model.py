@@ -356,6 +356,9 @@ class FileLookup(Protocol):
     def is_replaced(self, path: str, file: FileId) -> bool:
         """Whether a path that led to this file leads to another one by now, or to none, as stat(2) shows."""
 
+    def is_one_program(self, file: FileId) -> bool:
+        """Whether all processes whose exit record names this file run a program with the same path."""
+
     def is_same(self, one: FileId, other: FileId) -> bool | None:
         """Whether two identities are one file; None if an identity does not name one file here."""
 

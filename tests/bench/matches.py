@@ -118,7 +118,8 @@ def pipeline_of(
     procfs: Any = Zombies(cgroup)
     dispatcher = Dispatcher(directory, loaded, log, NoHooks(), together=output.together, log_match=output.write_match)
     source: Any = SimpleNamespace(
-        drain=failures.drain, look_ahead=nothing_ahead, looked_ahead=False, losses=Losses(), count_losses=lambda: None,
+        drain=failures.drain, look_ahead=nothing_ahead, looked_ahead=False, shed=lambda sheds: None,
+        losses=Losses(), count_losses=lambda: None,
         rejects=SimpleNamespace(total=lambda: 0), blank_slots=lambda tids: None,
     )  # fmt: skip
     recovery = Recovery(source, tracker, procfs, None, log)

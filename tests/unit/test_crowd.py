@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from unit.connector.wire import exit_record, taskstats
 
+from cnprocd.alike import Later
 from cnprocd.connector.event import Exit
 from cnprocd.connector.taskrecord import Shed, Who, decode_record
 from cnprocd.connector.uapi import PROC_EVENT_EXIT
 from cnprocd.counts import Counts
-from cnprocd.crowd import AWAITED_S, MEMO_S, Crowd, Later
+from cnprocd.crowd import AWAITED_S, MEMO_S, Crowd
 from cnprocd.deferred import Deferred
 from cnprocd.delivery import Fate
 from cnprocd.dispatch import throttle_of
@@ -22,6 +23,7 @@ from cnprocd.flood import SHARE, Flood
 from cnprocd.output.record import early_fields
 from cnprocd.process.executed_file import ended
 from cnprocd.process.family import HookFamily
+from cnprocd.process.files import FoundFile
 from cnprocd.rules.compile import Matcher
 from cnprocd.rules.language.plain import plain
 from cnprocd.rules.language.schema import RuleFileModel
@@ -39,6 +41,7 @@ RULES: dict[str, dict[str, object]] = {
     "repeated": {"match": {"comm": "storm*"}, "after": {"count": 3, "within": "9s", "by": "comm"}},
     "gathered": {"match": {"comm": "storm*"}, "coalesce": {"window": "1s", "by": "comm"}, "run": {"command": ["/a"]}},
 }
+ON_FILES: dict[str, dict[str, object]] = {"named": {"match": {"exe": "/bin/named"}}}
 COMMS = ["storm-a", "storm-b", "storm\udcff", "shell"]
 
 
@@ -50,12 +53,13 @@ class Died(NamedTuple):
     status: int = 256
     uid: int = 1000
     ppid: int = SHELL
+    inode: int = 5
 
     @property
     def message(self) -> bytes:
         stats = taskstats(
             16, ac_pid=self.pid, ac_tgid=self.pid, ac_ppid=self.ppid, ac_uid=self.uid, ac_exitcode=self.status,
-            ac_flag=0x20, ac_comm=self.comm.encode("utf-8", "surrogateescape"),
+            ac_flag=0x20, ac_exe_dev=1, ac_exe_inode=self.inode, ac_comm=self.comm.encode("utf-8", "surrogateescape"),
         )  # fmt: skip
         return exit_record(stats, family=FAMILY)
 
@@ -105,13 +109,23 @@ class Throttles:
 class Line:
     """A crowd amid a flood, with the steps of the pipeline around it."""
 
-    def __init__(self, *names: str, room: int = 1000, deferred: int = 10_000) -> None:
-        rules = [{"name": name, "events": ["nonzero_exit"], **RULES[name]} for name in names]
+    def __init__(
+        self,
+        *names: str,
+        room: int = 1000,
+        deferred: int = 10_000,
+        more: dict[str, object] | None = None,
+        files: Any = None,
+    ) -> None:
+        known = {**RULES, **ON_FILES, "more": more or {}}
+        names = (*names, "more") if more else names
+        rules = [{"name": name, "events": ["nonzero_exit"], **known[name]} for name in names]
+        self.files = files
         self.matcher = Matcher(plain(RuleFileModel.model_validate({"rules": rules}).rules))
         self.flood, self.family = Flood(), HookFamily(DAEMON)
         self.deferred: Deferred = Deferred(deferred)
         self.throttles = Throttles(self.matcher, room)
-        self.crowd = Crowd(self.matcher, self.flood, self.deferred, self.throttles, self.family, lambda: 0)
+        self.crowd = Crowd(self.matcher, self.flood, self.deferred, self.throttles, self.family, lambda: 0, files)
         self.counts, self.reported, self.shed = Counts(), dict[str, list[int]](), list[int]()
         self.now_s = 0.0
 
@@ -131,7 +145,7 @@ class Line:
                 self.evaluate(one)
 
     def evaluate(self, one: Died) -> None:
-        occurrence = ended(one.row, decode_record(one.message, FAMILY), None)
+        occurrence = ended(one.row, decode_record(one.message, FAMILY), self.files)
         occurrence.from_hook = one.ppid in self.family.roots
         found = self.matcher.match(occurrence)
         self.crowd.learn(occurrence, found)
@@ -236,12 +250,39 @@ def test_a_storm_of_names_is_looked_at():
     "key", [{"lifetime": "> 1s"}, {"unit": "a.service"}, {"cmdline": "*x*"}, {"parent": {"comm": "sh"}}]
 )
 def test_a_rule_that_needs_more_than_a_look_ends_it(key):
-    RULES["more"] = {"match": key}
-    line = Line("logged", "more")
-    del RULES["more"]
+    line = Line("logged", more={"match": key})
     for at in range(20):
         line.batch(*storm(64, first=1000 + 64 * at))
     assert not line.shed
+
+
+class Files:
+    """A lookup that knows one program by its file."""
+
+    knows_all_named = True
+
+    def __init__(self, *unsure: int) -> None:
+        self.unsure = unsure
+
+    def find(self, file, comm, start_ns=None):
+        return FoundFile(("/bin/named",), True, False) if file.inode == 7 else None
+
+    def is_one_program(self, file):
+        return file.inode not in self.unsure
+
+    def is_replaced(self, path, file):
+        return False
+
+    def learn(self, process):
+        pass
+
+
+def test_a_file_that_was_another_program_decides_nothing():
+    """Processes that started before the program was moved match its old path, and others do not."""
+    line = Line("named", files=Files(8))
+    for at in range(4):
+        line.batch(*[Died(1000 + 100 * at + number, "storm-a", inode=8 + number % 2) for number in range(99)])
+    assert line.shed and all((pid - 1000) % 100 % 2 for pid in line.shed)
 
 
 def test_processes_of_hooks_are_never_shed():

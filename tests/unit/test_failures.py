@@ -59,6 +59,7 @@ class Line:
             drain=self.drain,
             look_ahead=nothing_ahead,
             looked_ahead=False,
+            shed=lambda sheds: None,
             losses=Losses(),
             count_losses=lambda: None,
             rejects=SimpleNamespace(total=lambda: 0),

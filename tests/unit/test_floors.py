@@ -53,6 +53,7 @@ FLOORS = {
     "deferred": "matches of a flood that are reported when no events wait",
     "unknown_attributes": "counts and logs what rules needed to know and could not",
     "counts": "what the pipeline counts",
+    "alike": "processes that look alike, and the rules that cannot tell them apart",
     "crowd": "what becomes of the matches of a flood",
     "rescan": "the processes as other rules need them, before those come into force",
     "pipeline": "the only room that joins connector, process, rules and output",
@@ -69,7 +70,7 @@ FLOORS = {
 }
 
 PURE = """
-counts crowd deferred delivery errors escape failures flood json_value log patience stall_meter
+alike counts crowd deferred delivery errors escape failures flood json_value log patience stall_meter
 cli/plans cli/reasons cli/rule_text
 connector/ahead connector/decode connector/event connector/filter connector/gathering connector/needed
 connector/request connector/sequence connector/status connector/taskrecord connector/uapi
