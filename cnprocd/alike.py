@@ -15,7 +15,7 @@ from cnprocd.rules.compile import CompiledRule, Match
 from cnprocd.rules.needs import Need
 from cnprocd.rules.ruleset import After, Coalesce, Condition, Cooldown, EventName, RateLimit, Rule
 
-SHOWN: frozenset[Need] = frozenset({"comm", "ids", "exe", "exe_file"})  # by a record, as the status is
+SHOWN: frozenset[Need] = frozenset({"comm", "ids", "exe_file"})  # by a record, as the status is
 _THROTTLED_BY = frozenset({"rule", "comm", "uid", "gid", "ppid"})  # other fields are not known by a look
 
 

@@ -35,11 +35,12 @@ from cnprocd.alike import (
     without_name,
 )
 from cnprocd.connector.event import Exit, Row, named
-from cnprocd.connector.taskrecord import Shed, Sheds, TaskRecord, Who
-from cnprocd.connector.uapi import PROC_EVENT_EXIT
+from cnprocd.connector.taskrecord import ReadRecords, Shed, Sheds, TaskRecord, Who, is_repeated
+from cnprocd.connector.uapi import PROC_EVENT_EXIT, PROC_EVENT_FORK
 from cnprocd.counts import Counts
 from cnprocd.deferred import Deferred
 from cnprocd.delivery import Delivery, Fate
+from cnprocd.failures import Failures
 from cnprocd.flood import Flood
 from cnprocd.output.record import early_fields
 from cnprocd.process.family import HookFamily
@@ -50,6 +51,7 @@ from cnprocd.rules.compile import CompiledRule, Match, Matcher
 MEMO_S = 0.05
 MOST_ALIKE = 4096
 MOST_LAG_S = 0.4  # of a batch whose matches are made and deferred: that costs as much as to look at five records
+READ_S = 0.1  # in which the events of a batch are read
 MOST_AWAITED, AWAITED_S = 10_000, 10.0  # processes whose event is to come, and for how long they are kept
 MOST_QUEUED = 500  # log records that wait for the output: with more of them, only the shares are reported
 
@@ -65,8 +67,10 @@ class Crowd:
         delivery: Delivery,
         family: HookFamily,
         log_queued: Callable[[], int],
+        failures: Failures,
         files: FileLookup | None = None,
     ) -> None:
+        self._failures = failures
         self._flood = flood
         self._deferred = deferred
         self._delivery = delivery
@@ -78,8 +82,9 @@ class Crowd:
         self._is_stale, self._now_s = False, 0.0
         self._awaited: dict[int, tuple[list[Part], TaskRecord, float]] = {}  # until their event comes, or this time
         self.is_looking, self._keeps = False, False
-        self._batch, self._at_ns = 0, 0
+        self._batch, self._latest_ns = 0, 0
         self._room: dict[tuple[str, bool], int] = {}  # in this batch, by rule, and whether it is of root's processes
+        self._full: set[str] = set()  # rules for whose jobs the backlog has no more room in this batch
         self._below: Counter[tuple[str, bytes]] = Counter()  # in this batch, by rule and name: shed, and to be counted
         self.use(matcher)
 
@@ -115,6 +120,7 @@ class Crowd:
         `keeps`: no process is in a table, so a death can be matched later.
         """
         self._batch += 1
+        self._flood.note_silence(now_s)
         self._now_s, self._keeps, self.is_looking = now_s, keeps, self._flood.active
         self.expire(now_s)
         if not self.is_looking:
@@ -125,8 +131,9 @@ class Crowd:
             self._is_stale = False
         self._room.clear()
         self._below.clear()
-        self._at_ns = int(self._flood.seen_s * 1e9)
-        return self.sheds
+        self._full.clear()
+        self._latest_ns = int((now_s + READ_S) * 1e9)
+        return self._sheds_safely
 
     def _key(self, status: int, who: Who) -> Key:
         return status, who.comm, who.ids, who.file, who.ppid if self._by_ppid else 0
@@ -136,6 +143,14 @@ class Crowd:
         while self._awaited and next(iter(self._awaited.values()))[2] < now_s:
             self._count(self._awaited.pop(next(iter(self._awaited)))[0], 1)
 
+    def _sheds_safely(self, pid: int, status: int, who: Who) -> Alike | None:
+        """Without a look, the process is matched."""
+        try:
+            return self.sheds(pid, status, who)
+        except Exception:
+            self._failures.note("evaluate", who)
+            return None
+
     def sheds(self, pid: int, status: int, who: Who) -> Alike | None:
         """Return what the end of a process is counted as, or None if it is to be matched. Nothing is counted yet."""
         key = self._key(status, who)
@@ -144,8 +159,9 @@ class Crowd:
         if alike is None or pid in family.hooks or who.ppid in family.hooks or who.ppid in family.roots:
             return None
         if self._now_s >= alike.until_s:  # this one is matched, and what is found for it replaces this
-            if not alike.is_old:
-                alike.is_old, alike.until_s = True, self._now_s + MEMO_S
+            if not alike.is_old and self._now_s < alike.until_s + MEMO_S:
+                alike.until_s = self._now_s + MEMO_S
+            alike.is_old = True
             return None
         if alike.naming and not self._are_below(alike.naming, who.comm):
             return None
@@ -153,6 +169,8 @@ class Crowd:
             alike.batch, alike.is_shed = self._batch, False
             alike.left = [part for part in alike.parts if not self._is_held(part)]
         if not alike.is_shed:
+            if any(part.compiled.rule.after is not None for part in alike.left):
+                return None  # it has to count this one
             rooms = [(part.name, alike.uid == 0) for part in alike.left]
             for part, room in zip(alike.left, rooms, strict=True):
                 if room not in self._room:
@@ -192,29 +210,57 @@ class Crowd:
             self._named_otherwise[rules, without_name(key)] = Alike(others, naming, record.uid, alike.until_s)
 
     def settle(
-        self, shed: list[Shed], rows: list[Row], decode: Callable[[bytes], TaskRecord], counts: Counts, now_ns: int
-    ) -> None:
+        self, records: ReadRecords, rows: list[Row], decode: Callable[[bytes], TaskRecord], counts: Counts, now_ns: int
+    ) -> list[int]:
         """Count the matches of the processes that were shed in this batch, and defer those for which there is room.
 
-        `rows`: the events of the batch. `decode` reads an exit record.
+        Return their PIDs, which are taken out of those that were passed over. Some are matched after all. `rows`: the
+        events of the batch. `decode` reads an exit record.
         """
+        if is_repeated(records):  # in two reads: then the order of its records counts
+            records.keep_shed(decode)
+        if hooks := self._hooks_among(records.shed, rows):
+            records.keep_shed(decode, hooks)
+        shed = {one.pid for one in records.shed}
+        records.passed = [pid for pid in records.passed if pid not in shed]
+        try:
+            self._settle(records.shed, rows, decode, counts, now_ns)
+        except Exception:
+            self._failures.note("evaluate", records.shed[0] if records.shed else None)
+        return list(shed)
+
+    def _hooks_among(self, shed: list[Shed], rows: list[Row]) -> set[int]:
+        """Return the PIDs of those that were shed and that a hook has started in this batch."""
+        parents, born = self._family.hooks | self._family.roots.keys(), set[int]()
+        for row in rows:
+            if row[0] == PROC_EVENT_FORK and row[5] == row[6] and (row[4] in parents or row[4] in born):
+                born.add(row[6])
+        if not born:
+            return born
+        return {one.pid for one in shed if one.pid in born or Who.in_message(one.message).ppid in born}
+
+    def _settle(
+        self, shed: list[Shed], rows: list[Row], decode: Callable[[bytes], TaskRecord], counts: Counts, now_ns: int
+    ) -> None:
         groups: dict[int, list[Shed]] = {}
         for one in shed:
             groups.setdefault(id(one.counted_as), []).append(one)
+        at_ns = int(self._flood.seen_s * 1e9)
         exits = {row[3]: row for row in rows if row[0] == PROC_EVENT_EXIT} if self._keeps or self._awaited else {}
         for pid in exits.keys() & self._awaited.keys():
             parts, record, _ = self._awaited.pop(pid)
             self._defer_all(parts, exits[pid], record)
         for group in groups.values():
             alike = group[0].counted_as
-            self._note(alike, len(group), counts, now_ns)
+            self._note(alike, len(group), counts, now_ns, at_ns)
             for part in alike.naming:
                 for one in group:
                     fields = {**(part.fields or {}), **named_fields(Who.in_message(one.message).comm)}
-                    self._delivery.hold(part.name, fields, self._at_ns, 1)
-            if self._keeps and alike.left and all(part.can_wait for part in alike.left):
-                group = [one for one in group if not self._keep(alike, one, exits, decode)]
-            self._count(alike.left, len(group))
+                    self._delivery.hold(part.name, fields, at_ns, 1)
+            waiting = [part for part in alike.left if self._keeps and part.can_wait]
+            self._count([part for part in alike.left if part not in waiting], len(group))
+            left = [one for one in group if not self._keep(waiting, one, exits, decode)] if waiting else []
+            self._count(waiting, len(left))
 
     def _are_below(self, parts: Iterable[Part], comm: bytes) -> bool:
         """Return whether one more match of this name passes `after` of none of these rules."""
@@ -224,7 +270,7 @@ class Crowd:
             for part in parts
         )
 
-    def _note(self, alike: Alike, count: int, counts: Counts, now_ns: int) -> None:
+    def _note(self, alike: Alike, count: int, counts: Counts, now_ns: int, at_ns: int) -> None:
         """Count processes and their matches, and those that throttles hold back."""
         counts.occurrences += count
         counts.kinds["exit"] += count
@@ -232,29 +278,33 @@ class Crowd:
             counts.matches += count
             counts.rules[part.name] += count
             counts.rule_last_ns[part.name] = now_ns
+            self._flood.note_held()
         left = set(map(id, alike.left))
         for part in alike.parts:
             if id(part) not in left and part.fields is not None:
-                self._delivery.hold(part.name, part.fields, self._at_ns, count)
-                self._flood.note_held()
+                self._delivery.hold(part.name, part.fields, at_ns, count)
 
-    def _keep(self, alike: Alike, one: Shed, exits: dict[int, Row], decode: Callable[[bytes], TaskRecord]) -> bool:
+    def _keep(self, parts: list[Part], one: Shed, exits: dict[int, Row], decode: Callable[[bytes], TaskRecord]) -> bool:
         """Defer the matches of a process, now or when its event comes. Return False if there is no room for any."""
-        if not any(self._deferred.room(part.name) for part in alike.left):
+        if not any(self._deferred.room(part.name) for part in parts):
             return False
-        if one.pid in exits:
-            self._defer_all(alike.left, exits[one.pid], decode(one.message))
-        elif len(self._awaited) < MOST_AWAITED:
-            self._awaited[one.pid] = alike.left, decode(one.message), self._now_s + AWAITED_S
-        else:
+        record = decode(one.message)
+        if one.pid in exits and exits[one.pid][5] == record.status:
+            self._defer_all(parts, exits[one.pid], record)
+            return True
+        if one.pid in self._awaited:
+            self._count(self._awaited.pop(one.pid)[0], 1)  # the event of the PID's owner before was lost
+        if len(self._awaited) >= MOST_AWAITED:
             return False
+        self._awaited[one.pid] = parts, record, self._now_s + AWAITED_S
         return True
 
     def _defer_all(self, parts: Iterable[Part], row: Row, record: TaskRecord) -> None:
+        """Defer the matches of a process whose event has come, or count them if it is that of another process."""
         event = named(row)
         assert isinstance(event, Exit)
         for part in parts:
-            loser = self._deferred.make_room(part.name)
+            loser = self._deferred.make_room(part.name) if event.exit_code == record.status else part.name
             if loser is not None:
                 self._flood.count(loser)
             if loser != part.name:
@@ -264,8 +314,7 @@ class Crowd:
     def _count(self, parts: Iterable[Part], count: int) -> None:
         for part in parts if count else ():
             self._flood.count(part.name, count)
-            rule = part.compiled.rule
-            if rule.run is not None and rule.coalesce is None and not self._delivery.room(part.name):
+            if part.name in self._full:
                 self._delivery.note_dropped(part.name, count)
 
     def _is_one_program(self, candidates: Iterable[CompiledRule], record: TaskRecord) -> bool:
@@ -283,7 +332,7 @@ class Crowd:
         return self._named_otherwise.get((rules, without_name(key)))
 
     def _is_held(self, part: Part) -> bool:
-        return part.fields is not None and self._delivery.holds(part.name, part.fields, self._at_ns)
+        return part.fields is not None and self._delivery.holds(part.name, part.fields, self._latest_ns)
 
     def _room_for(self, part: Part, uid: int) -> int:
         """Return how many more matches of a rule would be reported, deferred, or put into the backlog."""
@@ -292,7 +341,10 @@ class Crowd:
             return self._flood.room_for_hooks(part.name)
         if rule.run is not None:
             backlog, requests = self._delivery.room(part.name), self._flood.room_for_requests(part.name)
-            return backlog if requests is None else min(backlog, requests)
+            if requests is not None and requests < backlog:
+                return requests
+            self._full.add(part.name)  # if more come than that
+            return backlog
         if self._keeps:  # to defer a match costs little: beyond its share it is reported when no events wait
             return self._flood.room(part.name, uid, has_room=False)
         deferred = self._deferred.room(part.name) if self._flood.lag_s < MOST_LAG_S else 0

@@ -91,6 +91,7 @@ class Flood:
     def __init__(self) -> None:
         self.active = False
         self.lag_s = 0.0  # of the last batch
+        self._noted_s = 0.0  # when it was read
         self.counted: Counter[str] = Counter()  # matches that were not reported, by rule, since start
         self._unreported: Counter[str] = Counter()
         self._hooks: dict[str, _Budget] = {}
@@ -106,6 +107,7 @@ class Flood:
 
     def note_batch(self, first_s: float, last_s: float, now_s: float, count: int = MANY) -> None:
         """Note the times of the first and the last event of a batch, when it was read, and how many events it has."""
+        self._noted_s = now_s
         self.seen_s = max(self.seen_s, last_s)
         lag_s = self.lag_s = now_s - first_s
         if not self.active:
@@ -117,6 +119,11 @@ class Flood:
         if now_s - self._compared[0] >= PATIENCE_S:
             self._adapt(lag_s, now_s)
         if lag_s <= CAUGHT_UP_S and now_s - self._exceeded_at_s >= CALM_S:
+            self.active = False
+
+    def note_silence(self, now_s: float) -> None:
+        """Note that no event has come since the last batch. After CALM_S the flood is over."""
+        if self.active and now_s - self._noted_s >= CALM_S:
             self.active = False
 
     def admits(self, rule: str, uid: int | None, at_s: float | None, has_room: bool = True) -> bool:

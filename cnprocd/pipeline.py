@@ -30,6 +30,7 @@ from cnprocd.log import Log, ThrottledLog
 from cnprocd.output.match_id import Machine
 from cnprocd.output.record import match_record
 from cnprocd.process.completion import complete
+from cnprocd.process.death import COUNTED
 from cnprocd.process.deaths import HOLD_NS
 from cnprocd.process.executed_file import ended
 from cnprocd.process.file_names import FileNames
@@ -107,7 +108,8 @@ class Pipeline:
         self._clock = clock
         self.flood = Flood()
         self.deferred = Deferred[Later | tuple[Match, str]]()  # with their `unique`, to be reported when no events wait
-        self.crowd = Crowd(matcher, self.flood, self.deferred, delivery, tracker.family, log_queued, files)
+        reports = self.flood, self.deferred, delivery
+        self.crowd = Crowd(matcher, *reports, tracker.family, log_queued, self.failures, files)
         self._unknown = UnknownAttributes(self.counts.unknown, self._throttled, clock)
         self._rejects_reported = 0
         self._most = EVENT_SLOTS  # events of one batch
@@ -121,8 +123,8 @@ class Pipeline:
     def turn(self) -> Turn:
         """Drain, identify, match and dispatch one batch."""
         began_s, self._drained_ns = self._clock() - self._waited_s(), time.monotonic_ns()
-        tracking = self.tracker.tracking
-        self.source.shed(self.crowd.begin(began_s, keeps=not tracking.table) if tracking.passes_over else None)
+        tracking, now_s = self.tracker.tracking, self._drained_ns / 1e9
+        self.source.shed(self.crowd.begin(now_s, keeps=not tracking.table) if tracking.passes_over else None)
         batch = self.source.drain(self._most, all_records=self.recovery.needs_records)
         self._handle(batch)
         self._fit_batches(len(batch.events), self._clock() - self._waited_s() - began_s)
@@ -165,11 +167,12 @@ class Pipeline:
             first, last = batch.events[0], batch.events[-1]
             count = MANY if batch.more else len(batch.events)
             self.flood.note_batch(first[2] / 1e9, last[2] / 1e9, self._drained_ns / 1e9, count)
-        records, passed = batch.records.records, batch.records.passed
         if batch.records.shed or self.crowd.awaits:
-            self.crowd.settle(batch.records.shed, batch.events, self.source.decode, self.counts, time.time_ns())
-            for one in batch.records.shed:
-                self.recovery.release(one.pid)
+            shed = self.crowd.settle(batch.records, batch.events, self.source.decode, self.counts, time.time_ns())
+            tracker.deaths.pass_over(shed, COUNTED)
+            for pid in shed:
+                self.recovery.release(pid)
+        records, passed = batch.records.records, batch.records.passed
         self._evaluate(tracker.take(batch.events, records, self._drained_ns, passed, self.source.look_ahead))
         self._evaluate(self.recovery.lost())
         self.source.blank_slots(tracker.deaths.take_needed())
@@ -334,6 +337,7 @@ class Pipeline:
         """Do the housekeeping, about once a second while there is something to do."""
         if self._files is not None:
             self._files.tick()
+            self.crowd.forget()
         self.kernel_log.tick(self._procfs.is_alive)
         self._evaluate(self.tracker.sweep(time.monotonic_ns()))
         self.recovery.report_silent()
@@ -344,7 +348,7 @@ class Pipeline:
         self.recovery.hold((process for process in known if process and process.ended_ns is None), self.matcher)
         if self.recovery.check_losses():
             self.recovery.begin()
-        self.crowd.expire(self._clock())
+        self.crowd.expire(time.monotonic())
         self.flood.report(self._log)
         self._throttled.flush_due(self._clock())
         self.failures.flush_due()

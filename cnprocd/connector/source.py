@@ -145,7 +145,7 @@ class Source:
     def decode(self, message: bytes) -> TaskRecord:
         """Decode an exit record that was read."""
         assert self.taskstats is not None
-        return self.taskstats.reader.decode([message]).records[0]
+        return self.taskstats.reader.decode_one(message)
 
     @property
     def wanted_exits(self) -> StatusSet:
@@ -264,13 +264,15 @@ class Source:
 
     def _drain_records(self, events: list[Row], more: bool, everything: bool) -> ReadRecords:
         assert self.taskstats is not None
-        # Exits of other statuses come for the hooks or the table. Nothing else would be read while one is waited for.
-        exited = {row[3] for row in events if row[0] == PROC_EVENT_EXIT and row[5] in self._recorded}
+        exited = {row[3] for row in events if row[0] == PROC_EVENT_EXIT}
         if everything:
             records = self.taskstats.drain()
         else:  # `_ahead` can have tens of thousands of threads: a copy of it for each batch would take milliseconds
-            missing = {tid for tid in exited if tid not in self._ahead}
-            ahead = len(self._ahead) - (len(exited) - len(missing))
+            awaited = {tid for tid in exited if tid not in self._ahead}
+            ahead = len(self._ahead) - (len(exited) - len(awaited))
+            # Exits of other statuses come for the hooks or the table. All that is queued would be read for one.
+            recorded = {row[3] for row in events if row[0] == PROC_EVENT_EXIT and row[5] in self._recorded}
+            missing = awaited & recorded
             records = self.taskstats.drain(missing, max(0, MOST_AHEAD - ahead))
         if not more:
             self._ahead.clear()  # the others may have been of leaders that ended early: their event was not asked for

@@ -21,7 +21,7 @@ and passes over such a record: only its process id is returned, so that its exit
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -162,12 +162,13 @@ class ReadRecords:
     def __len__(self) -> int:
         return len(self.records) + len(self.passed)
 
-    def keep_shed(self, decode: Callable[[bytes], TaskRecord]) -> None:
-        """Return the records that were shed to the others: what decided about them does not hold any more."""
-        pids = {one.pid for one in self.shed}
-        self.passed = [pid for pid in self.passed if pid not in pids]
-        self.records += [decode(one.message) for one in self.shed]
-        self.shed = []
+    def keep_shed(self, decode: Callable[[bytes], TaskRecord], pids: Collection[int] | None = None) -> None:
+        """Return the records that were shed to the others: what decided about them does not hold. `pids`: of these."""
+        kept = [one for one in self.shed if pids is None or one.pid in pids]
+        gone = {one.pid for one in kept}
+        self.passed = [pid for pid in self.passed if pid not in gone]
+        self.shed = [one for one in self.shed if one.pid not in gone]
+        self.records += [decode(one.message) for one in kept]
 
     def add(self, other: ReadRecords) -> None:
         """Add later ones."""
@@ -221,7 +222,7 @@ class RecordReader:
                 self._decode(slots[at : at + length], found)
                 frame = self._frame
             at += RECORD_SLOT_SIZE
-        if found.passed and _is_repeated(found):
+        if found.passed and is_repeated(found):
             return self.decode([slots[i * RECORD_SLOT_SIZE :][:length] for i, length in enumerate(lengths) if length])
         return found
 
@@ -231,6 +232,10 @@ class RecordReader:
         for message in messages:
             self._decode(message, found)
         return found
+
+    def decode_one(self, message: bytes) -> TaskRecord:
+        """Decode a record that was looked at. Raises UnreadableRecordError."""
+        return decode_record(message, self._family)
 
     def _decode(self, message: memoryview | bytes, found: ReadRecords) -> None:
         try:
@@ -262,7 +267,7 @@ def _is_shed(found: ReadRecords, sheds: Sheds | None, pid: int, status: int, slo
     return True
 
 
-def _is_repeated(found: ReadRecords) -> bool:
+def is_repeated(found: ReadRecords) -> bool:
     """Return whether a PID was reused within a batch: then the order of its records counts."""
     passed = set(found.passed)
     return len(passed) < len(found.passed) or not passed.isdisjoint([record.pid for record in found.records])

@@ -46,6 +46,8 @@ Waiting = dict[int, tuple[TaskRecord, ...]]
 PASSED_OVER = TaskRecord(0, 0, 0, 0, True, False, "", *[0] * 12)
 PASSED = (PASSED_OVER,)
 """In Waiting: the record of a single-threaded process that no rule asks for."""
+COUNTED = (PASSED_OVER,)  # another object than PASSED
+"""The same of a process whose matches are counted already, so that other rules do not ask for it either."""
 
 
 def thread_of(known: Process | None, event: Exit, record: TaskRecord | None) -> Process:

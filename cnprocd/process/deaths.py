@@ -32,7 +32,7 @@ from cnprocd.connector.event import Exit
 from cnprocd.connector.needed import Needed, Union
 from cnprocd.connector.status import CORE_FLAG, CORE_SIGNALS, EVERY_STATUS, core_dumped
 from cnprocd.connector.taskrecord import TaskRecord
-from cnprocd.process.death import PASSED, PASSED_OVER, Death, Waiting
+from cnprocd.process.death import COUNTED, PASSED, PASSED_OVER, Death, Waiting
 from cnprocd.process.model import Process
 
 _LEADERS_PRUNED_AT = 1024  # early leaders that are kept before those of dead processes are removed
@@ -119,24 +119,26 @@ class Deaths:
         if leader not in self._waiting.get(leader.pid, ()):
             self._decided.append(leader.pid)
 
-    def pass_over(self, tgids: list[int]) -> None:
-        """Take the records of single-threaded processes that no rule asks for."""
+    def pass_over(self, tgids: list[int], mark: tuple[TaskRecord, ...] = PASSED) -> None:
+        """Take the records of single-threaded processes that no rule asks for. `mark`: or COUNTED."""
         waiting = self._waiting
         if waiting.keys().isdisjoint(tgids):
-            waiting.update(dict.fromkeys(tgids, PASSED))
+            waiting.update(dict.fromkeys(tgids, mark))
         else:
-            waiting.update({tgid: (*waiting.get(tgid, ()), *PASSED) for tgid in tgids})
+            waiting.update({tgid: (*waiting.get(tgid, ()), *mark) for tgid in tgids})
 
     def take_passed(self, tid: int) -> bool:
         """Return whether this exit is of a process that was passed over; it is forgotten."""
-        if self._waiting.get(tid) is not PASSED:
+        records = self._waiting.get(tid)
+        if records is not PASSED and records is not COUNTED:
             return False
         del self._waiting[tid]
         return True
 
     def forget_passed(self) -> None:
         """Forget the processes that were passed over and whose exit has not come: other rules may ask for them."""
-        self._waiting = {tid: records for tid, records in self._waiting.items() if PASSED_OVER not in records}
+        waiting = self._waiting.items()
+        self._waiting = {tid: one for tid, one in waiting if one is COUNTED or PASSED_OVER not in one}
         self._others_left = True
 
     def is_early_leader(self, tgid: int) -> bool:

@@ -334,8 +334,10 @@ class Throttle:
         """Count matches like this one, for which `holds` or `is_below` has returned True."""
         if self._after is not None:
             self._after.reaches(record, now_ns)
-        elif (held := self._holding(record, now_ns)) is not None:
-            held[0].note_held(held[1], now_ns, count)
+            return
+        keyed = [(limit, key) for limit in self._limits if (key := limit.key_of(record)) is not None]
+        limit, key = self._holding(record, now_ns) or keyed[0]
+        limit.note_held(key, now_ns, count)
 
     def _holding(self, record: JsonObject, now_ns: int) -> tuple[_Sliding, str] | None:
         """Return the limit that holds back such a match, and its key."""

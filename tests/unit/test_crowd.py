@@ -9,17 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from unit.connector.wire import exit_record, taskstats
+from unit.hookkit import Records
 
 from cnprocd.alike import Later
-from cnprocd.connector.event import Exit
-from cnprocd.connector.taskrecord import Shed, Who, decode_record
-from cnprocd.connector.uapi import PROC_EVENT_EXIT
+from cnprocd.connector.event import Exit, Fork
+from cnprocd.connector.taskrecord import ReadRecords, Shed, Who, decode_record
+from cnprocd.connector.uapi import PROC_EVENT_EXIT, PROC_EVENT_FORK
 from cnprocd.counts import Counts
 from cnprocd.crowd import AWAITED_S, MEMO_S, Crowd
 from cnprocd.deferred import Deferred
 from cnprocd.delivery import Fate
 from cnprocd.dispatch import throttle_of
-from cnprocd.flood import SHARE, Flood
+from cnprocd.failures import Failures
+from cnprocd.flood import CALM_S, SHARE, Flood
 from cnprocd.output.record import early_fields
 from cnprocd.process.executed_file import ended
 from cnprocd.process.family import HookFamily
@@ -122,27 +124,36 @@ class Line:
         rules = [{"name": name, "events": ["nonzero_exit"], **known[name]} for name in names]
         self.files = files
         self.matcher = Matcher(plain(RuleFileModel.model_validate({"rules": rules}).rules))
-        self.flood, self.family = Flood(), HookFamily(DAEMON)
+        self.flood, self.family, self.failures = Flood(), HookFamily(DAEMON), Failures(Records(), lambda: 1.0)
         self.deferred: Deferred = Deferred(deferred)
         self.throttles = Throttles(self.matcher, room)
-        self.crowd = Crowd(self.matcher, self.flood, self.deferred, self.throttles, self.family, lambda: 0, files)
+        self.crowd = Crowd(
+            self.matcher, self.flood, self.deferred, self.throttles, self.family, lambda: 0, self.failures, files
+        )
         self.counts, self.reported, self.shed = Counts(), dict[str, list[int]](), list[int]()
-        self.now_s = 0.0
 
-    def batch(self, *died: Died, keeps: bool = True, without_events: bool = False) -> None:
-        self.now_s += 0.01
-        if died:
-            last_s = died[-1].pid / 1000
-            self.flood.note_batch(last_s - 0.2, last_s, last_s)
-        sheds = self.crowd.begin(self.now_s, keeps)
+    def batch(
+        self,
+        *died: Died,
+        keeps: bool = True,
+        without_events: bool = False,
+        forks: tuple[Fork, ...] = (),
+        now_s: float | None = None,
+    ) -> None:
+        at_s = died[-1].pid / 1000 if now_s is None else now_s
+        self.flood.note_batch(at_s - 0.2, at_s, at_s)
+        sheds = self.crowd.begin(at_s, keeps)
         looks = [(one, sheds(one.pid, one.status, Who.in_message(one.message)) if sheds else None) for one in died]
         shed = [Shed(one.pid, what, one.message) for one, what in looks if what is not None]
-        self.shed += [one.pid for one in shed]
-        rows = [] if without_events else [one.row for one in died]
-        self.crowd.settle(shed, rows, lambda message: decode_record(message, FAMILY), self.counts, 1)
-        for one, what in looks:
-            if what is None:
+        self.settle(shed, [*forks, *([] if without_events else [one.row for one in died])])
+        settled = set(self.shed)
+        for one in died:
+            if one.pid not in settled:
                 self.evaluate(one)
+
+    def settle(self, shed: list[Shed], rows: list[Any]) -> None:
+        records = ReadRecords([], [one.pid for one in shed], shed)
+        self.shed += self.crowd.settle(records, rows, lambda one: decode_record(one, FAMILY), self.counts, 1)
 
     def evaluate(self, one: Died) -> None:
         occurrence = ended(one.row, decode_record(one.message, FAMILY), self.files)
@@ -288,12 +299,12 @@ def test_a_file_that_was_another_program_decides_nothing():
 def test_processes_of_hooks_are_never_shed():
     line = Line("logged")
     line.family.add(5000)
+    line.batch(*storm(400))
     for at in range(10):
-        line.batch(*storm(64, first=1000 + 64 * at))
-        line.batch(
-            Died(9000 + at, "storm-a", ppid=DAEMON), Died(9100 + at, "storm-a", ppid=5000), Died(5000, "storm-a")
-        )
-    assert len(line.shed) > 300 and max(line.shed) < 5000
+        first = 1400 + 40 * at
+        hooks = Died(first + 30, "storm-a", ppid=DAEMON), Died(first + 31, "storm-a", ppid=5000), Died(5000, "storm-a")
+        line.batch(*storm(30, first=first), *hooks, now_s=(first + 32) / 1000)
+    assert len(line.shed) > 150 and all((pid - 1400) % 40 < 30 and pid < 5000 for pid in line.shed)
 
 
 def test_what_is_limited_is_not_deferred_beyond_its_limit():
@@ -307,30 +318,92 @@ def test_what_is_limited_is_not_deferred_beyond_its_limit():
 def test_what_was_found_is_found_anew():
     """The program of a name may have been replaced."""
     line = Line("logged")
-    line.batch(*storm(200))
-    line.batch(*storm(200, first=1200))
+    line.batch(*storm(400))
+    now_s = line.flood.seen_s
+    line.batch(*storm(100, first=1400), now_s=now_s)
+    assert len(line.shed) > 50
     before = len(line.shed)
-    line.now_s += MEMO_S
-    line.batch(*storm(100, first=1400))
-    renewed = line.crowd._alike[next(iter(line.crowd._alike))]
-    assert 50 < len(line.shed) - before < 100 and not renewed.is_old, "one was matched again, and the rule's share"
-    line.now_s += 2 * MEMO_S
     line.crowd.learn = lambda *_: None  # type: ignore[method-assign]
-    line.batch(*storm(10, first=1600))
-    line.now_s += 2 * MEMO_S
-    shed = len(line.shed)
-    line.batch(*storm(10, first=1700))
-    assert len(line.shed) == shed, "what was not found anew is known no more"
+    line.batch(*storm(100, first=1500), now_s=now_s + MEMO_S)
+    assert 50 < len(line.shed) - before < 100, "one is to be matched, and the rule's share"
+    before = len(line.shed)
+    line.batch(*storm(100, first=1600), now_s=now_s + 2 * MEMO_S)
+    assert len(line.shed) == before, "what was not found anew is known no more"
+
+
+def test_what_was_found_long_ago_is_known_no_more():
+    line = Line("logged")
+    line.batch(*storm(400))
+    line.crowd.learn = lambda *_: None  # type: ignore[method-assign]
+    line.batch(*storm(100, first=1400), now_s=line.flood.seen_s + 0.5)
+    assert not line.shed
+
+
+def test_after_a_silence_the_flood_is_over():
+    line = Line("limited", "hooked", room=40)
+    line.batch(*storm(400))
+    assert line.crowd.begin(line.flood.seen_s + CALM_S - 0.1, True) is not None
+    assert line.crowd.begin(line.flood.seen_s + 2 * CALM_S, True) is None
+    assert not line.flood.active
+
+
+def test_what_is_held_now_may_pass_at_the_time_of_the_event():
+    """The events of a batch are later than those of the batch before it."""
+    line = Line("limited")
+    line.batch(*storm(64))
+    line.batch(*storm(64, first=1064))
+    reported = len(line.reported["limited"])
+    line.batch(*storm(5, first=2200), now_s=2.2)
+    assert len(line.reported["limited"]) == reported + 2
+    assert line.throttles.held["limited"] + reported + 2 + line.flood.counted["limited"] == 133
+
+
+@pytest.mark.parametrize("by", ["rule", "uid", "comm"])
+def test_after_counts_each_match_of_a_storm(by):
+    line = Line(more={"match": {"comm": "storm*"}, "after": {"count": 1000, "within": "1h", "by": by}})
+    for at in range(20):
+        line.batch(*storm(100, first=1000 + 100 * at))
+    assert line.throttles.passed["more"] == [1999]
+
+
+def test_a_hook_that_was_started_in_the_batch_is_matched():
+    line = Line("logged")
+    line.family.add(5000)
+    line.batch(*storm(400))
+    line.batch(*storm(60, first=1400))
+    before = set(line.shed)
+    forks = tuple(
+        Fork(PROC_EVENT_FORK, 0, 1, parent, parent, child, child) for parent, child in ((5000, 6000), (6000, 6001))
+    )
+    hooks = Died(6001, "storm-a"), Died(6002, "storm-a", ppid=6001)
+    line.batch(*storm(30, first=1460), *hooks, forks=forks, now_s=1.49)
+    assert set(line.shed) - before and not {6001, 6002} & set(line.shed)
+
+
+def test_an_event_of_the_next_owner_of_a_pid_is_not_joined():
+    line = Line("logged")
+    line.batch(*storm(400))
+    line.taken()
+    line.batch(*storm(45, first=1400), without_events=True)
+    assert line.crowd.waiting == len(line.shed) > 30
+    line.settle([], [Died(pid, "storm-a", status=9).row for pid in line.shed[:10]])
+    assert not line.taken() and line.flood.counted["logged"] == 10
+    waiting = line.crowd.waiting
+    again = [Died(pid, "storm-a") for pid in line.shed[-10:]]
+    line.batch(*again, without_events=True, now_s=1.445)
+    assert line.crowd.waiting == waiting
+    assert line.flood.counted["logged"] + line.shed.count(again[0].pid) - 2 >= 10, "the owners before were counted"
+    assert line.flood.counted["logged"] > 10
 
 
 def test_other_rules_find_anew():
     line = Line("logged")
     line.batch(*storm(200))
-    line.batch(*storm(64, first=1300))
+    line.batch(*storm(40, first=1200))
     assert line.shed
     line.crowd.use(Line("logged", "failed").matcher)
     count = len(line.shed)
-    line.batch(*storm(64, first=1400))
+    line.batch(*storm(40, first=1240))
     assert len(line.shed) == count
 
 
@@ -338,22 +411,22 @@ def test_an_event_that_comes_later_is_waited_for():
     line = Line("logged")
     line.batch(*storm(200))
     line.taken()
-    late = storm(20, first=1300)
+    late = storm(20, first=1200)
     line.batch(*late, without_events=True)
     waited = line.shed[-3:]
     assert not set(waited) & set(line.taken().get("logged", ()))
-    line.crowd.begin(line.now_s, True)
-    line.crowd.settle([], [one.row for one in late], lambda message: decode_record(message, FAMILY), line.counts, 1)
+    line.crowd.begin(line.flood.seen_s, True)
+    line.settle([], [one.row for one in late])
     assert set(waited) <= set(line.taken()["logged"])
 
 
 def test_an_event_that_never_comes_is_counted():
     line = Line("logged")
     line.batch(*storm(200))
-    line.batch(*storm(20, first=1300), without_events=True)
+    line.batch(*storm(20, first=1200), without_events=True)
     counted = line.flood.counted["logged"]
-    line.crowd.begin(line.now_s + AWAITED_S, True)
+    line.crowd.expire(line.flood.seen_s + AWAITED_S)
     assert line.flood.counted["logged"] == counted and line.crowd.awaits
-    line.crowd.begin(line.now_s + AWAITED_S + 1, True)
+    line.crowd.expire(line.flood.seen_s + AWAITED_S + 1)
     assert line.flood.counted["logged"] > counted
     assert not line.crowd.awaits

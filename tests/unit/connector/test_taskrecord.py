@@ -14,6 +14,7 @@ from cnprocd.connector.taskrecord import (
     UnreadableRecordError,
     Who,
     decode_record,
+    is_repeated,
 )
 
 FAMILY = 27
@@ -246,7 +247,12 @@ def test_what_was_shed_is_kept_if_it_is_needed_after_all():
     reader.sheds = lambda pid, status, who: True if pid in (4, 5) else None
     read(reader, death(1, b"quiet"))
     found = read(reader, death(2, b"quiet"), death(3), death(4), death(5, b"a"))
-    assert found.passed == [2, 4, 5]
+    assert found.passed == [2, 4, 5] and not is_repeated(found)
+    again = read(reader, death(2, b"quiet"), death(4), death(5, b"a"))
+    again.keep_shed(lambda message: decode_record(message, FAMILY), {5})
+    assert ([one.pid for one in again.records], again.passed, [one.pid for one in again.shed]) == ([5], [2, 4], [4])
+    again.add(read(reader, death(4)))
+    assert is_repeated(again), "in another read of the same batch"
     found.keep_shed(lambda message: decode_record(message, FAMILY))
     assert ([(one.pid, one.comm) for one in found.records], found.passed, found.shed) == (
         [(3, "sh"), (4, "sh"), (5, "a")], [2], [],

@@ -15,7 +15,7 @@ from unit.process.machine import Entry, batches
 
 from cnprocd.connector.event import Exit
 from cnprocd.connector.taskrecord import TaskRecord
-from cnprocd.process.death import Death
+from cnprocd.process.death import COUNTED, PASSED, Death
 from cnprocd.process.deaths import HOLD_NS, MOST_LOOKED_FOR, Deaths
 
 P = 100  # the process of every case; its leader has this thread id
@@ -524,6 +524,16 @@ def test_a_record_is_owed_its_event_until_it_comes():
 
 
 # --- processes that were passed over
+
+
+def test_other_rules_do_not_ask_for_what_is_counted():
+    """A process of a flood whose matches were counted by its record; its exit event is queued at a reload."""
+    assert COUNTED is not PASSED
+    deaths = Deaths(lambda tgid: False)
+    deaths.pass_over([P, 200], COUNTED)
+    deaths.pass_over([201])
+    deaths.forget_passed()
+    assert [deaths.take_passed(tid) for tid in (P, P, 200, 201)] == [True, False, True, False]
 
 
 def test_the_exit_of_a_passed_process_is_taken_once():
