@@ -101,7 +101,10 @@ class Daemon:
 
     def next_record(self) -> dict[str, object]:
         """Wait for the next record of any class."""
-        record = self._incoming.get(timeout=PATIENCE_S)
+        try:
+            record = self._incoming.get(timeout=PATIENCE_S)
+        except queue.Empty:
+            raise AssertionError(f"no further record within {PATIENCE_S:g} s; there were:\n{self.tail()}") from None
         assert record is not None, self.stderr()
         self.records.append(record)
         return record

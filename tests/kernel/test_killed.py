@@ -91,14 +91,16 @@ def test_kill_9_at_random_instants(tmp_path):
 KILLED_AHEAD = """
 import os, runpy, signal
 from cnprocd.connector.source import Source
-blank = Source.blank_slots
+blank, drain = Source.blank_slots, Source.drain
+def drain_all(self, most, all_records=False):
+    return drain(self, most, all_records=True)
 def kill_if_ahead(self, needed):
     blank(self, needed)
     left = os.listdir({kills!r})
     if left and len(needed.records) > {least}:
         os.rmdir(f"{kills}/{{left[0]}}")
         os.kill(os.getpid(), signal.SIGKILL)
-Source.blank_slots = kill_if_ahead
+Source.blank_slots, Source.drain = kill_if_ahead, drain_all
 runpy.run_module("cnprocd.cli.cnprocd", run_name="__main__", alter_sys=True)
 """
 CROWD, PROMISED = 1500, 30
@@ -107,9 +109,8 @@ CROWD, PROMISED = 1500, 30
 def test_a_kill_keeps_the_names_of_a_backlog(tmp_path):
     """After a standstill exit records are read before the events that they belong to, more than there are slots.
 
-    While a hook runs, exits of status 0 are asked for, which have no record, so all records are read with the first
-    events. The daemon is killed three times while more than RECORD_SLOTS records wait for their events. Without their
-    records the exits would have no name, and match nothing.
+    So it is after an overrun, and here always. The daemon is killed three times while more than RECORD_SLOTS records
+    wait for their events. Without their records the exits would have no name, and match nothing.
     """
     kills, gate, ran = tmp_path / "kills", tmp_path / "gate", tmp_path / "ran"
     kills.mkdir()  # a directory in it for each kill that is to come
