@@ -100,8 +100,13 @@ def _is_throttled(rule: Rule) -> bool:
     return not (rule.after is None and rule.cooldown is None and rule.rate_limit is None)
 
 
+def name_of(comm: bytes) -> str:
+    """Return the name in the bytes of a record."""
+    return comm.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+
+
 def named_fields(comm: bytes) -> JsonDict:
-    return comm_fields(comm.partition(b"\0")[0].decode("utf-8", "surrogateescape"))
+    return comm_fields(name_of(comm))
 
 
 def counts_names(part: Part) -> bool:

@@ -9,8 +9,8 @@ what was found, as long as that is certain:
 - Or the match has no room in the budgets of the flood (flood.py), among the deferred ones, or in the backlog.
 
 A process of a new name is like another one if the same rules ask for both names. A rule that asks for anything else
-(its unit, parent, arguments, lifetime) ends all this: then each process is matched, as are all processes of hooks. If
-a named path leads to another file, all is forgotten. Other programs may change, so all is found anew after MEMO_S.
+(its unit, parent, arguments, lifetime, a pattern of its path) ends all this: then each process is matched, as are all
+processes of hooks. If a named path leads to another file, all is forgotten, and all is found anew after MEMO_S.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from cnprocd.alike import (
     counts_names,
     is_by_index,
     is_known,
+    name_of,
     named_fields,
     nameless,
     part_of,
@@ -92,7 +93,7 @@ class Crowd:
         """Use other rules."""
         self._matcher = matcher
         self._shows = {rule.order: rule.match_needs <= SHOWN and is_known(rule.rule) for rule in matcher.rules}
-        self._files_of = {rule.order for rule in matcher.rules if not rule.match_needs.isdisjoint({"exe", "exe_file"})}
+        self._files_of = {rule.order for rule in matcher.rules if "exe_file" in rule.match_needs}
         throttles = [one for rule in matcher.rules for one in throttles_of(rule.rule)]
         self._by_ppid = any(one.by == "ppid" for one in throttles)
         self._any_name = {rule.order: self._shows[rule.order] and is_by_index(rule) for rule in matcher.rules}
@@ -327,8 +328,7 @@ class Crowd:
     def _find_by_rules(self, key: Key) -> Alike | None:
         if not self._named_otherwise:
             return None
-        comm = key[1].partition(b"\0")[0].decode("utf-8", "surrogateescape")
-        rules = tuple(rule.order for rule in self._matcher.asking("exit", comm))
+        rules = tuple(rule.order for rule in self._matcher.asking("exit", name_of(key[1])))
         return self._named_otherwise.get((rules, without_name(key)))
 
     def _is_held(self, part: Part) -> bool:

@@ -196,8 +196,8 @@ class Source:
         """Return one batch of at most so many events, and the records that belong to it.
 
         If the batch is the last one, or with `all_records`, these are all that are queued. Else they are read until
-        each exit of the batch has its record, and a few more: it is queued before its event, and tens of thousands may
-        follow it. They wait in the socket, not here.
+        each exit of the batch has its record, if it makes one, and a few more: it is queued before its event, and tens
+        of thousands may follow it. They wait in the socket, not here.
         """
         leftover, self._leftover = self._leftover, None
         self.listener.slots.most = most

@@ -175,10 +175,9 @@ def _placement(cgroup: str, placement: Placement) -> JsonDict:
 
 def early_fields(process: Process) -> JsonDict:
     """Return the fields of a record that need no look at /proc, without those that are still unknown."""
-    record: JsonDict = {
+    return {
         "pid": process.tgid, "ppid": process.ppid, "uid": process.uid, "gid": process.gid, **comm_fields(process.comm),
     }  # fmt: skip
-    return record
 
 
 def comm_fields(comm: str | None) -> JsonDict:
